@@ -1,0 +1,113 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// InterceptSpec asks for the traffic of one port of one service. Only Suspend may change.
+//
+// +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && self.service == oldSelf.service && self.localPort == oldSelf.localPort && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
+type InterceptSpec struct {
+	// Session is the name of the Session, in the same namespace, whose laptop gets the traffic.
+	// +kubebuilder:validation:MinLength=1
+	Session string `json:"session"`
+	// Service is the name of the Service in the same namespace whose pods are intercepted.
+	// +kubebuilder:validation:MinLength=1
+	Service string `json:"service"`
+	// Port is the service port, by name or number. It may be absent when the service has one port.
+	// +optional
+	Port *intstr.IntOrString `json:"port,omitempty"`
+	// LocalPort is the port on the laptop's 127.0.0.1 where the process listens.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	LocalPort int32 `json:"localPort"`
+	// Suspend gives the traffic back to the cluster without deleting the intercept; `detour leave` sets it first, so that
+	// it can wait until every agent has switched before the laptop stops answering.
+	// +optional
+	Suspend bool `json:"suspend,omitempty"`
+}
+
+// InterceptPhase is the state of an intercept in one word.
+type InterceptPhase string
+
+// The phases of an intercept.
+const (
+	PhasePending    InterceptPhase = "Pending"    // accepted, the workload is getting its agents
+	PhaseActive     InterceptPhase = "Active"     // every ready pod of the service sends its traffic to the laptop
+	PhaseRefused    InterceptPhase = "Refused"    // cannot be done; the Ready condition says why
+	PhaseSuspended  InterceptPhase = "Suspended"  // traffic is back in the cluster, every agent has confirmed
+	PhaseSuspending InterceptPhase = "Suspending" // going back to the cluster, some agent has not confirmed yet
+	PhaseLaptopGone InterceptPhase = "LaptopGone" // the laptop is not reachable, its traffic goes to the cluster's pods
+)
+
+// Reasons of an intercept's Ready condition.
+const (
+	ReasonActive           = "Active"
+	ReasonRollingOut       = "RollingOut"       // pods with the agent are being started
+	ReasonWaitingForAgents = "WaitingForAgents" // the agents have not confirmed yet
+	ReasonSessionNotFound  = "SessionNotFound"
+	ReasonServiceNotFound  = "ServiceNotFound"
+	ReasonPortNotFound     = "PortNotFound"
+	ReasonPortAmbiguous    = "PortAmbiguous"
+	ReasonNoWorkload       = "NoWorkload"    // no Deployment, StatefulSet or DaemonSet backs the service
+	ReasonManyWorkloads    = "ManyWorkloads" // more than one does
+	ReasonUnsupported      = "Unsupported"   // e.g. UDP port, hostNetwork pods, OnDelete strategy, ExternalName service
+	ReasonPortTaken        = "PortTaken"     // the message says who holds it and since when
+	ReasonRolloutFailed    = "RolloutFailed" // the new pods do not become ready
+	ReasonSuspended        = "Suspended"
+)
+
+// WorkloadRef names a workload in the intercept's namespace.
+type WorkloadRef struct {
+	// Kind is Deployment, StatefulSet or DaemonSet.
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+}
+
+// InterceptStatus is what the traffic-manager found and did.
+type InterceptStatus struct {
+	Phase InterceptPhase `json:"phase,omitempty"`
+	// Workload is the workload that backs the service.
+	Workload *WorkloadRef `json:"workload,omitempty"`
+	// ContainerPort is the number of the port that the app listens on.
+	ContainerPort int32 `json:"containerPort,omitempty"`
+	// Redirect is how traffic reaches the agent: "targetPort" or "nftables".
+	Redirect string `json:"redirect,omitempty"`
+	// Agents is "<confirmed>/<pods>".
+	Agents string `json:"agents,omitempty"`
+	// Laptop is "user@host" of the session, for the columns.
+	Laptop string `json:"laptop,omitempty"`
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Intercept sends the traffic of one service port to a session's laptop. It is owned by its Session.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=dint
+// +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.service`
+// +kubebuilder:printcolumn:name="Port",type=string,JSONPath=`.spec.port`
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Agents",type=string,JSONPath=`.status.agents`
+// +kubebuilder:printcolumn:name="Redirect",type=string,JSONPath=`.status.redirect`
+// +kubebuilder:printcolumn:name="Laptop",type=string,JSONPath=`.status.laptop`
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Intercept struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	Spec              InterceptSpec   `json:"spec"`
+	Status            InterceptStatus `json:"status,omitempty"`
+}
+
+// InterceptList is a list of Intercepts.
+//
+// +kubebuilder:object:root=true
+type InterceptList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Intercept `json:"items"`
+}

@@ -1,0 +1,95 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// SessionSpec is what the laptop says of itself. It never changes: a new laptop process makes a new Session.
+//
+// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a session's spec cannot change; create a new session"
+type SessionSpec struct {
+	// PublicKey is the laptop's WireGuard public key, 32 bytes in standard base64.
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9+/]{43}=$`
+	PublicKey string `json:"publicKey"`
+
+	// ClientVersion is the version of the detour binary on the laptop.
+	// +kubebuilder:validation:MaxLength=64
+	ClientVersion string `json:"clientVersion"`
+
+	// User and Host say who is connected, as the laptop knows it ("alice", "alice-laptop"). For people to read, not for access control.
+	// +kubebuilder:validation:MaxLength=253
+	User string `json:"user"`
+	// +kubebuilder:validation:MaxLength=253
+	Host string `json:"host"`
+}
+
+// DNS is where and under which domain the cluster's own DNS answers.
+type DNS struct {
+	// Servers are the addresses of the cluster's DNS service.
+	Servers []string `json:"servers,omitempty"`
+	// Domain is the cluster domain without dots at its ends, for example "cluster.local".
+	Domain string `json:"domain,omitempty"`
+}
+
+// Condition types and reasons of Session and Intercept.
+const (
+	// ConditionReady is true when the session's tunnel is usable, or the intercept's traffic flows to the laptop.
+	ConditionReady = "Ready"
+
+	ReasonAddressAssigned = "AddressAssigned" // session: address given, laptop not seen yet
+	ReasonConnected       = "Connected"       // session: the laptop's tunnel is alive
+	ReasonLaptopGone      = "LaptopGone"      // session: no sign of life; its traffic goes to the cluster's pods
+	ReasonNoAddressLeft   = "NoAddressLeft"   // session: the address range is full
+	ReasonVersionMismatch = "VersionMismatch" // session: client and manager cannot work together
+)
+
+// SessionStatus is what the traffic-manager tells the laptop.
+type SessionStatus struct {
+	// Addresses are the laptop's addresses on the VIF, at most one per IP family, without prefix length.
+	Addresses []string `json:"addresses,omitempty"`
+	// ManagerPublicKey is the traffic-manager's WireGuard public key, base64.
+	ManagerPublicKey string `json:"managerPublicKey,omitempty"`
+	// ManagerVersion is the version of the traffic-manager.
+	ManagerVersion string `json:"managerVersion,omitempty"`
+	// ManagerPod is the name of the traffic-manager pod that carries the tunnel now.
+	ManagerPod string `json:"managerPod,omitempty"`
+	// Subnets are the CIDRs of pods and services that the laptop should route to the VIF.
+	Subnets []string `json:"subnets,omitempty"`
+	// DNS is the cluster's DNS.
+	DNS DNS `json:"dns,omitempty"`
+	// Connected is true while the laptop's tunnel is alive.
+	Connected bool `json:"connected,omitempty"`
+	// LastSeen is when an authenticated packet of the laptop last arrived, updated at most every 30 s.
+	LastSeen *metav1.Time `json:"lastSeen,omitempty"`
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Session is one laptop connected to one namespace.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=dsess
+// +kubebuilder:printcolumn:name="User",type=string,JSONPath=`.spec.user`
+// +kubebuilder:printcolumn:name="Host",type=string,JSONPath=`.spec.host`
+// +kubebuilder:printcolumn:name="Connected",type=boolean,JSONPath=`.status.connected`
+// +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.status.addresses[0]`
+// +kubebuilder:printcolumn:name="Manager",type=string,JSONPath=`.status.managerPod`
+// +kubebuilder:printcolumn:name="Last seen",type=date,JSONPath=`.status.lastSeen`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Session struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	Spec              SessionSpec   `json:"spec"`
+	Status            SessionStatus `json:"status,omitempty"`
+}
+
+// SessionList is a list of Sessions.
+//
+// +kubebuilder:object:root=true
+type SessionList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Session `json:"items"`
+}

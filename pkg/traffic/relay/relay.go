@@ -1,0 +1,74 @@
+// Package relay is the small protocol that opens a relayed connection: traffic-agent -> traffic-manager -> laptop. A header
+// (agentv1.RelayHeader) goes ahead, one status byte comes back, then the bytes of the connection follow in both directions.
+package relay
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// LaptopPort is the TCP port on the laptop's VIF address where the daemon accepts relayed connections. It is the only port
+// of the laptop that the VIF lets in.
+const LaptopPort = 7474
+
+// MaxHeader bounds the encoded header, in bytes.
+const MaxHeader = 4096
+
+// WriteHeader sends h as a big-endian uint16 length and the message.
+func WriteHeader(w io.Writer, h *agentv1.RelayHeader) error {
+	buf, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, 2, 256), h)
+	if err != nil {
+		return fmt.Errorf("encode relay header: %w", err)
+	}
+	if len(buf)-2 > MaxHeader {
+		return fmt.Errorf("relay header of %d bytes is over the limit of %d", len(buf)-2, MaxHeader)
+	}
+	binary.BigEndian.PutUint16(buf, uint16(len(buf)-2))
+	if _, err := w.Write(buf); err != nil {
+		return fmt.Errorf("send relay header: %w", err)
+	}
+	return nil
+}
+
+// ReadHeader receives one header and nothing that follows it.
+func ReadHeader(r io.Reader) (*agentv1.RelayHeader, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return nil, fmt.Errorf("read relay header: %w", err)
+	}
+	n := int(binary.BigEndian.Uint16(length[:]))
+	if n > MaxHeader {
+		return nil, fmt.Errorf("relay header of %d bytes is over the limit of %d", n, MaxHeader)
+	}
+	buf := make([]byte, n)
+	if _, err := io.ReadFull(r, buf); err != nil {
+		return nil, fmt.Errorf("read relay header: %w", err)
+	}
+	h := new(agentv1.RelayHeader)
+	if err := proto.Unmarshal(buf, h); err != nil {
+		return nil, fmt.Errorf("decode relay header: %w", err)
+	}
+	return h, nil
+}
+
+// WriteStatus answers a header.
+func WriteStatus(w io.Writer, s agentv1.RelayStatus) error {
+	if _, err := w.Write([]byte{byte(s)}); err != nil {
+		return fmt.Errorf("send relay status: %w", err)
+	}
+	return nil
+}
+
+// ReadStatus receives the answer to a header.
+func ReadStatus(r io.Reader) (agentv1.RelayStatus, error) {
+	var b [1]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return agentv1.RelayStatus_RELAY_STATUS_UNSPECIFIED, fmt.Errorf("read relay status: %w", err)
+	}
+	return agentv1.RelayStatus(b[0]), nil
+}
