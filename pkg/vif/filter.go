@@ -1,0 +1,98 @@
+package vif
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+const (
+	protocolTCP = 6
+	protocolUDP = 17
+	// udpMemory is how long an answer to a datagram of the laptop's is let in.
+	udpMemory = 5 * 60 // seconds
+)
+
+// filteredTUN keeps the cluster out of the laptop: from the tunnel it lets in answers to the laptop's own flows, new TCP
+// connections to one port, and ICMP. It keeps no connection state: a new TCP connection is a SYN without ACK.
+type filteredTUN struct {
+	tun.Device
+	port   uint16                 // the TCP port that is open; 0 for none
+	sentAt [1 << 16]atomic.Uint32 // by local UDP port: when the laptop last sent from it, in Unix seconds
+}
+
+func (f *filteredTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n, err := f.Device.Read(bufs, sizes, offset)
+	now := uint32(time.Now().Unix())
+	for i := range n {
+		if protocol, transport := transportOf(bufs[i][offset : offset+sizes[i]]); protocol == protocolUDP && len(transport) >= 2 {
+			f.sentAt[binary.BigEndian.Uint16(transport)].Store(now)
+		}
+	}
+	return n, err
+}
+
+func (f *filteredTUN) Write(bufs [][]byte, offset int) (int, error) {
+	total := len(bufs)
+	now := uint32(time.Now().Unix())
+	kept := bufs[:0:total]
+	for _, b := range bufs {
+		if f.lets(b[offset:], now) {
+			kept = append(kept, b)
+		}
+	}
+	if len(kept) == 0 {
+		return total, nil
+	}
+	if _, err := f.Device.Write(kept, offset); err != nil {
+		return 0, err
+	}
+	return total, nil
+}
+
+func (f *filteredTUN) lets(packet []byte, now uint32) bool {
+	protocol, transport := transportOf(packet)
+	switch protocol {
+	case protocolTCP:
+		if len(transport) < 14 {
+			return false
+		}
+		const syn, ack = 0x02, 0x10
+		opens := transport[13]&(syn|ack) == syn
+		return !opens || (f.port != 0 && binary.BigEndian.Uint16(transport[2:]) == f.port)
+	case protocolUDP:
+		if len(transport) < 4 {
+			return false
+		}
+		sent := f.sentAt[binary.BigEndian.Uint16(transport[2:])].Load()
+		return sent != 0 && now-sent < udpMemory
+	case 0:
+		return false
+	default:
+		return true
+	}
+}
+
+// transportOf finds the transport header of an IP packet. Protocol 0 means that the packet is no use: too short, or a fragment
+// without the header, which the large MTU of the VIF makes needless. IPv6 extension headers count as protocols of their own.
+func transportOf(packet []byte) (protocol byte, transport []byte) {
+	if len(packet) < 20 {
+		return 0, nil
+	}
+	switch packet[0] >> 4 {
+	case 4:
+		length := int(packet[0]&0x0f) * 4
+		if length < 20 || len(packet) < length || binary.BigEndian.Uint16(packet[6:])&0x1fff != 0 {
+			return 0, nil
+		}
+		return packet[9], packet[length:]
+	case 6:
+		if len(packet) < 40 {
+			return 0, nil
+		}
+		return packet[6], packet[40:]
+	}
+	return 0, nil
+}

@@ -1,0 +1,256 @@
+package vif
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+const (
+	dialTimeout = 10 * time.Second
+	// udpIdle ends a UDP flow without traffic; RFC 4787 asks for at least 2 minutes, most flows are DNS-like.
+	udpIdle    = 2 * time.Minute
+	maxPending = 4096 // TCP connections that wait for their dial
+	copyBuffer = 64 << 10
+)
+
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
+
+// forwarder ends the laptops' flows in netstack and carries them on with the cluster's ordinary sockets.
+type forwarder struct {
+	ctx    context.Context
+	allow  func(netip.Addr) bool
+	dialer net.Dialer
+	flows  flowTable
+	wg     sync.WaitGroup
+}
+
+func (f *forwarder) attach(s *stack.Stack) {
+	s.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(s, 0, maxPending, f.tcp).HandlePacket)
+	s.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(s, f.udp).HandlePacket)
+}
+
+// ends are the addresses of a flow: from a laptop, to what it dialled.
+func ends(id stack.TransportEndpointID) (laptop netip.Addr, destination netip.AddrPort) {
+	laptop, _ = netip.AddrFromSlice(id.RemoteAddress.AsSlice())
+	address, _ := netip.AddrFromSlice(id.LocalAddress.AsSlice())
+	return laptop, netip.AddrPortFrom(address, id.LocalPort)
+}
+
+// tcp answers a SYN: only when the destination accepted does the laptop see the connection accepted.
+func (f *forwarder) tcp(r *tcp.ForwarderRequest) {
+	laptop, destination := ends(r.ID())
+	f.wg.Go(func() {
+		if !f.allow(destination.Addr()) {
+			r.Complete(true)
+			return
+		}
+		ctx, cancel := context.WithTimeout(f.ctx, dialTimeout)
+		defer cancel()
+		out, err := f.dialer.DialContext(ctx, "tcp", destination.String())
+		if err != nil {
+			// Silence for a silent destination: the laptop's own time-out is the truth. Everything else is an answer.
+			var timeout net.Error
+			r.Complete(!(errors.As(err, &timeout) && timeout.Timeout()))
+			return
+		}
+		var queue waiter.Queue
+		endpoint, tcpErr := r.CreateEndpoint(&queue)
+		if tcpErr != nil {
+			r.Complete(true)
+			_ = out.Close()
+			return
+		}
+		r.Complete(false)
+		endpoint.SocketOptions().SetDelayOption(false)
+		endpoint.SocketOptions().SetKeepAlive(true)
+		flow := &tcpFlow{TCPConn: gonet.NewTCPConn(&queue, endpoint), endpoint: endpoint}
+		end := func() { flow.Abort(); abortSocket(out) }
+		defer f.flows.add(laptop, end)()
+		Splice(flow, out)
+	})
+}
+
+func (f *forwarder) udp(r *udp.ForwarderRequest) bool {
+	laptop, destination := ends(r.ID())
+	if !f.allow(destination.Addr()) {
+		return false
+	}
+	var queue waiter.Queue
+	endpoint, tcpErr := r.CreateEndpoint(&queue)
+	if tcpErr != nil {
+		return false
+	}
+	in := gonet.NewUDPConn(&queue, endpoint)
+	f.wg.Go(func() {
+		defer in.Close()
+		out, err := f.dialer.DialContext(f.ctx, "udp", destination.String())
+		if err != nil {
+			return
+		}
+		defer out.Close()
+		end := func() { _ = in.Close(); _ = out.Close() }
+		defer f.flows.add(laptop, end)()
+		var back sync.WaitGroup
+		back.Go(func() { copyDatagrams(out, in); _ = in.Close() })
+		copyDatagrams(in, out)
+		_ = out.Close()
+		back.Wait()
+	})
+	return true
+}
+
+// copyDatagrams ends after udpIdle without traffic from either side, because both directions push both deadlines.
+func copyDatagrams(from, to net.Conn) {
+	pooled := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(pooled)
+	for {
+		_ = from.SetReadDeadline(time.Now().Add(udpIdle))
+		n, err := from.Read(*pooled)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			continue // an ICMP answer to one datagram; the flow may live on
+		}
+		if err != nil {
+			return
+		}
+		_ = to.SetReadDeadline(time.Now().Add(udpIdle))
+		if _, err := to.Write((*pooled)[:n]); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+			return
+		}
+	}
+}
+
+// tcpFlow is a netstack connection that can be reset.
+type tcpFlow struct {
+	*gonet.TCPConn
+	endpoint tcpip.Endpoint
+}
+
+// Abort sends a RST.
+func (c *tcpFlow) Abort() { c.endpoint.Abort() }
+
+// abortSocket closes a socket with a RST where it is TCP.
+func abortSocket(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+func abort(c net.Conn) {
+	if a, ok := c.(interface{ Abort() }); ok {
+		a.Abort()
+		_ = c.Close()
+		return
+	}
+	abortSocket(c)
+}
+
+// Splice copies both ways until both directions have ended, and closes both. An end of stream on one side is passed on as a
+// half-close, a reset as a reset.
+func Splice(a, b net.Conn) {
+	var both sync.WaitGroup
+	direction := func(from, to net.Conn) {
+		if err := copyStream(to, from); err != nil {
+			abort(from)
+			abort(to)
+			return
+		}
+		if w, ok := to.(interface{ CloseWrite() error }); ok {
+			_ = w.CloseWrite()
+		} else {
+			_ = to.Close()
+		}
+	}
+	both.Go(func() { direction(a, b) })
+	direction(b, a)
+	both.Wait()
+	_ = a.Close()
+	_ = b.Close()
+}
+
+func copyStream(to io.Writer, from io.Reader) error {
+	// Between two sockets of the kernel io.Copy splices; elsewhere a pooled buffer is enough.
+	if w, ok := to.(*net.TCPConn); ok {
+		if r, ok := from.(*net.TCPConn); ok {
+			_, err := io.Copy(w, r)
+			return err
+		}
+	}
+	pooled := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(pooled)
+	for {
+		n, err := from.Read(*pooled)
+		if n > 0 {
+			if _, werr := to.Write((*pooled)[:n]); werr != nil {
+				return werr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// flowTable knows the open flows of each laptop, so that they can be reset together.
+type flowTable struct {
+	mu    sync.Mutex
+	next  uint64
+	flows map[netip.Addr]map[uint64]func()
+}
+
+// add remembers how to end a flow and returns how to forget it.
+func (t *flowTable) add(laptop netip.Addr, end func()) (remove func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next++
+	id := t.next
+	if t.flows == nil {
+		t.flows = map[netip.Addr]map[uint64]func(){}
+	}
+	if t.flows[laptop] == nil {
+		t.flows[laptop] = map[uint64]func(){}
+	}
+	t.flows[laptop][id] = end
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.flows[laptop], id)
+		if len(t.flows[laptop]) == 0 {
+			delete(t.flows, laptop)
+		}
+	}
+}
+
+// reset ends the flows of a laptop; of all laptops when the address is the zero value.
+func (t *flowTable) reset(laptop netip.Addr) {
+	t.mu.Lock()
+	var ending []func()
+	for address, flows := range t.flows {
+		if address != laptop && laptop.IsValid() {
+			continue
+		}
+		for _, end := range flows {
+			ending = append(ending, end)
+		}
+	}
+	t.mu.Unlock()
+	for _, end := range ending {
+		end()
+	}
+}

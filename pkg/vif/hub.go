@@ -1,0 +1,326 @@
+package vif
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+)
+
+const (
+	// StreamMTU is the VIF's MTU over a stream transport, in bytes. A stream has no limit of its own; docs/performance.md has
+	// the measurements behind the figure.
+	StreamMTU = 16000
+	// keepalive is how often each end is heard even when nothing is to be said, in seconds. It is what liveness is built on.
+	keepalive = 1
+	// statsInterval is how often WireGuard's counters are read.
+	statsInterval = 250 * time.Millisecond
+	// streamGrace is how long a peer whose stream has closed still counts as there: the time for a reconnect.
+	streamGrace = 1500 * time.Millisecond
+)
+
+// HubConfig describes the cluster's end.
+type HubConfig struct {
+	PrivateKey Key
+	// Addresses are the hub's own on the VIF; it dials laptops from them.
+	Addresses []netip.Addr
+	// MTU is StreamMTU when 0.
+	MTU int
+	Log *slog.Logger
+	// Allow says whether a laptop may reach a destination. Required.
+	Allow func(netip.Addr) bool
+}
+
+// Peer is a laptop that may connect.
+type Peer struct {
+	PublicKey Key
+	Addresses []netip.Addr
+}
+
+// Hub is the cluster's end of every laptop's VIF: WireGuard over streams, and a netstack that forwards TCP and UDP.
+type Hub struct {
+	log     *slog.Logger
+	bind    *streamBind
+	tun     *netstackTUN
+	device  *device.Device
+	forward *forwarder
+	cancel  context.CancelFunc
+	stopped chan struct{}
+
+	mu    sync.Mutex
+	peers map[Key]*peerState
+}
+
+type peerState struct {
+	Peer
+	received     uint64 // bytes, WireGuard's counter
+	last         time.Time
+	streamClosed time.Time // when its stream was found closed; zero while open
+}
+
+// NewHub starts a hub. Close frees all of it.
+func NewHub(c HubConfig) (*Hub, error) {
+	if c.MTU == 0 {
+		c.MTU = StreamMTU
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Allow == nil {
+		return nil, errors.New("a hub needs to be told which destinations are allowed")
+	}
+	stack, err := newNetstack(c.Addresses, c.MTU)
+	if err != nil {
+		return nil, err
+	}
+	bind := newStreamBind()
+	ctx, cancel := context.WithCancel(context.Background())
+	h := &Hub{
+		log:     c.Log,
+		bind:    bind,
+		tun:     stack,
+		device:  device.NewDevice(stack, bind, wireguardLog(c.Log)),
+		forward: &forwarder{ctx: ctx, allow: c.Allow},
+		cancel:  cancel,
+		stopped: make(chan struct{}),
+		peers:   map[Key]*peerState{},
+	}
+	h.forward.attach(stack.stack)
+	if err := h.device.IpcSet("private_key=" + c.PrivateKey.hex() + "\n"); err != nil {
+		cancel()
+		h.device.Close()
+		return nil, fmt.Errorf("set the hub's key: %w", err)
+	}
+	if err := h.device.Up(); err != nil {
+		cancel()
+		h.device.Close()
+		return nil, fmt.Errorf("start WireGuard: %w", err)
+	}
+	go h.watch(ctx)
+	return h, nil
+}
+
+// SetPeers makes peers the whole set of laptops. The flows of those no longer in it are reset.
+func (h *Hub) SetPeers(peers []Peer) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	wanted := make(map[Key]Peer, len(peers))
+	var conf strings.Builder
+	for _, p := range peers {
+		wanted[p.PublicKey] = p
+		if old, ok := h.peers[p.PublicKey]; ok && equalAddresses(old.Addresses, p.Addresses) {
+			continue
+		}
+		fmt.Fprintf(&conf, "public_key=%s\npersistent_keepalive_interval=%d\nreplace_allowed_ips=true\n", p.PublicKey.hex(), keepalive)
+		for _, a := range p.Addresses {
+			fmt.Fprintf(&conf, "allowed_ip=%s\n", netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	var gone []netip.Addr
+	for key, old := range h.peers {
+		if _, ok := wanted[key]; !ok {
+			fmt.Fprintf(&conf, "public_key=%s\nremove=true\n", key.hex())
+			gone = append(gone, old.Addresses...)
+		}
+	}
+	if conf.Len() == 0 {
+		return nil
+	}
+	if err := h.device.IpcSet(conf.String()); err != nil {
+		return fmt.Errorf("set the peers: %w", err)
+	}
+	for key := range h.peers {
+		if _, ok := wanted[key]; !ok {
+			delete(h.peers, key)
+		}
+	}
+	for key, p := range wanted {
+		if old, ok := h.peers[key]; ok {
+			old.Peer = p
+		} else {
+			h.peers[key] = &peerState{Peer: p}
+		}
+	}
+	for _, a := range gone {
+		h.forward.flows.reset(a)
+	}
+	return nil
+}
+
+func equalAddresses(a, b []netip.Addr) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// ServeStream carries WireGuard messages over rw until it ends or ctx does. It closes rw.
+func (h *Hub) ServeStream(ctx context.Context, rw io.ReadWriteCloser) error {
+	return h.bind.serve(ctx, rw)
+}
+
+// Dial opens a TCP connection to a laptop. The connection has CloseWrite and Abort, which sends a RST.
+func (h *Hub) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	remote := tcpip.FullAddress{NIC: nic, Addr: tcpip.AddrFromSlice(to.Addr().AsSlice()), Port: to.Port()}
+	// DialContextTCP hides the endpoint, which Abort needs; a keep-alive is not, because liveness is WireGuard's.
+	conn, err := gonet.DialContextTCP(ctx, h.tun.stack, remote, networkOf(to.Addr()))
+	if err != nil {
+		return nil, fmt.Errorf("dial the laptop at %s: %w", to, err)
+	}
+	c := &laptopConn{TCPConn: conn}
+	c.remove = h.forward.flows.add(to.Addr(), c.Abort)
+	return c, nil
+}
+
+// laptopConn is a dialled connection that the hub can reset with the laptop's other flows.
+type laptopConn struct {
+	*gonet.TCPConn
+	remove func()
+}
+
+// Abort ends the connection at once.
+func (c *laptopConn) Abort() { _ = c.Close() }
+
+func (c *laptopConn) Close() error {
+	c.remove()
+	return c.TCPConn.Close()
+}
+
+// Connected says whether a laptop's tunnel is open and its last authentic packet is younger than within.
+func (h *Hub) Connected(k Key, within time.Duration) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p, ok := h.peers[k]
+	if !ok || p.last.IsZero() || time.Since(p.last) > within {
+		return false
+	}
+	return p.streamClosed.IsZero() || time.Since(p.streamClosed) < streamGrace
+}
+
+// LastReceived is when the last authentic packet of a laptop came, to within a quarter of a second; zero if never.
+func (h *Hub) LastReceived(k Key) time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p, ok := h.peers[k]; ok {
+		return p.last
+	}
+	return time.Time{}
+}
+
+// ResetPeer resets all flows from and to a laptop.
+func (h *Hub) ResetPeer(k Key) {
+	h.mu.Lock()
+	var addresses []netip.Addr
+	if p, ok := h.peers[k]; ok {
+		addresses = p.Addresses
+	}
+	h.mu.Unlock()
+	for _, a := range addresses {
+		h.forward.flows.reset(a)
+	}
+}
+
+// Close ends everything and waits for it.
+func (h *Hub) Close() error {
+	h.cancel()
+	h.forward.flows.reset(netip.Addr{})
+	h.device.Close()
+	h.forward.wg.Wait()
+	h.tun.stack.Wait()
+	<-h.stopped
+	return nil
+}
+
+// watch turns WireGuard's counters into times: a counter that grew means an authentic packet came.
+func (h *Hub) watch(ctx context.Context) {
+	defer close(h.stopped)
+	tick := time.NewTicker(statsInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		state, err := h.device.IpcGet()
+		if err != nil {
+			h.log.Warn("reading WireGuard's counters failed", "err", err)
+			continue
+		}
+		h.note(parsePeers(state))
+	}
+}
+
+func (h *Hub) note(peers map[string]peerCounters) {
+	now := time.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for key, state := range h.peers {
+		c, ok := peers[key.hex()]
+		if !ok {
+			continue
+		}
+		if c.received > state.received {
+			state.received, state.last = c.received, now
+		}
+		if h.bind.open(c.endpoint) {
+			state.streamClosed = time.Time{}
+		} else if state.streamClosed.IsZero() {
+			state.streamClosed = now
+		}
+	}
+}
+
+type peerCounters struct {
+	received uint64
+	endpoint string
+}
+
+// parsePeers reads WireGuard's configuration protocol (https://www.wireguard.com/xplatform/).
+func parsePeers(state string) map[string]peerCounters {
+	peers := map[string]peerCounters{}
+	var key string
+	lines := bufio.NewScanner(strings.NewReader(state))
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), "=")
+		p := peers[key]
+		switch name {
+		case "public_key":
+			key = value
+			continue
+		case "endpoint":
+			p.endpoint = value
+		case "rx_bytes":
+			p.received, _ = strconv.ParseUint(value, 10, 64)
+		default:
+			continue
+		}
+		peers[key] = p
+	}
+	return peers
+}
+
+func wireguardLog(log *slog.Logger) *device.Logger {
+	return &device.Logger{
+		Verbosef: func(format string, args ...any) { log.Debug("wireguard: " + fmt.Sprintf(format, args...)) },
+		// Its errors are mostly sends to a peer without a stream, which is an everyday state here.
+		Errorf: func(format string, args ...any) { log.Debug("wireguard: " + fmt.Sprintf(format, args...)) },
+	}
+}

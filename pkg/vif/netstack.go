@@ -1,0 +1,142 @@
+package vif
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/tun"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+)
+
+const (
+	nic = tcpip.NICID(1)
+	// netstackQueue is how many packets may wait between netstack and WireGuard; the TCP of netstack takes more as loss.
+	netstackQueue = 2048
+)
+
+// netstackTUN is a tun.Device whose other side is a gVisor network stack.
+type netstackTUN struct {
+	mtu    int
+	link   *channel.Endpoint
+	stack  *stack.Stack
+	events chan tun.Event
+	ctx    context.Context // ended by Close; frees Read
+	cancel context.CancelFunc
+	once   sync.Once
+}
+
+// newNetstack makes a stack that owns addresses, and takes packets for any other address too (they are the forwarders').
+func newNetstack(addresses []netip.Addr, mtu int) (*netstackTUN, error) {
+	s := stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+	})
+	sack := tcpip.TCPSACKEnabled(true)
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}
+	moderate := tcpip.TCPModerateReceiveBufferOption(true)
+	for _, option := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send, &moderate} {
+		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
+			return nil, fmt.Errorf("set a TCP option of netstack: %s", err)
+		}
+	}
+	link := channel.New(netstackQueue, uint32(mtu), "")
+	if err := s.CreateNIC(nic, link); err != nil {
+		return nil, fmt.Errorf("make netstack's interface: %s", err)
+	}
+	// Flows to any address are ours to forward (promiscuous), and their answers leave with that address (spoofing).
+	if err := s.SetPromiscuousMode(nic, true); err != nil {
+		return nil, fmt.Errorf("make netstack accept all addresses: %s", err)
+	}
+	if err := s.SetSpoofing(nic, true); err != nil {
+		return nil, fmt.Errorf("make netstack answer for all addresses: %s", err)
+	}
+	for _, a := range addresses {
+		protocol := tcpip.ProtocolAddress{Protocol: networkOf(a), AddressWithPrefix: tcpip.AddrFromSlice(a.AsSlice()).WithPrefix()}
+		if err := s.AddProtocolAddress(nic, protocol, stack.AddressProperties{}); err != nil {
+			return nil, fmt.Errorf("give netstack the address %s: %s", a, err)
+		}
+	}
+	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}, {Destination: header.IPv6EmptySubnet, NIC: nic}})
+	t := &netstackTUN{mtu: mtu, link: link, stack: s, events: make(chan tun.Event, 1)}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.events <- tun.EventUp
+	return t, nil
+}
+
+func networkOf(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is4() {
+		return ipv4.ProtocolNumber
+	}
+	return ipv6.ProtocolNumber
+}
+
+// Read waits for one packet and takes along what else is queued.
+func (t *netstackTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	packet := t.link.ReadContext(t.ctx)
+	if packet == nil {
+		return 0, os.ErrClosed
+	}
+	n := 0
+	for {
+		size := 0
+		for _, part := range packet.AsSlices() {
+			size += copy(bufs[n][offset+size:], part)
+		}
+		sizes[n] = size
+		packet.DecRef()
+		n++
+		if n == len(bufs) {
+			return n, nil
+		}
+		if packet = t.link.Read(); packet == nil {
+			return n, nil
+		}
+	}
+}
+
+func (t *netstackTUN) Write(bufs [][]byte, offset int) (int, error) {
+	for _, b := range bufs {
+		packet := b[offset:]
+		if len(packet) == 0 {
+			continue
+		}
+		protocol := header.IPv4ProtocolNumber
+		if packet[0]>>4 == 6 {
+			protocol = header.IPv6ProtocolNumber
+		}
+		pkb := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(packet)})
+		t.link.InjectInbound(protocol, pkb)
+		pkb.DecRef()
+	}
+	return len(bufs), nil
+}
+
+func (t *netstackTUN) Close() error {
+	t.once.Do(func() {
+		t.cancel()
+		t.stack.Close()
+		t.link.Close()
+		close(t.events)
+	})
+	return nil
+}
+
+func (t *netstackTUN) File() *os.File           { return nil }
+func (t *netstackTUN) MTU() (int, error)        { return t.mtu, nil }
+func (t *netstackTUN) Name() (string, error)    { return "netstack", nil }
+func (t *netstackTUN) Events() <-chan tun.Event { return t.events }
+func (t *netstackTUN) BatchSize() int           { return conn.IdealBatchSize }
