@@ -1,0 +1,14 @@
+// The suites against a real Kubernetes, and the local cluster they run on.
+module github.com/detour-dev/detour/integration
+
+go 1.26.3
+
+replace github.com/detour-dev/detour => ../
+
+require github.com/google/go-containerregistry v0.22.1
+
+require (
+	github.com/klauspost/compress v1.19.2 // indirect
+	github.com/opencontainers/go-digest v1.0.0 // indirect
+	github.com/opencontainers/image-spec v1.1.1 // indirect
+)
