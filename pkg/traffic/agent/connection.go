@@ -1,0 +1,279 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/detour-dev/detour/pkg/traffic/relay"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+const bufferSize = 32 << 10
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
+
+// connection is one client's connection and the upstream it is joined to now.
+type connection struct {
+	agent  *agent
+	client *net.TCPConn
+	port   uint16
+
+	mu       sync.Mutex
+	up       *upstream
+	proto    protocol
+	answered bool // the upstream has spoken since the client last did
+	upgraded bool // no longer HTTP
+}
+
+// upstream is one side a connection can be joined to.
+type upstream struct {
+	net.Conn
+	route *route // nil for the app
+	ended chan struct{}
+	// left says that the connection has moved on: what becomes of this upstream no longer concerns the client.
+	left bool
+	// idle says that the laptop closed it between two requests: the next request opens another.
+	idle bool
+}
+
+func (c *connection) serve(ctx context.Context) {
+	defer c.client.Close()
+	stop := context.AfterFunc(ctx, func() { _ = c.client.Close() })
+	defer stop()
+	up, err := c.open(ctx, c.agent.wanted(c.port))
+	if err != nil {
+		// The app does not accept: neither do we. A refusal becomes a reset, because the handshake is done.
+		_ = c.client.SetLinger(0)
+		return
+	}
+	c.join(up)
+	err = c.fromClient(ctx)
+	c.mu.Lock()
+	up = c.up
+	c.mu.Unlock()
+	if err != nil {
+		abort(up.Conn)
+	} else {
+		closeWrite(up.Conn)
+	}
+	<-up.ended
+	_ = up.Close()
+}
+
+func (c *connection) join(up *upstream) {
+	c.mu.Lock()
+	c.up = up
+	c.mu.Unlock()
+	go c.fromUpstream(up) // ends when up is closed, and serve waits for it
+}
+
+// fromClient carries the client's bytes on, and changes the upstream at the boundary of a request.
+func (c *connection) fromClient(ctx context.Context) error {
+	for {
+		err := readReady(c.client, func(b []byte) error {
+			c.mu.Lock()
+			if c.proto == unknown {
+				c.proto = classify(b)
+			}
+			up := c.up
+			if c.proto == http1 && !c.upgraded && (up.idle || c.answered) {
+				if want := c.agent.wanted(c.port); (up.idle || want != up.route) && startsRequest(b) {
+					up.left = true
+					c.mu.Unlock()
+					next, err := c.open(ctx, want)
+					if err != nil {
+						return err
+					}
+					_ = up.Close()
+					<-up.ended
+					c.join(next)
+					up = next
+					c.mu.Lock()
+				}
+			}
+			c.answered = false
+			c.mu.Unlock()
+			_, err := up.Write(b)
+			return err
+		})
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// fromUpstream carries the upstream's bytes to the client.
+func (c *connection) fromUpstream(up *upstream) {
+	defer close(up.ended)
+	err := c.copyBack(up)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case up.left:
+	case up.route != nil && c.proto == http1 && !c.upgraded && c.answered && err == nil && c.agent.wanted(c.port) != up.route:
+		up.idle = true // the intercept is over and the laptop closed up; the client need not know
+	case err == nil:
+		_ = c.client.CloseWrite()
+	case c.answered:
+		_ = c.client.Close()
+	default:
+		abort(c.client)
+	}
+}
+
+func (c *connection) copyBack(up *upstream) error {
+	write := func(b []byte) error {
+		c.mu.Lock()
+		if !c.answered {
+			c.answered = true
+			if c.proto == http1 && switchesProtocol(b) {
+				c.upgraded = true
+			}
+		}
+		c.mu.Unlock()
+		_, err := c.client.Write(b)
+		return err
+	}
+	if tcp, ok := up.Conn.(*net.TCPConn); ok {
+		for {
+			if err := readReady(tcp, write); errors.Is(err, io.EOF) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	pooled := buffers.Get().(*[]byte)
+	defer buffers.Put(pooled)
+	for {
+		n, err := up.Read(*pooled)
+		if n > 0 {
+			if werr := write((*pooled)[:n]); werr != nil {
+				return werr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readReady waits until c can be read and only then takes a buffer, so that an idle connection holds none.
+func readReady(c *net.TCPConn, use func([]byte) error) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var pooled *[]byte
+	var readErr error
+	err = raw.Read(func(fd uintptr) bool {
+		if pooled == nil {
+			pooled = buffers.Get().(*[]byte)
+		}
+		for {
+			n, readErr = syscall.Read(int(fd), *pooled)
+			if !errors.Is(readErr, syscall.EINTR) {
+				break
+			}
+		}
+		if errors.Is(readErr, syscall.EAGAIN) {
+			buffers.Put(pooled)
+			pooled = nil
+			return false
+		}
+		return true
+	})
+	if pooled != nil {
+		defer buffers.Put(pooled)
+	}
+	switch {
+	case err != nil:
+		return err
+	case readErr != nil:
+		return readErr
+	case n == 0:
+		return io.EOF
+	}
+	return use((*pooled)[:n])
+}
+
+// open joins the laptop of a route, or the app when there is no route or the laptop cannot be had.
+func (c *connection) open(ctx context.Context, r *route) (*upstream, error) {
+	if r != nil {
+		conn, err := c.agent.dialLaptop(ctx, r, c.client)
+		if err == nil {
+			return &upstream{Conn: conn, route: r, ended: make(chan struct{})}, nil
+		}
+		c.agent.log.Debug("the laptop cannot be had, the app answers", "intercept", r.Uid, "err", err)
+	}
+	// The app is asked on the address that the client used: it may not listen on any other.
+	local := c.client.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+	d := net.Dialer{Timeout: appTimeout}
+	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(local, c.port).String())
+	if err != nil {
+		return nil, fmt.Errorf("dial the app: %w", err)
+	}
+	return &upstream{Conn: conn, ended: make(chan struct{})}, nil
+}
+
+// dialLaptop opens a relayed connection. Nothing of the client's has been sent when it fails.
+func (a *agent) dialLaptop(ctx context.Context, r *route, client net.Conn) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
+	defer cancel()
+	d := tls.Dialer{Config: a.tls}
+	conn, err := d.DialContext(ctx, "tcp", r.RelayAddress)
+	if err != nil {
+		a.skip(r)
+		return nil, fmt.Errorf("dial the relay: %w", err)
+	}
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	status, err := openRelay(conn, &agentv1.RelayHeader{InterceptUid: r.Uid, Token: r.Token, Source: client.RemoteAddr().String(), Destination: client.LocalAddr().String()})
+	if err != nil || status != agentv1.RelayStatus_RELAY_STATUS_OK {
+		_ = conn.Close()
+		if err != nil || status == agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE {
+			a.skip(r)
+		}
+		return nil, fmt.Errorf("the relay answered %s: %w", status, err)
+	}
+	_ = conn.SetDeadline(time.Time{})
+	return conn, nil
+}
+
+func openRelay(conn net.Conn, h *agentv1.RelayHeader) (agentv1.RelayStatus, error) {
+	if err := relay.WriteHeader(conn, h); err != nil {
+		return 0, err
+	}
+	return relay.ReadStatus(conn)
+}
+
+func (a *agent) skip(r *route) { r.skipUntil.Store(time.Now().Add(skipAfterFailure).UnixNano()) }
+
+func closeWrite(c net.Conn) {
+	if w, ok := c.(interface{ CloseWrite() error }); ok {
+		_ = w.CloseWrite()
+	}
+}
+
+// abort closes with a reset where the transport has one.
+func abort(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}

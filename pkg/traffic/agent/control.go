@@ -1,0 +1,104 @@
+package agent
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	"github.com/detour-dev/detour/pkg/version"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+const (
+	reconnectMin = 200 * time.Millisecond
+	reconnectMax = 2 * time.Second
+	// forgetAfter is how long the last configuration holds without a manager. Then the app answers again.
+	forgetAfter = 10 * time.Second
+)
+
+// control keeps the stream to the manager and puts what it says in force.
+func (a *agent) control(ctx context.Context) {
+	pause := reconnectMin
+	for ctx.Err() == nil {
+		started := time.Now()
+		err := a.session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(started) > reconnectMax {
+			pause = reconnectMin
+		}
+		a.log.Info("the traffic-manager is not reachable, trying again", "err", err, "in", pause)
+		a.lost()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause/2 + rand.N(pause)):
+		}
+		pause = min(pause*2, reconnectMax)
+	}
+}
+
+// lost starts the clock at the first failure.
+func (a *agent) lost() {
+	a.pendingMu.Lock()
+	defer a.pendingMu.Unlock()
+	if a.pending == nil {
+		a.pending = time.AfterFunc(forgetAfter, func() { a.setRoutes(nil) })
+	}
+}
+
+// heard stops the clock: the manager has spoken.
+func (a *agent) heard() {
+	a.pendingMu.Lock()
+	defer a.pendingMu.Unlock()
+	if a.pending != nil {
+		a.pending.Stop()
+		a.pending = nil
+	}
+}
+
+// session is one stream: hello, then a configuration for each answer.
+func (a *agent) session(ctx context.Context) error {
+	token, err := os.ReadFile(agentconfig.TokenFile)
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient(a.config.Manager, grpc.WithTransportCredentials(credentials.NewTLS(a.tls.Clone())),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+strings.TrimSpace(string(token)))
+	stream, err := agentv1.NewAgentServiceClient(conn).Connect(ctx)
+	if err != nil {
+		return err
+	}
+	hello := &agentv1.Hello{Version: version.Version}
+	for _, p := range a.config.Ports {
+		hello.Ports = append(hello.Ports, uint32(p.App))
+	}
+	if err := stream.Send(&agentv1.AgentMessage{Message: &agentv1.AgentMessage_Hello{Hello: hello}}); err != nil {
+		return err
+	}
+	for {
+		config, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		a.heard()
+		a.setRoutes(config.Intercepts)
+		if err := stream.Send(&agentv1.AgentMessage{Message: &agentv1.AgentMessage_Applied{Applied: &agentv1.Applied{Generation: config.Generation}}}); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,63 @@
+package agent
+
+import "bytes"
+
+// protocol is what a connection's first bytes say it is.
+type protocol int
+
+const (
+	unknown protocol = iota
+	http1
+	http2
+	other
+)
+
+// preface opens every HTTP/2 connection, RFC 9113 section 3.4.
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+// classify reads a connection's first bytes.
+func classify(b []byte) protocol {
+	switch {
+	case bytes.HasPrefix(b, []byte(preface)) || (len(b) >= 3 && bytes.HasPrefix([]byte(preface), b)):
+		return http2
+	case startsRequest(b):
+		return http1
+	default:
+		return other
+	}
+}
+
+// startsRequest says whether b begins with a whole HTTP/1 request line: method SP target SP HTTP/1.x CRLF, RFC 9112 section 3.
+func startsRequest(b []byte) bool {
+	const longestLine = 64 << 10
+	end := bytes.IndexByte(b[:min(len(b), longestLine)], '\n')
+	if end < 0 {
+		return false
+	}
+	line := bytes.TrimSuffix(b[:end], []byte("\r"))
+	method, rest, ok := bytes.Cut(line, []byte(" "))
+	if !ok || len(method) == 0 || len(method) > 32 {
+		return false
+	}
+	for _, c := range method {
+		if !isToken(c) {
+			return false
+		}
+	}
+	space := bytes.LastIndexByte(rest, ' ')
+	if space <= 0 {
+		return false
+	}
+	v := rest[space+1:]
+	return len(v) == 8 && bytes.HasPrefix(v, []byte("HTTP/1.")) && (v[7] == '0' || v[7] == '1')
+}
+
+// isToken is tchar of RFC 9110 section 5.6.2.
+func isToken(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), c) >= 0
+}
+
+// switchesProtocol says whether b begins a 101 answer: from then on the connection is no longer HTTP.
+func switchesProtocol(b []byte) bool {
+	return len(b) >= 12 && bytes.HasPrefix(b, []byte("HTTP/1.")) && bytes.Equal(b[8:12], []byte(" 101"))
+}

@@ -1,0 +1,54 @@
+// Package agentconfig is what the injector tells a traffic-agent, in one environment variable.
+package agentconfig
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+)
+
+const (
+	// Env is the name of the variable; its value is JSON.
+	Env = "DETOUR_AGENT_CONFIG"
+	// TokenDir and TokenFile are where the pod's token for the traffic-manager is mounted.
+	TokenDir  = "/var/run/secrets/detour.dev"
+	TokenFile = TokenDir + "/token"
+	// Audience is whom that token is for.
+	Audience = "detour-traffic-manager"
+	// HealthPort answers /readyz for the kubelet.
+	HealthPort = 9899
+	// UserID is the user the agent runs as.
+	UserID = 7474
+)
+
+// Config is the agent's configuration.
+type Config struct {
+	Ports   []Port  `json:"ports"`
+	Manager string  `json:"manager"` // host:port of the manager's agent API
+	Server  string  `json:"server"`  // the name in the manager's certificate
+	CA      string  `json:"ca"`      // PEM
+	Aliases []Alias `json:"aliases,omitempty"`
+}
+
+// Port is one app port that the agent stands in front of.
+type Port struct {
+	App   uint16 `json:"app"`
+	Agent uint16 `json:"agent"`
+	// Redirect says that the init container sends what arrives for App to Agent.
+	Redirect bool `json:"redirect,omitempty"`
+}
+
+// Alias is a port that leads to the app although its own port is redirected: the kubelet's probes use it.
+type Alias struct {
+	Alias uint16 `json:"alias"`
+	App   uint16 `json:"app"`
+}
+
+// FromEnv reads the configuration.
+func FromEnv() (Config, error) {
+	var c Config
+	if err := json.Unmarshal([]byte(os.Getenv(Env)), &c); err != nil {
+		return c, fmt.Errorf("read %s: %w", Env, err)
+	}
+	return c, nil
+}

@@ -1,0 +1,59 @@
+// Package redirect sets the nftables rules of a pod whose app port is a number: what arrives for the app goes to the agent.
+package redirect
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+)
+
+const tableName = "detour"
+
+// Apply replaces the rules of this network namespace, for IPv4 and IPv6. Traffic within the pod is left alone.
+func Apply(c agentconfig.Config) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	// Add, delete, add: the delete needs the table to be there.
+	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	conn.AddTable(table)
+	conn.DelTable(table)
+	conn.AddTable(table)
+	chain := conn.AddChain(&nftables.Chain{
+		Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
+	})
+	for _, p := range c.Ports {
+		if p.Redirect {
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule(p.App, p.Agent)})
+		}
+	}
+	for _, a := range c.Aliases {
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule(a.Alias, a.App)})
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("set the nftables rules: %w", err)
+	}
+	return nil
+}
+
+// rule is `iifname != "lo" tcp dport FROM redirect to :TO`.
+func rule(from, to uint16) []expr.Any {
+	lo := make([]byte, unix.IFNAMSIZ)
+	copy(lo, "lo")
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: lo},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, from)},
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, to)},
+		&expr.Redir{RegisterProtoMin: 1},
+	}
+}
