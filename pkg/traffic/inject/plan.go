@@ -64,7 +64,9 @@ func (p Plan) String() string {
 
 // Covers says whether the agent stands in front of port, in the same way.
 func (p Plan) Covers(port Port) bool {
-	return slices.ContainsFunc(p.Ports, func(q Port) bool { return q.Container == port.Container && q.Port == port.Port && q.Name == port.Name && q.Via == port.Via })
+	return slices.ContainsFunc(p.Ports, func(q Port) bool {
+		return q.Container == port.Container && q.Port == port.Port && q.Name == port.Name && q.Via == port.Via
+	})
 }
 
 // With adds a port, on an agent port that neither the plan nor the pod uses.

@@ -1,0 +1,55 @@
+// Command traffic is the traffic-manager.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/detour-dev/detour/pkg/traffic/manager"
+	"github.com/detour-dev/detour/pkg/version"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "traffic:", err)
+		stop()
+		os.Exit(1) //nolint:gocritic // stop was called
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{Use: "traffic", Short: "The in-cluster side of detour", SilenceUsage: true, SilenceErrors: true, Version: version.Version}
+	o := manager.Options{PodName: os.Getenv("POD_NAME"), PodNamespace: os.Getenv("POD_NAMESPACE"), PodIP: os.Getenv("POD_IP")}
+	level := "info"
+	cmd := &cobra.Command{
+		Use: "manager", Short: "Run the traffic-manager", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var l slog.Level
+			if err := l.UnmarshalText([]byte(level)); err != nil {
+				return fmt.Errorf("--log-level: %w", err)
+			}
+			o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
+			return manager.Run(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.AgentImage, "agent-image", "", "image of the traffic-agent")
+	f.StringVar(&o.AgentPullPolicy, "agent-image-pull-policy", "IfNotPresent", "its pull policy")
+	f.StringVar(&o.SessionCIDR, "session-cidr", "198.18.0.0/16", "IPv4 addresses of the laptops")
+	f.StringVar(&o.SessionCIDR6, "session-cidr6", "fd64:6574:6f75:72::/64", "IPv6 addresses of the laptops, empty for none")
+	f.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "the cluster's DNS domain")
+	f.DurationVar(&o.StaleAfter, "stale-after", 5*time.Second, "a laptop that is silent for longer is gone, its traffic goes to the cluster's pods")
+	f.DurationVar(&o.SessionTTL, "session-ttl", 10*time.Minute, "a session is deleted after its laptop has been silent for so long")
+	f.StringVar(&level, "log-level", level, "debug, info, warn or error")
+	root.AddCommand(cmd)
+	return root
+}

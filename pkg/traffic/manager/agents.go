@@ -1,0 +1,244 @@
+package manager
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// desired is one intercept in force, as the reconciler decided it.
+type desired struct {
+	uid       string
+	namespace string
+	service   string
+	port      int32
+	pods      map[string]bool // UIDs of the pods it applies to
+	laptop    net.Addr
+	address   string // the laptop's VIF address
+}
+
+// agents knows the connected agents, what they should do and what they have confirmed. It is in memory: agents that
+// lose their manager connect again, and the acknowledgements come anew.
+//
+// +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
+type agents struct {
+	agentv1.UnimplementedAgentServiceServer
+	reviewer client.Client
+	options  Options
+
+	mu         sync.Mutex
+	generation uint64
+	inForce    map[string]desired // by intercept UID
+	connected  map[string]*agentState
+	notify     func()
+}
+
+type agentState struct {
+	pod     string // UID
+	wake    chan struct{}
+	applied uint64
+	sent    map[string][]byte // intercept UID -> token, as last sent
+	sentGen uint64
+	tokens  map[string][]byte
+}
+
+func newAgents(_ client.Reader, reviewer client.Client, o Options) *agents {
+	return &agents{reviewer: reviewer, options: o, inForce: map[string]desired{}, connected: map[string]*agentState{}, notify: func() {}}
+}
+
+// set puts an intercept in force, or out of force when d is nil.
+func (a *agents) set(uid string, d *desired) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	old, had := a.inForce[uid]
+	if d == nil {
+		if !had {
+			return
+		}
+		delete(a.inForce, uid)
+	} else {
+		if had && old.port == d.port && old.address == d.address && samePods(old.pods, d.pods) {
+			return
+		}
+		a.inForce[uid] = *d
+	}
+	a.generation++
+	for _, s := range a.connected {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func samePods(a, b map[string]bool) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k := range a {
+		if !b[k] {
+			return false
+		}
+	}
+	return true
+}
+
+// confirmed says whether the agent of a pod has applied everything up to now, and so follows (or no longer follows) every
+// intercept as it stands.
+func (a *agents) confirmed(pod string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.connected[pod]
+	return s != nil && s.applied >= a.generation
+}
+
+// relayTarget is the laptop's address of an intercept, if the token is one that was given for it.
+func (a *agents) relayTarget(uid string, token []byte) (string, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d, ok := a.inForce[uid]
+	if !ok {
+		return "", false
+	}
+	for _, s := range a.connected {
+		if t, ok := s.tokens[uid]; ok && len(token) > 0 && string(t) == string(token) {
+			return d.address, true
+		}
+	}
+	return "", false
+}
+
+func (a *agents) serve(ctx context.Context, certs *certificates) error {
+	config := &tls.Config{}
+	certs.configure(config)
+	listener, err := net.Listen("tcp", net.JoinHostPort("", fmt.Sprint(AgentPort)))
+	if err != nil {
+		return fmt.Errorf("listen for agents: %w", err)
+	}
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(config)),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
+	agentv1.RegisterAgentServiceServer(server, a)
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve the agents: %w", err)
+	}
+	return nil
+}
+
+// Connect implements AgentServiceServer.
+func (a *agents) Connect(stream grpc.BidiStreamingServer[agentv1.AgentMessage, agentv1.Config]) error {
+	pod, err := a.authenticate(stream.Context())
+	if err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if first.GetHello() == nil {
+		return status.Error(codes.InvalidArgument, "the first message must be a hello")
+	}
+	s := &agentState{pod: pod, wake: make(chan struct{}, 1), tokens: map[string][]byte{}}
+	a.mu.Lock()
+	a.connected[pod] = s
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		if a.connected[pod] == s {
+			delete(a.connected, pod)
+		}
+		a.mu.Unlock()
+		a.notify()
+	}()
+
+	received := make(chan error, 1)
+	go func() { // ends with the stream, which ends when Connect returns
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				received <- err
+				return
+			}
+			if applied := m.GetApplied(); applied != nil {
+				a.mu.Lock()
+				s.applied = applied.Generation
+				a.mu.Unlock()
+				a.notify()
+			}
+		}
+	}()
+	for {
+		if err := stream.Send(a.configOf(s)); err != nil {
+			return err
+		}
+		select {
+		case err := <-received:
+			return err
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		case <-s.wake:
+		}
+	}
+}
+
+func (a *agents) configOf(s *agentState) *agentv1.Config {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	config := &agentv1.Config{Generation: a.generation}
+	tokens := map[string][]byte{}
+	for uid, d := range a.inForce {
+		if !d.pods[s.pod] {
+			continue
+		}
+		token := s.tokens[uid]
+		if token == nil {
+			token = make([]byte, 32)
+			_, _ = rand.Read(token) // never fails, see crypto/rand
+		}
+		tokens[uid] = token
+		config.Intercepts = append(config.Intercepts, &agentv1.Intercept{
+			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)),
+		})
+	}
+	s.tokens = tokens
+	return config
+}
+
+// authenticate finds out which pod speaks, by its projected token.
+func (a *agents) authenticate(ctx context.Context) (podUID string, err error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	values := md.Get("authorization")
+	if len(values) != 1 || !strings.HasPrefix(values[0], "Bearer ") {
+		return "", status.Error(codes.Unauthenticated, "no token")
+	}
+	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: strings.TrimPrefix(values[0], "Bearer "), Audiences: []string{agentconfig.Audience}}}
+	if err := a.reviewer.Create(ctx, review); err != nil {
+		a.options.Log.Warn("the token of an agent could not be reviewed", "err", err)
+		return "", status.Error(codes.Unavailable, "the token could not be reviewed")
+	}
+	uids := review.Status.User.Extra["authentication.kubernetes.io/pod-uid"]
+	if !review.Status.Authenticated || len(uids) != 1 {
+		return "", status.Error(codes.Unauthenticated, "the token is not that of a pod")
+	}
+	return uids[0], nil
+}

@@ -1,0 +1,279 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/traffic/inject"
+)
+
+// interceptReconciler gets agents into the workload's pods and says when traffic really flows.
+//
+// +kubebuilder:rbac:groups=apps,resources=deployments;statefulsets;daemonsets,verbs=get;list;watch;patch
+type interceptReconciler struct {
+	client.Client
+	agents  *agents
+	options Options
+	wake    chan event.GenericEvent
+}
+
+func (r *interceptReconciler) setup(mgr ctrl.Manager) error {
+	r.wake = make(chan event.GenericEvent, 1)
+	r.agents.notify = func() {
+		select {
+		case r.wake <- event.GenericEvent{Object: &detour.Intercept{}}:
+		default:
+		}
+	}
+	all := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		var list detour.InterceptList
+		var in []client.ListOption
+		if o.GetNamespace() != "" {
+			in = append(in, client.InNamespace(o.GetNamespace()))
+		}
+		if err := r.List(ctx, &list, in...); err != nil {
+			return nil
+		}
+		var requests []reconcile.Request
+		for i := range list.Items {
+			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+		}
+		return requests
+	})
+	err := ctrl.NewControllerManagedBy(mgr).Named("intercept").For(&detour.Intercept{}).
+		Watches(&detour.Session{}, all).Watches(&detour.Intercept{}, all).Watches(&corev1.Pod{}, all).Watches(&corev1.Service{}, all).
+		Watches(&appsv1.Deployment{}, all).Watches(&appsv1.StatefulSet{}, all).Watches(&appsv1.DaemonSet{}, all).
+		WatchesRawSource(source.Channel(r.wake, all)).Complete(r)
+	if err != nil {
+		return fmt.Errorf("set up the intercept controller: %w", err)
+	}
+	return nil
+}
+
+// refusal is an answer that only the user can change.
+type refusal struct{ reason, message string }
+
+func (r refusal) Error() string { return r.message }
+
+func refuse(reason, format string, args ...any) error {
+	return refusal{reason, fmt.Sprintf(format, args...)}
+}
+
+// Reconcile brings one intercept forward.
+func (r *interceptReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var i detour.Intercept
+	if err := r.Get(ctx, req.NamespacedName, &i); err != nil {
+		if apierrors.IsNotFound(err) {
+			r.prune(ctx)
+		}
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	before := i.Status.DeepCopy()
+	err := r.advance(ctx, &i)
+	if no, ok := err.(refusal); ok { //nolint:errorlint // made here, never wrapped
+		r.agents.set(string(i.UID), nil)
+		set(&i, detour.PhaseRefused, metav1.ConditionFalse, no.reason, no.message)
+		err = nil
+	}
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	if !equality.Semantic.DeepEqual(before, &i.Status) {
+		if err := r.Status().Update(ctx, &i); err != nil {
+			return ctrl.Result{}, client.IgnoreNotFound(err)
+		}
+	}
+	if i.Status.Phase == detour.PhaseActive || i.Status.Phase == detour.PhaseRefused {
+		return ctrl.Result{RequeueAfter: 30 * time.Second}, nil
+	}
+	return ctrl.Result{RequeueAfter: time.Second}, nil
+}
+
+// prune takes intercepts out of force whose objects are gone.
+func (r *interceptReconciler) prune(ctx context.Context) {
+	var list detour.InterceptList
+	if err := r.List(ctx, &list); err != nil {
+		return
+	}
+	alive := map[string]bool{}
+	for _, i := range list.Items {
+		alive[string(i.UID)] = true
+	}
+	r.agents.mu.Lock()
+	var gone []string
+	for uid := range r.agents.inForce {
+		if !alive[uid] {
+			gone = append(gone, uid)
+		}
+	}
+	r.agents.mu.Unlock()
+	for _, uid := range gone {
+		r.agents.set(uid, nil)
+	}
+}
+
+func set(i *detour.Intercept, phase detour.InterceptPhase, status metav1.ConditionStatus, reason, message string) {
+	i.Status.Phase = phase
+	meta.SetStatusCondition(&i.Status.Conditions, metav1.Condition{Type: detour.ConditionReady, Status: status, Reason: reason, Message: message, ObservedGeneration: i.Generation})
+}
+
+func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) error {
+	var session detour.Session
+	if err := r.Get(ctx, client.ObjectKey{Namespace: i.Namespace, Name: i.Spec.Session}, &session); err != nil {
+		if apierrors.IsNotFound(err) {
+			return refuse(detour.ReasonSessionNotFound, "session %s does not exist: connect again", i.Spec.Session)
+		}
+		return err
+	}
+	i.Status.Laptop = session.Spec.User + "@" + session.Spec.Host
+	target, err := r.resolve(ctx, i)
+	if err != nil {
+		return err
+	}
+	i.Status.Workload = &detour.WorkloadRef{Kind: target.kind, Name: target.object.GetName()}
+	i.Status.ContainerPort, i.Status.Redirect = target.port.Port, target.port.Via
+	if err := r.conflict(ctx, i); err != nil {
+		return err
+	}
+	plan, err := inject.ParsePlan(target.template.Annotations[inject.Annotation])
+	if err != nil {
+		return refuse(detour.ReasonUnsupported, "%s/%s: %s: remove it and try again", strings.ToLower(target.kind), target.object.GetName(), err)
+	}
+	if i.Spec.Suspend {
+		return r.suspend(ctx, i, target)
+	}
+	if !plan.Covers(target.port) {
+		if err := r.annotate(ctx, target, plan.With(target.port, target.template)); err != nil {
+			return err
+		}
+		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonRollingOut, "rolling out "+target.name()+" with the traffic-agent")
+		return nil
+	}
+	pods, err := r.pods(ctx, target)
+	if err != nil {
+		return err
+	}
+	if !session.Status.Connected {
+		r.agents.set(string(i.UID), nil)
+		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, "the laptop is silent: the cluster's pods answer until it is back")
+		return nil
+	}
+	with, without := map[string]bool{}, 0
+	for _, p := range pods {
+		if inject.HasAgent(&p, target.port.Port) {
+			with[string(p.UID)] = true
+		} else {
+			without++
+		}
+	}
+	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
+	if done, waiting := target.rolledOut(); !done || without > 0 {
+		// Not in force before every pod can do it: until then all answers come from the cluster.
+		message := fmt.Sprintf("rolling out %s with the traffic-agent (%d pods with it, %d still without)", target.name(), len(with), without)
+		if trouble := troubleOf(pods); trouble != "" {
+			message += ": " + trouble
+		} else if done && without > 0 {
+			message += ": waiting for the old pods to end"
+		} else if waiting != "" {
+			message += ": " + waiting
+		}
+		if i.Status.Phase != detour.PhaseActive {
+			set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonRollingOut, message)
+			return nil
+		}
+	}
+	if len(session.Status.Addresses) == 0 {
+		return nil
+	}
+	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0]})
+	confirmed, ready := 0, 0
+	for _, p := range pods {
+		if !podReady(&p) {
+			continue
+		}
+		ready++
+		if with[string(p.UID)] && r.agents.confirmed(string(p.UID)) {
+			confirmed++
+		}
+	}
+	i.Status.Agents = fmt.Sprintf("%d/%d", confirmed, ready)
+	if confirmed < ready && i.Status.Phase != detour.PhaseActive {
+		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.name(), confirmed, ready))
+		return nil
+	}
+	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s sends its traffic to %s", target.name(), i.Status.Laptop))
+	return nil
+}
+
+// suspend gives the traffic back and waits until the agents have confirmed it.
+func (r *interceptReconciler) suspend(ctx context.Context, i *detour.Intercept, target *workload) error {
+	r.agents.set(string(i.UID), nil)
+	pods, err := r.pods(ctx, target)
+	if err != nil {
+		return err
+	}
+	for _, p := range pods {
+		if podReady(&p) && inject.HasAgent(&p, target.port.Port) && !r.agents.confirmed(string(p.UID)) {
+			set(i, detour.PhaseSuspending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, "giving the traffic back to the cluster")
+			return nil
+		}
+	}
+	set(i, detour.PhaseSuspended, metav1.ConditionFalse, detour.ReasonSuspended, "the cluster's pods answer")
+	return nil
+}
+
+// conflict lets the oldest intercept of a port win.
+func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept) error {
+	var list detour.InterceptList
+	if err := r.List(ctx, &list, client.InNamespace(i.Namespace)); err != nil {
+		return err
+	}
+	for _, other := range list.Items {
+		if other.UID == i.UID || other.Spec.Suspend || other.Status.Phase == detour.PhaseRefused || other.Status.Workload == nil || !other.DeletionTimestamp.IsZero() {
+			continue
+		}
+		if *other.Status.Workload != *i.Status.Workload || other.Status.ContainerPort != i.Status.ContainerPort || !older(&other, i) {
+			continue
+		}
+		return refuse(detour.ReasonPortTaken, "port %d of %s/%s is intercepted by %s since %s (intercept %s): ask them to leave it, or wait", i.Status.ContainerPort,
+			strings.ToLower(i.Status.Workload.Kind), i.Status.Workload.Name, other.Status.Laptop, other.CreationTimestamp.UTC().Format("15:04:05 MST"), other.Name)
+	}
+	return nil
+}
+
+func older(a, b *detour.Intercept) bool {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return a.UID < b.UID
+}
+
+// annotate writes the plan into the pod template: an ordinary rollout follows.
+func (r *interceptReconciler) annotate(ctx context.Context, w *workload, plan inject.Plan) error {
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{"metadata": map[string]any{"annotations": map[string]any{inject.Annotation: plan.String()}}}}})
+	if err != nil {
+		return fmt.Errorf("encode the patch: %w", err)
+	}
+	if err := r.Patch(ctx, w.object, client.RawPatch(types.MergePatchType, patch)); err != nil {
+		return fmt.Errorf("annotate %s: %w", w.name(), err)
+	}
+	return nil
+}

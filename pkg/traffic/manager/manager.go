@@ -1,0 +1,201 @@
+// Package manager is the traffic-manager: it reconciles Sessions and Intercepts, ends the laptops' tunnels, tells the agents what
+// is in force, and relays intercepted connections to the laptops. All it knows it rebuilds from the Kubernetes API.
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/go-logr/logr"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	ctrlmanager "sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/vif"
+)
+
+// Ports of the traffic-manager's pod.
+const (
+	HTTPPort    = 8080
+	TunnelPort  = 8081
+	AgentPort   = 8082
+	RelayPort   = 8083
+	WebhookPort = 9443
+)
+
+// Options are the traffic-manager's settings.
+type Options struct {
+	PodName, PodNamespace, PodIP string
+	AgentImage                   string
+	AgentPullPolicy              string
+	SessionCIDR, SessionCIDR6    string
+	ClusterDomain                string
+	StaleAfter                   time.Duration // a laptop that is silent for longer is gone
+	SessionTTL                   time.Duration // and after this its session is deleted
+	Log                          *slog.Logger
+}
+
+// ServiceName is the name of the Service, the Deployment and the Lease.
+const ServiceName = "traffic-manager"
+
+func (o Options) serverName() string { return ServiceName + "." + o.PodNamespace + ".svc" }
+
+// Run runs the traffic-manager until ctx ends.
+func Run(ctx context.Context, o Options) error {
+	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
+	pool, err := parsePool(o.SessionCIDR, o.SessionCIDR6)
+	if err != nil {
+		return err
+	}
+	rest, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("find the API server: %w", err)
+	}
+	rest.QPS, rest.Burst = 50, 100
+	scheme := runtime.NewScheme()
+	utilruntime.Must(clientgoscheme.AddToScheme(scheme))
+	utilruntime.Must(detour.AddToScheme(scheme))
+
+	direct, err := client.New(rest, client.Options{Scheme: scheme})
+	if err != nil {
+		return fmt.Errorf("make the API client: %w", err)
+	}
+	keys, err := loadKeys(ctx, direct, o)
+	if err != nil {
+		return err
+	}
+	certs, err := newCertificates(keys, o)
+	if err != nil {
+		return err
+	}
+	stripped := func(in any) (any, error) {
+		if m, ok := in.(client.Object); ok {
+			m.SetManagedFields(nil)
+		}
+		return in, nil
+	}
+	mgr, err := ctrl.NewManager(rest, ctrl.Options{
+		Scheme:                        scheme,
+		LeaderElection:                true,
+		LeaderElectionID:              ServiceName,
+		LeaderElectionNamespace:       o.PodNamespace,
+		LeaderElectionReleaseOnCancel: true,
+		// A killed manager's lease must not keep the new one waiting for long.
+		LeaseDuration: ptr(6 * time.Second), RenewDeadline: ptr(4 * time.Second), RetryPeriod: ptr(time.Second),
+		HealthProbeBindAddress:  net.JoinHostPort("", fmt.Sprint(HTTPPort+100)),
+		Metrics:                 metricsserver.Options{BindAddress: net.JoinHostPort("", fmt.Sprint(HTTPPort))},
+		WebhookServer:           webhook.NewServer(webhook.Options{Port: WebhookPort, TLSOpts: []func(*tlsConfig){certs.configure}}),
+		Cache:                   cache.Options{DefaultTransform: stripped},
+		Client:                  client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}}},
+		GracefulShutdownTimeout: ptr(3 * time.Second),
+	})
+	if err != nil {
+		return fmt.Errorf("make the controller manager: %w", err)
+	}
+	hub, err := vif.NewHub(vif.HubConfig{PrivateKey: keys.wireguard, Addresses: pool.own(), Log: o.Log, Allow: mayReach})
+	if err != nil {
+		return err
+	}
+	defer hub.Close()
+
+	agents := newAgents(mgr.GetAPIReader(), direct, o)
+	sessions := &sessionReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), hub: hub, pool: pool, keys: keys, options: o, changed: make(chan sessionEvent, 64)}
+	intercepts := &interceptReconciler{Client: mgr.GetClient(), agents: agents, options: o}
+	if err := sessions.setup(mgr); err != nil {
+		return err
+	}
+	if err := intercepts.setup(mgr); err != nil {
+		return err
+	}
+	injector := &injector{options: o, ca: keys.caPEM, log: o.Log}
+	injector.setup(mgr)
+	for _, task := range []ctrlmanager.Runnable{
+		everyReplica(func(ctx context.Context) error { return serveTunnel(ctx, hub, o) }),
+		everyReplica(func(ctx context.Context) error { return agents.serve(ctx, certs) }),
+		everyReplica(func(ctx context.Context) error { return serveRelay(ctx, hub, agents, certs, o) }),
+		everyReplica(sessions.watchPeers),
+		everyReplica(func(ctx context.Context) error { return injector.keepBundle(ctx, direct) }),
+	} {
+		if err := mgr.Add(task); err != nil {
+			return fmt.Errorf("add a task: %w", err)
+		}
+	}
+	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("webhook", mgr.GetWebhookServer().StartedChecker())); err != nil {
+		return fmt.Errorf("add the probes: %w", err)
+	}
+	if err := mgr.Start(ctx); err != nil {
+		return fmt.Errorf("run: %w", err)
+	}
+	return nil
+}
+
+// everyReplica is a task that does not wait for leadership.
+type everyReplica func(context.Context) error
+
+func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }
+
+// NeedLeaderElection implements LeaderElectionRunnable.
+func (everyReplica) NeedLeaderElection() bool { return false }
+
+func ptr[T any](v T) *T { return &v }
+
+// mayReach keeps laptops away from the manager's own loopback and from link-local services such as a cloud's metadata.
+func mayReach(a netip.Addr) bool {
+	return a.IsValid() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast() && !a.IsUnspecified()
+}
+
+// serveTunnel answers the upgrade and hands the connection to the hub.
+func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
+	server := &http.Server{Addr: net.JoinHostPort("", fmt.Sprint(TunnelPort)), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /tunnel", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != UpgradeProtocol {
+			http.Error(w, "this is detour's tunnel: it wants an upgrade to "+UpgradeProtocol, http.StatusUpgradeRequired)
+			return
+		}
+		conn, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			o.Log.Warn("taking over the connection failed", "err", err)
+			return
+		}
+		_ = conn.SetDeadline(time.Time{})
+		if _, err := conn.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + UpgradeProtocol + "\r\n\r\n")); err != nil {
+			_ = conn.Close()
+			return
+		}
+		if err := hub.ServeStream(ctx, &bufferedConn{Conn: conn, buffered: buffered.Reader}); err != nil {
+			o.Log.Debug("a tunnel ended", "err", err)
+		}
+	})
+	server.Handler = mux
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the tunnel: %w", err)
+	}
+	return nil
+}
+
+// UpgradeProtocol names the tunnel in the HTTP upgrade.
+const UpgradeProtocol = "detour-wireguard"
+
+// workloadKinds are what can carry an agent.
+func workloadKinds() []client.ObjectList {
+	return []client.ObjectList{&appsv1.DeploymentList{}, &appsv1.StatefulSetList{}, &appsv1.DaemonSetList{}}
+}

@@ -1,0 +1,269 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/version"
+	"github.com/detour-dev/detour/pkg/vif"
+)
+
+const (
+	pollPeers    = 250 * time.Millisecond
+	lastSeenStep = 30 * time.Second
+)
+
+type sessionEvent = event.GenericEvent
+
+// sessionReconciler gives laptops their addresses and keeps the truth about them in the status.
+//
+// +kubebuilder:rbac:groups=detour.dev,resources=sessions;intercepts,verbs=get;list;watch;delete
+// +kubebuilder:rbac:groups=detour.dev,resources=sessions/status;intercepts/status,verbs=get;update;patch
+// +kubebuilder:rbac:groups="",resources=nodes;services;pods,verbs=get;list;watch
+// +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=get;list;watch
+type sessionReconciler struct {
+	client.Client
+	reader  client.Reader
+	hub     *vif.Hub
+	pool    *pool
+	keys    *keys
+	options Options
+	changed chan sessionEvent
+
+	mu        sync.Mutex
+	connected map[client.ObjectKey]bool
+	allocate  sync.Mutex
+}
+
+func (r *sessionReconciler) setup(mgr ctrl.Manager) error {
+	r.connected = map[client.ObjectKey]bool{}
+	err := ctrl.NewControllerManagedBy(mgr).Named("session").For(&detour.Session{}).
+		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).Complete(r)
+	if err != nil {
+		return fmt.Errorf("set up the session controller: %w", err)
+	}
+	return nil
+}
+
+// Reconcile brings a session's status up to date.
+func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var s detour.Session
+	if err := r.Get(ctx, req.NamespacedName, &s); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if !s.DeletionTimestamp.IsZero() {
+		return ctrl.Result{}, nil
+	}
+	before := s.Status.DeepCopy()
+	key, err := vif.ParseKey(s.Spec.PublicKey)
+	if err != nil {
+		r.condition(&s, metav1.ConditionFalse, "BadKey", "the session's public key is not a WireGuard key: connect again")
+		return ctrl.Result{}, r.update(ctx, &s, before)
+	}
+	seen := r.hub.LastReceived(key)
+	last := s.CreationTimestamp.Time
+	if s.Status.LastSeen != nil {
+		last = s.Status.LastSeen.Time
+	}
+	if seen.After(last) {
+		last = seen
+	}
+	if idle := time.Since(last); idle > r.options.SessionTTL {
+		r.options.Log.Info("deleting a session whose laptop is gone", "session", req.NamespacedName, "silent", idle.Round(time.Second))
+		return ctrl.Result{}, client.IgnoreNotFound(r.Delete(ctx, &s))
+	}
+	if err := r.assign(ctx, &s); err != nil {
+		return ctrl.Result{}, err
+	}
+	if len(s.Status.Addresses) == 0 {
+		r.condition(&s, metav1.ConditionFalse, detour.ReasonNoAddressLeft, "no laptop address is left: widen sessionCIDR in the chart, or delete sessions that are no longer used")
+		return ctrl.Result{RequeueAfter: 10 * time.Second}, r.update(ctx, &s, before)
+	}
+	if s.Status.Subnets, err = r.subnets(ctx); err != nil {
+		return ctrl.Result{}, err
+	}
+	if s.Status.DNS, err = r.dns(ctx); err != nil {
+		return ctrl.Result{}, err
+	}
+	s.Status.ManagerPublicKey = r.keys.wireguard.PublicKey().String()
+	s.Status.ManagerVersion = version.Version
+	s.Status.Connected = r.hub.Connected(key, r.options.StaleAfter)
+	switch {
+	case !compatible(s.Spec.ClientVersion, version.Version):
+		r.condition(&s, metav1.ConditionFalse, detour.ReasonVersionMismatch, fmt.Sprintf("detour %s on the laptop cannot work with the traffic-manager %s: install the same version, or run detour install again", s.Spec.ClientVersion, version.Version))
+	case s.Status.Connected:
+		s.Status.ManagerPod = r.options.PodName
+		if s.Status.LastSeen == nil || seen.Sub(s.Status.LastSeen.Time) > lastSeenStep || !before.Connected {
+			s.Status.LastSeen = &metav1.Time{Time: seen}
+		}
+		r.condition(&s, metav1.ConditionTrue, detour.ReasonConnected, "the laptop's tunnel is alive")
+	case seen.IsZero() && s.Status.LastSeen == nil:
+		r.condition(&s, metav1.ConditionFalse, detour.ReasonAddressAssigned, "waiting for the laptop's tunnel")
+	default:
+		r.condition(&s, metav1.ConditionFalse, detour.ReasonLaptopGone, "the laptop is silent: its traffic goes to the cluster's pods")
+	}
+	return ctrl.Result{RequeueAfter: lastSeenStep}, r.update(ctx, &s, before)
+}
+
+func (r *sessionReconciler) condition(s *detour.Session, status metav1.ConditionStatus, reason, message string) {
+	meta.SetStatusCondition(&s.Status.Conditions, metav1.Condition{Type: detour.ConditionReady, Status: status, Reason: reason, Message: message, ObservedGeneration: s.Generation})
+}
+
+func (r *sessionReconciler) update(ctx context.Context, s *detour.Session, before *detour.SessionStatus) error {
+	if equality.Semantic.DeepEqual(before, &s.Status) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.Status().Update(ctx, s))
+}
+
+// assign gives the session its addresses. It reads past the cache, so that two sessions never get the same one.
+func (r *sessionReconciler) assign(ctx context.Context, s *detour.Session) error {
+	if r.pool.contains(parseAddresses(s.Status.Addresses)) {
+		return nil
+	}
+	r.allocate.Lock()
+	defer r.allocate.Unlock()
+	var all detour.SessionList
+	if err := r.reader.List(ctx, &all); err != nil {
+		return fmt.Errorf("list the sessions: %w", err)
+	}
+	var taken []netip.Addr
+	for _, other := range all.Items {
+		if other.UID != s.UID {
+			taken = append(taken, parseAddresses(other.Status.Addresses)...)
+		}
+	}
+	s.Status.Addresses = nil
+	for _, a := range r.pool.next(taken) {
+		s.Status.Addresses = append(s.Status.Addresses, a.String())
+	}
+	before := detour.SessionStatus{}
+	return r.update(ctx, s, &before)
+}
+
+// subnets are the networks that a laptop routes to the VIF: services, pods, and the manager's own addresses.
+func (r *sessionReconciler) subnets(ctx context.Context) ([]string, error) {
+	set := map[string]bool{}
+	for _, a := range r.pool.own() {
+		set[netip.PrefixFrom(a, a.BitLen()).String()] = true
+	}
+	var cidrs networkingv1.ServiceCIDRList
+	if err := r.List(ctx, &cidrs); err != nil && !meta.IsNoMatchError(err) {
+		return nil, fmt.Errorf("list the service networks: %w", err)
+	}
+	for _, c := range cidrs.Items {
+		for _, s := range c.Spec.CIDRs {
+			set[s] = true
+		}
+	}
+	var nodes corev1.NodeList
+	if err := r.List(ctx, &nodes); err != nil {
+		return nil, fmt.Errorf("list the nodes: %w", err)
+	}
+	for _, n := range nodes.Items {
+		for _, s := range n.Spec.PodCIDRs {
+			set[s] = true
+		}
+	}
+	var all []string
+	for s := range set {
+		all = append(all, s)
+	}
+	slices.Sort(all)
+	return all, nil
+}
+
+func (r *sessionReconciler) dns(ctx context.Context) (detour.DNS, error) {
+	dns := detour.DNS{Domain: r.options.ClusterDomain}
+	var services corev1.ServiceList
+	if err := r.List(ctx, &services, client.InNamespace("kube-system"), client.MatchingLabels{"k8s-app": "kube-dns"}); err != nil {
+		return dns, fmt.Errorf("find the cluster's DNS: %w", err)
+	}
+	for _, s := range services.Items {
+		for _, ip := range s.Spec.ClusterIPs {
+			if ip != corev1.ClusterIPNone && ip != "" {
+				dns.Servers = append(dns.Servers, ip)
+			}
+		}
+	}
+	return dns, nil
+}
+
+// watchPeers keeps the hub's peers equal to the sessions and notices laptops that come and go.
+func (r *sessionReconciler) watchPeers(ctx context.Context) error {
+	tick := time.NewTicker(pollPeers)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		var all detour.SessionList
+		if err := r.List(ctx, &all); err != nil {
+			continue
+		}
+		var peers []vif.Peer
+		for i := range all.Items {
+			s := &all.Items[i]
+			key, err := vif.ParseKey(s.Spec.PublicKey)
+			if err != nil || len(s.Status.Addresses) == 0 || !s.DeletionTimestamp.IsZero() || !compatible(s.Spec.ClientVersion, version.Version) {
+				continue
+			}
+			peers = append(peers, vif.Peer{PublicKey: key, Addresses: parseAddresses(s.Status.Addresses)})
+			r.notice(ctx, s, key)
+		}
+		if err := r.hub.SetPeers(peers); err != nil {
+			r.options.Log.Warn("setting the tunnel's peers failed", "err", err)
+		}
+	}
+}
+
+func (r *sessionReconciler) notice(ctx context.Context, s *detour.Session, key vif.Key) {
+	now := r.hub.Connected(key, r.options.StaleAfter)
+	name := client.ObjectKeyFromObject(s)
+	r.mu.Lock()
+	was, known := r.connected[name]
+	r.connected[name] = now
+	r.mu.Unlock()
+	if known && was == now && s.Status.Connected == now {
+		return
+	}
+	if was && !now {
+		r.hub.ResetPeer(key)
+	}
+	select {
+	case r.changed <- sessionEvent{Object: s}:
+	case <-ctx.Done():
+	default: // the next tick tries again
+	}
+}
+
+// compatible compares versions: below v1 the minor must agree, from v1 on the major.
+func compatible(a, b string) bool {
+	series := func(v string) string {
+		parts := strings.SplitN(strings.TrimPrefix(v, "v"), ".", 3)
+		if len(parts) > 1 && parts[0] == "0" {
+			return "0." + parts[1]
+		}
+		return parts[0]
+	}
+	return series(a) == series(b)
+}

@@ -1,0 +1,93 @@
+package manager
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"time"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/detour-dev/detour/pkg/traffic/inject"
+)
+
+// WebhookName is the MutatingWebhookConfiguration that the chart makes and the manager gives its authority.
+const WebhookName = "detour-traffic-agent"
+
+// injector answers the API server when a pod of an intercepted workload is made.
+//
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=detour-traffic-agent,verbs=get;update;patch
+type injector struct {
+	options Options
+	ca      []byte
+	log     *slog.Logger
+}
+
+func (i *injector) setup(mgr ctrl.Manager) {
+	mgr.GetWebhookServer().Register("/inject", &webhook.Admission{Handler: i})
+}
+
+// Handle implements admission.Handler. It never refuses a pod: one without an agent is better than none.
+func (i *injector) Handle(_ context.Context, req admission.Request) admission.Response {
+	var pod corev1.Pod
+	if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
+		return admission.Errored(http.StatusBadRequest, err)
+	}
+	plan, err := inject.ParsePlan(pod.Annotations[inject.Annotation])
+	if err == nil {
+		err = inject.Mutate(&pod, plan, inject.Options{
+			Image: i.options.AgentImage, PullPolicy: corev1.PullPolicy(i.options.AgentPullPolicy),
+			Manager: i.options.serverName() + ":8082", Server: i.options.serverName(), CA: i.ca,
+		})
+	}
+	if err != nil {
+		i.log.Warn("a pod is made without the agent", "namespace", req.Namespace, "pod", pod.GenerateName, "err", err)
+		return admission.Allowed("")
+	}
+	mutated, err := json.Marshal(&pod)
+	if err != nil {
+		return admission.Errored(http.StatusInternalServerError, err)
+	}
+	return admission.PatchResponseFromRaw(req.Object.Raw, mutated)
+}
+
+// keepBundle keeps the manager's authority in the webhook's configuration.
+func (i *injector) keepBundle(ctx context.Context, c client.Client) error {
+	tick := time.NewTicker(15 * time.Second)
+	defer tick.Stop()
+	for {
+		if err := i.setBundle(ctx, c); err != nil {
+			i.log.Warn("giving the webhook its authority failed", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (i *injector) setBundle(ctx context.Context, c client.Client) error {
+	var config admissionregistrationv1.MutatingWebhookConfiguration
+	if err := c.Get(ctx, client.ObjectKey{Name: WebhookName}, &config); err != nil {
+		return err
+	}
+	changed := false
+	for n := range config.Webhooks {
+		if !bytes.Equal(config.Webhooks[n].ClientConfig.CABundle, i.ca) {
+			config.Webhooks[n].ClientConfig.CABundle = i.ca
+			changed = true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return c.Update(ctx, &config)
+}

@@ -1,0 +1,218 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/traffic/inject"
+)
+
+// workload is what stands behind a service, whatever its kind.
+type workload struct {
+	kind     string
+	object   client.Object
+	template *corev1.PodTemplateSpec
+	selector labels.Selector
+	port     inject.Port
+}
+
+func (w *workload) name() string { return strings.ToLower(w.kind) + "/" + w.object.GetName() }
+
+// resolve finds service, port and workload of an intercept.
+func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) (*workload, error) {
+	var svc corev1.Service
+	if err := r.Get(ctx, client.ObjectKey{Namespace: i.Namespace, Name: i.Spec.Service}, &svc); err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil, refuse(detour.ReasonServiceNotFound, "service %s does not exist in namespace %s", i.Spec.Service, i.Namespace)
+		}
+		return nil, err
+	}
+	port, err := servicePort(&svc, i.Spec.Port)
+	if err != nil {
+		return nil, err
+	}
+	if len(svc.Spec.Selector) == 0 || svc.Spec.Type == corev1.ServiceTypeExternalName {
+		_, err := inject.PlanPort(&svc, port, &corev1.PodTemplateSpec{})
+		return nil, refuse(detour.ReasonUnsupported, "%s", err)
+	}
+	var found []*workload
+	for _, list := range workloadKinds() {
+		if err := r.List(ctx, list, client.InNamespace(i.Namespace)); err != nil {
+			return nil, err
+		}
+		for _, w := range workloadsIn(list) {
+			if labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(w.template.Labels)) {
+				found = append(found, w)
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, refuse(detour.ReasonNoWorkload, "no Deployment, StatefulSet or DaemonSet stands behind service %s", svc.Name)
+	case 1:
+	default:
+		var names []string
+		for _, w := range found {
+			names = append(names, w.name())
+		}
+		return nil, refuse(detour.ReasonManyWorkloads, "service %s has several workloads (%s): intercept a service that selects one of them", svc.Name, strings.Join(names, ", "))
+	}
+	w := found[0]
+	if w.port, err = inject.PlanPort(&svc, port, w.template); err != nil {
+		return nil, refuse(detour.ReasonUnsupported, "%s", err)
+	}
+	if reason := w.cannotRoll(); reason != "" {
+		return nil, refuse(detour.ReasonUnsupported, "%s %s", w.name(), reason)
+	}
+	return w, nil
+}
+
+// servicePort picks a port by name or number; a service with one port needs neither.
+func servicePort(svc *corev1.Service, wanted *intstr.IntOrString) (corev1.ServicePort, error) {
+	var have []string
+	for _, p := range svc.Spec.Ports {
+		if wanted != nil && (wanted.Type == intstr.String && p.Name == wanted.StrVal || wanted.Type == intstr.Int && p.Port == wanted.IntVal) {
+			return p, nil
+		}
+		text := fmt.Sprint(p.Port)
+		if p.Name != "" {
+			text = fmt.Sprintf("%d (%s)", p.Port, p.Name)
+		}
+		have = append(have, text)
+	}
+	if wanted == nil && len(svc.Spec.Ports) == 1 {
+		return svc.Spec.Ports[0], nil
+	}
+	if wanted == nil {
+		return corev1.ServicePort{}, refuse(detour.ReasonPortAmbiguous, "service %s has several ports, %s: say which, as in --port 8080:%d", svc.Name, strings.Join(have, ", "), svc.Spec.Ports[0].Port)
+	}
+	return corev1.ServicePort{}, refuse(detour.ReasonPortNotFound, "service %s has no port %s: it has %s", svc.Name, wanted.String(), strings.Join(have, ", "))
+}
+
+func workloadsIn(list client.ObjectList) []*workload {
+	var all []*workload
+	add := func(kind string, o client.Object, t *corev1.PodTemplateSpec, s map[string]string) {
+		all = append(all, &workload{kind: kind, object: o, template: t, selector: labels.SelectorFromSet(s)})
+	}
+	switch l := list.(type) {
+	case *appsv1.DeploymentList:
+		for i := range l.Items {
+			add("Deployment", &l.Items[i], &l.Items[i].Spec.Template, l.Items[i].Spec.Template.Labels)
+		}
+	case *appsv1.StatefulSetList:
+		for i := range l.Items {
+			add("StatefulSet", &l.Items[i], &l.Items[i].Spec.Template, l.Items[i].Spec.Template.Labels)
+		}
+	case *appsv1.DaemonSetList:
+		for i := range l.Items {
+			add("DaemonSet", &l.Items[i], &l.Items[i].Spec.Template, l.Items[i].Spec.Template.Labels)
+		}
+	}
+	return all
+}
+
+// cannotRoll says why new pods cannot be had by a rollout, or nothing.
+func (w *workload) cannotRoll() string {
+	switch o := w.object.(type) {
+	case *appsv1.Deployment:
+		if o.Spec.Paused {
+			return "is paused: resume it, so that pods with the traffic-agent can be rolled out"
+		}
+	case *appsv1.StatefulSet:
+		if o.Spec.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType {
+			return "has the update strategy OnDelete: detour does not delete pods, so it cannot get its agent in"
+		}
+	case *appsv1.DaemonSet:
+		if o.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType {
+			return "has the update strategy OnDelete: detour does not delete pods, so it cannot get its agent in"
+		}
+	}
+	return ""
+}
+
+// rolledOut says whether every wanted pod is of the newest template and available.
+func (w *workload) rolledOut() (done bool, waiting string) {
+	var generation, observed int64
+	var want, updated, total, available int32
+	switch o := w.object.(type) {
+	case *appsv1.Deployment:
+		want = 1
+		if o.Spec.Replicas != nil {
+			want = *o.Spec.Replicas
+		}
+		generation, observed = o.Generation, o.Status.ObservedGeneration
+		updated, total, available = o.Status.UpdatedReplicas, o.Status.Replicas, o.Status.AvailableReplicas
+		for _, c := range o.Status.Conditions {
+			if (c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue) || (c.Type == appsv1.DeploymentProgressing && c.Status == corev1.ConditionFalse) {
+				waiting = c.Message
+			}
+		}
+	case *appsv1.StatefulSet:
+		want = 1
+		if o.Spec.Replicas != nil {
+			want = *o.Spec.Replicas
+		}
+		generation, observed = o.Generation, o.Status.ObservedGeneration
+		updated, total, available = o.Status.UpdatedReplicas, o.Status.Replicas, o.Status.AvailableReplicas
+		if o.Status.UpdateRevision == o.Status.CurrentRevision {
+			updated = total
+		}
+	case *appsv1.DaemonSet:
+		generation, observed = o.Generation, o.Status.ObservedGeneration
+		want, updated, total, available = o.Status.DesiredNumberScheduled, o.Status.UpdatedNumberScheduled, o.Status.CurrentNumberScheduled, o.Status.NumberAvailable
+	}
+	if observed < generation {
+		return false, waiting
+	}
+	return updated >= want && total <= want && available >= want, waiting
+}
+
+// pods are the workload's pods that still run, those that are ending included.
+func (r *interceptReconciler) pods(ctx context.Context, w *workload) ([]corev1.Pod, error) {
+	var list corev1.PodList
+	if err := r.List(ctx, &list, client.InNamespace(w.object.GetNamespace()), client.MatchingLabelsSelector{Selector: w.selector}); err != nil {
+		return nil, err
+	}
+	var running []corev1.Pod
+	for _, p := range list.Items {
+		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+			running = append(running, p)
+		}
+	}
+	return running, nil
+}
+
+func podReady(p *corev1.Pod) bool {
+	if p.DeletionTimestamp != nil {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// troubleOf names the first pod that cannot start, and why.
+func troubleOf(pods []corev1.Pod) string {
+	for _, p := range pods {
+		for _, statuses := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+			for _, c := range statuses {
+				if w := c.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating" {
+					return fmt.Sprintf("container %s of pod %s waits: %s %s", c.Name, p.Name, w.Reason, w.Message)
+				}
+			}
+		}
+	}
+	return ""
+}
