@@ -1,0 +1,84 @@
+package explain_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/detour-dev/detour/pkg/client/explain"
+)
+
+func TestSentences(t *testing.T) {
+	shop := explain.Context{Doing: "list the services", Server: "https://k8s.example:6443", Namespace: "shop"}
+	sessions := schema.GroupResource{Group: "detour.dev", Resource: "sessions"}
+	noResource := &apierrors.StatusError{ErrStatus: metav1.Status{Code: http.StatusNotFound, Reason: metav1.StatusReasonNotFound, Message: "the server could not find the requested resource", Details: &metav1.StatusDetails{Group: "detour.dev", Kind: "sessions"}}}
+	for name, c := range map[string]struct {
+		err  error
+		what explain.Context
+		want string
+	}{
+		"expired token": {
+			apierrors.NewUnauthorized("Unauthorized"), shop,
+			"the cluster at https://k8s.example:6443 does not accept your credentials, they have expired or are wrong: log in again, and try `kubectl auth whoami`",
+		},
+		"no right in the namespace": {
+			apierrors.NewForbidden(sessions, "", errors.New(`User "eve" cannot create resource`)), shop,
+			"the API server refused: sessions.detour.dev is forbidden: User \"eve\" cannot create resource; you need the ClusterRole detour-user: ask an administrator for " +
+				"`kubectl create rolebinding detour-user --clusterrole=detour-user --user=YOU -n shop`",
+		},
+		"no right to the tunnel": {
+			apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "traffic-manager:tunnel", errors.New("no")), explain.Context{Role: explain.RoleConnect},
+			`the API server refused: services "traffic-manager:tunnel" is forbidden: no; you need the Role detour-connect there: ask an administrator to add you to connect.subjects of the chart`,
+		},
+		"no such namespace": {
+			apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, "shop"), shop,
+			`namespace "shop" does not exist in the cluster at https://k8s.example:6443: choose another with --namespace`,
+		},
+		"no such object": {
+			apierrors.NewNotFound(schema.GroupResource{Resource: "services"}, "catalog"), shop, `service "catalog" does not exist in namespace shop`,
+		},
+		"no custom resources": {
+			fmt.Errorf("create the session: %w", noResource), shop,
+			"the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to",
+		},
+		"no kubeconfig":    {clientcmd.ErrEmptyConfig, shop, "no cluster is configured: set KUBECONFIG or give --kubeconfig"},
+		"unknown context":  {errors.New(`context "prod" does not exist`), shop, "context \"prod\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is"},
+		"interrupted":      {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
+		"something else":   {errors.New("odd"), shop, "list the services: odd"},
+		"plugin is absent": {errors.New(`Get "https://k8s": getting credentials: exec: executable login not found`), shop, "the credential plugin of your kubeconfig failed: exec: executable login not found"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := explain.Error(c.err, c.what)
+			require.EqualError(t, got, c.want)
+			assert.ErrorIs(t, got, c.err, "the cause stays")
+			assert.Equal(t, got, explain.Error(got, explain.Context{}), "what has been explained is left alone")
+		})
+	}
+	require.NoError(t, explain.Error(nil, shop))
+}
+
+func TestNobodyAnswers(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	url := server.URL
+	server.Close()
+	_, err := http.Get(url) //nolint:bodyclose // it fails
+	require.EqualError(t, explain.Error(err, explain.Context{Server: url}),
+		"the cluster at "+url+" cannot be reached, nothing listens there: check the network, the VPN and the context of your kubeconfig")
+}
+
+func TestUntrustedCertificate(t *testing.T) {
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	_, err := http.Get(server.URL) //nolint:bodyclose // it fails
+	require.ErrorContains(t, explain.Error(err, explain.Context{}), "is not trusted by your kubeconfig")
+}
