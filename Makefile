@@ -70,7 +70,7 @@ lint: ## format, vet, linters, generated files and go.mod up to date
 generate: ## protobuf, deepcopy, CRDs, RBAC
 	cd rpc && $(BUF) generate
 	go tool controller-gen object paths=./pkg/apis/...
-	go tool controller-gen crd paths=./pkg/apis/... output:crd:dir=manifests/chart/crds
+	go tool controller-gen crd paths=./pkg/apis/... output:crd:dir=manifests/chart/definitions
 	go tool controller-gen rbac:roleName=traffic-manager paths=./pkg/traffic/manager/... output:rbac:dir=manifests/chart/rbac
 
 .PHONY: deps

@@ -52,8 +52,11 @@ func NotInstalled(err error, what Context) error {
 	return &explained{fmt.Sprintf("the traffic-manager is not installed in the cluster%s: run `detour install`, or ask an administrator to", at(what)), err}
 }
 
+// Error is err as a sentence; doing is what failed, as in "list the services". See Context.Error.
+func Error(err error, doing string) error { return Context{Doing: doing}.Error(err) }
+
 // Error is err as a sentence. It is nil for nil, and what has been explained is left as it is.
-func Error(err error, what Context) error {
+func (what Context) Error(err error) error {
 	var done *explained
 	if err == nil || errors.As(err, &done) {
 		return err

@@ -58,13 +58,13 @@ func TestSentences(t *testing.T) {
 		"plugin is absent": {errors.New(`Get "https://k8s": getting credentials: exec: executable login not found`), shop, "the credential plugin of your kubeconfig failed: exec: executable login not found"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := explain.Error(c.err, c.what)
+			got := c.what.Error(c.err)
 			require.EqualError(t, got, c.want)
 			assert.ErrorIs(t, got, c.err, "the cause stays")
-			assert.Equal(t, got, explain.Error(got, explain.Context{}), "what has been explained is left alone")
+			assert.Equal(t, got, explain.Error(got, "try again"), "what has been explained is left alone")
 		})
 	}
-	require.NoError(t, explain.Error(nil, shop))
+	require.NoError(t, shop.Error(nil))
 }
 
 func TestNobodyAnswers(t *testing.T) {
@@ -72,7 +72,7 @@ func TestNobodyAnswers(t *testing.T) {
 	url := server.URL
 	server.Close()
 	_, err := http.Get(url) //nolint:bodyclose // it fails
-	require.EqualError(t, explain.Error(err, explain.Context{Server: url}),
+	require.EqualError(t, explain.Context{Server: url}.Error(err),
 		"the cluster at "+url+" cannot be reached, nothing listens there: check the network, the VPN and the context of your kubeconfig")
 }
 
@@ -80,5 +80,5 @@ func TestUntrustedCertificate(t *testing.T) {
 	server := httptest.NewTLSServer(http.NotFoundHandler())
 	defer server.Close()
 	_, err := http.Get(server.URL) //nolint:bodyclose // it fails
-	require.ErrorContains(t, explain.Error(err, explain.Context{}), "is not trusted by your kubeconfig")
+	require.ErrorContains(t, explain.Error(err, "connect"), "is not trusted by your kubeconfig")
 }

@@ -37,8 +37,6 @@ type desired struct {
 
 // agents knows the connected agents, what they should do and what they have confirmed. It is in memory: agents that
 // lose their manager connect again, and the acknowledgements come anew.
-//
-// +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
 type agents struct {
 	agentv1.UnimplementedAgentServiceServer
 	reviewer client.Client

@@ -26,8 +26,6 @@ import (
 )
 
 // interceptReconciler gets agents into the workload's pods and says when traffic really flows.
-//
-// +kubebuilder:rbac:groups=apps,resources=deployments;statefulsets;daemonsets,verbs=get;list;watch;patch
 type interceptReconciler struct {
 	client.Client
 	agents  *agents

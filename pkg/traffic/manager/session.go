@@ -33,11 +33,6 @@ const (
 type sessionEvent = event.GenericEvent
 
 // sessionReconciler gives laptops their addresses and keeps the truth about them in the status.
-//
-// +kubebuilder:rbac:groups=detour.dev,resources=sessions;intercepts,verbs=get;list;watch;delete
-// +kubebuilder:rbac:groups=detour.dev,resources=sessions/status;intercepts/status,verbs=get;update;patch
-// +kubebuilder:rbac:groups="",resources=nodes;services;pods,verbs=get;list;watch
-// +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=get;list;watch
 type sessionReconciler struct {
 	client.Client
 	reader  client.Reader

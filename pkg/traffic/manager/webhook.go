@@ -22,8 +22,6 @@ import (
 const WebhookName = "detour-traffic-agent"
 
 // injector answers the API server when a pod of an intercepted workload is made.
-//
-// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=detour-traffic-agent,verbs=get;update;patch
 type injector struct {
 	options Options
 	ca      []byte

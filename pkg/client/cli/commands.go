@@ -1,0 +1,287 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/detour-dev/detour/pkg/client/install"
+	"github.com/detour-dev/detour/pkg/version"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+func (a *app) outputFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&a.output, "output", "o", "", "json or yaml")
+}
+
+func (a *app) managerFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&a.managerNamespace, "manager-namespace", install.Namespace, "namespace of the traffic-manager")
+}
+
+func (a *app) connectCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "connect", Short: "Put this laptop on the cluster's network", Args: cobra.NoArgs,
+		Example: "  detour connect\n  detour connect -n shop --context staging",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.checkOutput(); err != nil {
+				return err
+			}
+			client, done, err := a.start(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer done()
+			s, err := a.connect(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			return a.print(s, func(w io.Writer) { printStatus(w, s) })
+		},
+	}
+	a.outputFlag(cmd)
+	a.managerFlag(cmd)
+	return cmd
+}
+
+// connect asks the daemon to connect. When that fails a daemon without a session is of no use and goes.
+func (a *app) connect(ctx context.Context, client daemonv1.DaemonServiceClient) (_ *daemonv1.StatusResponse, err error) {
+	raw, err := a.flags.ToRawKubeConfigLoader().RawConfig()
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	namespace, _, err := a.flags.ToRawKubeConfigLoader().Namespace()
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	req := &daemonv1.ConnectRequest{Kubeconfig: *a.flags.KubeConfig, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), Environment: map[string]string{}}
+	if *a.flags.Context != "" {
+		req.Context = *a.flags.Context
+	}
+	for _, name := range []string{"KUBECONFIG", "HOME", "PATH", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"} {
+		if value, ok := os.LookupEnv(name); ok {
+			req.Environment[name] = value
+		}
+	}
+	defer func() {
+		if err != nil {
+			if s, serr := client.Status(context.WithoutCancel(ctx), &daemonv1.StatusRequest{}); serr == nil && !s.Connected {
+				_, _ = client.Quit(context.WithoutCancel(ctx), &daemonv1.QuitRequest{})
+			}
+		}
+	}()
+	stream, err := client.Connect(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if m.Progress != "" {
+			fmt.Fprintln(a.ErrOut, m.Progress)
+		}
+		if m.Status != nil {
+			return m.Status, nil
+		}
+	}
+}
+
+func (a *app) quitCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "quit", Short: "Leave all intercepts and put the laptop back as it was", Args: cobra.NoArgs, Example: "  detour quit",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, done, err := a.dial()
+			if err != nil {
+				return err
+			}
+			defer done()
+			if client == nil {
+				fmt.Fprintln(a.Out, "not connected")
+				return nil
+			}
+			r, err := client.Quit(cmd.Context(), &daemonv1.QuitRequest{})
+			if err != nil {
+				return err
+			}
+			for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+				if again, close, err := a.dial(); err == nil && again == nil {
+					break
+				} else if err == nil {
+					close()
+				}
+			}
+			if r.WasConnected {
+				fmt.Fprintln(a.Out, "disconnected; the laptop is as it was")
+			} else {
+				fmt.Fprintln(a.Out, "not connected")
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "status", Short: "Say what is connected and intercepted", Args: cobra.NoArgs, Example: "  detour status\n  detour status -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.checkOutput(); err != nil {
+				return err
+			}
+			client, done, err := a.dial()
+			if err != nil {
+				return err
+			}
+			defer done()
+			s := &daemonv1.StatusResponse{ClientVersion: version.Version}
+			if client != nil {
+				if s, err = client.Status(cmd.Context(), &daemonv1.StatusRequest{}); err != nil {
+					return err
+				}
+			}
+			return a.print(s, func(w io.Writer) { printStatus(w, s) })
+		},
+	}
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func (a *app) interceptCommand() *cobra.Command {
+	var port string
+	cmd := &cobra.Command{
+		Use: "intercept SERVICE --port LOCAL[:REMOTE]", Short: "Send a service's traffic to a port of this laptop", Args: cobra.ExactArgs(1),
+		Long:    "Sends the traffic of one port of a service to 127.0.0.1:LOCAL. REMOTE is the service's port, by number or name; it may be left out when the service has one.\nConnects first when nothing is connected. Returns when the traffic really flows.",
+		Example: "  detour intercept catalog --port 8080\n  detour intercept catalog --port 18080:http -n shop",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.checkOutput(); err != nil {
+				return err
+			}
+			local, remote, err := parsePort(port)
+			if err != nil {
+				return err
+			}
+			return a.intercept(cmd.Context(), &daemonv1.InterceptRequest{Service: args[0], LocalPort: local, Port: remote})
+		},
+	}
+	cmd.Flags().StringVarP(&port, "port", "p", "", "LOCAL[:REMOTE] (required)")
+	_ = cmd.MarkFlagRequired("port")
+	a.outputFlag(cmd)
+	a.managerFlag(cmd)
+	return cmd
+}
+
+func (a *app) intercept(ctx context.Context, req *daemonv1.InterceptRequest) error {
+	client, done, err := a.start(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s, err := client.Status(ctx, &daemonv1.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	if *a.flags.Namespace != "" && s.Connected && *a.flags.Namespace != s.Namespace {
+		return fmt.Errorf("connected to namespace %s, not to %s: run `detour quit` first", s.Namespace, *a.flags.Namespace)
+	}
+	if !s.Connected {
+		if _, err := a.connect(ctx, client); err != nil {
+			return err
+		}
+	}
+	stream, err := client.Intercept(ctx, req)
+	if err != nil {
+		return err
+	}
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if m.Warning != "" {
+			fmt.Fprintln(a.ErrOut, "warning:", m.Warning)
+		}
+		if m.Progress != "" {
+			fmt.Fprintln(a.ErrOut, m.Progress)
+		}
+		if i := m.Intercept; i != nil {
+			return a.print(i, func(w io.Writer) {
+				fmt.Fprintf(w, "intercepted: %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", "service "+i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
+			})
+		}
+	}
+}
+
+func parsePort(s string) (local uint32, remote string, err error) {
+	first, remote, colon := strings.Cut(s, ":")
+	n, err := strconv.ParseUint(first, 10, 16)
+	if err != nil || n == 0 || (colon && remote == "") {
+		return 0, "", fmt.Errorf("--port %q is not LOCAL[:REMOTE]: write for example --port 8080 or --port 8080:http", s)
+	}
+	return uint32(n), remote, nil
+}
+
+func (a *app) leaveCommand() *cobra.Command {
+	var port string
+	cmd := &cobra.Command{
+		Use: "leave SERVICE", Short: "Give a service's traffic back to the cluster", Args: cobra.ExactArgs(1), Example: "  detour leave catalog",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, done, err := a.dial()
+			if err != nil {
+				return err
+			}
+			defer done()
+			if client == nil {
+				return errors.New("not connected: there is no intercept to leave")
+			}
+			r, err := client.Leave(cmd.Context(), &daemonv1.LeaveRequest{Service: args[0], Port: port})
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) {
+				for _, i := range r.Left {
+					fmt.Fprintf(w, "left: service %s, the cluster's pods answer again\n", i.Service)
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&port, "port", "", "only the intercept of this service port")
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "version", Short: "Print the versions", Args: cobra.NoArgs, Example: "  detour version",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.checkOutput(); err != nil {
+				return err
+			}
+			v := map[string]string{"client": version.Version}
+			if client, done, err := a.dial(); err == nil && client != nil {
+				defer done()
+				if s, err := client.Status(cmd.Context(), &daemonv1.StatusRequest{}); err == nil {
+					v["daemon"] = s.ClientVersion
+					if s.ManagerVersion != "" {
+						v["traffic-manager"] = s.ManagerVersion
+					}
+				}
+			}
+			return a.print(v, func(w io.Writer) {
+				for _, part := range []string{"client", "daemon", "traffic-manager"} {
+					if v[part] != "" {
+						fmt.Fprintf(w, "%-16s %s\n", part, v[part])
+					}
+				}
+			})
+		},
+	}
+	a.outputFlag(cmd)
+	return cmd
+}

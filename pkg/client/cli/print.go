@@ -1,0 +1,87 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"sigs.k8s.io/yaml"
+
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+func (a *app) checkOutput() error {
+	switch a.output {
+	case "", "json", "yaml":
+		return nil
+	}
+	return fmt.Errorf("-o %s is not known: use json or yaml", a.output)
+}
+
+// print writes a value as the -o flag asks, or for people.
+func (a *app) print(value any, people func(io.Writer)) error {
+	if a.output == "" {
+		people(a.Out)
+		return nil
+	}
+	var raw []byte
+	var err error
+	if m, ok := value.(proto.Message); ok {
+		if raw, err = (protojson.MarshalOptions{EmitUnpopulated: true}).Marshal(m); err == nil {
+			// protojson varies its blanks on purpose; a second pass makes the output stable.
+			var v any
+			if err = json.Unmarshal(raw, &v); err == nil {
+				raw, err = json.MarshalIndent(v, "", "  ")
+			}
+		}
+	} else {
+		raw, err = json.MarshalIndent(value, "", "  ")
+	}
+	if err != nil {
+		return fmt.Errorf("encode the output: %w", err)
+	}
+	if a.output == "yaml" {
+		if raw, err = yaml.JSONToYAML(raw); err != nil {
+			return fmt.Errorf("encode the output: %w", err)
+		}
+		_, err = a.Out.Write(raw)
+		return err
+	}
+	_, err = fmt.Fprintln(a.Out, string(raw))
+	return err
+}
+
+func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
+	if !s.Connected {
+		fmt.Fprintln(w, "not connected")
+		return
+	}
+	tunnel := "up, " + s.Transport
+	if s.RttSeconds > 0 {
+		tunnel += fmt.Sprintf(", round trip %s", time.Duration(s.RttSeconds*float64(time.Second)).Round(10*time.Microsecond))
+	}
+	if !s.TunnelUp {
+		tunnel = "DOWN: " + s.Problem
+	}
+	rows := [][2]string{
+		{"connected", fmt.Sprintf("context %s, namespace %s (%s)", s.Context, s.Namespace, s.Server)},
+		{"tunnel", tunnel},
+		{"interface", fmt.Sprintf("%s, %s", s.Interface, strings.Join(s.Addresses, ", "))},
+		{"networks", strings.Join(s.Subnets, ", ")},
+		{"DNS", fmt.Sprintf("%s (%s)", strings.Join(s.DnsServers, ", "), s.ClusterDomain)},
+		{"session", fmt.Sprintf("%s (%s@%s)", s.Session, s.User, s.Host)},
+	}
+	for _, r := range rows {
+		fmt.Fprintf(w, "%-11s %s\n", r[0], r[1])
+	}
+	if len(s.Intercepts) == 0 {
+		fmt.Fprintln(w, "intercepts  none")
+	}
+	for _, i := range s.Intercepts {
+		fmt.Fprintf(w, "intercept   service %s (%s) -> 127.0.0.1:%d, %s, agents %s\n", i.Service, i.Workload, i.LocalPort, i.Phase, i.Agents)
+	}
+}

@@ -1,0 +1,180 @@
+// Package cli is the detour command line: a thin client of the daemon, with kubectl's manners.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"os/user"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/klog/v2"
+
+	"github.com/detour-dev/detour/pkg/client/daemon"
+	"github.com/detour-dev/detour/pkg/client/install"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// app is what the commands share.
+type app struct {
+	genericiooptions.IOStreams
+	flags            *genericclioptions.ConfigFlags
+	paths            daemon.Paths
+	managerNamespace string
+	output           string
+}
+
+// Command is the root command.
+func Command(streams genericiooptions.IOStreams) *cobra.Command {
+	a := &app{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), paths: daemon.DefaultPaths()}
+	root := &cobra.Command{
+		Use: "detour", Short: "Run one service of a Kubernetes application on your laptop", SilenceUsage: true, SilenceErrors: true,
+		Long: "detour sends the traffic of one service in the cluster to a process on your laptop,\nand puts the laptop on the cluster's network meanwhile.",
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			// client-go's own log lines are not for people.
+			klog.SetSlogLogger(slog.New(slog.DiscardHandler))
+			if cmd.Name() != "daemon" {
+				a.putBack()
+			}
+		},
+	}
+	a.flags.AddFlags(root.PersistentFlags())
+	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.versionCommand(), a.daemonCommand(),
+		install.Command(streams, a.flags), install.UninstallCommand(streams, a.flags))
+	return root
+}
+
+// Main runs the command line and returns the exit code.
+func Main() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
+	if err := Command(streams).ExecuteContext(ctx); err != nil {
+		if s, ok := status.FromError(err); ok {
+			err = errors.New(s.Message())
+		}
+		fmt.Fprintln(os.Stderr, "detour:", err)
+		return 1
+	}
+	return 0
+}
+
+// putBack undoes what a daemon that was killed left on the laptop. The interface and its routes went with its process.
+func (a *app) putBack() {
+	if c, err := net.Dial("unix", a.paths.Socket()); err == nil {
+		_ = c.Close()
+		return
+	}
+	if err := a.paths.Resolver().Restore(); err != nil && !errors.Is(err, os.ErrPermission) {
+		fmt.Fprintln(a.ErrOut, "warning:", err)
+	}
+}
+
+// dial reaches a running daemon; nil without an error means that there is none.
+func (a *app) dial() (daemonv1.DaemonServiceClient, func(), error) {
+	c, err := net.Dial("unix", a.paths.Socket())
+	if err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return nil, nil, fmt.Errorf("the daemon belongs to another user: use sudo")
+		}
+		return nil, func() {}, nil
+	}
+	_ = c.Close()
+	conn, err := grpc.NewClient("unix:"+a.paths.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, fmt.Errorf("reach the daemon: %w", err)
+	}
+	return daemonv1.NewDaemonServiceClient(conn), func() { _ = conn.Close() }, nil
+}
+
+// start makes sure that a daemon runs, and reaches it.
+func (a *app) start(ctx context.Context) (daemonv1.DaemonServiceClient, func(), error) {
+	client, done, err := a.dial()
+	if client != nil || err != nil {
+		return client, done, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the detour binary: %w", err)
+	}
+	cmd := exec.Command(exe, "daemon")
+	if os.Geteuid() != 0 {
+		if _, err := exec.LookPath("sudo"); err != nil {
+			return nil, nil, errors.New("the network interface needs root: run detour as root, or install sudo")
+		}
+		fmt.Fprintln(a.ErrOut, "the daemon makes a network interface and needs root: starting it with sudo")
+		cmd = exec.Command("sudo", "--", exe, "daemon", "--detach")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.ErrOut
+		if err := cmd.Run(); err != nil {
+			return nil, nil, fmt.Errorf("start the daemon with sudo: %w", err)
+		}
+	} else if err := a.detach(cmd); err != nil {
+		return nil, nil, err
+	}
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline) && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+		if client, done, err = a.dial(); client != nil || err != nil {
+			return client, done, err
+		}
+	}
+	return nil, nil, fmt.Errorf("the daemon did not start: see %s", a.paths.Log())
+}
+
+// detach starts the daemon in the background, with its log in the state directory.
+func (a *app) detach(cmd *exec.Cmd) error {
+	if err := os.MkdirAll(a.paths.State, 0o755); err != nil {
+		return fmt.Errorf("make %s: %w", a.paths.State, err)
+	}
+	log, err := os.OpenFile(a.paths.Log(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the daemon's log: %w", err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Dir = "/"
+	background(cmd)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the daemon: %w", err)
+	}
+	return cmd.Process.Release()
+}
+
+func (a *app) daemonCommand() *cobra.Command {
+	var detach bool
+	cmd := &cobra.Command{
+		Use: "daemon", Short: "Run the daemon in the foreground", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if detach {
+				exe, err := os.Executable()
+				if err != nil {
+					return fmt.Errorf("find the detour binary: %w", err)
+				}
+				return a.detach(exec.Command(exe, "daemon"))
+			}
+			return daemon.Run(cmd.Context(), a.paths, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		},
+	}
+	cmd.Flags().BoolVar(&detach, "detach", false, "go to the background")
+	return cmd
+}
+
+func userName() string {
+	if name := os.Getenv("SUDO_USER"); name != "" {
+		return name
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "unknown"
+}

@@ -1,0 +1,152 @@
+package daemon
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/vif"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+const (
+	localTimeout = time.Second
+	// drainTimeout is how long a relayed connection may go on after its intercept has ended.
+	drainTimeout = 10 * time.Second
+)
+
+// relayServer takes the connections that the traffic-manager relays and joins them to local ports. It serves only the
+// intercepts of this laptop.
+type relayServer struct {
+	log       *slog.Logger
+	listeners []net.Listener
+	open      sync.WaitGroup
+
+	mu    sync.Mutex
+	ports map[string]uint16      // by intercept UID
+	conns map[net.Conn]string    // to the intercept's UID
+	timer map[string]*time.Timer // of ended intercepts
+}
+
+func newRelayServer(addresses []netip.Addr, log *slog.Logger) (*relayServer, error) {
+	r := &relayServer{log: log, ports: map[string]uint16{}, conns: map[net.Conn]string{}, timer: map[string]*time.Timer{}}
+	for i, a := range addresses {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(a, relay.LaptopPort).String())
+		if err != nil {
+			if i > 0 {
+				continue // IPv6 is off on this laptop
+			}
+			r.close()
+			return nil, err
+		}
+		r.listeners = append(r.listeners, l)
+		r.open.Go(func() { r.accept(l) })
+	}
+	return r, nil
+}
+
+func (r *relayServer) add(uid string, port uint16) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ports[uid] = port
+}
+
+// remove lets what is open finish within drainTimeout.
+func (r *relayServer) remove(uid string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.ports, uid)
+	for _, u := range r.conns {
+		if u == uid && r.timer[uid] == nil {
+			r.timer[uid] = time.AfterFunc(drainTimeout, func() { r.end(func(u string) bool { return u == uid }) })
+		}
+	}
+}
+
+func (r *relayServer) end(which func(uid string) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c, uid := range r.conns {
+		if which(uid) {
+			_ = c.Close()
+		}
+	}
+}
+
+func (r *relayServer) close() {
+	for _, l := range r.listeners {
+		_ = l.Close()
+	}
+	r.mu.Lock()
+	for _, t := range r.timer {
+		t.Stop()
+	}
+	r.mu.Unlock()
+	r.end(func(string) bool { return true })
+	r.open.Wait()
+}
+
+func (r *relayServer) accept(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				r.log.Warn("accepting a relayed connection failed", "err", err)
+			}
+			return
+		}
+		r.open.Go(func() {
+			defer c.Close()
+			r.serve(c)
+		})
+	}
+}
+
+func (r *relayServer) serve(c net.Conn) {
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	header, err := relay.ReadHeader(c)
+	if err != nil {
+		r.log.Debug("a relayed connection had no header", "err", err)
+		return
+	}
+	r.mu.Lock()
+	port, ok := r.ports[header.InterceptUid]
+	if ok {
+		r.conns[c] = header.InterceptUid
+	}
+	r.mu.Unlock()
+	if !ok {
+		_ = relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_UNKNOWN_INTERCEPT)
+		return
+	}
+	defer func() {
+		r.mu.Lock()
+		delete(r.conns, c)
+		r.mu.Unlock()
+	}()
+	local, err := dialLocal(port)
+	if err != nil {
+		_ = relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_REFUSED)
+		return
+	}
+	if err := relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_OK); err != nil {
+		_ = local.Close()
+		return
+	}
+	_ = c.SetDeadline(time.Time{})
+	vif.Splice(c, local)
+}
+
+func dialLocal(port uint16) (net.Conn, error) {
+	number := strconv.Itoa(int(port))
+	c, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", number), localTimeout)
+	if err != nil {
+		return net.DialTimeout("tcp", net.JoinHostPort("::1", number), localTimeout)
+	}
+	return c, nil
+}

@@ -1,0 +1,173 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/detour-dev/detour/pkg/version"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+const quitTimeout = 20 * time.Second
+
+// Server is the daemon.
+type Server struct {
+	daemonv1.UnimplementedDaemonServiceServer
+	paths Paths
+	log   *slog.Logger
+	quit  context.CancelFunc
+
+	// mu is held by whatever changes the session: one thing at a time.
+	mu      sync.Mutex
+	current sync.RWMutex
+	session *session
+}
+
+// Run serves until Quit or ctx ends, and puts the laptop back.
+func Run(ctx context.Context, p Paths, log *slog.Logger) error {
+	for _, d := range []string{p.Run, p.State} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return fmt.Errorf("make %s: %w", d, err)
+		}
+	}
+	if err := p.Resolver().Restore(); err != nil {
+		return err
+	}
+	if c, err := net.Dial("unix", p.Socket()); err == nil {
+		_ = c.Close()
+		return errors.New("a daemon runs already")
+	}
+	_ = os.Remove(p.Socket())
+	listener, err := net.Listen("unix", p.Socket())
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", p.Socket(), err)
+	}
+	if err := os.Chmod(p.Socket(), 0o600); err != nil {
+		return fmt.Errorf("protect the socket: %w", err)
+	}
+	// A daemon started with sudo serves the person who started it.
+	if uid, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil {
+		_ = os.Chown(p.Socket(), uid, -1)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := &Server{paths: p, log: log, quit: cancel}
+	server := grpc.NewServer()
+	daemonv1.RegisterDaemonServiceServer(server, s)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-ctx.Done()
+		ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+		defer done()
+		s.end(ending)
+		finish := time.AfterFunc(2*time.Second, server.Stop)
+		defer finish.Stop()
+		server.GracefulStop()
+	}()
+	err = server.Serve(listener)
+	cancel()
+	<-stopped
+	return err
+}
+
+func (s *Server) get() *session {
+	s.current.RLock()
+	defer s.current.RUnlock()
+	return s.session
+}
+
+func (s *Server) put(n *session) {
+	s.current.Lock()
+	defer s.current.Unlock()
+	s.session = n
+}
+
+// end leaves everything and puts the laptop back.
+func (s *Server) end(ctx context.Context) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	had := s.get()
+	if had == nil {
+		return false
+	}
+	had.close(ctx)
+	s.put(nil)
+	return true
+}
+
+// Version implements DaemonServiceServer.
+func (s *Server) Version(context.Context, *daemonv1.VersionRequest) (*daemonv1.VersionResponse, error) {
+	return &daemonv1.VersionResponse{Version: version.Version, Pid: int32(os.Getpid())}, nil
+}
+
+// Connect implements DaemonServiceServer.
+func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.get(); now != nil {
+		if now.context == req.Context && now.namespace == req.Namespace {
+			return stream.Send(&daemonv1.ConnectResponse{Status: now.status(stream.Context())})
+		}
+		return status.Errorf(codes.FailedPrecondition, "already connected to namespace %s of context %s: run `detour quit` first", now.namespace, now.context)
+	}
+	progress := func(text string) { _ = stream.Send(&daemonv1.ConnectResponse{Progress: text}) }
+	n, err := connect(stream.Context(), req, s.paths, s.log, progress)
+	if err != nil {
+		return status.Error(codes.Aborted, err.Error())
+	}
+	s.put(n)
+	return stream.Send(&daemonv1.ConnectResponse{Status: n.status(stream.Context())})
+}
+
+// Status implements DaemonServiceServer.
+func (s *Server) Status(ctx context.Context, _ *daemonv1.StatusRequest) (*daemonv1.StatusResponse, error) {
+	if now := s.get(); now != nil {
+		return now.status(ctx), nil
+	}
+	return &daemonv1.StatusResponse{ClientVersion: version.Version}, nil
+}
+
+// Intercept implements DaemonServiceServer.
+func (s *Server) Intercept(req *daemonv1.InterceptRequest, stream grpc.ServerStreamingServer[daemonv1.InterceptResponse]) error {
+	now := s.get()
+	if now == nil {
+		return status.Error(codes.FailedPrecondition, "not connected: run `detour connect` first")
+	}
+	i, err := now.intercept(stream.Context(), req, func(m *daemonv1.InterceptResponse) { _ = stream.Send(m) })
+	if err != nil {
+		return status.Error(codes.Aborted, err.Error())
+	}
+	return stream.Send(&daemonv1.InterceptResponse{Intercept: i})
+}
+
+// Leave implements DaemonServiceServer.
+func (s *Server) Leave(ctx context.Context, req *daemonv1.LeaveRequest) (*daemonv1.LeaveResponse, error) {
+	now := s.get()
+	if now == nil {
+		return nil, status.Error(codes.FailedPrecondition, "not connected: there is no intercept to leave")
+	}
+	left, err := now.leave(ctx, req)
+	if err != nil {
+		return nil, status.Error(codes.Aborted, err.Error())
+	}
+	return &daemonv1.LeaveResponse{Left: left}, nil
+}
+
+// Quit implements DaemonServiceServer.
+func (s *Server) Quit(ctx context.Context, _ *daemonv1.QuitRequest) (*daemonv1.QuitResponse, error) {
+	was := s.end(ctx)
+	s.quit()
+	return &daemonv1.QuitResponse{WasConnected: was}, nil
+}

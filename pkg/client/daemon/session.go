@@ -1,0 +1,354 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/tunnel"
+	"github.com/detour-dev/detour/pkg/dnsproxy"
+	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/version"
+	"github.com/detour-dev/detour/pkg/vif"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+const (
+	pollInterval   = 150 * time.Millisecond
+	managerTimeout = 20 * time.Second // until the manager has answered a new session
+	tunnelTimeout  = 20 * time.Second
+)
+
+// session is a live connection to one namespace of one cluster.
+type session struct {
+	paths           Paths
+	log             *slog.Logger
+	context, server string
+	namespace       string
+	kube            client.Client
+	object          detour.Session
+	since           time.Time
+	vif             *vif.Interface
+	dns             *dnsproxy.Proxy
+	hub             netip.Addr
+	subnets         []netip.Prefix
+	relays          *relayServer
+	cleanup         []func(context.Context) // run last to first
+	mu              sync.Mutex
+	intercepts      map[string]*localIntercept // by name
+}
+
+// connect makes the session, the VIF and the DNS; on failure nothing of it is left.
+func connect(ctx context.Context, req *daemonv1.ConnectRequest, paths Paths, log *slog.Logger, progress func(string)) (_ *session, err error) {
+	for k, v := range req.Environment {
+		if err := os.Setenv(k, v); err != nil {
+			return nil, fmt.Errorf("set %s: %w", k, err)
+		}
+	}
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	if req.Kubeconfig != "" {
+		rules.ExplicitPath = req.Kubeconfig
+	}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: req.Context}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := detour.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	s := &session{paths: paths, log: log, context: req.Context, server: config.Host, namespace: req.Namespace, since: time.Now(), intercepts: map[string]*localIntercept{}}
+	defer func() {
+		if err != nil {
+			ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+			defer done()
+			s.close(ending)
+		}
+	}()
+	// No discovery: a user may have no right to it, and the types are known.
+	mapper := meta.NewDefaultRESTMapper(nil)
+	for _, kind := range []string{"Session", "Intercept"} {
+		mapper.Add(detour.GroupVersion.WithKind(kind), meta.RESTScopeNamespace)
+	}
+	if s.kube, err = client.New(config, client.Options{Scheme: scheme, Mapper: mapper}); err != nil {
+		return nil, explain.Error(err, "connect to the cluster")
+	}
+	key, err := vif.NewPrivateKey()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.create(ctx, key, req, progress); err != nil {
+		return nil, err
+	}
+	if err := s.network(ctx, key, config, req.ManagerNamespace, progress); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// journal remembers the Session object, so that one that a crash left behind is deleted at the next connect.
+func (s *session) journal() string { return filepath.Join(s.paths.State, "session") }
+
+// create makes the Session and waits for the manager's answer.
+func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.ConnectRequest, progress func(string)) error {
+	if old, err := os.ReadFile(s.journal()); err == nil {
+		if server, name, ok := strings.Cut(string(old), " "); ok && server == s.server {
+			ns, n, _ := strings.Cut(name, "/")
+			_ = s.kube.Delete(ctx, &detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: n}})
+		}
+		_ = os.Remove(s.journal())
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "laptop"
+	}
+	s.object = detour.Session{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, GenerateName: objectName(req.User) + "-"},
+		Spec:       detour.SessionSpec{PublicKey: key.PublicKey().String(), ClientVersion: version.Version, User: req.User, Host: host},
+	}
+	progress("making a session in namespace " + s.namespace)
+	if err := s.kube.Create(ctx, &s.object); err != nil {
+		return explain.Error(err, "create a session in namespace "+s.namespace)
+	}
+	s.cleanup = append(s.cleanup, func(ctx context.Context) {
+		if err := client.IgnoreNotFound(s.kube.Delete(ctx, &s.object)); err != nil {
+			s.log.Warn("deleting the session failed", "err", err)
+			return
+		}
+		_ = os.Remove(s.journal())
+	})
+	if err := os.WriteFile(s.journal(), []byte(s.server+" "+s.namespace+"/"+s.object.Name), 0o600); err != nil {
+		return fmt.Errorf("note the session: %w", err)
+	}
+	deadline := time.Now().Add(managerTimeout)
+	for s.object.Status.ManagerPublicKey == "" || len(s.object.Status.Addresses) == 0 {
+		if c := meta.FindStatusCondition(s.object.Status.Conditions, detour.ConditionReady); c != nil && (c.Reason == detour.ReasonVersionMismatch || c.Reason == detour.ReasonNoAddressLeft) {
+			return errors.New(c.Message)
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the traffic-manager does not answer within %s: see whether its pod runs with `kubectl -n %s get pods`", managerTimeout, req.ManagerNamespace)
+		}
+		if err := sleep(ctx, pollInterval); err != nil {
+			return err
+		}
+		if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&s.object), &s.object); err != nil {
+			return explain.Error(err, "read the session")
+		}
+	}
+	if c := meta.FindStatusCondition(s.object.Status.Conditions, detour.ConditionReady); c != nil && c.Reason == detour.ReasonVersionMismatch {
+		return errors.New(c.Message)
+	}
+	return nil
+}
+
+// network brings up the VIF, the relay's listener and the DNS.
+func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config, managerNamespace string, progress func(string)) error {
+	status := s.object.Status
+	managerKey, err := vif.ParseKey(status.ManagerPublicKey)
+	if err != nil {
+		return fmt.Errorf("the traffic-manager's key: %w", err)
+	}
+	var addresses []netip.Addr
+	for _, text := range status.Addresses {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("the laptop's address: %w", err)
+		}
+		addresses = append(addresses, a)
+	}
+	for _, text := range status.Subnets {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return fmt.Errorf("the cluster's networks: %w", err)
+		}
+		if p.IsSingleIP() && p.Addr().Is4() {
+			s.hub = p.Addr()
+		}
+		s.subnets = append(s.subnets, p)
+	}
+	if err := checkServer(ctx, config.Host, s.subnets); err != nil {
+		return err
+	}
+	dialer, err := tunnel.New(config, managerNamespace)
+	if err != nil {
+		return err
+	}
+	progress("opening the tunnel through the API server")
+	s.vif, err = vif.Up(ctx, vif.Config{
+		PrivateKey: key, PeerKey: managerKey, Addresses: addresses, Routes: s.subnets, InboundPort: relay.LaptopPort, Dial: dialer.Open, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.cleanup = append(s.cleanup, func(context.Context) {
+		if err := s.vif.Close(); err != nil {
+			s.log.Warn("closing the VIF failed", "err", err)
+		}
+	})
+	waiting, cancel := context.WithTimeout(ctx, tunnelTimeout)
+	defer cancel()
+	if err := s.vif.Ready(waiting); err != nil {
+		if errors.Is(err, tunnel.ErrNotInstalled) {
+			return tunnel.ErrNotInstalled
+		}
+		return explain.Error(err, "open the tunnel")
+	}
+	if s.relays, err = newRelayServer(addresses, s.log); err != nil {
+		return err
+	}
+	s.cleanup = append(s.cleanup, func(context.Context) { s.relays.close() })
+	return s.resolver(addresses[0])
+}
+
+func (s *session) resolver(listen netip.Addr) error {
+	files := s.paths.Resolver()
+	upstream, _, err := files.Upstream()
+	if err != nil {
+		return err
+	}
+	var servers []string
+	for _, ip := range s.object.Status.DNS.Servers {
+		servers = append(servers, net.JoinHostPort(ip, "53"))
+	}
+	if len(servers) == 0 {
+		s.log.Warn("the cluster's DNS was not found: names of services do not resolve")
+		return nil
+	}
+	domain := s.object.Status.DNS.Domain
+	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Cluster: servers, Domain: domain, Namespace: s.namespace, Subnets: s.subnets, Upstream: upstream, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.cleanup = append(s.cleanup, func(context.Context) {
+		if err := s.dns.Close(); err != nil {
+			s.log.Debug("closing the DNS failed", "err", err)
+		}
+	})
+	if err := files.Set(listen, []string{s.namespace + ".svc." + domain, "svc." + domain, domain}); err != nil {
+		return err
+	}
+	s.cleanup = append(s.cleanup, func(context.Context) {
+		if err := files.Restore(); err != nil {
+			s.log.Warn("putting the resolver back failed", "err", err)
+		}
+	})
+	return nil
+}
+
+// checkServer refuses networks that would swallow the API server itself: the tunnel would run into itself.
+func checkServer(ctx context.Context, host string, subnets []netip.Prefix) error {
+	u, err := url.Parse(host)
+	if err != nil {
+		return fmt.Errorf("the API server's address: %w", err)
+	}
+	name := u.Hostname()
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	if err != nil {
+		return nil //nolint:nilerr // a proxy may resolve it; then it is not dialled from here
+	}
+	for _, a := range addresses {
+		for _, p := range subnets {
+			if p.Contains(a.Unmap()) {
+				return fmt.Errorf("the API server's address %s lies in the cluster's network %s: use an address from outside of the cluster in the kubeconfig", a.Unmap(), p)
+			}
+		}
+	}
+	return nil
+}
+
+// close undoes everything, last to first.
+func (s *session) close(ctx context.Context) {
+	s.mu.Lock()
+	names := make([]string, 0, len(s.intercepts))
+	for name := range s.intercepts {
+		names = append(names, name)
+	}
+	s.mu.Unlock()
+	for _, name := range names {
+		if _, err := s.leaveOne(ctx, name); err != nil {
+			s.log.Warn("leaving an intercept failed", "intercept", name, "err", err)
+		}
+	}
+	for _, f := range slices.Backward(s.cleanup) {
+		f(ctx)
+	}
+	s.cleanup = nil
+}
+
+func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
+	st := s.object.Status
+	r := &daemonv1.StatusResponse{
+		Connected: true, TunnelUp: s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
+		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(), Transport: "api-server-upgrade",
+		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version, ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(),
+	}
+	if r.TunnelUp && s.hub.IsValid() {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if rtt, err := vif.RTT(ctx, s.hub); err == nil {
+			r.RttSeconds = rtt.Seconds()
+		}
+	}
+	if !r.TunnelUp {
+		r.Problem = "the tunnel is down, a new one is being opened"
+		if err := s.vif.Problem(); err != nil {
+			r.Problem += ": " + err.Error()
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.intercepts {
+		var i detour.Intercept
+		if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&l.object), &i); err == nil {
+			l.object = i
+		}
+		r.Intercepts = append(r.Intercepts, describe(&l.object))
+	}
+	slices.SortFunc(r.Intercepts, func(a, b *daemonv1.Intercept) int { return strings.Compare(a.Name, b.Name) })
+	return r
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// objectName makes a name that Kubernetes takes (RFC 1123) of a person's.
+func objectName(s string) string {
+	var b strings.Builder
+	for _, c := range strings.ToLower(s) {
+		if c >= 'a' && c <= 'z' || c >= '0' && c <= '9' {
+			b.WriteRune(c)
+		} else if b.Len() > 0 {
+			b.WriteByte('-')
+		}
+	}
+	name := strings.Trim(b.String(), "-")
+	if name == "" {
+		return "laptop"
+	}
+	return name[:min(len(name), 40)]
+}

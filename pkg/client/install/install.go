@@ -1,0 +1,172 @@
+// Package install puts detour's in-cluster side into a cluster, and takes all of it away again. It is Helm underneath, so that
+// `helm ls` shows the release.
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/chart/loader/archive"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/storage/driver"
+	"helm.sh/helm/v4/pkg/strvals"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/detour-dev/detour/manifests"
+	"github.com/detour-dev/detour/pkg/client/explain"
+)
+
+const (
+	release = "traffic-manager"
+	// Namespace is where the traffic-manager lives unless told otherwise.
+	Namespace = "detour-system"
+	// createdLabel marks a namespace that install made, and uninstall may delete.
+	createdLabel = "detour.dev/created"
+)
+
+type options struct {
+	genericiooptions.IOStreams
+	flags     *genericclioptions.ConfigFlags
+	namespace string
+	image     string
+	pull      string
+	set       []string
+	timeout   time.Duration
+}
+
+// Command is `detour install`.
+func Command(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags) *cobra.Command {
+	o := &options{IOStreams: streams, flags: flags}
+	cmd := &cobra.Command{
+		Use: "install", Short: "Install or upgrade the traffic-manager in the cluster", Args: cobra.NoArgs,
+		Example: "  detour install\n  detour install --image registry.example.com/tools/detour-traffic:v0.1.0\n  detour install --set sessionTTL=1h",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return o.install(cmd.Context()) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.image, "image", "", "image of traffic-manager and traffic-agent, as repository:tag")
+	f.StringVar(&o.pull, "image-pull-policy", "", "Always, IfNotPresent or Never")
+	f.StringArrayVar(&o.set, "set", nil, "a value of the chart, as key=value (repeatable; docs/install.md lists them)")
+	f.StringVar(&o.namespace, "manager-namespace", Namespace, "namespace of the traffic-manager")
+	f.DurationVar(&o.timeout, "timeout", 3*time.Minute, "how long to wait for the traffic-manager")
+	return cmd
+}
+
+func loadChart() (*chart.Chart, error) {
+	var files []*archive.BufferedFile
+	err := fs.WalkDir(manifests.Chart, "chart", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		raw, err := manifests.Chart.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		files = append(files, &archive.BufferedFile{Name: strings.TrimPrefix(p, "chart/"), Data: raw})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the built-in chart: %w", err)
+	}
+	c, err := loader.LoadFiles(files)
+	if err != nil {
+		return nil, fmt.Errorf("load the built-in chart %s: %w", path.Base("chart"), err)
+	}
+	return c, nil
+}
+
+func (o *options) configuration() (*action.Configuration, error) {
+	config := action.NewConfiguration()
+	config.SetLogger(slog.DiscardHandler)
+	if err := config.Init(o.flags, o.namespace, "secret"); err != nil {
+		return nil, fmt.Errorf("prepare Helm: %w", err)
+	}
+	return config, nil
+}
+
+func (o *options) clientset() (*kubernetes.Clientset, error) {
+	rest, err := o.flags.ToRESTConfig()
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	return kubernetes.NewForConfig(rest)
+}
+
+func (o *options) install(ctx context.Context) error {
+	values := map[string]any{}
+	if o.image != "" {
+		values["image"] = o.image
+	}
+	if o.pull != "" {
+		values["imagePullPolicy"] = o.pull
+	}
+	for _, s := range o.set {
+		if err := strvals.ParseInto(s, values); err != nil {
+			return fmt.Errorf("--set %s: %w: write it as key=value", s, err)
+		}
+	}
+	c, err := loadChart()
+	if err != nil {
+		return err
+	}
+	clients, err := o.clientset()
+	if err != nil {
+		return err
+	}
+	// Named namespaces other than the flag's would be Helm's default; the release belongs to the manager's.
+	*o.flags.Namespace = o.namespace
+	made, err := o.ensureNamespace(ctx, clients)
+	if err != nil {
+		return explain.Error(err, "create the namespace "+o.namespace)
+	}
+	config, err := o.configuration()
+	if err != nil {
+		return err
+	}
+	if _, err := action.NewGet(config).Run(release); err == nil {
+		upgrade := action.NewUpgrade(config)
+		upgrade.Namespace, upgrade.WaitStrategy, upgrade.Timeout, upgrade.RollbackOnFailure = o.namespace, kube.StatusWatcherStrategy, o.timeout, true
+		upgrade.ReuseValues = true
+		if _, err := upgrade.RunWithContext(ctx, release, c, values); err != nil {
+			return explain.Error(err, "upgrade the traffic-manager")
+		}
+		fmt.Fprintf(o.Out, "the traffic-manager in namespace %s is upgraded\n", o.namespace)
+		return nil
+	} else if !errors.Is(err, driver.ErrReleaseNotFound) {
+		return explain.Error(err, "look for an installed traffic-manager")
+	}
+	install := action.NewInstall(config)
+	install.ReleaseName, install.Namespace, install.WaitStrategy, install.Timeout, install.RollbackOnFailure = release, o.namespace, kube.StatusWatcherStrategy, o.timeout, true
+	if _, err := install.RunWithContext(ctx, c, values); err != nil {
+		if made {
+			_ = clients.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), o.namespace, metav1.DeleteOptions{})
+		}
+		return explain.Error(err, "install the traffic-manager")
+	}
+	fmt.Fprintf(o.Out, "the traffic-manager is installed in namespace %s\nlet developers in with: kubectl -n NAMESPACE create rolebinding detour --clusterrole=detour-user --user=NAME\n", o.namespace)
+	return nil
+}
+
+func (o *options) ensureNamespace(ctx context.Context, c *kubernetes.Clientset) (made bool, err error) {
+	_, err = c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace, Labels: map[string]string{
+		createdLabel: "true", "pod-security.kubernetes.io/enforce": "restricted",
+	}}}, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -1,0 +1,226 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/storage/driver"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/traffic/inject"
+)
+
+// UninstallCommand is `detour uninstall`.
+func UninstallCommand(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags) *cobra.Command {
+	o := &options{IOStreams: streams, flags: flags}
+	cmd := &cobra.Command{
+		Use: "uninstall", Short: "Take everything of detour out of the cluster", Args: cobra.NoArgs,
+		Long:    "Ends all intercepts and sessions, rolls the workloads back to pods without the traffic-agent, and removes the traffic-manager, its webhook, roles and custom resources.",
+		Example: "  detour uninstall",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return o.uninstall(cmd.Context()) },
+	}
+	cmd.Flags().StringVar(&o.namespace, "manager-namespace", Namespace, "namespace of the traffic-manager")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long to wait for the workloads' rollouts")
+	return cmd
+}
+
+func (o *options) uninstall(ctx context.Context) error {
+	clients, err := o.clientset()
+	if err != nil {
+		return err
+	}
+	rest, err := o.flags.ToRESTConfig()
+	if err != nil {
+		return fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	s := scheme.Scheme
+	if err := detour.AddToScheme(s); err != nil {
+		return err
+	}
+	c, err := client.New(rest, client.Options{Scheme: s})
+	if err != nil {
+		return explain.Error(err, "reach the cluster")
+	}
+	if err := o.endSessions(ctx, c); err != nil {
+		return explain.Error(err, "end the sessions")
+	}
+	if err := o.removeAgents(ctx, clients); err != nil {
+		return err
+	}
+	*o.flags.Namespace = o.namespace
+	config, err := o.configuration()
+	if err != nil {
+		return err
+	}
+	remove := action.NewUninstall(config)
+	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, o.timeout, "foreground"
+	if _, err := remove.Run(release); errors.Is(err, driver.ErrReleaseNotFound) {
+		fmt.Fprintf(o.Out, "no traffic-manager is installed in namespace %s\n", o.namespace)
+	} else if err != nil {
+		return explain.Error(err, "remove the traffic-manager")
+	} else {
+		fmt.Fprintln(o.Out, "removed the traffic-manager, its webhook, roles and custom resources")
+	}
+	return o.removeNamespace(ctx, clients)
+}
+
+func (o *options) endSessions(ctx context.Context, c client.Client) error {
+	var sessions detour.SessionList
+	var intercepts detour.InterceptList
+	for _, list := range []client.ObjectList{&intercepts, &sessions} {
+		if err := c.List(ctx, list); meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	for i := range intercepts.Items {
+		if err := c.Delete(ctx, &intercepts.Items[i]); client.IgnoreNotFound(err) != nil {
+			return err
+		}
+	}
+	for i := range sessions.Items {
+		if err := c.Delete(ctx, &sessions.Items[i]); client.IgnoreNotFound(err) != nil {
+			return err
+		}
+	}
+	if n := len(sessions.Items); n > 0 {
+		fmt.Fprintf(o.Out, "ended %d session(s) and %d intercept(s)\n", n, len(intercepts.Items))
+	}
+	return nil
+}
+
+// removeAgents takes the annotation from every workload and waits until no pod carries the agent. Only the namespaced
+// leftovers of those rollouts are deleted: ReplicaSets and revisions with the annotation, which nobody can want back.
+func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) error {
+	patch := []byte(fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{%q:null}}}}}`, inject.Annotation))
+	all := metav1.ListOptions{}
+	has := func(t corev1.PodTemplateSpec) bool { return t.Annotations[inject.Annotation] != "" }
+	deployments, err := c.AppsV1().Deployments("").List(ctx, all)
+	if err != nil {
+		return explain.Error(err, "list the deployments")
+	}
+	sets, err := c.AppsV1().StatefulSets("").List(ctx, all)
+	if err != nil {
+		return explain.Error(err, "list the stateful sets")
+	}
+	daemons, err := c.AppsV1().DaemonSets("").List(ctx, all)
+	if err != nil {
+		return explain.Error(err, "list the daemon sets")
+	}
+	var names []string
+	for _, w := range deployments.Items {
+		if has(w.Spec.Template) {
+			names = append(names, "deployment/"+w.Name)
+			if _, err := c.AppsV1().Deployments(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+				return explain.Error(err, "roll deployment/"+w.Name+" back")
+			}
+		}
+	}
+	for _, w := range sets.Items {
+		if has(w.Spec.Template) {
+			names = append(names, "statefulset/"+w.Name)
+			if _, err := c.AppsV1().StatefulSets(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+				return explain.Error(err, "roll statefulset/"+w.Name+" back")
+			}
+		}
+	}
+	for _, w := range daemons.Items {
+		if has(w.Spec.Template) {
+			names = append(names, "daemonset/"+w.Name)
+			if _, err := c.AppsV1().DaemonSets(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+				return explain.Error(err, "roll daemonset/"+w.Name+" back")
+			}
+		}
+	}
+	if len(names) > 0 {
+		fmt.Fprintf(o.Out, "rolling out without the traffic-agent: %s\n", strings.Join(names, ", "))
+	}
+	var left []string
+	err = wait.PollUntilContextTimeout(ctx, 500*time.Millisecond, o.timeout, true, func(ctx context.Context) (bool, error) {
+		pods, err := c.CoreV1().Pods("").List(ctx, all)
+		if err != nil {
+			return false, err
+		}
+		left = nil
+		for _, p := range pods.Items {
+			if p.Annotations[inject.Annotation] != "" {
+				left = append(left, p.Namespace+"/"+p.Name)
+			}
+		}
+		return len(left) == 0, nil
+	})
+	if err != nil {
+		return fmt.Errorf("pods with the traffic-agent are still there (%s): see why their rollout does not finish, then run uninstall again: %w", strings.Join(left, ", "), err)
+	}
+	return o.removeHistory(ctx, c)
+}
+
+func (o *options) removeHistory(ctx context.Context, c *kubernetes.Clientset) error {
+	replicaSets, err := c.AppsV1().ReplicaSets("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return explain.Error(err, "list the replica sets")
+	}
+	for _, r := range replicaSets.Items {
+		if r.Spec.Template.Annotations[inject.Annotation] != "" && r.Status.Replicas == 0 {
+			if err := c.AppsV1().ReplicaSets(r.Namespace).Delete(ctx, r.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+				return explain.Error(err, "delete replicaset/"+r.Name)
+			}
+		}
+	}
+	revisions, err := c.AppsV1().ControllerRevisions("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return explain.Error(err, "list the revisions")
+	}
+	for _, r := range revisions.Items {
+		if strings.Contains(string(r.Data.Raw), inject.Annotation) {
+			if err := c.AppsV1().ControllerRevisions(r.Namespace).Delete(ctx, r.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+				return explain.Error(err, "delete controllerrevision/"+r.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func (o *options) removeNamespace(ctx context.Context, c *kubernetes.Clientset) error {
+	ns, err := c.CoreV1().Namespaces().Get(ctx, o.namespace, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return explain.Error(err, "look at the namespace "+o.namespace)
+	}
+	if ns.Labels[createdLabel] != "true" {
+		return nil
+	}
+	if err := c.CoreV1().Namespaces().Delete(ctx, o.namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return explain.Error(err, "delete the namespace "+o.namespace)
+	}
+	err = wait.PollUntilContextTimeout(ctx, 300*time.Millisecond, o.timeout, true, func(ctx context.Context) (bool, error) {
+		_, err := c.CoreV1().Namespaces().Get(ctx, o.namespace, metav1.GetOptions{})
+		return apierrors.IsNotFound(err), nil
+	})
+	if err != nil {
+		return fmt.Errorf("the namespace %s does not go away: %w", o.namespace, err)
+	}
+	fmt.Fprintf(o.Out, "removed the namespace %s\n", o.namespace)
+	return nil
+}

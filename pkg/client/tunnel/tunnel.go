@@ -1,0 +1,115 @@
+// Package tunnel opens the stream that carries WireGuard: an HTTP upgrade to the traffic-manager through the API server's own
+// service proxy. It needs nothing that kubectl does not need: the same address, the same credentials, the same HTTP proxy.
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/rest"
+)
+
+const (
+	// Protocol names the tunnel in the Upgrade header.
+	Protocol = "detour-wireguard"
+	// dialTimeout bounds the connection to the API server, upgradeTimeout the whole way to the traffic-manager.
+	dialTimeout    = 10 * time.Second
+	upgradeTimeout = 20 * time.Second
+)
+
+// ErrNotInstalled says that there is no traffic-manager to open a tunnel to.
+var ErrNotInstalled = errors.New("the traffic-manager is not installed in the cluster: run `detour install`, or ask an administrator to")
+
+// Dialer opens tunnels with one set of credentials.
+type Dialer struct {
+	transport http.RoundTripper
+	url       string
+}
+
+// New makes a Dialer to the traffic-manager in a namespace.
+func New(config *rest.Config, namespace string) (*Dialer, error) {
+	config = rest.CopyConfig(config)
+	// An upgrade is HTTP/1.1's. The request must outlive any timeout of ordinary ones.
+	config.NextProtos = []string{"http/1.1"}
+	config.Timeout = 0
+	if config.Dial == nil {
+		d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second, Control: smallSendQueue}
+		config.Dial = d.DialContext
+	}
+	transport, err := rest.TransportFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("make the transport to the API server: %w", err)
+	}
+	base, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	path := base.JoinPath("api", "v1", "namespaces", namespace, "services", "traffic-manager:tunnel", "proxy", "tunnel")
+	return &Dialer{transport: transport, url: path.String()}, nil
+}
+
+// Open opens a stream. What the API server refuses comes back as its own error (k8s.io/apimachinery/pkg/api/errors).
+func (d *Dialer) Open(ctx context.Context) (io.ReadWriteCloser, error) {
+	ctx, cancel := context.WithTimeout(ctx, upgradeTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url, nil)
+	if err != nil {
+		return nil, fmt.Errorf("make the request for the tunnel: %w", err)
+	}
+	request.Header.Set("Connection", "Upgrade")
+	request.Header.Set("Upgrade", Protocol)
+	response, err := d.transport.RoundTrip(request)
+	if err != nil {
+		return nil, fmt.Errorf("open the tunnel: %w", err)
+	}
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		defer response.Body.Close()
+		err := refusal(response)
+		if apierrors.IsNotFound(err) {
+			err = errors.Join(ErrNotInstalled, err)
+		}
+		return nil, fmt.Errorf("open the tunnel: %w", err)
+	}
+	stream, ok := response.Body.(io.ReadWriteCloser)
+	if !ok || response.Header.Get("Upgrade") != Protocol {
+		_ = response.Body.Close()
+		return nil, fmt.Errorf("open the tunnel: the way to the API server does not pass HTTP upgrades on")
+	}
+	return stream, nil
+}
+
+// refusal reads the API server's reason.
+func refusal(response *http.Response) error {
+	body, err := io.ReadAll(io.LimitReader(response.Body, 64<<10))
+	if err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	return &apierrors.StatusError{ErrStatus: statusOf(response, body)}
+}
+
+// Remote lists the hosts that the way to the API server begins at: the server itself, or the HTTP proxy in front of it.
+func Remote(config *rest.Config) (string, error) {
+	base, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return "", fmt.Errorf("find the API server: %w", err)
+	}
+	proxy := config.Proxy
+	if proxy == nil {
+		proxy = http.ProxyFromEnvironment
+	}
+	via, err := proxy(&http.Request{URL: &url.URL{Scheme: base.Scheme, Host: base.Host}})
+	if err != nil {
+		return "", fmt.Errorf("find the HTTP proxy: %w", err)
+	}
+	if via != nil {
+		return via.Hostname(), nil
+	}
+	return base.Hostname(), nil
+}

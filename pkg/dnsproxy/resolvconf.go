@@ -1,0 +1,103 @@
+package dnsproxy
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// ResolvConf manages /etc/resolv.conf (resolv.conf(5)) and puts it back, after a crash as well: what was there is kept in a
+// directory of its own before anything is changed.
+type ResolvConf struct {
+	Path  string // normally /etc/resolv.conf
+	State string // directory
+}
+
+const header = "# Written by detour; the file that was here is put back by `detour quit`.\n"
+
+func (r ResolvConf) backup() string  { return filepath.Join(r.State, "resolv.conf.before") }
+func (r ResolvConf) written() string { return filepath.Join(r.State, "resolv.conf.ours") }
+
+// Upstream are the resolvers of the file as host:port, and the rest of it.
+func (r ResolvConf) Upstream() (servers, search []string, err error) {
+	raw, err := os.ReadFile(r.Path)
+	if os.IsNotExist(err) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", r.Path, err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		switch fields[0] {
+		case "nameserver":
+			servers = append(servers, net.JoinHostPort(fields[1], "53"))
+		case "search":
+			search = fields[1:]
+		}
+	}
+	return servers, search, nil
+}
+
+// Set makes server the resolver, with the cluster's search path before the one that was there.
+func (r ResolvConf) Set(server netip.Addr, search []string) error {
+	before, err := os.ReadFile(r.Path)
+	if err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("read %s: %w", r.Path, err)
+	}
+	var b strings.Builder
+	b.WriteString(header)
+	fmt.Fprintf(&b, "nameserver %s\n", server)
+	for line := range strings.Lines(string(before)) {
+		switch fields := strings.Fields(line); {
+		case len(fields) > 1 && fields[0] == "search":
+			search = append(search, fields[1:]...)
+		case len(fields) > 1 && fields[0] == "options":
+			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	if len(search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
+	}
+	if err := os.WriteFile(r.backup(), before, 0o600); err != nil {
+		return fmt.Errorf("keep a copy of %s: %w", r.Path, err)
+	}
+	if err := os.WriteFile(r.written(), []byte(b.String()), 0o600); err != nil {
+		return fmt.Errorf("note what is written to %s: %w", r.Path, err)
+	}
+	// In place and not by rename: the file is often a bind mount or a symbolic link.
+	if err := os.WriteFile(r.Path, []byte(b.String()), 0o644); err != nil {
+		return fmt.Errorf("write %s: %w", r.Path, err)
+	}
+	return nil
+}
+
+// Restore puts back what was there, unless somebody else has written the file since. It does nothing when nothing was set.
+func (r ResolvConf) Restore() error {
+	before, err := os.ReadFile(r.backup())
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the copy of %s: %w", r.Path, err)
+	}
+	ours, _ := os.ReadFile(r.written())
+	now, err := os.ReadFile(r.Path)
+	if err == nil && bytes.Equal(now, ours) {
+		if err := os.WriteFile(r.Path, before, 0o644); err != nil {
+			return fmt.Errorf("put %s back: %w", r.Path, err)
+		}
+	}
+	_ = os.Remove(r.written())
+	if err := os.Remove(r.backup()); err != nil {
+		return fmt.Errorf("remove the copy of %s: %w", r.Path, err)
+	}
+	return nil
+}
