@@ -65,7 +65,7 @@ func (what Context) Error(err error) error {
 		return &explained{s, err}
 	}
 	if what.Doing != "" {
-		return fmt.Errorf("%s: %w", what.Doing, err)
+		return &explained{what.Doing + ": " + err.Error(), err}
 	}
 	return err
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -77,7 +79,9 @@ func TestNobodyAnswers(t *testing.T) {
 }
 
 func TestUntrustedCertificate(t *testing.T) {
-	server := httptest.NewTLSServer(http.NotFoundHandler())
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // the handshake fails, as it should
+	server.StartTLS()
 	defer server.Close()
 	_, err := http.Get(server.URL) //nolint:bodyclose // it fails
 	require.ErrorContains(t, explain.Error(err, "connect"), "is not trusted by your kubeconfig")
