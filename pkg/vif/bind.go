@@ -34,8 +34,8 @@ func newStreamBind() *streamBind {
 	return &streamBind{received: make(chan *chunk, 16), closing: closed, streams: map[string]*stream{}}
 }
 
-// serve carries WireGuard messages over rw until it ends or ctx does, and closes rw.
-func (b *streamBind) serve(ctx context.Context, rw io.ReadWriteCloser) error {
+// serve carries WireGuard messages over rw until it ends or ctx does, and closes rw. opened, if any, is called when messages can be sent.
+func (b *streamBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func()) error {
 	b.mu.Lock()
 	b.count++
 	s := newStream(fmt.Sprintf("stream-%d", b.count), rw)
@@ -69,6 +69,9 @@ func (b *streamBind) serve(ctx context.Context, rw io.ReadWriteCloser) error {
 			return false
 		})
 	})
+	if opened != nil {
+		opened()
+	}
 	err := loops.Wait()
 	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 		return ctx.Err()

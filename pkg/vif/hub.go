@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -86,13 +87,15 @@ func NewHub(c HubConfig) (*Hub, error) {
 		return nil, err
 	}
 	bind := newStreamBind()
+	// The hub serves nothing on its own addresses: a laptop that dials them is refused at once, which RTT makes use of.
+	allow := func(a netip.Addr) bool { return !slices.Contains(c.Addresses, a) && c.Allow(a) }
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &Hub{
 		log:     c.Log,
 		bind:    bind,
 		tun:     stack,
 		device:  device.NewDevice(stack, bind, wireguardLog(c.Log)),
-		forward: &forwarder{ctx: ctx, allow: c.Allow},
+		forward: &forwarder{ctx: ctx, allow: allow},
 		cancel:  cancel,
 		stopped: make(chan struct{}),
 		peers:   map[Key]*peerState{},
@@ -120,7 +123,7 @@ func (h *Hub) SetPeers(peers []Peer) error {
 	var conf strings.Builder
 	for _, p := range peers {
 		wanted[p.PublicKey] = p
-		if old, ok := h.peers[p.PublicKey]; ok && equalAddresses(old.Addresses, p.Addresses) {
+		if old, ok := h.peers[p.PublicKey]; ok && slices.Equal(old.Addresses, p.Addresses) {
 			continue
 		}
 		fmt.Fprintf(&conf, "public_key=%s\npersistent_keepalive_interval=%d\nreplace_allowed_ips=true\n", p.PublicKey.hex(), keepalive)
@@ -159,21 +162,9 @@ func (h *Hub) SetPeers(peers []Peer) error {
 	return nil
 }
 
-func equalAddresses(a, b []netip.Addr) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
-}
-
 // ServeStream carries WireGuard messages over rw until it ends or ctx does. It closes rw.
 func (h *Hub) ServeStream(ctx context.Context, rw io.ReadWriteCloser) error {
-	return h.bind.serve(ctx, rw)
+	return h.bind.serve(ctx, rw, nil)
 }
 
 // Dial opens a TCP connection to a laptop. The connection has CloseWrite and Abort, which sends a RST.

@@ -224,18 +224,37 @@ func (i *Interface) serve(ctx context.Context, rw io.ReadWriteCloser) error {
 			}
 		}
 	})
-	// What waits for a handshake goes out at once rather than at WireGuard's next retry.
-	if peer := i.device.LookupPeer(device.NoisePublicKey(i.peer)); peer != nil {
-		peer.ExpireCurrentKeypairs()
-		_ = peer.SendHandshakeInitiation(false)
-	}
-	err := i.bind.serve(ctx, rw)
+	err := i.bind.serve(ctx, rw, func() { watch.Go(func() { i.greet(ctx, opened) }) })
 	if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
 		err = errSilent
 	}
 	cancel(nil)
 	watch.Wait()
 	return err
+}
+
+// greet starts a handshake on a new stream, and again after a growing pause while nothing is heard: the hub may learn of
+// this laptop a moment later than the laptop of the hub, and WireGuard alone would wait 5 s before it tries again.
+func (i *Interface) greet(ctx context.Context, opened time.Time) {
+	for pause := 250 * time.Millisecond; ; pause *= 2 {
+		i.mu.Lock()
+		heard := i.last.After(opened)
+		i.mu.Unlock()
+		if heard {
+			return
+		}
+		if peer := i.device.LookupPeer(device.NoisePublicKey(i.peer)); peer != nil {
+			peer.ExpireCurrentKeypairs()
+			if err := peer.SendHandshakeInitiation(false); err != nil {
+				i.log.Debug("starting a handshake failed", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
 }
 
 var errSilent = errors.New("the traffic-manager fell silent")
