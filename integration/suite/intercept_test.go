@@ -1,0 +1,165 @@
+package suite
+
+import (
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const frontend = "http://frontend.shop/"
+
+// The main job: not one request fails from before intercept until after leave, and each answer comes from where it should.
+func TestInterceptAndLeaveUnderLoad(t *testing.T) {
+	connected(t)
+	laptopService(t, 18080)
+	require.Equal(t, "cluster", edition(t, frontend))
+	stopped := []func() (int, []error){load(t, frontend, true), load(t, "http://catalog.shop/", true), load(t, "http://catalog.shop/", false)}
+
+	detour(t, "intercept", "catalog", "--port", "18080")
+	require.Equal(t, "laptop", edition(t, frontend), "the first request after intercept")
+	for range 30 {
+		require.Equal(t, "laptop", edition(t, frontend))
+		require.Equal(t, "laptop", edition(t, "http://catalog.shop/"))
+	}
+	columns := kubectl(t, "get", "sessions,intercepts", "-A")
+	require.Contains(t, columns, "Active")
+	require.Contains(t, columns, "3/3")
+
+	detour(t, "leave", "catalog")
+	for range 30 {
+		require.Equal(t, "cluster", edition(t, frontend))
+	}
+	for _, stop := range stopped {
+		n, failures := stop()
+		require.Empty(t, failures)
+		require.Greater(t, n, 100)
+	}
+}
+
+// A numeric target port is redirected by nftables; the other port of the workload is not touched, and probes go on to reach the app.
+func TestNumericTargetPort(t *testing.T) {
+	kubectl(t, "-n", "shop", "expose", "deployment/catalog", "--name=numeric", "--port=81", "--target-port=8080")
+	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "service", "numeric") })
+	connected(t)
+	laptopService(t, 18080)
+	out := detour(t, "intercept", "numeric", "--port", "18080:81")
+	require.Contains(t, out, "nftables")
+	require.Equal(t, "laptop", edition(t, "http://numeric.shop:81/"))
+	kubectl(t, "-n", "shop", "wait", "--for=condition=Ready", "pod", "-l", "app=catalog", "--timeout=30s")
+
+	out, err := command("detour", "intercept", "catalog", "--port", "18080")
+	require.Error(t, err)
+	require.Contains(t, out, "is intercepted by", "a second intercept says who holds the port")
+	detour(t, "leave", "numeric")
+	require.Equal(t, "cluster", edition(t, "http://numeric.shop:81/"))
+}
+
+func TestStatefulSetWithHeadlessService(t *testing.T) {
+	kubectl(t, "apply", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/stateful.yaml"))
+	t.Cleanup(func() { kubectl(t, "delete", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/stateful.yaml")) })
+	kubectl(t, "-n", "shop", "rollout", "status", "statefulset/ledger", "--timeout=60s")
+	connected(t)
+	laptopService(t, 18081)
+	require.Equal(t, "cluster", edition(t, "http://ledger-0.ledger.shop:8080/"))
+	detour(t, "intercept", "ledger", "--port", "18081")
+	require.Equal(t, "laptop", edition(t, "http://ledger-0.ledger.shop:8080/"))
+	require.Equal(t, "laptop", edition(t, "http://ledger-1.ledger.shop:8080/"))
+	detour(t, "leave", "ledger")
+	require.Equal(t, "cluster", edition(t, "http://ledger-0.ledger.shop:8080/"))
+}
+
+func TestLaptopReachesTheCluster(t *testing.T) {
+	connected(t)
+	ip := kubectl(t, "-n", "shop", "get", "service", "catalog", "-o", "jsonpath={.spec.clusterIP}")
+	pod := kubectl(t, "-n", "shop", "get", "pod", "-l", "app=catalog", "-o", "jsonpath={.items[0].status.podIP}")
+	for _, url := range []string{"http://" + ip + "/", "http://" + pod + ":8080/", "http://catalog/", "http://catalog.shop.svc/", "http://catalog.shop.svc.cluster.local/"} {
+		require.Equal(t, "cluster", edition(t, url), url)
+	}
+	started := time.Now()
+	_, err := net.DialTimeout("tcp", net.JoinHostPort(pod, "9"), 5*time.Second)
+	require.ErrorIs(t, err, syscall.ECONNREFUSED)
+	require.Less(t, time.Since(started), 5*time.Second)
+}
+
+// A daemon that is killed costs the team nothing, and the next command puts the laptop back.
+func TestKilledDaemon(t *testing.T) {
+	before, err := os.ReadFile("/etc/resolv.conf")
+	require.NoError(t, err)
+	detour(t, "connect", "-n", "shop")
+	laptopService(t, 18080)
+	detour(t, "intercept", "catalog", "--port", "18080")
+	ip := kubectl(t, "-n", "shop", "get", "service", "catalog", "-o", "jsonpath={.spec.clusterIP}")
+	pid := daemonPID(t)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+
+	inCluster := func() string {
+		out, _ := command("kubectl", "get", "--raw", "/api/v1/namespaces/shop/services/frontend:http/proxy/")
+		return editionOf(out)
+	}
+	require.Eventually(t, func() bool { return inCluster() == "cluster" }, 10*time.Second, 200*time.Millisecond, "the app must answer again (service %s)", ip)
+	for range 20 {
+		require.Equal(t, "cluster", inCluster())
+	}
+	require.Equal(t, "not connected", detour(t, "status"))
+	after, err := os.ReadFile("/etc/resolv.conf")
+	require.NoError(t, err)
+	require.Equal(t, string(before), string(after))
+	_, err = net.InterfaceByName("detour0")
+	require.Error(t, err)
+}
+
+func daemonPID(t *testing.T) int {
+	t.Helper()
+	out, err := command("pgrep", "-f", "detour daemon$")
+	require.NoError(t, err)
+	pid, err := strconv.Atoi(strings.Fields(out)[0])
+	require.NoError(t, err)
+	return pid
+}
+
+// A deleted manager comes back and so does the session, without any command.
+func TestDeletedManager(t *testing.T) {
+	connected(t)
+	laptopService(t, 18080)
+	detour(t, "intercept", "catalog", "--port", "18080")
+	kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager", "--wait=true")
+	require.Eventually(t, func() bool {
+		page, err := get(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Second}, frontend)
+		return err == nil && editionOf(page) == "laptop"
+	}, 90*time.Second, 300*time.Millisecond)
+	detour(t, "leave", "catalog")
+	require.Equal(t, "cluster", edition(t, frontend))
+}
+
+func TestBadInputIsOneSentence(t *testing.T) {
+	connected(t)
+	for name, c := range map[string]struct {
+		args []string
+		says string
+	}{
+		"unknown service":   {[]string{"intercept", "katalog", "--port", "18080"}, "service katalog does not exist in namespace shop"},
+		"unknown port":      {[]string{"intercept", "catalog", "--port", "18080:99"}, "service catalog has no port 99: it has 80 (http)"},
+		"no local port":     {[]string{"intercept", "catalog", "--port", "http"}, `--port "http" is not LOCAL[:REMOTE]`},
+		"not intercepted":   {[]string{"leave", "catalog"}, "there is no intercept to leave"},
+		"other namespace":   {[]string{"connect", "-n", "default"}, "already connected to namespace shop"},
+		"unknown output":    {[]string{"status", "-o", "xml"}, "use json or yaml"},
+		"unreachable":       {[]string{"list", "--server", "https://127.0.0.1:1"}, "cannot be reached"},
+		"wrong credentials": {[]string{"list", "--token", "expired", "--kubeconfig", "/dev/null", "--server", "https://172.30.0.1:6443", "--insecure-skip-tls-verify"}, "credentials"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := command("detour", c.args...)
+			require.Error(t, err, out)
+			lines := strings.Split(out, "\n")
+			require.Contains(t, lines[len(lines)-1], c.says)
+		})
+	}
+	require.NotContains(t, kubectl(t, "get", "intercepts", "-A"), "katalog", "a refused intercept leaves nothing behind")
+}

@@ -1,0 +1,163 @@
+// Package suite proves detour against a real Kubernetes: real pods, real redirects, a real TUN. integration/run.sh prepares it.
+package suite
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const managerImage = "detour.local/traffic:dev"
+
+func TestMain(m *testing.M) {
+	if os.Getenv("DETOUR_ROOT") == "" {
+		fmt.Fprintln(os.Stderr, "the suite needs a cluster: run make test-integration")
+		os.Exit(1)
+	}
+	code := 1
+	if err := prepare(); err != nil {
+		fmt.Fprintln(os.Stderr, "preparing the cluster:", err)
+	} else {
+		code = m.Run()
+	}
+	_, _ = command("detour", "quit")
+	_, _ = command("detour", "uninstall")
+	_, _ = command("kubectl", "delete", "namespace", "shop", "--wait=false")
+	os.Exit(code)
+}
+
+func prepare() error {
+	for _, c := range [][]string{
+		{"kubectl", "apply", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "examples/shop/manifests/shop.yaml")},
+		{"kubectl", "-n", "shop", "rollout", "status", "deployment/frontend", "--timeout=120s"},
+		{"kubectl", "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s"},
+		{"kubectl", "-n", "shop", "rollout", "status", "deployment/stock", "--timeout=120s"},
+		{"detour", "install", "--image", managerImage},
+	} {
+		if out, err := command(c[0], c[1:]...); err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(c, " "), err, out)
+		}
+	}
+	return nil
+}
+
+// command runs a program to its end and returns all it printed.
+func command(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	return strings.TrimSpace(out.String()), err
+}
+
+func detour(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := command("detour", args...)
+	require.NoError(t, err, "detour %s: %s", strings.Join(args, " "), out)
+	return out
+}
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := command("kubectl", args...)
+	require.NoError(t, err, "kubectl %s: %s", strings.Join(args, " "), out)
+	return out
+}
+
+// connected connects to the shop and disconnects at the test's end.
+func connected(t *testing.T) {
+	t.Helper()
+	detour(t, "connect", "-n", "shop")
+	t.Cleanup(func() { detour(t, "quit") })
+}
+
+// laptopService is a process on the laptop that says who it is.
+func laptopService(t *testing.T, port int) *http.Server {
+	t.Helper()
+	s := &http.Server{Addr: fmt.Sprintf("127.0.0.1:%d", port), ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"edition":"laptop"}`)
+	})}
+	go func() { _ = s.ListenAndServe() }()
+	t.Cleanup(func() { _ = s.Close() })
+	require.Eventually(t, func() bool { _, err := get(http.DefaultClient, "http://"+s.Addr); return err == nil }, 5*time.Second, 20*time.Millisecond)
+	return s
+}
+
+// get returns a page's text; anything but 200 is an error.
+func get(c *http.Client, url string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(resp.Body); err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s", resp.Status, b.String())
+	}
+	return b.String(), nil
+}
+
+// edition says which catalog answered.
+func edition(t *testing.T, url string) string {
+	t.Helper()
+	page, err := get(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, url)
+	require.NoError(t, err)
+	return editionOf(page)
+}
+
+func editionOf(page string) string {
+	if strings.Contains(page, `"edition":"laptop"`) {
+		return "laptop"
+	}
+	if strings.Contains(page, `"edition":"cluster"`) {
+		return "cluster"
+	}
+	return page
+}
+
+// load asks for url again and again until stop is called, which returns how many requests were made and the failures.
+func load(t *testing.T, url string, keepAlive bool) (stop func() (int, []error)) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: !keepAlive}}
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	var count atomic.Int64
+	var mu sync.Mutex
+	var failures []error
+	for range 4 {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := get(client, url); err != nil {
+					mu.Lock()
+					failures = append(failures, fmt.Errorf("%s: %w", time.Now().Format("15:04:05.000"), err))
+					mu.Unlock()
+				}
+				count.Add(1)
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+	}
+	return func() (int, []error) { cancel(); all.Wait(); return int(count.Load()), failures }
+}
