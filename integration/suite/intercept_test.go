@@ -64,7 +64,9 @@ func TestNumericTargetPort(t *testing.T) {
 
 func TestStatefulSetWithHeadlessService(t *testing.T) {
 	kubectl(t, "apply", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/stateful.yaml"))
-	t.Cleanup(func() { kubectl(t, "delete", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/stateful.yaml")) })
+	t.Cleanup(func() {
+		kubectl(t, "delete", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/stateful.yaml"))
+	})
 	kubectl(t, "-n", "shop", "rollout", "status", "statefulset/ledger", "--timeout=60s")
 	connected(t)
 	laptopService(t, 18081)

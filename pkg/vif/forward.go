@@ -63,7 +63,7 @@ func (f *forwarder) tcp(r *tcp.ForwarderRequest) {
 		if err != nil {
 			// Silence for a silent destination: the laptop's own time-out is the truth. Everything else is an answer.
 			var timeout net.Error
-			r.Complete(!(errors.As(err, &timeout) && timeout.Timeout()))
+			r.Complete(!errors.As(err, &timeout) || !timeout.Timeout())
 			return
 		}
 		var queue waiter.Queue

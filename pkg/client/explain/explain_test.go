@@ -39,7 +39,8 @@ func TestSentences(t *testing.T) {
 				"`kubectl create rolebinding detour-user --clusterrole=detour-user --user=YOU -n shop`",
 		},
 		"no right to the tunnel": {
-			apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "traffic-manager:tunnel", errors.New("no")), explain.Context{Role: explain.RoleConnect},
+			apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "traffic-manager:tunnel", errors.New("no")),
+			explain.Context{Role: explain.RoleConnect},
 			`the API server refused: services "traffic-manager:tunnel" is forbidden: no; you need the Role detour-connect there: ask an administrator to add you to connect.subjects of the chart`,
 		},
 		"no such namespace": {

@@ -31,8 +31,7 @@ type desired struct {
 	service   string
 	port      int32
 	pods      map[string]bool // UIDs of the pods it applies to
-	laptop    net.Addr
-	address   string // the laptop's VIF address
+	address   string          // the laptop's VIF address
 }
 
 // agents knows the connected agents, what they should do and what they have confirmed. It is in memory: agents that
@@ -53,8 +52,6 @@ type agentState struct {
 	pod     string // UID
 	wake    chan struct{}
 	applied uint64
-	sent    map[string][]byte // intercept UID -> token, as last sent
-	sentGen uint64
 	tokens  map[string][]byte
 }
 
