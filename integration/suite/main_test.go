@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 	}
 	_, _ = command("detour", "quit")
 	_, _ = command("detour", "uninstall")
-	_, _ = command("kubectl", "delete", "namespace", "shop", "--wait=false")
+	_, _ = command("kubectl", "delete", "namespace", "shop")
 	os.Exit(code)
 }
 
@@ -82,6 +83,8 @@ func connected(t *testing.T) {
 	t.Helper()
 	detour(t, "connect", "-n", "shop")
 	t.Cleanup(func() { detour(t, "quit") })
+	// Go's resolver reads /etc/resolv.conf again after 5 s at the earliest.
+	require.Eventually(t, func() bool { _, err := net.LookupHost("catalog.shop"); return err == nil }, 10*time.Second, 100*time.Millisecond)
 }
 
 // laptopService is a process on the laptop that says who it is.

@@ -20,6 +20,8 @@ const latestName = "latest"
 // stream that a peer's last authentic message came from.
 type streamBind struct {
 	received chan *chunk
+	// onePeer says that every stream leads to the same peer (a laptop's do), so the newest will do for one that has ended.
+	onePeer bool
 
 	mu      sync.Mutex
 	closing chan struct{} // closed by Close, made anew by Open
@@ -28,10 +30,10 @@ type streamBind struct {
 	count   uint64
 }
 
-func newStreamBind() *streamBind {
+func newStreamBind(onePeer bool) *streamBind {
 	closed := make(chan struct{})
 	close(closed)
-	return &streamBind{received: make(chan *chunk, 16), closing: closed, streams: map[string]*stream{}}
+	return &streamBind{onePeer: onePeer, received: make(chan *chunk, 16), closing: closed, streams: map[string]*stream{}}
 }
 
 // serve carries WireGuard messages over rw until it ends or ctx does, and closes rw. opened, if any, is called when messages can be sent.
@@ -157,10 +159,9 @@ func (b *streamBind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		return conn.ErrWrongEndpointType
 	}
 	b.mu.Lock()
-	// A laptop has one peer: what came over an older stream is answered over the newest.
 	if to == nil || b.streams[to.id] != to {
 		to = nil
-		if _, ok := ep.(latestEndpoint); ok {
+		if b.onePeer {
 			to = b.latest
 		}
 	}

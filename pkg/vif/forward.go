@@ -20,8 +20,10 @@ import (
 
 const (
 	dialTimeout = 10 * time.Second
-	// udpIdle ends a UDP flow without traffic; RFC 4787 asks for at least 2 minutes, most flows are DNS-like.
-	udpIdle    = 2 * time.Minute
+	// udpIdle ends a UDP flow without traffic. A flow of DNS is one question and its answer, and there are very many of them.
+	udpIdle    = time.Minute
+	dnsIdle    = 5 * time.Second
+	dnsPort    = 53
 	maxPending = 4096 // TCP connections that wait for their dial
 	copyBuffer = 64 << 10
 )
@@ -104,20 +106,24 @@ func (f *forwarder) udp(r *udp.ForwarderRequest) bool {
 		end := func() { _ = in.Close(); _ = out.Close() }
 		defer f.flows.add(laptop, end)()
 		var back sync.WaitGroup
-		back.Go(func() { copyDatagrams(out, in); _ = in.Close() })
-		copyDatagrams(in, out)
+		idle := udpIdle
+		if destination.Port() == dnsPort {
+			idle = dnsIdle
+		}
+		back.Go(func() { copyDatagrams(out, in, idle); _ = in.Close() })
+		copyDatagrams(in, out, idle)
 		_ = out.Close()
 		back.Wait()
 	})
 	return true
 }
 
-// copyDatagrams ends after udpIdle without traffic from either side, because both directions push both deadlines.
-func copyDatagrams(from, to net.Conn) {
+// copyDatagrams ends after idle without traffic from either side, because both directions push both deadlines.
+func copyDatagrams(from, to net.Conn, idle time.Duration) {
 	pooled := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(pooled)
 	for {
-		_ = from.SetReadDeadline(time.Now().Add(udpIdle))
+		_ = from.SetReadDeadline(time.Now().Add(idle))
 		n, err := from.Read(*pooled)
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			continue // an ICMP answer to one datagram; the flow may live on
@@ -125,7 +131,7 @@ func copyDatagrams(from, to net.Conn) {
 		if err != nil {
 			return
 		}
-		_ = to.SetReadDeadline(time.Now().Add(udpIdle))
+		_ = to.SetReadDeadline(time.Now().Add(idle))
 		if _, err := to.Write((*pooled)[:n]); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 			return
 		}

@@ -86,7 +86,7 @@ func NewHub(c HubConfig) (*Hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	bind := newStreamBind()
+	bind := newStreamBind(false)
 	// The hub serves nothing on its own addresses: a laptop that dials them is refused at once, which RTT makes use of.
 	allow := func(a netip.Addr) bool { return !slices.Contains(c.Addresses, a) && c.Allow(a) }
 	ctx, cancel := context.WithCancel(context.Background())

@@ -108,7 +108,7 @@ func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask for the interface's name: %w", err)
 	}
-	bind := newStreamBind()
+	bind := newStreamBind(true)
 	i := &Interface{
 		log: c.Log, name: name, peer: c.PeerKey, bind: bind, host: host, heard: make(chan struct{}),
 		device: device.NewDevice(&filteredTUN{Device: t, port: c.InboundPort}, bind, wireguardLog(c.Log)),

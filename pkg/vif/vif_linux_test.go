@@ -28,6 +28,12 @@ const inboundPort = 7474
 
 // pair connects a laptop with a real TUN, in a network namespace of its own, to a hub over TCP on loopback.
 func pair(t *testing.T) (*Hub, *Interface, Key) {
+	hub, laptop, key, _ := pairOver(t)
+	return hub, laptop, key
+}
+
+// pairOver also returns a function that cuts the streams which are open.
+func pairOver(t *testing.T) (*Hub, *Interface, Key, func()) {
 	t.Helper()
 	hubKey, err := NewPrivateKey()
 	require.NoError(t, err)
@@ -42,12 +48,24 @@ func pair(t *testing.T) (*Hub, *Interface, Key) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	var serving sync.WaitGroup
+	var mu sync.Mutex
+	var open []net.Conn
+	cut := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range open {
+			_ = c.Close()
+		}
+	}
 	serving.Go(func() {
 		for {
 			c, err := listener.Accept()
 			if err != nil {
 				return
 			}
+			mu.Lock()
+			open = append(open, c)
+			mu.Unlock()
 			serving.Go(func() { _ = hub.ServeStream(t.Context(), c) })
 		}
 	})
@@ -69,7 +87,7 @@ func pair(t *testing.T) (*Hub, *Interface, Key) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	require.NoError(t, laptop.Ready(ctx))
-	return hub, laptop, laptopKey.PublicKey()
+	return hub, laptop, laptopKey.PublicKey(), cut
 }
 
 // echo serves an echo on the cluster's address and half-closes after its client does.
@@ -254,4 +272,21 @@ func TestFlowsOfALaptopThatIsGoneAreReset(t *testing.T) {
 	require.NoError(t, c.SetReadDeadline(time.Now().Add(5*time.Second)))
 	_, err = c.Read(make([]byte, 1))
 	require.True(t, errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF), "got %v", err)
+}
+
+func TestConnectionsSurviveAStreamThatIsCut(t *testing.T) {
+	_, _, _, cut := pairOver(t)
+	c, err := dialFromLaptop("tcp", echo(t).String())
+	require.NoError(t, err)
+	defer c.Close()
+	for range 3 {
+		require.NoError(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+		_, err = c.Write([]byte("still there?"))
+		require.NoError(t, err)
+		got := make([]byte, 12)
+		_, err = io.ReadFull(c, got)
+		require.NoError(t, err)
+		require.Equal(t, "still there?", string(got))
+		cut()
+	}
 }
