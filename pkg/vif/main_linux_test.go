@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -63,34 +64,37 @@ func onLaptop(t *testing.T, f func() error) {
 	require.NoError(t, inLaptop(f))
 }
 
-var laptopNamespace = make(chan *os.File, 1)
-
-func inLaptop(f func() error) error {
-	result := make(chan error, 1)
+// laptopNamespace is made by the first who needs it.
+var laptopNamespace = sync.OnceValues(func() (*os.File, error) {
+	made := make(chan error)
+	var namespace *os.File
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		var namespace *os.File
-		select {
-		case namespace = <-laptopNamespace:
-			if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-				result <- err
-				return
-			}
-		default:
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				result <- err
-				return
-			}
-			var err error
-			if namespace, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-				result <- err
-				return
-			}
-			if lo, err := netlink.LinkByName("lo"); err == nil {
-				_ = netlink.LinkSetUp(lo)
-			}
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			namespace, err = os.Open("/proc/thread-self/ns/net")
 		}
-		laptopNamespace <- namespace
+		if lo, lerr := netlink.LinkByName("lo"); err == nil && lerr == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		made <- err
+	}()
+	err := <-made
+	return namespace, err
+})
+
+func inLaptop(f func() error) error {
+	namespace, err := laptopNamespace()
+	if err != nil {
+		return err
+	}
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+			result <- err
+			return
+		}
 		result <- f()
 	}()
 	return <-result
