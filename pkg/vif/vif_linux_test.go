@@ -47,6 +47,8 @@ func pairOver(t *testing.T) (*Hub, *Interface, Key, func()) {
 
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
+	// Not the test's own context: what is open must be able to end in order before the tunnel goes.
+	ctx, stop := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	var mu sync.Mutex
 	var open []net.Conn
@@ -66,10 +68,10 @@ func pairOver(t *testing.T) (*Hub, *Interface, Key, func()) {
 			mu.Lock()
 			open = append(open, c)
 			mu.Unlock()
-			serving.Go(func() { _ = hub.ServeStream(t.Context(), c) })
+			serving.Go(func() { _ = hub.ServeStream(ctx, c) })
 		}
 	})
-	t.Cleanup(func() { _ = listener.Close(); serving.Wait() })
+	t.Cleanup(func() { stop(); _ = listener.Close(); serving.Wait() })
 
 	var laptop *Interface
 	onLaptop(t, func() error {
@@ -84,9 +86,9 @@ func pairOver(t *testing.T) (*Hub, *Interface, Key, func()) {
 		return err
 	})
 	t.Cleanup(func() { require.NoError(t, laptop.Close()) })
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	waiting, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	require.NoError(t, laptop.Ready(ctx))
+	require.NoError(t, laptop.Ready(waiting))
 	return hub, laptop, laptopKey.PublicKey(), cut
 }
 
