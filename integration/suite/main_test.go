@@ -88,7 +88,7 @@ func connected(t *testing.T) {
 }
 
 // laptopService is a process on the laptop that says who it is.
-func laptopService(t *testing.T, port int) *http.Server {
+func laptopService(t *testing.T, port int) {
 	t.Helper()
 	s := &http.Server{Addr: fmt.Sprintf("127.0.0.1:%d", port), ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `{"edition":"laptop"}`)
@@ -96,7 +96,6 @@ func laptopService(t *testing.T, port int) *http.Server {
 	go func() { _ = s.ListenAndServe() }()
 	t.Cleanup(func() { _ = s.Close() })
 	require.Eventually(t, func() bool { _, err := get(http.DefaultClient, "http://"+s.Addr); return err == nil }, 5*time.Second, 20*time.Millisecond)
-	return s
 }
 
 // get returns a page's text; anything but 200 is an error.
