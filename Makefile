@@ -53,10 +53,6 @@ test-unit: ## unit tests with the race detector, and the builds for other platfo
 test-integration: ## the suites on a real cluster, which is started for them and stopped afterwards
 	@integration/run.sh go test -C integration -v -count=1 -timeout 30m ./suite/...
 
-.PHONY: bench
-bench: ## the data path beside the plain route, as a table and as bench/out/bench.json
-	@integration/run.sh go run -C integration ./cmd/bench -out $(CURDIR)/bench/out/bench.json
-
 .PHONY: lint
 lint: ## format, vet, linters, generated files and go.mod up to date
 	@echo "== lint (the first run builds the linter, about 4 minutes)"
