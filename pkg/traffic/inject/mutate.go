@@ -2,11 +2,11 @@ package inject
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
@@ -45,144 +45,91 @@ func HasAgent(pod *corev1.Pod, port int32) bool {
 }
 
 // Mutate adds the agent to a pod that does not have it. The pod's own containers keep everything but port names and probes.
+// A pod that has the agent stays as it is. After an error the pod is as it was.
 func Mutate(pod *corev1.Pod, plan Plan, opt Options) error {
-	if slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == AgentContainer }) || len(plan.Ports) == 0 {
+	spec := &pod.Spec
+	switch {
+	case len(plan.Ports) == 0, slices.ContainsFunc(spec.InitContainers, func(c corev1.Container) bool { return c.Name == AgentContainer }):
 		return nil
-	}
-	if pod.Spec.HostNetwork {
-		return fmt.Errorf("the pod uses the host's network")
+	case spec.HostNetwork:
+		return errors.New("the pod uses the host's network: its ports cannot be intercepted")
+	case spec.OS != nil && spec.OS.Name == corev1.Windows:
+		return errors.New("the pod runs on Windows: only Linux pods can be intercepted")
 	}
 	config := agentconfig.Config{Manager: opt.Manager, Server: opt.Server, CA: string(opt.CA)}
 	var agentPorts []corev1.ContainerPort
-	redirected := map[int32]bool{}
+	used, redirected := portsOf(spec), map[int32]bool{}
 	for _, p := range plan.Ports {
+		if used[p.AgentPort] {
+			return fmt.Errorf("port %d, which the traffic-agent was to have, is used by a container of the pod: run `detour intercept` again", p.AgentPort)
+		}
+		used[p.AgentPort] = true
 		config.Ports = append(config.Ports, agentconfig.Port{App: uint16(p.Port), Agent: uint16(p.AgentPort), Redirect: p.Via == ViaNftables})
 		port := corev1.ContainerPort{ContainerPort: p.AgentPort, Protocol: corev1.ProtocolTCP}
 		if p.Via == ViaTargetPort {
 			port.Name = p.Name
-			takeName(pod, p)
 		} else {
 			redirected[p.Port] = true
 		}
 		agentPorts = append(agentPorts, port)
 	}
-	config.Aliases = aliasProbes(pod, redirected)
+	for _, p := range agentPorts {
+		if p.Name != "" {
+			takeName(spec, p.Name)
+		}
+	}
+	config.Aliases = aliasProbes(spec, redirected, used)
 
 	raw, err := json.Marshal(config)
 	if err != nil {
 		return fmt.Errorf("encode the agent's configuration: %w", err)
 	}
 	env := []corev1.EnvVar{{Name: agentconfig.Env, Value: string(raw)}}
-	always := corev1.ContainerRestartPolicyAlways
-	ready := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt32(agentconfig.HealthPort)}}
-	agent := corev1.Container{
-		Name: AgentContainer, Image: opt.Image, ImagePullPolicy: opt.PullPolicy, Command: []string{"/traffic-agent"}, Args: []string{"agent"}, Env: env, Ports: agentPorts,
-		RestartPolicy: &always,
-		StartupProbe:  &corev1.Probe{ProbeHandler: ready, PeriodSeconds: 1, FailureThreshold: 60},
-		Resources:     corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("20Mi")}},
-		SecurityContext: &corev1.SecurityContext{
-			RunAsUser: ptr(int64(agentconfig.UserID)), RunAsGroup: ptr(int64(agentconfig.UserID)), RunAsNonRoot: ptr(true), ReadOnlyRootFilesystem: ptr(true), AllowPrivilegeEscalation: ptr(false),
-			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-		},
-		VolumeMounts: []corev1.VolumeMount{{Name: tokenVolume, MountPath: agentconfig.TokenDir, ReadOnly: true}},
-	}
-	added := []corev1.Container{agent}
+	// The agent comes first: it is up before the rules send it anything and before other sidecars need the network, and because
+	// the kubelet stops native sidecars in reverse order it is there until all else is gone. It blocks nobody: it is ready once it
+	// listens.
+	added := []corev1.Container{agentContainer(spec, opt, env, agentPorts)}
 	if len(redirected) > 0 {
-		added = append(added, corev1.Container{
-			Name: InitContainer, Image: opt.Image, ImagePullPolicy: opt.PullPolicy, Command: []string{"/traffic-agent"}, Args: []string{"init"}, Env: env,
-			SecurityContext: &corev1.SecurityContext{
-				RunAsUser: ptr(int64(0)), RunAsNonRoot: ptr(false), ReadOnlyRootFilesystem: ptr(true), AllowPrivilegeEscalation: ptr(false),
-				Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN"}},
-				SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-			},
-		})
+		added = append(added, initContainer(spec, opt, env))
 	}
-	// The agent starts before the rules do, so that nothing is ever sent to a port where nobody listens.
-	pod.Spec.InitContainers = append(added, pod.Spec.InitContainers...)
-	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: tokenVolume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
-		// Readable by the agent's own user; the kubelet gives it to fsGroup as well where there is one.
+	spec.InitContainers = append(added, spec.InitContainers...)
+	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: tokenVolume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		// Only the agent mounts it. World-readable within the volume, because the owner is root; with an fsGroup the kubelet makes it
+		// that group's, which the agent then has as well.
 		DefaultMode: ptr(int32(0o444)),
 		Sources:     []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: agentconfig.Audience, ExpirationSeconds: ptr(int64(3600)), Path: "token"}}},
 	}}})
 	return nil
 }
 
-func ptr[T any](v T) *T { return &v }
-
-// takeName gives the app's port another name, so that the service finds the agent's, and lets the app's own probes go on
-// to reach the app by number.
-func takeName(pod *corev1.Pod, p Port) {
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
-		for j := range c.Ports {
-			if c.Ports[j].Name == p.Name {
-				c.Ports[j].Name = fmt.Sprintf("detour-%d", p.Port)
-			}
-		}
-		eachProbePort(c, func(port *intstr.IntOrString) {
-			if port.Type == intstr.String && port.StrVal == p.Name {
-				*port = intstr.FromInt32(p.Port)
-			}
-		})
+func agentContainer(spec *corev1.PodSpec, opt Options, env []corev1.EnvVar, ports []corev1.ContainerPort) corev1.Container {
+	always := corev1.ContainerRestartPolicyAlways
+	ready := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt32(agentconfig.HealthPort)}}
+	return corev1.Container{
+		Name: AgentContainer, Image: opt.Image, ImagePullPolicy: opt.PullPolicy, Command: []string{"/traffic-agent"}, Args: []string{"agent"}, Env: env, Ports: ports,
+		RestartPolicy:  &always,
+		StartupProbe:   &corev1.Probe{ProbeHandler: ready, PeriodSeconds: 1, FailureThreshold: 60},
+		ReadinessProbe: &corev1.Probe{ProbeHandler: ready, PeriodSeconds: 10, FailureThreshold: 3},
+		Resources:      resources(spec),
+		SecurityContext: &corev1.SecurityContext{
+			RunAsUser: ptr(int64(agentconfig.UserID)), RunAsGroup: ptr(int64(agentconfig.UserID)), RunAsNonRoot: ptr(true), ReadOnlyRootFilesystem: ptr(true), AllowPrivilegeEscalation: ptr(false),
+			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+		VolumeMounts:             []corev1.VolumeMount{{Name: tokenVolume, MountPath: agentconfig.TokenDir, ReadOnly: true}},
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}
 }
 
-// aliasProbes sends the probes of redirected ports to aliases, which lead to the app in any case.
-func aliasProbes(pod *corev1.Pod, redirected map[int32]bool) []agentconfig.Alias {
-	aliases := map[int32]int32{}
-	var list []agentconfig.Alias
-	next := int32(firstAlias)
-	aliasOf := func(number int32) int32 {
-		if aliases[number] == 0 {
-			aliases[number] = next
-			list = append(list, agentconfig.Alias{Alias: uint16(next), App: uint16(number)})
-			next++
-		}
-		return aliases[number]
-	}
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
-		eachProbePort(c, func(port *intstr.IntOrString) {
-			number := port.IntVal
-			if port.Type == intstr.String {
-				for _, cp := range c.Ports {
-					if cp.Name == port.StrVal {
-						number = cp.ContainerPort
-					}
-				}
-			}
-			if redirected[number] {
-				*port = intstr.FromInt32(aliasOf(number))
-			}
-		})
-		for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
-			if probe != nil && probe.GRPC != nil && redirected[probe.GRPC.Port] {
-				probe.GRPC.Port = aliasOf(probe.GRPC.Port)
-			}
-		}
-	}
-	return list
-}
-
-// eachProbePort visits the ports of HTTP and TCP probes and lifecycle hooks.
-func eachProbePort(c *corev1.Container, visit func(*intstr.IntOrString)) {
-	for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
-		if probe == nil {
-			continue
-		}
-		if probe.HTTPGet != nil {
-			visit(&probe.HTTPGet.Port)
-		}
-		if probe.TCPSocket != nil {
-			visit(&probe.TCPSocket.Port)
-		}
-	}
-	if c.Lifecycle == nil {
-		return
-	}
-	for _, hook := range []*corev1.LifecycleHandler{c.Lifecycle.PostStart, c.Lifecycle.PreStop} {
-		if hook != nil && hook.HTTPGet != nil {
-			visit(&hook.HTTPGet.Port)
-		}
+// initContainer sets the rules. Its root has one capability, and is what it takes: capabilities do not reach other users.
+func initContainer(spec *corev1.PodSpec, opt Options, env []corev1.EnvVar) corev1.Container {
+	return corev1.Container{
+		Name: InitContainer, Image: opt.Image, ImagePullPolicy: opt.PullPolicy, Command: []string{"/traffic-agent"}, Args: []string{"init"}, Env: env,
+		Resources: resources(spec),
+		SecurityContext: &corev1.SecurityContext{
+			RunAsUser: ptr(int64(0)), RunAsGroup: ptr(int64(0)), RunAsNonRoot: ptr(false), ReadOnlyRootFilesystem: ptr(true), AllowPrivilegeEscalation: ptr(false),
+			Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN"}},
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
 )
 
 // Annotation on a pod template holds the Plan. It is all that detour changes in a workload.
@@ -48,10 +50,22 @@ func ParsePlan(s string) (Plan, error) {
 		return p, nil
 	}
 	if err := json.Unmarshal([]byte(s), &p); err != nil {
-		return p, fmt.Errorf("annotation %s: %w", Annotation, err)
+		return Plan{}, fmt.Errorf("annotation %s: %w", Annotation, err)
+	}
+	agents := map[int32]bool{}
+	for _, q := range p.Ports {
+		switch {
+		case !isPort(q.Port) || !isPort(q.AgentPort) || agents[q.AgentPort] || q.AgentPort == agentconfig.HealthPort:
+			return Plan{}, fmt.Errorf("annotation %s: port %d with agent port %d is not usable", Annotation, q.Port, q.AgentPort)
+		case q.Via != ViaTargetPort && q.Via != ViaNftables, q.Via == ViaTargetPort && q.Name == "":
+			return Plan{}, fmt.Errorf("annotation %s: port %d has no way to reach the agent", Annotation, q.Port)
+		}
+		agents[q.AgentPort] = true
 	}
 	return p, nil
 }
+
+func isPort(n int32) bool { return n > 0 && n < 1<<16 }
 
 // String is the annotation's value.
 func (p Plan) String() string {
@@ -62,40 +76,59 @@ func (p Plan) String() string {
 	return string(raw)
 }
 
-// Covers says whether the agent stands in front of port, in the same way.
-func (p Plan) Covers(port Port) bool {
-	return slices.ContainsFunc(p.Ports, func(q Port) bool {
-		return q.Container == port.Container && q.Port == port.Port && q.Name == port.Name && q.Via == port.Via
-	})
+// reaches says whether what is meant to reach the agent by want does so by p as well: a redirected port catches everything,
+// whatever name a service knows it by.
+func (p Port) reaches(want Port) bool {
+	return p.Port == want.Port && (p.Via == ViaNftables || p.Via == want.Via && p.Name == want.Name)
 }
 
-// With adds a port, on an agent port that neither the plan nor the pod uses.
+// Covers says whether the agent already stands in front of port.
+func (p Plan) Covers(port Port) bool {
+	return slices.ContainsFunc(p.Ports, func(q Port) bool { return q.reaches(port) })
+}
+
+// With adds a port, on an agent port that neither the plan nor the pod uses. It gives back the same plan when it covers the
+// port already.
 func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
-	used := map[int32]bool{}
-	for _, c := range append(slices.Clone(template.Spec.InitContainers), template.Spec.Containers...) {
-		for _, cp := range c.Ports {
-			used[cp.ContainerPort] = true
-		}
+	if p.Covers(port) {
+		return p
 	}
+	used := portsOf(&template.Spec)
 	kept := Plan{Restart: p.Restart}
 	for _, q := range p.Ports {
-		if q.Container == port.Container && q.Port == port.Port {
-			continue // the same port, reached in another way
-		}
 		used[q.AgentPort] = true
+		if port.reaches(q) {
+			continue // redirected from now on, so its name need not be taken
+		}
 		kept.Ports = append(kept.Ports, q)
 	}
-	port.AgentPort = firstAgentPort
-	for used[port.AgentPort] {
-		port.AgentPort++
-	}
+	port.AgentPort = firstFree(firstAgentPort, used)
 	kept.Ports = append(kept.Ports, port)
 	return kept
+}
+
+// portsOf are the ports that the pod's containers declare, and the agent's own.
+func portsOf(spec *corev1.PodSpec) map[int32]bool {
+	used := map[int32]bool{agentconfig.HealthPort: true}
+	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
+		for _, p := range c.Ports {
+			used[p.ContainerPort] = true
+		}
+	}
+	return used
+}
+
+func firstFree(port int32, used map[int32]bool) int32 {
+	for used[port] {
+		port++
+	}
+	return port
 }
 
 // PlanPort decides how a service port of a workload is intercepted. Its errors are sentences for the user.
 func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTemplateSpec) (Port, error) {
 	what := fmt.Sprintf("port %d of service %s", sp.Port, svc.Name)
+	spec := &template.Spec
 	switch {
 	case svc.Spec.Type == corev1.ServiceTypeExternalName:
 		return Port{}, fmt.Errorf("service %s is an ExternalName: it has no pods to intercept", svc.Name)
@@ -103,38 +136,67 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 		return Port{}, fmt.Errorf("service %s has no selector: detour cannot know its pods", svc.Name)
 	case sp.Protocol != "" && sp.Protocol != corev1.ProtocolTCP:
 		return Port{}, fmt.Errorf("%s is %s: only TCP ports can be intercepted", what, sp.Protocol)
-	case template.Spec.HostNetwork:
+	case spec.HostNetwork:
 		return Port{}, fmt.Errorf("the pods of service %s use the host's network: their ports cannot be intercepted", svc.Name)
+	case spec.OS != nil && spec.OS.Name == corev1.Windows:
+		return Port{}, fmt.Errorf("the pods of service %s run on Windows: only Linux pods can be intercepted", svc.Name)
 	}
-	headless := svc.Spec.ClusterIP == corev1.ClusterIPNone
+	port, err := targetOf(svc, sp, spec, what)
+	if err != nil {
+		return Port{}, err
+	}
+	if port.Port == agentconfig.HealthPort {
+		return Port{}, fmt.Errorf("%s goes to container port %d, which the traffic-agent needs for itself: let the container listen on another port", what, port.Port)
+	}
+	return port, nil
+}
+
+// targetOf finds the container port.
+func targetOf(svc *corev1.Service, sp corev1.ServicePort, spec *corev1.PodSpec, what string) (Port, error) {
 	if sp.TargetPort.Type == intstr.String {
-		for _, c := range template.Spec.Containers {
+		for c := range servers(spec) {
 			for _, cp := range c.Ports {
-				if cp.Name != sp.TargetPort.StrVal {
+				if cp.Name != sp.TargetPort.StrVal || !isTCP(cp) {
 					continue
 				}
-				if headless { // clients dial the pod's address with the app's own number
+				if svc.Spec.ClusterIP == corev1.ClusterIPNone {
+					// Clients of a headless service have the pod's address and dial the app's own number.
 					return Port{Container: c.Name, Port: cp.ContainerPort, Via: ViaNftables}, nil
 				}
 				return Port{Container: c.Name, Port: cp.ContainerPort, Name: cp.Name, Via: ViaTargetPort}, nil
 			}
 		}
-		return Port{}, fmt.Errorf("%s goes to the container port named %q, which no container of its pods has", what, sp.TargetPort.StrVal)
+		return Port{}, fmt.Errorf("%s goes to the container port named %q, which no container of its pods has: correct the service's targetPort", what, sp.TargetPort.StrVal)
 	}
-	number := sp.TargetPort.IntVal
-	if number == 0 {
-		number = sp.Port
+	port := Port{Port: sp.TargetPort.IntVal, Via: ViaNftables}
+	if port.Port == 0 {
+		port.Port = sp.Port
 	}
-	port := Port{Port: number, Via: ViaNftables}
-	for _, c := range template.Spec.Containers {
-		for _, cp := range c.Ports {
-			if cp.ContainerPort == number {
-				port.Container = c.Name
+	for c := range servers(spec) {
+		if port.Container == "" || slices.ContainsFunc(c.Ports, func(cp corev1.ContainerPort) bool { return cp.ContainerPort == port.Port && isTCP(cp) }) {
+			// Declaring a port is optional: the first container is as good a guess as any, and only shown to people.
+			port.Container = c.Name
+		}
+	}
+	return port, nil
+}
+
+func isTCP(p corev1.ContainerPort) bool { return p.Protocol == "" || p.Protocol == corev1.ProtocolTCP }
+
+// servers are the containers that can serve, in the order in which Kubernetes looks a port's name up: the ordinary ones, then the native
+// sidecars.
+func servers(spec *corev1.PodSpec) func(func(*corev1.Container) bool) {
+	return func(yield func(*corev1.Container) bool) {
+		for i := range spec.Containers {
+			if !yield(&spec.Containers[i]) {
+				return
+			}
+		}
+		for i := range spec.InitContainers {
+			c := &spec.InitContainers[i]
+			if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways && c.Name != AgentContainer && !yield(c) {
+				return
 			}
 		}
 	}
-	if port.Container == "" && len(template.Spec.Containers) > 0 {
-		port.Container = template.Spec.Containers[0].Name
-	}
-	return port, nil
 }
