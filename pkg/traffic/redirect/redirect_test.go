@@ -1,0 +1,155 @@
+package redirect
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+)
+
+const (
+	appPort, agentPort, aliasPort = 8080, 9900, 9950
+)
+
+// pod is a network namespace that is reached over a veth pair, as a pod is.
+type pod struct {
+	fd  int
+	ips []string
+}
+
+// in runs f in the pod's namespace. Sockets stay in the namespace in which they were made.
+func (p pod) in(t *testing.T, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	host, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(host)
+	require.NoError(t, unix.Setns(p.fd, unix.CLONE_NEWNET))
+	defer func() {
+		require.NoError(t, unix.Setns(host, unix.CLONE_NEWNET))
+		runtime.UnlockOSThread()
+	}()
+	f()
+}
+
+// newPod makes two namespaces: the test's own thread is not touched, because both ends of the pair live in new ones.
+func newPod(t *testing.T) (client, server pod) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for network namespaces")
+	}
+	client, server = pod{fd: namespace(t)}, pod{fd: namespace(t)}
+	client.in(t, func() {
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "c0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(server.fd)}
+		require.NoError(t, netlink.LinkAdd(link))
+		configure(t, "c0", "10.1.1.1/24", "fd11::1/64")
+	})
+	server.in(t, func() { configure(t, "eth0", "10.1.1.2/24", "fd11::2/64") })
+	server.ips = []string{"10.1.1.2", "fd11::2"}
+	return client, server
+}
+
+func namespace(t *testing.T) int {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	old, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(old)
+	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
+	fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	require.NoError(t, unix.Setns(old, unix.CLONE_NEWNET))
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+func configure(t *testing.T, name string, addresses ...string) {
+	t.Helper()
+	for _, n := range []string{"lo", name} {
+		link, err := netlink.LinkByName(n)
+		require.NoError(t, err)
+		require.NoError(t, netlink.LinkSetUp(link))
+	}
+	link, err := netlink.LinkByName(name)
+	require.NoError(t, err)
+	for _, a := range addresses {
+		address, err := netlink.ParseAddr(a)
+		require.NoError(t, err)
+		address.Flags |= unix.IFA_F_NODAD
+		require.NoError(t, netlink.AddrAdd(link, address))
+	}
+}
+
+// serve answers each connection with who it is.
+func serve(t *testing.T, port int, says string) {
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, says)
+			_ = c.Close()
+		}
+	}()
+}
+
+func ask(t *testing.T, ip string, port int) string {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", net.JoinHostPort(ip, fmt.Sprint(port)), 2*time.Second)
+	if err != nil {
+		return "refused"
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+	answer, err := io.ReadAll(c)
+	require.NoError(t, err)
+	return string(answer)
+}
+
+func TestApply(t *testing.T) {
+	client, server := newPod(t)
+	config := agentconfig.Config{
+		Ports:   []agentconfig.Port{{App: appPort, Agent: agentPort, Redirect: true}, {App: 8081, Agent: 9901}},
+		Aliases: []agentconfig.Alias{{Alias: aliasPort, App: appPort}},
+	}
+	server.in(t, func() {
+		serve(t, appPort, "app")
+		serve(t, 8081, "other")
+		serve(t, agentPort, "agent")
+	})
+	check := func(want map[int]string) {
+		t.Helper()
+		for _, ip := range server.ips {
+			for port, says := range want {
+				client.in(t, func() { assert.Equal(t, says, ask(t, ip, port), "%s port %d from outside", ip, port) })
+			}
+			server.in(t, func() { assert.Equal(t, "app", ask(t, ip, appPort), "%s from within the pod", ip) })
+		}
+	}
+	check(map[int]string{appPort: "app", 8081: "other", aliasPort: "refused"})
+
+	for range 2 { // the init container runs again when the pod's sandbox is made anew
+		server.in(t, func() { require.NoError(t, Apply(config)) })
+		check(map[int]string{appPort: "agent", 8081: "other", agentPort: "agent", aliasPort: "app"})
+	}
+
+	config.Ports, config.Aliases = config.Ports[1:], nil
+	server.in(t, func() { require.NoError(t, Apply(config)) })
+	check(map[int]string{appPort: "app", 8081: "other", aliasPort: "refused"})
+}
