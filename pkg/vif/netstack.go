@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
@@ -25,6 +26,11 @@ const (
 	nic = tcpip.NICID(1)
 	// netstackQueue is how many packets may wait between netstack and WireGuard; the TCP of netstack takes more as loss.
 	netstackQueue = 2048
+	// timeWait is how long netstack remembers a connection that it was the first to close. It has to be short: netstack drops
+	// a SYN that meets a remembered connection, and a laptop uses its ports again within seconds. What TIME-WAIT is for
+	// (RFC 9293, 3.6.1), packets of the old connection that come late, WireGuard's replay protection and the order of a stream
+	// keep away.
+	timeWait = 5 * time.Millisecond
 )
 
 // netstackTUN is a tun.Device whose other side is a gVisor network stack.
@@ -48,7 +54,8 @@ func newNetstack(addresses []netip.Addr, mtu int) (*netstackTUN, error) {
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
-	for _, option := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send, &moderate} {
+	wait := tcpip.TCPTimeWaitTimeoutOption(timeWait)
+	for _, option := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send, &moderate, &wait} {
 		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
 			return nil, fmt.Errorf("set a TCP option of netstack: %s", err)
 		}

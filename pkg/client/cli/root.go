@@ -162,7 +162,7 @@ func (a *app) daemonCommand() *cobra.Command {
 				}
 				return a.detach(exec.Command(exe, "daemon"))
 			}
-			return daemon.Run(cmd.Context(), a.paths, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+			return daemon.Run(cmd.Context(), a.paths, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel()})))
 		},
 	}
 	cmd.Flags().BoolVar(&detach, "detach", false, "go to the background")
@@ -177,4 +177,13 @@ func userName() string {
 		return u.Username
 	}
 	return "unknown"
+}
+
+// logLevel is the daemon's: DETOUR_LOG (debug, info, warn, error), info when it is not set.
+func logLevel() slog.Level {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(os.Getenv("DETOUR_LOG"))); err != nil {
+		return slog.LevelInfo
+	}
+	return level
 }
