@@ -25,6 +25,8 @@ image: ## the images of traffic-manager, agent and the shop example, as tarballs
 
 $(CLUSTER): FORCE
 	@cd integration && go build -o ../$(CLUSTER) ./cluster/cmd/cluster
+bin/bench: FORCE
+	@cd integration && go build -o ../bin/bench ./cmd/bench
 FORCE:
 
 .PHONY: cluster-up cluster-down cluster-status
@@ -52,6 +54,11 @@ test-unit: ## unit tests with the race detector, and the builds for other platfo
 .PHONY: test-integration
 test-integration: ## the suites on a real cluster, which is started for them and stopped afterwards
 	@integration/run.sh go test -C integration -v -count=1 -timeout 30m ./suite/...
+
+.PHONY: bench
+bench: ## measure the data path beside the plain route, on a local cluster; prints a table and writes bench/out/bench.json
+	@.ci/deps wrk
+	@integration/run.sh bin/bench -root $(CURDIR)
 
 .PHONY: lint
 lint: ## format, vet, linters, generated files and go.mod up to date

@@ -13,14 +13,16 @@ cleanup() {
 }
 
 say "building detour and its images"
-make -s deps build image bin/cluster
+make -s deps build image bin/cluster bin/bench
 if [ -z "${KUBECONFIG:-}" ]; then
   bin/cluster status | grep -q 'is ready' || started=yes
   trap cleanup EXIT
   say "starting the local Kubernetes (the first time it is compiled, about 10 minutes)"
   KUBECONFIG=$(bin/cluster up)
   export KUBECONFIG
-  bin/cluster load-image bin/traffic.tar bin/shop.tar
+fi
+if [ "$KUBECONFIG" = "$(bin/cluster kubeconfig)" ]; then
+  bin/cluster load-image bin/traffic.tar bin/shop.tar bin/bench.tar
 fi
 export PATH="$root/bin:$HOME/.cache/detour/cluster/bin:$PATH" DETOUR_ROOT=$root
 say "running: $*"

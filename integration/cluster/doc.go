@@ -5,7 +5,6 @@ package cluster
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 )
@@ -84,9 +83,4 @@ func (c *Cluster) nodes() []node {
 		all = append(all, nodeOf(i))
 	}
 	return all
-}
-
-// LaptopAddress is the address of the i-th laptop on the fabric; i counts from 0.
-func LaptopAddress(i int) netip.Addr {
-	return netip.AddrFrom4([4]byte{172, 30, 0, byte(100 + i)})
 }

@@ -14,6 +14,9 @@ import (
 
 // Down ends every process of the cluster and takes away its mounts, namespaces, links and files. The built programs stay.
 func (c *Cluster) Down(log *slog.Logger) error {
+	if err := c.removeLaptops(); err != nil {
+		return err
+	}
 	if pids := c.strays(); len(pids) > 0 {
 		log.Info("stopping", "processes", len(pids))
 		// Kubelets and containerds first, so that nobody starts a container again.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,13 +103,22 @@ func laptopService(t *testing.T, port int) {
 func get(c *http.Client, url string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	// A failure says how far the request came.
+	reached := "nothing"
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		DNSDone:              func(i httptrace.DNSDoneInfo) { reached = fmt.Sprint("the name: ", i.Addrs) },
+		ConnectStart:         func(_, to string) { reached = "the dial of " + to },
+		GotConn:              func(i httptrace.GotConnInfo) { reached = fmt.Sprintf("a connection from %s, reused: %t", i.Conn.LocalAddr(), i.Reused) },
+		WroteRequest:         func(httptrace.WroteRequestInfo) { reached += ", the request written" },
+		GotFirstResponseByte: func() { reached += ", an answer" },
+	})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w (reached %s)", err, reached)
 	}
 	defer resp.Body.Close()
 	var b bytes.Buffer

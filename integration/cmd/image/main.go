@@ -28,6 +28,7 @@ func run(root, version string) error {
 		programs           map[string]string
 	}{
 		{"traffic.tar", "detour.local/traffic:dev", []string{"/traffic"}, map[string]string{"/traffic": "./cmd/traffic", "/traffic-agent": "./cmd/traffic/agent"}},
+		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{"/bench": "./cmd/bench"}},
 		{"shop.tar", "detour.local/shop:dev", nil, map[string]string{"/frontend": "./examples/shop/frontend", "/catalog": "./examples/shop/catalog", "/stock": "./examples/shop/stock"}},
 	}
 	bin := filepath.Join(root, "bin")
@@ -37,6 +38,9 @@ func run(root, version string) error {
 			out := filepath.Join(bin, filepath.Base(path))
 			cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/detour-dev/detour/pkg/version.Version="+version, "-o", out, pkg)
 			cmd.Dir, cmd.Stderr = root, os.Stderr
+			if path == "/bench" {
+				cmd.Dir = filepath.Join(root, "integration")
+			}
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if abs, err := filepath.Abs(out); err == nil {
 				cmd.Args[len(cmd.Args)-2] = abs

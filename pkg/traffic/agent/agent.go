@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -65,7 +66,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	}
 	a.routes.Store(&map[uint16]*route{})
 
-	var listeners []*net.TCPListener
+	listeners := map[uint16]*net.TCPListener{}
 	defer func() {
 		for _, l := range listeners {
 			_ = l.Close()
@@ -76,15 +77,18 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		if err != nil {
 			return fmt.Errorf("listen for port %d: %w", p.App, err)
 		}
-		listeners = append(listeners, l.(*net.TCPListener))
+		listeners[p.App] = l.(*net.TCPListener)
 	}
 	health := &http.Server{Addr: ":" + strconv.Itoa(agentconfig.HealthPort), ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })}
 
 	tasks, ctx := errgroup.WithContext(ctx)
-	for i, l := range listeners {
-		port := config.Ports[i].App
-		tasks.Go(func() error { return a.accept(ctx, l, port) })
-	}
+	tasks.Go(func() error {
+		return passthrough.Serve(ctx, passthrough.Config{
+			Listeners: listeners,
+			Diverted:  func(port uint16) bool { return a.wanted(port) != nil },
+			Take:      func(h passthrough.Handover) { a.take(ctx, h) },
+		})
+	})
 	tasks.Go(func() error {
 		if err := health.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve health: %w", err)
@@ -95,9 +99,6 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	tasks.Go(func() error {
 		<-ctx.Done()
 		_ = health.Close()
-		for _, l := range listeners {
-			_ = l.Close()
-		}
 		return nil
 	})
 	err := tasks.Wait()
@@ -105,26 +106,12 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	return err
 }
 
-func (a *agent) accept(ctx context.Context, l *net.TCPListener, port uint16) error {
-	for {
-		c, err := l.AcceptTCP()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			a.log.Warn("accepting a connection failed", "err", err)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(10 * time.Millisecond):
-			}
-			continue
-		}
-		a.conns.Go(func() {
-			conn := &connection{agent: a, client: c, port: port}
-			conn.serve(ctx)
-		})
-	}
+// take serves a connection that the passthrough gave away.
+func (a *agent) take(ctx context.Context, h passthrough.Handover) {
+	a.conns.Go(func() {
+		conn := &connection{agent: a, client: h.Client, port: h.Port}
+		conn.serve(ctx, h.First)
+	})
 }
 
 // wanted is the intercept that a port's next connection or request belongs to, or nil for the app.

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -28,7 +29,7 @@ type connection struct {
 
 	mu       sync.Mutex
 	up       *upstream
-	proto    protocol
+	proto    sniff.Protocol
 	answered bool // the upstream has spoken since the client last did
 	upgraded bool // no longer HTTP
 }
@@ -44,7 +45,8 @@ type upstream struct {
 	idle bool
 }
 
-func (c *connection) serve(ctx context.Context) {
+// serve carries a connection of which first was already read.
+func (c *connection) serve(ctx context.Context, first []byte) {
 	defer c.client.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.client.Close() })
 	defer stop()
@@ -55,7 +57,7 @@ func (c *connection) serve(ctx context.Context) {
 		return
 	}
 	c.join(up)
-	err = c.fromClient(ctx)
+	err = c.fromClient(ctx, first)
 	c.mu.Lock()
 	up = c.up
 	c.mu.Unlock()
@@ -75,35 +77,16 @@ func (c *connection) join(up *upstream) {
 	go c.fromUpstream(up) // ends when up is closed, and serve waits for it
 }
 
-// fromClient carries the client's bytes on, and changes the upstream at the boundary of a request.
-func (c *connection) fromClient(ctx context.Context) error {
-	for {
-		err := readReady(c.client, func(b []byte) error {
-			c.mu.Lock()
-			if c.proto == unknown {
-				c.proto = classify(b)
-			}
-			up := c.up
-			if c.proto == http1 && !c.upgraded && (up.idle || c.answered) {
-				if want := c.agent.wanted(c.port); (up.idle || want != up.route) && startsRequest(b) {
-					up.left = true
-					c.mu.Unlock()
-					next, err := c.open(ctx, want)
-					if err != nil {
-						return err
-					}
-					_ = up.Close()
-					<-up.ended
-					c.join(next)
-					up = next
-					c.mu.Lock()
-				}
-			}
-			c.answered = false
-			c.mu.Unlock()
-			_, err := up.Write(b)
+// fromClient carries the client's bytes on, after those that were read before.
+func (c *connection) fromClient(ctx context.Context, first []byte) error {
+	said := func(b []byte) error { return c.clientSaid(ctx, b) }
+	if len(first) > 0 {
+		if err := said(first); err != nil {
 			return err
-		})
+		}
+	}
+	for {
+		err := readReady(c.client, said)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -111,6 +94,34 @@ func (c *connection) fromClient(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// clientSaid passes b on, and changes the upstream before where b begins a request that belongs elsewhere.
+func (c *connection) clientSaid(ctx context.Context, b []byte) error {
+	c.mu.Lock()
+	if c.proto == sniff.Unknown {
+		c.proto = sniff.Classify(b)
+	}
+	up := c.up
+	if c.proto == sniff.HTTP1 && !c.upgraded && (up.idle || c.answered) {
+		if want := c.agent.wanted(c.port); (up.idle || want != up.route) && sniff.StartsRequest(b) {
+			up.left = true
+			c.mu.Unlock()
+			next, err := c.open(ctx, want)
+			if err != nil {
+				return err
+			}
+			_ = up.Close()
+			<-up.ended
+			c.join(next)
+			up = next
+			c.mu.Lock()
+		}
+	}
+	c.answered = false
+	c.mu.Unlock()
+	_, err := up.Write(b)
+	return err
 }
 
 // fromUpstream carries the upstream's bytes to the client.
@@ -121,7 +132,7 @@ func (c *connection) fromUpstream(up *upstream) {
 	defer c.mu.Unlock()
 	switch {
 	case up.left:
-	case up.route != nil && c.proto == http1 && !c.upgraded && c.answered && err == nil && c.agent.wanted(c.port) != up.route:
+	case up.route != nil && c.proto == sniff.HTTP1 && !c.upgraded && c.answered && err == nil && c.agent.wanted(c.port) != up.route:
 		up.idle = true // the intercept is over and the laptop closed up; the client need not know
 	case err == nil:
 		_ = c.client.CloseWrite()
@@ -137,7 +148,7 @@ func (c *connection) copyBack(up *upstream) error {
 		c.mu.Lock()
 		if !c.answered {
 			c.answered = true
-			if c.proto == http1 && switchesProtocol(b) {
+			if c.proto == sniff.HTTP1 && sniff.SwitchesProtocol(b) {
 				c.upgraded = true
 			}
 		}
@@ -249,7 +260,7 @@ func (a *agent) dialLaptop(ctx context.Context, r *route, client net.Conn) (net.
 		if err != nil || status == agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE {
 			a.skip(r)
 		}
-		return nil, fmt.Errorf("the relay answered %s: %w", status, err)
+		return nil, errors.Join(fmt.Errorf("the relay answered %s", status), err)
 	}
 	_ = conn.SetDeadline(time.Time{})
 	return conn, nil

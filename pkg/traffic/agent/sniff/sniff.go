@@ -1,34 +1,35 @@
-package agent
+// Package sniff tells protocols from the first bytes of a connection or of a message.
+package sniff
 
 import "bytes"
 
-// protocol is what a connection's first bytes say it is.
-type protocol int
+// Protocol is what a connection's first bytes say it is.
+type Protocol int
 
 const (
-	unknown protocol = iota
-	http1
-	http2
-	other
+	Unknown Protocol = iota
+	HTTP1
+	HTTP2
+	Other
 )
 
 // preface opens every HTTP/2 connection, RFC 9113 section 3.4.
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-// classify reads a connection's first bytes.
-func classify(b []byte) protocol {
+// Classify reads a connection's first bytes.
+func Classify(b []byte) Protocol {
 	switch {
 	case bytes.HasPrefix(b, []byte(preface)) || (len(b) >= 3 && bytes.HasPrefix([]byte(preface), b)):
-		return http2
-	case startsRequest(b):
-		return http1
+		return HTTP2
+	case StartsRequest(b):
+		return HTTP1
 	default:
-		return other
+		return Other
 	}
 }
 
-// startsRequest says whether b begins with a whole HTTP/1 request line: method SP target SP HTTP/1.x CRLF, RFC 9112 section 3.
-func startsRequest(b []byte) bool {
+// StartsRequest says whether b begins with a whole HTTP/1 request line: method SP target SP HTTP/1.x CRLF, RFC 9112 section 3.
+func StartsRequest(b []byte) bool {
 	const longestLine = 64 << 10
 	end := bytes.IndexByte(b[:min(len(b), longestLine)], '\n')
 	if end < 0 {
@@ -57,7 +58,7 @@ func isToken(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), c) >= 0
 }
 
-// switchesProtocol says whether b begins a 101 answer: from then on the connection is no longer HTTP.
-func switchesProtocol(b []byte) bool {
+// SwitchesProtocol says whether b begins a 101 answer: from then on the connection is no longer HTTP.
+func SwitchesProtocol(b []byte) bool {
 	return len(b) >= 12 && bytes.HasPrefix(b, []byte("HTTP/1.")) && bytes.Equal(b[8:12], []byte(" 101"))
 }

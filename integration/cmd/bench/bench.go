@@ -1,0 +1,354 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/detour-dev/detour/integration/cluster/laptop"
+)
+
+const (
+	namespace = "bench"
+	// One node for both services, so that they differ in nothing but the agent.
+	node = "node2"
+	// The node whose kube-proxy the plain route goes through.
+	gateway = "172.30.0.11"
+)
+
+// services are the two that are measured: "direct" never gets an agent, "target" is intercepted.
+const services = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: %[1]s, namespace: bench}
+spec:
+  selector: {matchLabels: {app: %[1]s}}
+  template:
+    metadata: {labels: {app: %[1]s}}
+    spec:
+      nodeName: %[2]s
+      terminationGracePeriodSeconds: 0
+      containers:
+        - name: bench
+          image: detour.local/bench:dev
+          imagePullPolicy: IfNotPresent
+          args: [serve]
+          ports: [{name: http, containerPort: 8080}, {name: bulk, containerPort: 9000}]
+          readinessProbe: {tcpSocket: {port: http}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: %[1]s, namespace: bench}
+spec:
+  selector: {app: %[1]s}
+  ports: [{name: http, port: 80, targetPort: http}, {name: bulk, port: 9000, targetPort: bulk}]
+---
+`
+
+type bench struct {
+	root, only string
+	rounds     int
+	each       time.Duration
+
+	laptop *laptop.Laptop // has detour
+	plain  *laptop.Laptop // has routes into the cluster
+	// kubeconfig is the laptop's.
+	kubeconfig     string
+	direct, target string // ClusterIPs
+	figures        []figure
+}
+
+func (b *bench) run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		prefix string
+		run    func(context.Context) error
+	}{{"connect", b.connect}, {"intercept", b.intercept}, {"in", b.in}, {"idle", b.idle}, {"out", b.out}} {
+		if b.only != "" && part.prefix != "connect" && part.prefix != "intercept" && !strings.HasPrefix(b.only, part.prefix) {
+			continue
+		}
+		say("measuring: %s", part.prefix)
+		if err := part.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", part.prefix, err)
+		}
+	}
+	return report(b.root, b.figures)
+}
+
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "== "+format+"\n", args...) }
+
+func (b *bench) prepare(ctx context.Context) error {
+	say("two services of the same kind on one node, and two laptops")
+	manifest := "apiVersion: v1\nkind: Namespace\nmetadata: {name: bench}\n---\n" + fmt.Sprintf(services, "direct", node) + fmt.Sprintf(services, "target", node)
+	apply := exec.CommandContext(ctx, "kubectl", "apply", "-f", "-")
+	apply.Stdin = strings.NewReader(manifest)
+	if _, err := output(apply); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"kubectl", "-n", namespace, "rollout", "status", "deployment/direct", "--timeout=60s"},
+		{"kubectl", "-n", namespace, "rollout", "status", "deployment/target", "--timeout=60s"},
+		{"detour", "install", "--image", "detour.local/traffic:dev"},
+	} {
+		if _, err := output(exec.CommandContext(ctx, args[0], args[1:]...)); err != nil {
+			return err
+		}
+	}
+	var err error
+	for name, into := range map[string]*string{"direct": &b.direct, "target": &b.target} {
+		if *into, err = output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "get", "service", name, "-o", "jsonpath={.spec.clusterIP}")); err != nil {
+			return err
+		}
+	}
+	if b.laptop, err = laptop.New(ctx, 0); err != nil {
+		return err
+	}
+	if b.plain, err = laptop.New(ctx, 1); err != nil {
+		return err
+	}
+	if b.kubeconfig, err = b.laptop.Kubeconfig(""); err != nil {
+		return err
+	}
+	_, err = output(b.plain.Command(ctx, "ip", "route", "add", "10.96.0.0/16", "via", gateway))
+	return err
+}
+
+// close puts everything back, also when the bench was interrupted.
+func (b *bench) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var all []error
+	if b.laptop != nil {
+		if _, err := b.detour(ctx, "quit"); err != nil {
+			all = append(all, err)
+		}
+		all = append(all, b.laptop.Close())
+	}
+	if b.plain != nil {
+		all = append(all, b.plain.Close())
+	}
+	for _, args := range [][]string{{"detour", "uninstall"}, {"kubectl", "delete", "namespace", namespace, "--ignore-not-found", "--wait=true"}} {
+		if _, err := output(exec.CommandContext(ctx, args[0], args[1:]...)); err != nil {
+			all = append(all, err)
+		}
+	}
+	return errors.Join(all...)
+}
+
+// output runs a command to its end and returns what it printed.
+func output(cmd *exec.Cmd) (string, error) {
+	var errors bytes.Buffer
+	cmd.Stderr = &errors
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s%s", strings.Join(cmd.Args, " "), err, out, errors.String())
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+func (b *bench) detour(ctx context.Context, args ...string) (string, error) {
+	return output(b.laptop.Command(ctx, "detour", append(args, "--kubeconfig", b.kubeconfig)...))
+}
+
+// times runs a command of both sides in turns and notes the median duration in seconds.
+func (b *bench) times(name string, rounds int, value, plain func() error) error {
+	var values, plains []float64
+	for range rounds {
+		for _, side := range []struct {
+			run  func() error
+			into *[]float64
+		}{{plain, &plains}, {value, &values}} {
+			start := time.Now()
+			if err := side.run(); err != nil {
+				return err
+			}
+			*side.into = append(*side.into, time.Since(start).Seconds())
+		}
+	}
+	b.figures = append(b.figures, compared(name, "s", median(values), median(plains)))
+	return nil
+}
+
+// connect.s is beside one request with kubectl.
+func (b *bench) connect(ctx context.Context) error {
+	return b.times("connect.s", b.rounds, func() error {
+		if _, err := b.detour(ctx, "quit"); err != nil {
+			return err
+		}
+		_, err := b.detour(ctx, "connect", "-n", namespace)
+		return err
+	}, func() error {
+		_, err := output(b.laptop.Command(ctx, "kubectl", "--kubeconfig", b.kubeconfig, "get", "--raw", "/readyz"))
+		return err
+	})
+}
+
+// intercept.s is the first one, with the rollout that brings the agent, beside a rollout without detour.
+func (b *bench) intercept(ctx context.Context) error {
+	serving := b.laptop.Command(ctx, b.program(), "serve", "--http", "127.0.0.1:8080", "--bulk", "127.0.0.1:9000")
+	if err := serving.Start(); err != nil {
+		return fmt.Errorf("start the laptop's service: %w", err)
+	}
+	err := b.times("intercept.s", 1, func() error {
+		_, err := b.detour(ctx, "intercept", "target", "--port", "8080:http")
+		return err
+	}, func() error {
+		if _, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "restart", "deployment/direct")); err != nil {
+			return err
+		}
+		_, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "status", "deployment/direct", "--timeout=60s"))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := b.detour(ctx, "intercept", "target", "--port", "9000:bulk"); err != nil {
+		return err
+	}
+	if _, err := b.detour(ctx, "leave", "target"); err != nil {
+		return err
+	}
+	return b.memory()
+}
+
+func (b *bench) program() string { return filepath.Join(b.root, "bin", "bench") }
+
+// out: from the laptop to a service, through the VIF and by a plain route.
+func (b *bench) out(ctx context.Context) error {
+	return b.path(ctx, "out.upgrade", []string{"up", "down", "lat1", "rps16"}, end{b.laptop, b.direct}, end{b.plain, b.direct})
+}
+
+// in: from the cluster's side to a service, once answered on the laptop and once in its pod.
+func (b *bench) in(ctx context.Context) error {
+	for _, port := range []string{"8080:http", "9000:bulk"} {
+		if _, err := b.detour(ctx, "intercept", "target", "--port", port); err != nil {
+			return err
+		}
+	}
+	if err := b.path(ctx, "in.tcp", []string{"up", "down", "lat1", "rps16"}, end{b.plain, b.target}, end{b.plain, b.direct}); err != nil {
+		return err
+	}
+	_, err := b.detour(ctx, "leave", "target")
+	return err
+}
+
+// idle: a service with an agent and without an intercept, beside one without an agent.
+func (b *bench) idle(ctx context.Context) error {
+	return b.path(ctx, "idle", []string{"rps1", "rps16", "up", "down"}, end{b.plain, b.target}, end{b.plain, b.direct})
+}
+
+// end is from where to where a client measures.
+type end struct {
+	from *laptop.Laptop
+	to   string
+}
+
+func (b *bench) path(ctx context.Context, prefix string, whats []string, value, plain end) error {
+	for _, what := range whats {
+		name := prefix + "." + what
+		if !strings.HasPrefix(name, b.only) {
+			continue
+		}
+		var values, plains []float64
+		for range b.rounds {
+			p, err := b.measure(ctx, what, plain)
+			if err != nil {
+				return err
+			}
+			v, err := b.measure(ctx, what, value)
+			if err != nil {
+				return err
+			}
+			values, plains = append(values, v), append(plains, p)
+		}
+		b.figures = append(b.figures, compared(name, units[what], median(values), median(plains)))
+		say("%s %.4g (plain %.4g, ratio %.3f)", name, median(values), median(plains), median(values)/median(plains))
+	}
+	return nil
+}
+
+var units = map[string]string{"up": "bit/s", "down": "bit/s", "lat1": "ms", "rps1": "req/s", "rps16": "req/s"}
+
+func (b *bench) measure(ctx context.Context, what string, e end) (float64, error) {
+	switch what {
+	case "up", "down":
+		out, err := output(e.from.Command(ctx, b.program(), "bulk", "--to", e.to+":9000", fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
+		if err != nil {
+			return 0, err
+		}
+		return strconv.ParseFloat(out, 64)
+	case "rps16":
+		return b.requests(ctx, e, "2", "16")
+	case "rps1":
+		return b.requests(ctx, e, "1", "1")
+	default:
+		rate, err := b.requests(ctx, e, "1", "1")
+		return 1000 / rate, err
+	}
+}
+
+var (
+	wrkRate = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
+	wrkBad  = regexp.MustCompile(`(Socket errors|Non-2xx).*`)
+)
+
+func (b *bench) requests(ctx context.Context, e end, threads, connections string) (float64, error) {
+	out, err := output(e.from.Command(ctx, "wrk", "-t"+threads, "-c"+connections, "-d"+b.each.String(), "http://"+e.to+"/"))
+	if err != nil {
+		return 0, err
+	}
+	if bad := wrkBad.FindString(out); bad != "" {
+		return 0, fmt.Errorf("requests failed: %s", bad)
+	}
+	found := wrkRate.FindStringSubmatch(out)
+	if found == nil {
+		return 0, fmt.Errorf("wrk printed no rate: %s", out)
+	}
+	return strconv.ParseFloat(found[1], 64)
+}
+
+// memory notes what stays resident when nothing happens.
+func (b *bench) memory() error {
+	time.Sleep(3 * time.Second)
+	for _, p := range []struct{ name, command string }{{"daemon", "detour daemon"}, {"manager", "/traffic manager"}, {"agent", "/traffic-agent agent"}} {
+		mib, err := resident(p.command)
+		if err != nil {
+			return err
+		}
+		b.figures = append(b.figures, figure{Name: "rss." + p.name, Unit: "MiB", Value: mib})
+	}
+	return nil
+}
+
+// resident is the resident memory of the process with a command line, in MiB.
+func resident(command string) (float64, error) {
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0, err
+	}
+	for _, path := range all {
+		line, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))), command) {
+			continue
+		}
+		status, err := os.ReadFile(filepath.Join(filepath.Dir(path), "status"))
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(status), "VmRSS:")
+		kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+		return kib / 1024, err
+	}
+	return 0, fmt.Errorf("no process %q", command)
+}

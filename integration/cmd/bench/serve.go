@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// The bulk protocol: the client sends one byte, 'u' or 'd'. After 'u' it sends bytes and half-closes, and the server answers with
+// how many came (8 bytes, big-endian). After 'd' the server sends until the client goes.
+const (
+	up   = 'u'
+	down = 'd'
+)
+
+const bulkBuffer = 256 << 10
+
+func serve(ctx context.Context, web, bulk string) error {
+	listener, err := net.Listen("tcp", bulk)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	answer := []byte("a small answer, as services give them\n")
+	server := &http.Server{Addr: web, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) })}
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close(); _ = server.Close() })
+	defer stop()
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); serveBulk(c) }()
+		}
+	}()
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+func serveBulk(c net.Conn) {
+	buf := make([]byte, bulkBuffer)
+	if _, err := io.ReadFull(c, buf[:1]); err != nil {
+		return
+	}
+	if buf[0] == down {
+		for {
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	}
+	var total uint64
+	for {
+		n, err := c.Read(buf)
+		total += uint64(n)
+		if err != nil {
+			_, _ = c.Write(binary.BigEndian.AppendUint64(nil, total))
+			return
+		}
+	}
+}
+
+// bulkRate moves bytes for a while and returns bits per second.
+func bulkRate(ctx context.Context, to string, sending bool, duration time.Duration) (float64, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", to)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(duration + 20*time.Second))
+	buf := make([]byte, bulkBuffer)
+	start := time.Now()
+	var total uint64
+	if sending {
+		buf[0] = up
+		for time.Since(start) < duration {
+			if _, err := c.Write(buf); err != nil {
+				return 0, fmt.Errorf("send: %w", err)
+			}
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			return 0, fmt.Errorf("half-close: %w", err)
+		}
+		if _, err := io.ReadFull(c, buf[:8]); err != nil {
+			return 0, fmt.Errorf("read the count: %w", err)
+		}
+		total = binary.BigEndian.Uint64(buf)
+	} else {
+		if _, err := c.Write([]byte{down}); err != nil {
+			return 0, fmt.Errorf("ask: %w", err)
+		}
+		for time.Since(start) < duration {
+			n, err := c.Read(buf)
+			if err != nil {
+				return 0, fmt.Errorf("receive: %w", err)
+			}
+			total += uint64(n)
+		}
+	}
+	return float64(total) * 8 / time.Since(start).Seconds(), nil
+}

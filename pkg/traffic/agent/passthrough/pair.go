@@ -1,0 +1,211 @@
+//go:build linux
+
+package passthrough
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// outOfDescriptors is the pause after an accept that failed for want of descriptors or memory: those who wait keep waiting.
+const outOfDescriptors = 10 * time.Millisecond
+
+// accept joins a new client to the app, or gives it away. It takes one at a time, so that the loops share them.
+func (l *loop) accept(listener *socket) {
+	fd, _, err := unix.Accept4(listener.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	switch err { //nolint:errorlint // an errno as it is
+	case nil:
+	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+		time.Sleep(outOfDescriptors)
+		return
+	default:
+		return
+	}
+	if l.config.Diverted(listener.port) {
+		l.give(fd, listener.port, nil)
+		return
+	}
+	p := &pair{port: listener.port}
+	p.client = socket{fd: fd, pair: p, peer: &p.app}
+	p.app = socket{fd: -1, pair: p, peer: &p.client}
+	l.connect(p)
+}
+
+// connect dials the app on the address that the client used: it may not listen on any other.
+func (l *loop) connect(p *pair) {
+	refuse := func() { l.end(p, true) }
+	local, err := unix.Getsockname(p.client.fd)
+	if err != nil {
+		refuse()
+		return
+	}
+	family := unix.AF_INET
+	switch a := local.(type) {
+	case *unix.SockaddrInet4:
+		a.Port = int(p.port)
+	case *unix.SockaddrInet6:
+		if mapped := netip.AddrFrom16(a.Addr); mapped.Is4In6() {
+			local = &unix.SockaddrInet4{Port: int(p.port), Addr: mapped.Unmap().As4()}
+		} else {
+			a.Port = int(p.port)
+			family = unix.AF_INET6
+		}
+	default:
+		refuse()
+		return
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		refuse()
+		return
+	}
+	p.app.fd = fd
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	err = unix.Connect(fd, local)
+	if err == unix.EINPROGRESS { //nolint:errorlint // an errno as it is
+		p.app.connecting = true
+		if l.watch(&p.app, unix.EPOLLOUT) != nil {
+			refuse()
+		}
+		return
+	}
+	if err != nil || l.watch(&p.app, unix.EPOLLIN) != nil || l.watch(&p.client, unix.EPOLLIN) != nil {
+		refuse() // the handshake with the client is done, so a refusal becomes a reset
+	}
+}
+
+// connected is the end of a dial that took its time.
+func (l *loop) connected(app *socket) {
+	code, err := unix.GetsockoptInt(app.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	app.connecting = false
+	if err != nil || code != 0 || l.watch(app.peer, unix.EPOLLIN) != nil {
+		l.end(app.pair, true)
+		return
+	}
+	l.want(app)
+}
+
+// read carries what s says to its peer.
+func (l *loop) read(s *socket) {
+	p := s.pair
+	for range readsMax {
+		n, err := readRaw(s.fd, l.buffer)
+		switch {
+		case err == unix.EAGAIN || err == unix.EINTR: //nolint:errorlint // an errno as it is
+			return
+		case err != nil:
+			l.end(p, true)
+			return
+		case n == 0:
+			l.ended(s)
+			return
+		}
+		b := l.buffer[:n]
+		if s == &p.client {
+			if p.http.clientSaid(b) && l.config.Diverted(p.port) && l.quiet(p) {
+				l.handOver(p, b)
+				return
+			}
+		} else {
+			p.http.appSaid(b)
+		}
+		if !l.write(s.peer, b) {
+			return
+		}
+		if n < len(l.buffer) || len(s.peer.pending) > 0 {
+			return // all was read, or the peer has to take it first
+		}
+	}
+}
+
+// write gives b to s, and keeps what it does not take. It says whether the pair lives.
+func (l *loop) write(s *socket, b []byte) bool {
+	for len(b) > 0 {
+		n, err := writeRaw(s.fd, b)
+		if err == unix.EINTR { //nolint:errorlint // an errno as it is
+			continue
+		}
+		if err == unix.EAGAIN { //nolint:errorlint // an errno as it is
+			s.pending = append(s.pending, b...)
+			l.want(s)
+			l.want(s.peer)
+			return true
+		}
+		if err != nil {
+			l.end(s.pair, true)
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+// flush writes what was kept. It says whether the pair lives.
+func (l *loop) flush(s *socket) bool {
+	b := s.pending
+	s.pending = nil
+	if !l.write(s, b) {
+		return false
+	}
+	if len(s.pending) == 0 && s.peer.eof {
+		return l.shut(s)
+	}
+	l.want(s)
+	l.want(s.peer)
+	return true
+}
+
+// ended passes the end of what s says on.
+func (l *loop) ended(s *socket) {
+	s.eof = true
+	if len(s.peer.pending) == 0 && !l.shut(s.peer) {
+		return
+	}
+	l.want(s)
+}
+
+// shut half-closes s, whose peer has no more to say. It says whether the pair lives.
+func (l *loop) shut(s *socket) bool {
+	if s.eof && len(s.peer.pending) == 0 {
+		l.end(s.pair, false)
+		return false
+	}
+	if err := unix.Shutdown(s.fd, unix.SHUT_WR); err != nil {
+		l.end(s.pair, true)
+		return false
+	}
+	l.want(s)
+	return true
+}
+
+// quiet says whether nothing of the app's is on its way to the client.
+func (l *loop) quiet(p *pair) bool {
+	unread, err := unix.IoctlGetInt(p.app.fd, unix.TIOCINQ)
+	return err == nil && unread == 0 && len(p.client.pending) == 0 && len(p.app.pending) == 0
+}
+
+// handOver gives the client away between two requests. The app sees its connection close.
+func (l *loop) handOver(p *pair, first []byte) {
+	fd := p.client.fd
+	l.forget(&p.client)
+	p.client.fd = -1
+	l.end(p, false)
+	l.give(fd, p.port, append([]byte(nil), first...))
+}
+
+// give hands a client's socket to Go's poller and then away.
+func (l *loop) give(fd int, port uint16, first []byte) {
+	file := os.NewFile(uintptr(fd), "client")
+	conn, err := net.FileConn(file) // duplicates
+	if err != nil {
+		linger(fd)
+		_ = file.Close()
+		return
+	}
+	_ = file.Close()
+	l.config.Take(Handover{Port: port, Client: conn.(*net.TCPConn), First: first})
+}

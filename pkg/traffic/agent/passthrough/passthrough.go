@@ -1,0 +1,92 @@
+//go:build linux
+
+// Package passthrough joins the connections of a port to the app behind it for as little as the kernel allows: a few threads, each
+// with an epoll instance and one buffer. A message costs one read and one write; a connection costs no goroutine, no timer and no
+// buffer. docs/performance.md has the figures beside goroutines and Go's own poller.
+package passthrough
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Config says what belongs elsewhere.
+type Config struct {
+	// Listeners by the port of the app behind them. The app is asked on the address that the client used.
+	Listeners map[uint16]*net.TCPListener
+	// Diverted says whether what begins now on a port is not the app's. It is asked by several threads, often, and must not block.
+	Diverted func(port uint16) bool
+	// Take gets what is diverted, in a loop's thread: it must not block.
+	Take func(Handover)
+}
+
+// Handover is a client's connection that the passthrough gives away: a new one, or an HTTP/1 connection between two requests.
+type Handover struct {
+	Port   uint16 // the app's
+	Client *net.TCPConn
+	First  []byte // what the client has sent and nobody has seen yet
+}
+
+// maxLoops bounds the threads: beyond it a pod's traffic is no longer the agent's to speed up.
+const maxLoops = 4
+
+// Serve joins connections until ctx ends; then it resets those that are open.
+func Serve(ctx context.Context, c Config) error {
+	loops := make([]*loop, 0, maxLoops)
+	defer func() {
+		for _, l := range loops {
+			l.close()
+		}
+	}()
+	for range min(maxLoops, runtime.GOMAXPROCS(0)) {
+		l, err := newLoop(c)
+		if err != nil {
+			return err
+		}
+		loops = append(loops, l)
+	}
+	var running sync.WaitGroup
+	for _, l := range loops {
+		running.Go(l.run)
+	}
+	<-ctx.Done()
+	for _, l := range loops {
+		l.stop()
+	}
+	running.Wait()
+	return nil
+}
+
+// descriptor is a listener's socket under a descriptor of its own, with the options that accepted connections inherit.
+func descriptor(listener *net.TCPListener) (int, error) {
+	file, err := listener.File()
+	if err != nil {
+		return -1, fmt.Errorf("take the listener: %w", err)
+	}
+	defer file.Close()
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate the listener: %w", err)
+	}
+	// File made the socket blocking, for all who share it.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("make the listener not block: %w", err)
+	}
+	// The app no longer sees whether its client is alive, because the agent is its client: so the agent looks.
+	for _, o := range []struct{ level, name, value int }{
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 30}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+	} {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			_ = unix.Close(fd)
+			return -1, fmt.Errorf("set an option of the listener: %w", err)
+		}
+	}
+	return fd, nil
+}
