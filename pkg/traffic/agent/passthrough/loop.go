@@ -13,6 +13,8 @@ const (
 	bufferSize = 64 << 10
 	batch      = 128 // events taken at once
 	readsMax   = 8   // buffers read from a socket before others get their turn
+	spins      = 50  // looks before falling asleep, about 1 µs each
+	vainMax    = 8   // after so many vain rows of looks in succession, 1 sleep in 256 is preceded by one
 )
 
 // loop is one thread's connections. Only its thread touches it once it runs.
@@ -26,6 +28,9 @@ type loop struct {
 	sockets    []*socket
 	generation int32
 	stopped    bool
+	pipes      []*pipe
+	sleeps     int // how often to sleep before looking again
+	vain       int
 }
 
 // socket is a listener, or one end of a pair.
@@ -37,7 +42,9 @@ type socket struct {
 	pair       *pair  // nil for a listener
 	peer       *socket
 	pending    []byte // what it could not take yet
+	pipe       *pipe  // what it could not take yet of a bulk transfer to it; nil when there is none
 	eof        bool   // it has no more to say
+	bulk       int    // how many full buffers it said in a row
 	connecting bool
 	paused     bool // out of epoll until its peer has taken what is pending
 }
@@ -96,10 +103,10 @@ func (l *loop) watch(s *socket, events uint32) error {
 // want changes what is heard of a socket.
 func (l *loop) want(s *socket) {
 	var events uint32
-	if !s.eof && !s.connecting && len(s.peer.pending) == 0 {
+	if !s.eof && !s.connecting && !s.peer.full() {
 		events |= unix.EPOLLIN
 	}
-	if s.connecting || len(s.pending) > 0 {
+	if s.connecting || s.full() {
 		events |= unix.EPOLLOUT
 	}
 	if s.paused && events != 0 {
@@ -127,9 +134,14 @@ func (l *loop) close() {
 		if s.pair != nil {
 			linger(s.fd)
 		}
+		l.putPipe(s)
 		_ = unix.Close(s.fd)
 	}
 	l.sockets = nil
+	for _, p := range l.pipes {
+		p.close()
+	}
+	l.pipes = nil
 	if l.epoll >= 0 {
 		_ = unix.Close(l.epoll)
 		l.epoll = -1
@@ -141,7 +153,7 @@ func (l *loop) run() {
 	defer runtime.UnlockOSThread()
 	events := make([]unix.EpollEvent, batch)
 	for !l.stopped {
-		n, err := unix.EpollWait(l.epoll, events, -1)
+		n, err := l.wait(events)
 		if err != nil && err != unix.EINTR { //nolint:errorlint // an errno as it is
 			return
 		}
@@ -149,6 +161,27 @@ func (l *loop) run() {
 			l.handle(&events[i])
 		}
 	}
+}
+
+// wait waits for events. To fall asleep and be woken costs more than to carry a small message, so where an answer usually follows
+// at once the thread looks for it for a moment first, giving way to whoever else wants the processor. A thread that looked in
+// vain does so ever more rarely: an idle agent does not spin.
+func (l *loop) wait(events []unix.EpollEvent) (int, error) {
+	if l.sleeps > 0 {
+		l.sleeps--
+		return unix.EpollWait(l.epoll, events, -1)
+	}
+	for range spins {
+		n, err := pollRaw(l.epoll, events)
+		if n != 0 || err != nil {
+			l.vain = 0
+			return n, err
+		}
+		yieldRaw()
+	}
+	l.vain = min(l.vain+1, vainMax)
+	l.sleeps = 1<<l.vain - 1
+	return unix.EpollWait(l.epoll, events, -1)
 }
 
 func (l *loop) handle(e *unix.EpollEvent) {
@@ -204,6 +237,7 @@ func (l *loop) end(p *pair, reset bool) {
 		if s.fd < len(l.sockets) && l.sockets[s.fd] == s {
 			l.sockets[s.fd] = nil
 		}
+		l.putPipe(s)
 		_ = unix.Close(s.fd) // which takes it out of epoll
 		s.fd = -1
 	}

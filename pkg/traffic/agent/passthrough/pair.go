@@ -92,6 +92,10 @@ func (l *loop) connected(app *socket) {
 // read carries what s says to its peer.
 func (l *loop) read(s *socket) {
 	p := s.pair
+	if s.bulk >= bulkAfter {
+		l.splice(s)
+		return
+	}
 	for range readsMax {
 		n, err := readRaw(s.fd, l.buffer)
 		switch {
@@ -116,8 +120,12 @@ func (l *loop) read(s *socket) {
 		if !l.write(s.peer, b) {
 			return
 		}
-		if n < len(l.buffer) || len(s.peer.pending) > 0 {
-			return // all was read, or the peer has to take it first
+		if n < len(l.buffer) {
+			s.bulk = 0
+			return // all was read
+		}
+		if s.bulk++; s.bulk >= bulkAfter || s.peer.full() {
+			return // the rest comes by splice, or the peer has to take it first
 		}
 	}
 }
@@ -148,10 +156,10 @@ func (l *loop) write(s *socket, b []byte) bool {
 func (l *loop) flush(s *socket) bool {
 	b := s.pending
 	s.pending = nil
-	if !l.write(s, b) {
+	if !l.write(s, b) || !l.drain(s) {
 		return false
 	}
-	if len(s.pending) == 0 && s.peer.eof {
+	if !s.full() && s.peer.eof {
 		return l.shut(s)
 	}
 	l.want(s)
@@ -162,7 +170,7 @@ func (l *loop) flush(s *socket) bool {
 // ended passes the end of what s says on.
 func (l *loop) ended(s *socket) {
 	s.eof = true
-	if len(s.peer.pending) == 0 && !l.shut(s.peer) {
+	if !s.peer.full() && !l.shut(s.peer) {
 		return
 	}
 	l.want(s)
@@ -170,7 +178,7 @@ func (l *loop) ended(s *socket) {
 
 // shut half-closes s, whose peer has no more to say. It says whether the pair lives.
 func (l *loop) shut(s *socket) bool {
-	if s.eof && len(s.peer.pending) == 0 {
+	if s.eof && !s.peer.full() {
 		l.end(s.pair, false)
 		return false
 	}
@@ -185,7 +193,7 @@ func (l *loop) shut(s *socket) bool {
 // quiet says whether nothing of the app's is on its way to the client.
 func (l *loop) quiet(p *pair) bool {
 	unread, err := unix.IoctlGetInt(p.app.fd, unix.TIOCINQ)
-	return err == nil && unread == 0 && len(p.client.pending) == 0 && len(p.app.pending) == 0
+	return err == nil && unread == 0 && !p.client.full() && !p.app.full()
 }
 
 // handOver gives the client away between two requests. The app sees its connection close.

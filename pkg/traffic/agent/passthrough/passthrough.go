@@ -32,7 +32,7 @@ type Handover struct {
 	First  []byte // what the client has sent and nobody has seen yet
 }
 
-// maxLoops bounds the threads: beyond it a pod's traffic is no longer the agent's to speed up.
+// maxLoops bounds the threads. There is one for two processors, because the app wants some too.
 const maxLoops = 4
 
 // Serve joins connections until ctx ends; then it resets those that are open.
@@ -43,7 +43,7 @@ func Serve(ctx context.Context, c Config) error {
 			l.close()
 		}
 	}()
-	for range min(maxLoops, runtime.GOMAXPROCS(0)) {
+	for range max(1, min(maxLoops, runtime.GOMAXPROCS(0)/2)) {
 		l, err := newLoop(c)
 		if err != nil {
 			return err
