@@ -187,12 +187,12 @@ func (l *Laptop) Kubeconfig(server string) (string, error) {
 	if server == "" {
 		return f.Name(), nil
 	}
-	real, err := url.Parse(l.cluster.Server())
+	original, err := url.Parse(l.cluster.Server())
 	if err != nil {
 		return "", fmt.Errorf("parse the API server's URL: %w", err)
 	}
 	out, err := exec.Command(filepath.Join(l.cluster.Dir, "bin", "kubectl"), "--kubeconfig", f.Name(), "config", "set-cluster", "detour",
-		"--server="+server, "--tls-server-name="+real.Hostname()).CombinedOutput()
+		"--server="+server, "--tls-server-name="+original.Hostname()).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("set the server in %s: %w: %s", f.Name(), err, out)
 	}
@@ -207,7 +207,9 @@ func (l *Laptop) Close() error {
 			_ = l.holder.Process.Kill()
 			_ = l.holder.Wait()
 		}
-		l.closed = errors.Join(l.cluster.RemoveLaptop(l.number), os.Remove(l.lock.Name()), l.lock.Close())
+		l.closed = l.cluster.RemoveLaptop(l.number)
+		_ = os.Remove(l.lock.Name()) // it is gone when the cluster was stopped meanwhile
+		_ = l.lock.Close()
 	})
 	return l.closed
 }
