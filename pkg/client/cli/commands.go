@@ -5,14 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/install"
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/version"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -52,22 +53,9 @@ func (a *app) connectCommand() *cobra.Command {
 
 // connect asks the daemon to connect. When that fails a daemon without a session is of no use and goes.
 func (a *app) connect(ctx context.Context, client daemonv1.DaemonServiceClient) (_ *daemonv1.StatusResponse, err error) {
-	raw, err := a.flags.ToRawKubeConfigLoader().RawConfig()
+	req, err := a.connectRequest()
 	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
-	}
-	namespace, _, err := a.flags.ToRawKubeConfigLoader().Namespace()
-	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
-	}
-	req := &daemonv1.ConnectRequest{Kubeconfig: *a.flags.KubeConfig, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), Environment: map[string]string{}}
-	if *a.flags.Context != "" {
-		req.Context = *a.flags.Context
-	}
-	for _, name := range []string{"KUBECONFIG", "HOME", "PATH", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"} {
-		if value, ok := os.LookupEnv(name); ok {
-			req.Environment[name] = value
-		}
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -92,6 +80,32 @@ func (a *app) connect(ctx context.Context, client daemonv1.DaemonServiceClient) 
 			return m.Status, nil
 		}
 	}
+}
+
+// connectRequest resolves files, flags and environment here, where they mean what the caller means.
+func (a *app) connectRequest() (*daemonv1.ConnectRequest, error) {
+	loader := a.flags.ToRawKubeConfigLoader()
+	raw, err := loader.RawConfig()
+	if err != nil {
+		return nil, explain.Error(err, "read the kubeconfig")
+	}
+	config, err := loader.ClientConfig()
+	if err != nil {
+		return nil, explain.Error(err, "read the kubeconfig")
+	}
+	namespace, _, err := loader.Namespace()
+	if err != nil {
+		return nil, explain.Error(err, "read the kubeconfig")
+	}
+	packed, err := kubeconfig.Pack(config)
+	if err != nil {
+		return nil, err
+	}
+	req := &daemonv1.ConnectRequest{Kubeconfig: packed, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName()}
+	if *a.flags.Context != "" {
+		req.Context = *a.flags.Context
+	}
+	return req, nil
 }
 
 func (a *app) quitCommand() *cobra.Command {

@@ -19,11 +19,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
@@ -59,18 +59,9 @@ type session struct {
 
 // connect makes the session, the VIF and the DNS; on failure nothing of it is left.
 func connect(ctx context.Context, req *daemonv1.ConnectRequest, paths Paths, log *slog.Logger, progress func(string)) (_ *session, err error) {
-	for k, v := range req.Environment {
-		if err := os.Setenv(k, v); err != nil {
-			return nil, fmt.Errorf("set %s: %w", k, err)
-		}
-	}
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	if req.Kubeconfig != "" {
-		rules.ExplicitPath = req.Kubeconfig
-	}
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: req.Context}).ClientConfig()
+	config, err := kubeconfig.Unpack(req.Kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+		return nil, err
 	}
 	scheme := runtime.NewScheme()
 	if err := detour.AddToScheme(scheme); err != nil {

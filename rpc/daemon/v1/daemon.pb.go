@@ -113,12 +113,11 @@ func (x *VersionResponse) GetPid() int32 {
 
 type ConnectRequest struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
-	Kubeconfig       string                 `protobuf:"bytes,1,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"` // explicit path, or empty for the default rules with the caller's environment
-	Context          string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`
+	Kubeconfig       []byte                 `protobuf:"bytes,1,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"` // stands alone, with one context: see pkg/client/kubeconfig
+	Context          string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`       // the name of the caller's context, for people
 	Namespace        string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	ManagerNamespace string                 `protobuf:"bytes,4,opt,name=manager_namespace,json=managerNamespace,proto3" json:"manager_namespace,omitempty"`
-	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`                                                                                         // who asks, for the Session
-	Environment      map[string]string      `protobuf:"bytes,6,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // the caller's variables that credentials may need: KUBECONFIG, HOME, PATH, *_PROXY ...
+	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"` // who asks, for the Session
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -153,11 +152,11 @@ func (*ConnectRequest) Descriptor() ([]byte, []int) {
 	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *ConnectRequest) GetKubeconfig() string {
+func (x *ConnectRequest) GetKubeconfig() []byte {
 	if x != nil {
 		return x.Kubeconfig
 	}
-	return ""
+	return nil
 }
 
 func (x *ConnectRequest) GetContext() string {
@@ -186,13 +185,6 @@ func (x *ConnectRequest) GetUser() string {
 		return x.User
 	}
 	return ""
-}
-
-func (x *ConnectRequest) GetEnvironment() map[string]string {
-	if x != nil {
-		return x.Environment
-	}
-	return nil
 }
 
 type ConnectResponse struct {
@@ -907,19 +899,15 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0eVersionRequest\"=\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xbe\x02\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xa9\x01\n" +
 	"\x0eConnectRequest\x12\x1e\n" +
 	"\n" +
-	"kubeconfig\x18\x01 \x01(\tR\n" +
+	"kubeconfig\x18\x01 \x01(\fR\n" +
 	"kubeconfig\x12\x18\n" +
 	"\acontext\x18\x02 \x01(\tR\acontext\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12+\n" +
 	"\x11manager_namespace\x18\x04 \x01(\tR\x10managerNamespace\x12\x12\n" +
-	"\x04user\x18\x05 \x01(\tR\x04user\x12S\n" +
-	"\venvironment\x18\x06 \x03(\v21.detour.daemon.v1.ConnectRequest.EnvironmentEntryR\venvironment\x1a>\n" +
-	"\x10EnvironmentEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"g\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\"g\n" +
 	"\x0fConnectResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x128\n" +
 	"\x06status\x18\x02 \x01(\v2 .detour.daemon.v1.StatusResponseR\x06status\"\x0f\n" +
@@ -1002,7 +990,7 @@ func file_daemon_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_daemon_v1_daemon_proto_rawDescData
 }
 
-var file_daemon_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_daemon_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_daemon_v1_daemon_proto_goTypes = []any{
 	(*VersionRequest)(nil),    // 0: detour.daemon.v1.VersionRequest
 	(*VersionResponse)(nil),   // 1: detour.daemon.v1.VersionResponse
@@ -1017,31 +1005,29 @@ var file_daemon_v1_daemon_proto_goTypes = []any{
 	(*LeaveResponse)(nil),     // 10: detour.daemon.v1.LeaveResponse
 	(*QuitRequest)(nil),       // 11: detour.daemon.v1.QuitRequest
 	(*QuitResponse)(nil),      // 12: detour.daemon.v1.QuitResponse
-	nil,                       // 13: detour.daemon.v1.ConnectRequest.EnvironmentEntry
 }
 var file_daemon_v1_daemon_proto_depIdxs = []int32{
-	13, // 0: detour.daemon.v1.ConnectRequest.environment:type_name -> detour.daemon.v1.ConnectRequest.EnvironmentEntry
-	5,  // 1: detour.daemon.v1.ConnectResponse.status:type_name -> detour.daemon.v1.StatusResponse
-	6,  // 2: detour.daemon.v1.StatusResponse.intercepts:type_name -> detour.daemon.v1.Intercept
-	6,  // 3: detour.daemon.v1.InterceptResponse.intercept:type_name -> detour.daemon.v1.Intercept
-	6,  // 4: detour.daemon.v1.LeaveResponse.left:type_name -> detour.daemon.v1.Intercept
-	0,  // 5: detour.daemon.v1.DaemonService.Version:input_type -> detour.daemon.v1.VersionRequest
-	2,  // 6: detour.daemon.v1.DaemonService.Connect:input_type -> detour.daemon.v1.ConnectRequest
-	4,  // 7: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
-	7,  // 8: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
-	9,  // 9: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
-	11, // 10: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
-	1,  // 11: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
-	3,  // 12: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
-	5,  // 13: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
-	8,  // 14: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
-	10, // 15: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
-	12, // 16: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	5,  // 0: detour.daemon.v1.ConnectResponse.status:type_name -> detour.daemon.v1.StatusResponse
+	6,  // 1: detour.daemon.v1.StatusResponse.intercepts:type_name -> detour.daemon.v1.Intercept
+	6,  // 2: detour.daemon.v1.InterceptResponse.intercept:type_name -> detour.daemon.v1.Intercept
+	6,  // 3: detour.daemon.v1.LeaveResponse.left:type_name -> detour.daemon.v1.Intercept
+	0,  // 4: detour.daemon.v1.DaemonService.Version:input_type -> detour.daemon.v1.VersionRequest
+	2,  // 5: detour.daemon.v1.DaemonService.Connect:input_type -> detour.daemon.v1.ConnectRequest
+	4,  // 6: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
+	7,  // 7: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
+	9,  // 8: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
+	11, // 9: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
+	1,  // 10: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
+	3,  // 11: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
+	5,  // 12: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
+	8,  // 13: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
+	10, // 14: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
+	12, // 15: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
+	10, // [10:16] is the sub-list for method output_type
+	4,  // [4:10] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_daemon_v1_daemon_proto_init() }
@@ -1055,7 +1041,7 @@ func file_daemon_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_daemon_v1_daemon_proto_rawDesc), len(file_daemon_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
