@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/cluster/laptop"
 )
 
 const frontend = "http://frontend.shop/"
@@ -78,19 +81,6 @@ func TestStatefulSetWithHeadlessService(t *testing.T) {
 	require.Equal(t, "cluster", edition(t, "http://ledger-0.ledger.shop:8080/"))
 }
 
-func TestLaptopReachesTheCluster(t *testing.T) {
-	connected(t)
-	ip := kubectl(t, "-n", "shop", "get", "service", "catalog", "-o", "jsonpath={.spec.clusterIP}")
-	pod := kubectl(t, "-n", "shop", "get", "pod", "-l", "app=catalog", "-o", "jsonpath={.items[0].status.podIP}")
-	for _, url := range []string{"http://" + ip + "/", "http://" + pod + ":8080/", "http://catalog/", "http://catalog.shop.svc/", "http://catalog.shop.svc.cluster.local/"} {
-		require.Equal(t, "cluster", edition(t, url), url)
-	}
-	started := time.Now()
-	_, err := net.DialTimeout("tcp", net.JoinHostPort(pod, "9"), 5*time.Second)
-	require.ErrorIs(t, err, syscall.ECONNREFUSED)
-	require.Less(t, time.Since(started), 5*time.Second)
-}
-
 // A daemon that is killed costs the team nothing, and the next command puts the laptop back.
 func TestKilledDaemon(t *testing.T) {
 	before, err := os.ReadFile("/etc/resolv.conf")
@@ -98,15 +88,10 @@ func TestKilledDaemon(t *testing.T) {
 	detour(t, "connect", "-n", "shop")
 	laptopService(t, 18080)
 	detour(t, "intercept", "catalog", "--port", "18080")
-	ip := kubectl(t, "-n", "shop", "get", "service", "catalog", "-o", "jsonpath={.spec.clusterIP}")
 	pid := daemonPID(t)
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 
-	inCluster := func() string {
-		out, _ := command("kubectl", "get", "--raw", "/api/v1/namespaces/shop/services/frontend:http/proxy/")
-		return editionOf(out)
-	}
-	require.Eventually(t, func() bool { return inCluster() == "cluster" }, 10*time.Second, 200*time.Millisecond, "the app must answer again (service %s)", ip)
+	require.Eventually(t, func() bool { return inCluster() == "cluster" }, 10*time.Second, 200*time.Millisecond, "the app must answer again")
 	for range 20 {
 		require.Equal(t, "cluster", inCluster())
 	}
@@ -164,4 +149,60 @@ func TestBadInputIsOneSentence(t *testing.T) {
 		})
 	}
 	require.NotContains(t, kubectl(t, "get", "intercepts", "-A"), "katalog", "a refused intercept leaves nothing behind")
+}
+
+// Of a service with two ports one is intercepted; the other goes on as before.
+func TestOneOfTwoPorts(t *testing.T) {
+	other(t)
+	detour(t, "connect", "-n", "other")
+	t.Cleanup(func() { detour(t, "quit") })
+	laptopService(t, 18080)
+	ip := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
+	require.Contains(t, refused(t, "intercept", "target", "--port", "18080"), "has several ports, 80 (http), 9000 (bulk): say which")
+
+	out := detour(t, "intercept", "target", "--port", "18081:bulk")
+	require.Contains(t, out, "warning: nothing listens on local port 18081 yet")
+	out = detour(t, "intercept", "target", "--port", "18080:http")
+	require.NotContains(t, out, "warning")
+	require.Equal(t, "laptop", edition(t, "http://"+ip+"/"))
+	detour(t, "leave", "target", "--port", "bulk")
+	require.Equal(t, "laptop", edition(t, "http://"+ip+"/"))
+	c, err := net.Dial("tcp", ip+":9000")
+	require.NoError(t, err)
+	defer c.Close()
+	_, err = c.Write([]byte("u12345"))
+	require.NoError(t, err)
+	require.NoError(t, c.(*net.TCPConn).CloseWrite())
+	count, err := io.ReadAll(c)
+	require.NoError(t, err)
+	require.Equal(t, []byte{0, 0, 0, 0, 0, 0, 0, 5}, count, "the cluster's pod counted")
+}
+
+// The namespace's own laptop holds the port: a second laptop is told who does.
+func TestSecondLaptop(t *testing.T) {
+	second, err := laptop.New(t.Context(), 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, second.Close()) })
+	config, err := second.Kubeconfig("")
+	require.NoError(t, err)
+	on := func(args ...string) (string, error) {
+		out, err := second.Command(t.Context(), "detour", append(args, "--kubeconfig", config)...).CombinedOutput()
+		return string(out), err
+	}
+
+	connected(t)
+	laptopService(t, 18080)
+	detour(t, "intercept", "catalog", "--port", "18080")
+	out, err := on("intercept", "catalog", "--port", "18080", "-n", "shop")
+	require.Error(t, err, out)
+	require.Contains(t, out, "is intercepted by")
+	require.Equal(t, "laptop", inCluster())
+
+	page, err := second.Command(t.Context(), "curl", "-sS", "--max-time", "10", "http://catalog.shop/").CombinedOutput()
+	require.NoError(t, err, string(page))
+	require.Equal(t, "laptop", editionOf(string(page)), "a second laptop sees what everybody sees")
+	out, err = on("quit")
+	require.NoError(t, err, out)
+	require.Equal(t, "laptop", inCluster())
+	detour(t, "leave", "catalog")
 }

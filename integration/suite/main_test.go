@@ -106,9 +106,11 @@ func get(c *http.Client, url string) (string, error) {
 	// A failure says how far the request came.
 	reached := "nothing"
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		DNSDone:              func(i httptrace.DNSDoneInfo) { reached = fmt.Sprint("the name: ", i.Addrs) },
-		ConnectStart:         func(_, to string) { reached = "the dial of " + to },
-		GotConn:              func(i httptrace.GotConnInfo) { reached = fmt.Sprintf("a connection from %s, reused: %t", i.Conn.LocalAddr(), i.Reused) },
+		DNSDone:      func(i httptrace.DNSDoneInfo) { reached = fmt.Sprint("the name: ", i.Addrs) },
+		ConnectStart: func(_, to string) { reached = "the dial of " + to },
+		GotConn: func(i httptrace.GotConnInfo) {
+			reached = fmt.Sprintf("a connection from %s, reused: %t", i.Conn.LocalAddr(), i.Reused)
+		},
 		WroteRequest:         func(httptrace.WroteRequestInfo) { reached += ", the request written" },
 		GotFirstResponseByte: func() { reached += ", an answer" },
 	})
@@ -129,6 +131,12 @@ func get(c *http.Client, url string) (string, error) {
 		return "", fmt.Errorf("%s: %s", resp.Status, b.String())
 	}
 	return b.String(), nil
+}
+
+// inCluster says which catalog answers the frontend, asked by way of the API server and not of a tunnel.
+func inCluster() string {
+	out, _ := command("kubectl", "get", "--raw", "/api/v1/namespaces/shop/services/frontend:http/proxy/")
+	return editionOf(out)
 }
 
 // edition says which catalog answered.

@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -25,8 +28,7 @@ func serve(ctx context.Context, web, bulk string) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	answer := []byte("a small answer, as services give them\n")
-	server := &http.Server{Addr: web, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) })}
+	server := &http.Server{Addr: web, ReadHeaderTimeout: 5 * time.Second, Handler: pages()}
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close(); _ = server.Close() })
 	defer stop()
 	go func() {
@@ -42,6 +44,30 @@ func serve(ctx context.Context, web, bulk string) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// pages are a small answer, the SHA-256 of what is put to /sum, and any number of bytes of the ChaCha8 generator with a zero seed.
+func pages() http.Handler {
+	mux := http.NewServeMux()
+	answer := []byte("a small answer, as services give them\n")
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) })
+	mux.HandleFunc("PUT /sum", func(w http.ResponseWriter, r *http.Request) {
+		hash := sha256.New()
+		if _, err := io.Copy(hash, r.Body); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		fmt.Fprintf(w, "%x", hash.Sum(nil))
+	})
+	mux.HandleFunc("GET /noise/{bytes}", func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.ParseInt(r.PathValue("bytes"), 10, 64)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		_, _ = io.CopyN(w, rand.NewChaCha8([32]byte{}), n)
+	})
+	return mux
 }
 
 func serveBulk(c net.Conn) {

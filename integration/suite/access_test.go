@@ -1,0 +1,147 @@
+package suite
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/cluster"
+)
+
+// as returns a kubeconfig of the cluster for other credentials, which are flags of "kubectl config set-credentials".
+func as(t *testing.T, credentials ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	raw, err := os.ReadFile(os.Getenv("KUBECONFIG"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, raw, 0o600))
+	name := kubectl(t, "config", "view", "-o", "jsonpath={.clusters[0].name}")
+	kubectl(t, append([]string{"--kubeconfig", path, "config", "set-credentials", "someone"}, credentials...)...)
+	kubectl(t, "--kubeconfig", path, "config", "set-context", "someone", "--cluster", name, "--user", "someone")
+	kubectl(t, "--kubeconfig", path, "config", "use-context", "someone")
+	return path
+}
+
+// developer makes a service account in shop and returns a kubeconfig with its token.
+func developer(t *testing.T, name string) string {
+	t.Helper()
+	kubectl(t, "-n", "shop", "create", "serviceaccount", name)
+	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "serviceaccount", name) })
+	return as(t, "--token="+kubectl(t, "-n", "shop", "create", "token", name))
+}
+
+// refused runs detour, which must fail with one sentence, and returns it.
+func refused(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := command("detour", args...)
+	require.Error(t, err, out)
+	lines := strings.Split(out, "\n")
+	last := lines[len(lines)-1]
+	require.True(t, strings.HasPrefix(last, "detour: "), out)
+	require.NotContains(t, strings.TrimPrefix(last, "detour: "), "rpc error", out)
+	return last
+}
+
+// A developer who has the shipped role in shop, and nothing else in the cluster, does all of the main job there and nothing elsewhere.
+func TestDeveloperWithTheShippedRole(t *testing.T) {
+	other(t)
+	mine := developer(t, "jane")
+	kubectl(t, "-n", "shop", "create", "rolebinding", "jane", "--clusterrole=detour-user", "--serviceaccount=shop:jane")
+	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "jane") })
+	laptopService(t, 18080)
+
+	require.Contains(t, detour(t, "--kubeconfig", mine, "list", "-n", "shop"), "catalog")
+	detour(t, "--kubeconfig", mine, "intercept", "catalog", "--port", "18080", "-n", "shop")
+	t.Cleanup(func() { _, _ = command("detour", "quit") })
+	require.Equal(t, "laptop", inCluster())
+	require.Contains(t, detour(t, "--kubeconfig", mine, "status"), "catalog")
+	detour(t, "--kubeconfig", mine, "leave", "catalog")
+	require.Equal(t, "cluster", inCluster())
+	detour(t, "quit")
+
+	for _, args := range [][]string{{"connect", "-n", "other"}, {"intercept", "target", "--port", "18080:http", "-n", "other"}, {"list", "-n", "other"}} {
+		said := refused(t, append(args, "--kubeconfig", mine)...)
+		require.Contains(t, said, "detour-user", "it says what is missing")
+		require.Contains(t, said, "other")
+	}
+	require.Contains(t, refused(t, "install", "--image", managerImage, "--kubeconfig", mine), "administrator")
+	require.Equal(t, "not connected", detour(t, "status"))
+}
+
+func TestDeveloperWithoutARole(t *testing.T) {
+	said := refused(t, "connect", "-n", "shop", "--kubeconfig", developer(t, "joe"))
+	require.Contains(t, said, "system:serviceaccount:shop:joe")
+	require.Contains(t, said, "detour-user")
+	require.Equal(t, "not connected", detour(t, "status"))
+	require.NotContains(t, kubectl(t, "get", "sessions", "-A"), "joe")
+}
+
+// expired makes a client certificate of the cluster's own authority that was valid until yesterday.
+func expired(t *testing.T) (cert, key string) {
+	t.Helper()
+	c, err := cluster.Default()
+	require.NoError(t, err)
+	read := func(name string) []byte {
+		raw, err := os.ReadFile(filepath.Join(c.Dir, "pki", name))
+		require.NoError(t, err)
+		block, _ := pem.Decode(raw)
+		require.NotNil(t, block)
+		return block.Bytes
+	}
+	authority, err := x509.ParseCertificate(read("ca.crt"))
+	require.NoError(t, err)
+	signer, err := x509.ParsePKCS8PrivateKey(read("ca.key"))
+	require.NoError(t, err)
+	mine, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "jane", Organization: []string{"system:masters"}}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-24 * time.Hour),
+	}, authority, &mine.PublicKey, signer)
+	require.NoError(t, err)
+	raw, err := x509.MarshalPKCS8PrivateKey(mine)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "crt"), filepath.Join(dir, "key")
+	require.NoError(t, os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600))
+	return cert, key
+}
+
+func TestExpiredCredentials(t *testing.T) {
+	cert, key := expired(t)
+	config := as(t, "--client-certificate="+cert, "--client-key="+key)
+	for _, args := range [][]string{{"connect", "-n", "shop"}, {"list", "-n", "shop"}} {
+		require.Contains(t, refused(t, append(args, "--kubeconfig", config)...), "expired")
+	}
+}
+
+func TestOtherVersion(t *testing.T) {
+	newer := filepath.Join(t.TempDir(), "detour")
+	build := exec.Command("go", "build", "-ldflags", "-X github.com/detour-dev/detour/pkg/version.Version=v0.9.0", "-o", newer, "./cmd/detour")
+	build.Dir = os.Getenv("DETOUR_ROOT")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, string(out))
+	said, err := command(newer, "connect", "-n", "shop")
+	require.Error(t, err)
+	require.Contains(t, said, "v0.9.0")
+	require.Contains(t, said, "install the same version")
+	require.Equal(t, "not connected", detour(t, "status"))
+	require.NotContains(t, kubectl(t, "get", "sessions", "-A"), "shop")
+}
+
+func TestNoSuchNamespace(t *testing.T) {
+	require.Contains(t, refused(t, "connect", "-n", "nowhere"), `namespace "nowhere" does not exist`)
+}

@@ -1,0 +1,54 @@
+package suite
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// everything lists all objects of the cluster by name, and what the shop's workloads are made of. What Kubernetes itself makes and
+// numbers anew all the time is left out.
+func everything(t *testing.T) []string {
+	t.Helper()
+	var kinds []string
+	for _, kind := range strings.Fields(kubectl(t, "api-resources", "--verbs=list", "-o", "name")) {
+		switch kind, _, _ := strings.Cut(kind, "."); kind {
+		case "events", "pods", "replicasets", "controllerrevisions", "endpointslices", "endpoints", "leases", "componentstatuses", "ipaddresses":
+		default:
+			kinds = append(kinds, kind)
+		}
+	}
+	slices.Sort(kinds)
+	names := kubectl(t, "get", strings.Join(slices.Compact(kinds), ","), "-A", "--ignore-not-found", "-o", `jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{"\n"}{end}`)
+	specs := kubectl(t, "-n", "shop", "get", "deployments,services", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.template.metadata} {.spec.template.spec.containers[*].name} {.spec.ports}{"\n"}{end}`)
+	containers := kubectl(t, "-n", "shop", "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.labels.app} {.spec.initContainers[*].name} {.spec.containers[*].name}{"\n"}{end}`)
+	all := strings.Split(names+"\n"+specs+"\n"+containers, "\n")
+	slices.Sort(all)
+	return all
+}
+
+// What is installed and used can be taken away without a trace.
+func TestUninstallLeavesNothing(t *testing.T) {
+	_, _ = command("detour", "uninstall")
+	t.Cleanup(func() { detour(t, "install", "--image", managerImage) })
+	settled := func() bool {
+		return !strings.Contains(kubectl(t, "-n", "shop", "get", "pods", "-o", "jsonpath={.items[*].metadata.deletionTimestamp}{.items[*].spec.initContainers[*].name}"), "-")
+	}
+	require.Eventually(t, settled, 90*time.Second, time.Second)
+	before := everything(t)
+	require.Contains(t, refused(t, "connect", "-n", "shop"), "detour install", "it says what to do without a traffic-manager")
+	require.Contains(t, refused(t, "intercept", "catalog", "--port", "18080", "-n", "shop"), "detour install")
+	require.Equal(t, before, everything(t))
+
+	detour(t, "install", "--image", managerImage)
+	laptopService(t, 18080)
+	detour(t, "intercept", "catalog", "--port", "18080", "-n", "shop")
+	require.NotEqual(t, before, everything(t))
+	detour(t, "quit")
+	detour(t, "uninstall")
+	require.Eventually(t, settled, 90*time.Second, time.Second, "the pods come back without the agent")
+	require.Equal(t, before, everything(t))
+}
