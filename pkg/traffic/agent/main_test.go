@@ -1,0 +1,211 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
+	"github.com/detour-dev/detour/pkg/traffic/relay"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const patience = 10 * time.Second
+
+// pod is a real agent on loopback, in front of an app port.
+type pod struct {
+	*agent
+	address string // where clients dial
+	port    uint16 // where the app listens, or should
+	stop    func() // ends the agent and waits for its connections
+}
+
+// newPod starts an agent that listens on host and trusts relays of authority.
+func newPod(t *testing.T, host string, appPort uint16, authority *x509.CertPool) *pod {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	require.NoError(t, err)
+	a := &agent{log: slog.New(slog.DiscardHandler), tls: &tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}}
+	a.routes.Store(&map[uint16]*route{})
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() { // as Run does
+		assert.NoError(t, passthrough.Serve(ctx, passthrough.Config{
+			Listeners: map[uint16]*net.TCPListener{appPort: l.(*net.TCPListener)},
+			Diverted:  func(port uint16) bool { return a.wanted(port) != nil },
+			Take:      func(h passthrough.Handover) { a.take(ctx, h) },
+		}))
+	})
+	stop := func() {
+		cancel()
+		serving.Wait()
+		_ = l.Close()
+		a.conns.Wait()
+	}
+	t.Cleanup(stop)
+	return &pod{agent: a, address: l.Addr().String(), port: appPort, stop: stop}
+}
+
+// intercept puts an intercept in force whose relay is at address.
+func (p *pod) intercept(address string) {
+	p.setRoutes([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: address, Token: []byte("secret")}})
+}
+
+// leave ends the intercept.
+func (p *pod) leave() { p.setRoutes(nil) }
+
+func (p *pod) dial(t *testing.T) *net.TCPConn { return dial(t, p.address) }
+
+func dial(t *testing.T, address string) *net.TCPConn {
+	c, err := net.Dial("tcp", address)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+	return c.(*net.TCPConn)
+}
+
+// serve accepts on host and gives every connection to handle. It waits for the handlers at the end of the test.
+func serve(t *testing.T, host string, handle func(*net.TCPConn)) uint16 {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	require.NoError(t, err)
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			running.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(patience))
+				handle(c.(*net.TCPConn))
+			})
+		}
+	})
+	// The test's own connections and the agent end first, so that handlers which read to the end do.
+	t.Cleanup(func() { _ = l.Close(); running.Wait() })
+	return uint16(l.Addr().(*net.TCPAddr).Port)
+}
+
+// nobody is a loopback port on which nothing listens.
+func nobody(t *testing.T) uint16 {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return uint16(l.Addr().(*net.TCPAddr).Port)
+}
+
+// answers is an HTTP/1 server which says who it is, and the body that it was sent.
+func answers(name string) func(net.Conn) {
+	return func(c net.Conn) {
+		in := bufio.NewReader(c)
+		for {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			answer := name + " " + r.URL.Path + " " + string(body)
+			if _, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer); err != nil {
+				return
+			}
+		}
+	}
+}
+
+func app(t *testing.T) uint16 {
+	return serve(t, "127.0.0.1", func(c *net.TCPConn) { answers("app")(c) })
+}
+
+// browser keeps one connection alive for its requests.
+type browser struct {
+	*net.TCPConn
+	in *bufio.Reader
+}
+
+func (p *pod) browse(t *testing.T) *browser {
+	c := p.dial(t)
+	return &browser{c, bufio.NewReader(c)}
+}
+
+// get sends a request and returns the answer's body.
+func (b *browser) get(t *testing.T, path string) string {
+	_, err := fmt.Fprintf(b, "GET %s HTTP/1.1\r\nHost: catalog\r\n\r\n", path)
+	require.NoError(t, err)
+	return b.answer(t)
+}
+
+func (b *browser) answer(t *testing.T) string {
+	r, err := http.ReadResponse(b.in, nil)
+	require.NoError(t, err)
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	require.NoError(t, err)
+	return string(body)
+}
+
+const serverName = "traffic-manager.detour.svc"
+
+// laptop is a relay as agents see it: TLS, a header, a status, then the connection.
+type laptop struct {
+	address   string
+	authority *x509.CertPool
+	headers   chan *agentv1.RelayHeader // of every connection, in order
+}
+
+// newLaptop answers headers with status, and leaves the connections that it accepts to handle.
+func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) *laptop {
+	certificate, authority := newCertificate(t)
+	m := &laptop{authority: authority, headers: make(chan *agentv1.RelayHeader, 100)}
+	port := serve(t, "127.0.0.1", func(raw *net.TCPConn) {
+		c := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13})
+		defer c.Close()
+		header, err := relay.ReadHeader(c)
+		if err != nil {
+			return
+		}
+		m.headers <- header
+		if relay.WriteStatus(c, status) == nil && status == agentv1.RelayStatus_RELAY_STATUS_OK {
+			handle(c)
+		}
+	})
+	m.address = fmt.Sprintf("127.0.0.1:%d", port)
+	return m
+}
+
+func newCertificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{serverName}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	require.NoError(t, err)
+	leaf, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	pool := x509.NewCertPool()
+	pool.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
+}
