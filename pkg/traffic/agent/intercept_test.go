@@ -1,0 +1,296 @@
+package agent
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+const ok = agentv1.RelayStatus_RELAY_STATUS_OK
+
+// A connection made while an intercept is in force goes to the laptop, which is told whose it is.
+func TestLaptopGetsNewConnections(t *testing.T) {
+	m := newLaptop(t, ok, answers("laptop"))
+	p := newPod(t, "127.0.0.1", app(t), m.authority)
+	p.intercept(m.address)
+	b := p.browse(t)
+	assert.Equal(t, "laptop /cart ", b.get(t, "/cart"))
+
+	header := <-m.headers
+	assert.Equal(t, "uid-of-the-intercept", header.InterceptUid)
+	assert.Equal(t, "secret", string(header.Token))
+	assert.Equal(t, b.LocalAddr().String(), header.Source)
+	assert.Equal(t, netip.MustParseAddrPort(p.address).Addr(), netip.MustParseAddrPort(header.Destination).Addr())
+
+	p.leave()
+	assert.Equal(t, "app /cart ", p.browse(t).get(t, "/cart"))
+}
+
+// A keep-alive connection that lives longer than an intercept's changes changes with them, between two requests: connection
+// pools keep theirs for hours.
+func TestKeepAliveMovesBetweenRequests(t *testing.T) {
+	m := newLaptop(t, ok, answers("laptop"))
+	p := newPod(t, "127.0.0.1", app(t), m.authority)
+	b := p.browse(t)
+	for range 3 {
+		assert.Equal(t, "app /1 ", b.get(t, "/1"))
+		p.intercept(m.address)
+		assert.Equal(t, "laptop /2 ", b.get(t, "/2"))
+		assert.Equal(t, "laptop /3 ", b.get(t, "/3"))
+		p.leave()
+		assert.Equal(t, "app /4 ", b.get(t, "/4"))
+	}
+	assert.Len(t, m.headers, 3, "one relayed connection for each time, not for each request")
+}
+
+// A request that has begun is finished by whom it began with, even where its body looks like the next request.
+func TestRequestUnderWayStays(t *testing.T) {
+	const next = "GET /not-a-request HTTP/1.1\r\n\r\n"
+	head := make(chan struct{})
+	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
+		in := bufio.NewReader(c)
+		for range 2 {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			if r.ContentLength > 0 {
+				close(head)
+			}
+			body, _ := io.ReadAll(r.Body)
+			_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		}
+		_, _ = io.Copy(io.Discard, in)
+	})
+	m := newLaptop(t, ok, answers("laptop"))
+	p := newPod(t, "127.0.0.1", port, m.authority)
+	b := p.browse(t)
+	assert.Empty(t, b.get(t, "/1"))
+
+	_, err := fmt.Fprintf(b, "POST /2 HTTP/1.1\r\nHost: catalog\r\nContent-Length: %d\r\n\r\n", len(next))
+	require.NoError(t, err)
+	<-head
+	p.intercept(m.address)
+	_, err = io.WriteString(b, next)
+	require.NoError(t, err)
+	assert.Equal(t, next, b.answer(t))
+	assert.Equal(t, "laptop /3 ", b.get(t, "/3"), "the one after it moves")
+}
+
+// A client that asks for leave to send its body has an answer before its request is over. The body follows to the same place.
+func TestContinuedRequestStays(t *testing.T) {
+	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
+		r, err := http.ReadRequest(bufio.NewReader(c))
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+		body, _ := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	})
+	m := newLaptop(t, ok, answers("laptop"))
+	p := newPod(t, "127.0.0.1", port, m.authority)
+	b := p.browse(t)
+	_, err := io.WriteString(b, "PUT /order HTTP/1.1\r\nHost: catalog\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n")
+	require.NoError(t, err)
+	leave, err := http.ReadResponse(b.in, nil)
+	require.NoError(t, err)
+	_ = leave.Body.Close()
+	require.Equal(t, http.StatusContinue, leave.StatusCode)
+
+	p.intercept(m.address)
+	_, err = io.WriteString(b, `{"id": 42}`)
+	require.NoError(t, err)
+	assert.Equal(t, `{"id": 42}`, b.answer(t))
+	assert.Empty(t, m.headers)
+}
+
+// What is not HTTP/1 has no boundary that the agent could see: such a connection ends where it began.
+func TestOtherProtocolsStay(t *testing.T) {
+	for name, c := range map[string]struct{ opening, answer string }{
+		"HTTP/2":           {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x00\x00\x00\x04\x00\x00\x00\x00\x00"},
+		"a web socket":     {"GET /socket HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n"},
+		"some binary":      {"\x00\x01\x02", "\x03\x04\x05"},
+		"TLS of the app's": {"\x16\x03\x01\x02\x00", "\x16\x03\x03\x00\x7a"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			port := serve(t, "127.0.0.1", func(tcp *net.TCPConn) {
+				_, _ = io.ReadFull(tcp, make([]byte, len(c.opening)))
+				_, _ = io.WriteString(tcp, c.answer)
+				_, _ = io.Copy(tcp, tcp)
+			})
+			m := newLaptop(t, ok, answers("laptop"))
+			p := newPod(t, "127.0.0.1", port, m.authority)
+			client := p.dial(t)
+			_, err := io.WriteString(client, c.opening)
+			require.NoError(t, err)
+			_, err = io.ReadFull(client, make([]byte, len(c.answer)))
+			require.NoError(t, err)
+
+			p.intercept(m.address)
+			const request = "GET / HTTP/1.1\r\n\r\n"
+			_, err = io.WriteString(client, request)
+			require.NoError(t, err)
+			echo := make([]byte, len(request))
+			_, err = io.ReadFull(client, echo)
+			require.NoError(t, err)
+			assert.Equal(t, request, string(echo))
+			assert.Empty(t, m.headers)
+		})
+	}
+}
+
+// The app answers whenever the laptop cannot: a colleague's request must not fail because a lid was closed.
+func TestAppAnswersForTheLaptop(t *testing.T) {
+	for name, address := range map[string]func(*testing.T) (string, *laptop){
+		"the manager is gone": func(t *testing.T) (string, *laptop) {
+			return fmt.Sprintf("127.0.0.1:%d", nobody(t)), newLaptop(t, ok, answers("laptop"))
+		},
+		"the manager hangs up": func(t *testing.T) (string, *laptop) {
+			return fmt.Sprintf("127.0.0.1:%d", serve(t, "127.0.0.1", func(*net.TCPConn) {})), newLaptop(t, ok, answers("laptop"))
+		},
+		"the manager is silent": func(t *testing.T) (string, *laptop) {
+			silent := serve(t, "127.0.0.1", func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) })
+			return fmt.Sprintf("127.0.0.1:%d", silent), newLaptop(t, ok, answers("laptop"))
+		},
+		"another manager": func(t *testing.T) (string, *laptop) {
+			return newLaptop(t, ok, answers("impostor")).address, newLaptop(t, ok, answers("laptop"))
+		},
+		"hangs up before the status": func(t *testing.T) (string, *laptop) {
+			certificate, authority := newCertificate(t)
+			port := serve(t, "127.0.0.1", func(raw *net.TCPConn) {
+				c := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}})
+				_, _ = c.Read(make([]byte, 1))
+				_ = c.Close()
+			})
+			return fmt.Sprintf("127.0.0.1:%d", port), &laptop{authority: authority}
+		},
+		"nothing listens":   refusing(agentv1.RelayStatus_RELAY_STATUS_REFUSED),
+		"laptop asleep":     refusing(agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE),
+		"intercept ended":   refusing(agentv1.RelayStatus_RELAY_STATUS_UNKNOWN_INTERCEPT),
+		"token denied":      refusing(agentv1.RelayStatus_RELAY_STATUS_DENIED),
+		"status of nothing": refusing(agentv1.RelayStatus_RELAY_STATUS_UNSPECIFIED),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			to, m := address(t)
+			p := newPod(t, "127.0.0.1", app(t), m.authority)
+			p.intercept(to)
+			assert.Equal(t, "app /new ", p.browse(t).get(t, "/new"), "of a new connection")
+
+			p.leave()
+			b := p.browse(t)
+			assert.Equal(t, "app /before ", b.get(t, "/before"))
+			p.intercept(to)
+			assert.Equal(t, "app /moved ", b.get(t, "/moved"), "of a connection that was to move")
+			assert.Equal(t, "app /after ", b.get(t, "/after"))
+		})
+	}
+}
+
+func refusing(status agentv1.RelayStatus) func(*testing.T) (string, *laptop) {
+	return func(t *testing.T) (string, *laptop) {
+		m := newLaptop(t, status, nil)
+		return m.address, m
+	}
+}
+
+// A laptop that does not answer costs one request some time, not all of them: for a second nobody asks it again. A laptop that
+// answers, even with a refusal, is asked each time, because a developer restarts the process every minute.
+func TestHowOftenTheLaptopIsAsked(t *testing.T) {
+	for status, want := range map[agentv1.RelayStatus]int{
+		agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE: 1,
+		agentv1.RelayStatus_RELAY_STATUS_REFUSED:     4,
+	} {
+		t.Run(status.String(), func(t *testing.T) {
+			m := newLaptop(t, status, nil)
+			p := newPod(t, "127.0.0.1", app(t), m.authority)
+			began := time.Now()
+			for range 4 {
+				p.intercept(m.address) // the manager says the same again: what is known of the laptop is kept
+				assert.Equal(t, "app / ", p.browse(t).get(t, "/"))
+			}
+			if time.Since(began) > skipAfterFailure*9/10 {
+				t.Skip("this machine is too slow to tell")
+			}
+			assert.Len(t, m.headers, want)
+
+			assert.Eventually(t, func() bool { return p.wanted(p.port) != nil }, 2*skipAfterFailure, 10*time.Millisecond, "then it gets another chance")
+			assert.Equal(t, "app / ", p.browse(t).get(t, "/"))
+			assert.Len(t, m.headers, want+1)
+		})
+	}
+}
+
+// A laptop that ends its connections with its intercept does so between two requests: the next one is the app's, on the same
+// connection of the client's.
+func TestLaptopHangsUpAfterTheIntercept(t *testing.T) {
+	hangUp := make(chan struct{})
+	m := newLaptop(t, ok, func(c net.Conn) {
+		go func() { <-hangUp; _ = c.Close() }()
+		answers("laptop")(c)
+	})
+	p := newPod(t, "127.0.0.1", app(t), m.authority)
+	p.intercept(m.address)
+	b := p.browse(t)
+	assert.Equal(t, "laptop /1 ", b.get(t, "/1"))
+	p.leave()
+	close(hangUp)
+	time.Sleep(50 * time.Millisecond) // the agent has seen it
+	assert.Equal(t, "app /2 ", b.get(t, "/2"))
+}
+
+// A laptop that is lost in the middle of a request ends the client's connection with an error. The request cannot be repeated:
+// the laptop may have done what it asked.
+func TestLaptopLostBeforeItsAnswer(t *testing.T) {
+	m := newLaptop(t, ok, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 1))
+		raw := c.(*tls.Conn).NetConn().(*net.TCPConn)
+		_ = raw.SetLinger(0)
+		_ = raw.Close()
+	})
+	p := newPod(t, "127.0.0.1", app(t), m.authority)
+	p.intercept(m.address)
+	c := p.dial(t)
+	_, err := io.WriteString(c, "POST /order HTTP/1.1\r\n\r\n")
+	require.NoError(t, err)
+	_, err = io.ReadAll(c)
+	require.ErrorContains(t, err, "reset")
+}
+
+// An agent whose manager stays away does not hold on to its last configuration for ever: nobody would tell it when the laptop
+// has gone.
+func TestManagerStaysAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pod{agent: &agent{}, port: 8080}
+		p.routes.Store(&map[uint16]*route{})
+		p.intercept("10.0.0.1:8083")
+
+		p.lost()
+		time.Sleep(forgetAfter - time.Millisecond)
+		p.lost() // a second failure does not put the end off
+		assert.NotNil(t, p.wanted(8080))
+		time.Sleep(2 * time.Millisecond)
+		assert.Nil(t, p.wanted(8080))
+
+		p.heard()
+		p.intercept("10.0.0.1:8083")
+		p.lost()
+		time.Sleep(forgetAfter - time.Millisecond)
+		p.heard()
+		time.Sleep(time.Hour)
+		assert.NotNil(t, p.wanted(8080), "a manager that came back in time changes nothing")
+	})
+}
