@@ -9,8 +9,10 @@ import (
 )
 
 const (
-	protocolTCP = 6
-	protocolUDP = 17
+	protocolICMP   = 1
+	protocolTCP    = 6
+	protocolUDP    = 17
+	protocolICMPv6 = 58
 	// udpMemory is how long an answer to a datagram of the laptop's is let in.
 	udpMemory = 5 * 60 // seconds
 )
@@ -67,16 +69,18 @@ func (f *filteredTUN) lets(packet []byte, now uint32) bool {
 			return false
 		}
 		sent := f.sentAt[binary.BigEndian.Uint16(transport[2:])].Load()
-		return sent != 0 && now-sent < udpMemory
-	case 0:
-		return false
-	default:
+		// Signed: the datagram may have been sent a moment after now was read.
+		return sent != 0 && int32(now-sent) < udpMemory
+	case protocolICMP, protocolICMPv6:
 		return true
+	default:
+		return false
 	}
 }
 
 // transportOf finds the transport header of an IP packet. Protocol 0 means that the packet is no use: too short, or a fragment
-// without the header, which the large MTU of the VIF makes needless. IPv6 extension headers count as protocols of their own.
+// without the header, which the large MTU of the VIF makes needless. IPv6 extension headers count as protocols of their own, which
+// nothing behind the VIF speaks.
 func transportOf(packet []byte) (protocol byte, transport []byte) {
 	if len(packet) < 20 {
 		return 0, nil

@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 		err = netlink.LinkSetUp(lo)
 	}
 	if err == nil {
-		err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(service, 32))})
+		err = netlink.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(service, 32))})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "preparing the namespace:", err)
