@@ -1,0 +1,180 @@
+package vif
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func frame(messages ...string) (raw []byte) {
+	for _, m := range messages {
+		raw = binary.BigEndian.AppendUint32(raw, uint32(len(m)))
+		raw = append(raw, m...)
+	}
+	return raw
+}
+
+func TestSplitFrames(t *testing.T) {
+	longest := strings.Repeat("x", maxMessage)
+	for name, c := range map[string]struct {
+		raw      []byte
+		messages []string
+		rest     int
+		err      error
+	}{
+		"nothing":              {nil, nil, 0, nil},
+		"one":                  {frame("handshake"), []string{"handshake"}, 0, nil},
+		"several":              {frame("a", "bc", "def"), []string{"a", "bc", "def"}, 0, nil},
+		"an empty message":     {frame("a", "", "b"), []string{"a", "", "b"}, 0, nil},
+		"half a length":        {append(frame("a"), 0, 0), []string{"a"}, 2, nil},
+		"only a length":        {append(frame("a"), 0, 0, 0, 1), []string{"a"}, 4, nil},
+		"half a message":       {append(frame("a"), 0, 0, 0, 3, 'x', 'y'), []string{"a"}, 6, nil},
+		"the longest":          {frame(longest), []string{longest}, 0, nil},
+		"one longer than that": {frame("a", longest+"x"), []string{"a"}, 0, errFrameTooLong},
+		// Said before the bytes have come: nobody waits for 4 GB.
+		"a length of nonsense":   {[]byte{0xff, 0xff, 0xff, 0xff}, nil, 0, errFrameTooLong},
+		"HTTP at the wrong door": {[]byte("GET / HTTP/1.1\r\n\r\n"), nil, 0, errFrameTooLong},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			rest, err := splitFrames(c.raw, func(m []byte) { got = append(got, string(m)) })
+			require.ErrorIs(t, err, c.err)
+			assert.Equal(t, c.messages, got)
+			assert.Len(t, rest, c.rest)
+			assert.True(t, bytes.HasSuffix(c.raw, rest), "the rest is the end of what came")
+		})
+	}
+}
+
+// FuzzSplitFrames: how TCP cuts the stream must not matter, and nothing may be lost or made up.
+func FuzzSplitFrames(f *testing.F) {
+	f.Add(frame("handshake", "", "data"), uint16(7))
+	f.Add(append(frame("a"), 0, 0, 0, 3, 'x'), uint16(6))
+	f.Add([]byte{0, 1, 0, 0}, uint16(1))
+	f.Add([]byte{}, uint16(0))
+	f.Fuzz(func(t *testing.T, raw []byte, cut uint16) {
+		var whole []string
+		rest, err := splitFrames(raw, func(m []byte) { whole = append(whole, string(m)) })
+		if err == nil {
+			require.True(t, bytes.Equal(raw, append(frame(whole...), rest...)), "frames and rest are what came")
+		} else {
+			require.ErrorIs(t, err, errFrameTooLong)
+			require.True(t, bytes.HasPrefix(raw, frame(whole...)))
+		}
+
+		at := min(int(cut), len(raw))
+		var pieces []string
+		collect := func(m []byte) { pieces = append(pieces, string(m)) }
+		first, cutErr := splitFrames(raw[:at], collect)
+		if cutErr == nil {
+			_, cutErr = splitFrames(append(bytes.Clone(first), raw[at:]...), collect)
+		}
+		require.Equal(t, err, cutErr)
+		require.Equal(t, whole, pieces)
+	})
+}
+
+// A stream over a real connection: messages come out as they went in, however many and large they are, in order.
+func TestStreamCarriesMessages(t *testing.T) {
+	near, far := sockets(t)
+	out, in := newStream("out", near), newStream("in", far)
+	ended := make(chan error, 2)
+	received := make(chan string, 1000)
+	go func() { ended <- out.writeLoop() }()
+	go func() {
+		ended <- in.readLoop(func(c *chunk) bool {
+			assert.Same(t, in, c.from)
+			for _, m := range c.messages {
+				received <- string(m)
+			}
+			chunks.Put(c)
+			return true
+		})
+	}()
+	var sent []string
+	for i := range 50 {
+		sent = append(sent, strings.Repeat(string(rune('a'+i%26)), i*i*26), "")
+	}
+	sent = append(sent, strings.Repeat("z", maxMessage))
+	for _, m := range sent {
+		out.send([][]byte{[]byte(m)})
+	}
+	for _, want := range sent {
+		require.Equal(t, want, <-received)
+	}
+	out.close()
+	out.close() // twice is no harm
+	require.NoError(t, <-ended)
+	require.NoError(t, <-ended, "the end of the stream is not an error")
+	in.close()
+}
+
+// A peer that does not speak the protocol is given up, not waited for.
+func TestStreamRefusesNonsense(t *testing.T) {
+	near, far := sockets(t)
+	_, err := io.WriteString(near, "GET /tunnel HTTP/1.1\r\n\r\n")
+	require.NoError(t, err)
+	err = newStream("in", far).readLoop(func(*chunk) bool { t.Error("there is no message"); return true })
+	require.ErrorIs(t, err, errFrameTooLong)
+}
+
+func TestParsePeers(t *testing.T) {
+	for name, c := range map[string]struct {
+		state string
+		want  map[string]peerCounters
+	}{
+		"no peers": {"private_key=aa\nlisten_port=0\n", map[string]peerCounters{}},
+		"one": {
+			"private_key=aa\npublic_key=b1\nendpoint=stream-3\nlast_handshake_time_sec=1\ntx_bytes=7\nrx_bytes=42\nallowed_ip=100.64.0.2/32\n",
+			map[string]peerCounters{"b1": {42, "stream-3"}},
+		},
+		"two, the second never heard": {
+			"public_key=b1\nrx_bytes=1\nendpoint=stream-1\npublic_key=b2\nrx_bytes=0\n",
+			map[string]peerCounters{"b1": {1, "stream-1"}, "b2": {0, ""}},
+		},
+		"a large counter":           {"public_key=b1\nrx_bytes=18446744073709551615\n", map[string]peerCounters{"b1": {1<<64 - 1, ""}}},
+		"not a number":              {"public_key=b1\nrx_bytes=many\n", map[string]peerCounters{"b1": {}}},
+		"an endpoint with an equal": {"public_key=b1\nendpoint=a=b\n", map[string]peerCounters{"b1": {0, "a=b"}}},
+		"no line end":               {"public_key=b1\nrx_bytes=5", map[string]peerCounters{"b1": {5, ""}}},
+		"empty":                     {"", map[string]peerCounters{}},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, parsePeers(c.state)) })
+	}
+}
+
+// FuzzParsePeers: what it says of a peer is a line of that peer's part of the text.
+func FuzzParsePeers(f *testing.F) {
+	f.Add("public_key=b1\nendpoint=stream-1\nrx_bytes=42\npublic_key=b2\nrx_bytes=1\n")
+	f.Add("rx_bytes=1\n=\npublic_key\n")
+	f.Fuzz(func(t *testing.T, state string) {
+		for key, p := range parsePeers(state) {
+			if key != "" {
+				assert.Contains(t, state, "public_key="+key)
+			}
+			assert.Contains(t, state, p.endpoint)
+			if p.received != 0 {
+				assert.Contains(t, state, "rx_bytes=")
+			}
+		}
+	})
+}
+
+// sockets is a connection over loopback.
+func sockets(t *testing.T) (near, far net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	near, err = net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	far, err = l.Accept()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = errors.Join(near.Close(), far.Close()) })
+	return near, far
+}
