@@ -157,6 +157,7 @@ func ptr[T any](v T) *T { return &v }
 
 // mayReach keeps laptops away from the manager's own loopback and from link-local services such as a cloud's metadata.
 func mayReach(a netip.Addr) bool {
+	a = a.Unmap() // Linux takes ::ffff:0.0.0.0 for its own loopback
 	return a.IsValid() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast() && !a.IsUnspecified()
 }
 
