@@ -78,6 +78,9 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 
 // servicePort picks a port by name or number; a service with one port needs neither.
 func servicePort(svc *corev1.Service, wanted *intstr.IntOrString) (corev1.ServicePort, error) {
+	if len(svc.Spec.Ports) == 0 { // as headless services and those of type ExternalName may be
+		return corev1.ServicePort{}, refuse(detour.ReasonPortNotFound, "service %s has no ports: there is nothing to intercept", svc.Name)
+	}
 	var have []string
 	for _, p := range svc.Spec.Ports {
 		if wanted != nil && (wanted.Type == intstr.String && p.Name == wanted.StrVal || wanted.Type == intstr.Int && p.Port == wanted.IntVal) {
