@@ -111,7 +111,7 @@ func parseKeys(s *corev1.Secret) (*keys, error) {
 	if k.ca, err = x509.ParseCertificate(cert.Bytes); err != nil {
 		return nil, broken
 	}
-	if k.caKey, err = x509.ParseECPrivateKey(key.Bytes); err != nil {
+	if k.caKey, err = x509.ParseECPrivateKey(key.Bytes); err != nil || !k.caKey.PublicKey.Equal(k.ca.PublicKey) {
 		return nil, broken
 	}
 	return k, nil
