@@ -193,10 +193,13 @@ func (p *Proxy) namespaceExists(ctx context.Context, namespace string) bool {
 	if ok && time.Now().Before(entry.until) {
 		return entry.exists
 	}
+	// Half of the time is for the name itself.
+	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout/2)
+	defer cancel()
 	query := new(dns.Msg).SetQuestion(namespace+".svc."+dns.Fqdn(p.config.Domain), dns.TypeA)
 	answer := p.exchange(ctx, query, p.config.Cluster, "udp")
-	if answer == nil {
-		return false
+	if answer == nil || (answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError) {
+		return false // it is not known, and asked again
 	}
 	exists := answer.Rcode == dns.RcodeSuccess
 	p.mu.Lock()
@@ -208,21 +211,36 @@ func (p *Proxy) namespaceExists(ctx context.Context, namespace string) bool {
 	return exists
 }
 
-// exchange asks servers in turn and returns the first answer, or nil.
+// exchange asks servers in turn and returns the first answer, or nil. One that cannot or does not want to answer is not the
+// last word, as it is not for the C library.
 func (p *Proxy) exchange(ctx context.Context, query *dns.Msg, servers []string, network string) *dns.Msg {
-	for _, s := range servers {
-		client := &dns.Client{Net: network, Timeout: exchangeTimeout / 2}
-		answer, _, err := client.ExchangeContext(ctx, query, s)
-		if err == nil && answer.Truncated && network == "udp" {
-			client.Net = "tcp"
-			if whole, _, terr := client.ExchangeContext(ctx, query, s); terr == nil {
-				answer = whole
-			}
+	var last *dns.Msg
+	for i, s := range servers {
+		answer, err := ask(ctx, query, s, network, len(servers)-i)
+		if err != nil {
+			p.config.Log.Debug("a DNS server did not answer", "server", s, "err", err)
+			continue
 		}
-		if err == nil {
+		if answer.Rcode != dns.RcodeServerFailure && answer.Rcode != dns.RcodeRefused {
 			return answer
 		}
-		p.config.Log.Debug("a DNS server did not answer", "server", s, "err", err)
+		last = answer
 	}
-	return nil
+	return last
+}
+
+// ask asks one server, and leaves those after it their share of the time.
+func ask(ctx context.Context, query *dns.Msg, server, network string, left int) (*dns.Msg, error) {
+	deadline, _ := ctx.Deadline()
+	ctx, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+	defer cancel()
+	client := &dns.Client{Net: network, Timeout: exchangeTimeout}
+	answer, _, err := client.ExchangeContext(ctx, query, server)
+	if err == nil && answer.Truncated && network == "udp" {
+		client.Net = "tcp"
+		if whole, _, terr := client.ExchangeContext(ctx, query, server); terr == nil {
+			answer = whole
+		}
+	}
+	return answer, err
 }
