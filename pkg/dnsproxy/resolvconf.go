@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -39,7 +40,7 @@ func (r ResolvConf) Upstream() (servers, search []string, err error) {
 		switch fields[0] {
 		case "nameserver":
 			servers = append(servers, net.JoinHostPort(fields[1], "53"))
-		case "search":
+		case "search", "domain": // the last one counts
 			search = fields[1:]
 		}
 	}
@@ -48,6 +49,10 @@ func (r ResolvConf) Upstream() (servers, search []string, err error) {
 
 // Set makes server the resolver, with the cluster's search path before the one that was there.
 func (r ResolvConf) Set(server netip.Addr, search []string) error {
+	// What a session before this one left is not what was there.
+	if err := r.Restore(); err != nil {
+		return err
+	}
 	before, err := os.ReadFile(r.Path)
 	if err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("read %s: %w", r.Path, err)
@@ -55,14 +60,16 @@ func (r ResolvConf) Set(server netip.Addr, search []string) error {
 	var b strings.Builder
 	b.WriteString(header)
 	fmt.Fprintf(&b, "nameserver %s\n", server)
+	_, old, err := r.Upstream()
+	if err != nil {
+		return err
+	}
 	for line := range strings.Lines(string(before)) {
-		switch fields := strings.Fields(line); {
-		case len(fields) > 1 && fields[0] == "search":
-			search = append(search, fields[1:]...)
-		case len(fields) > 1 && fields[0] == "options":
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "options" {
 			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
 		}
 	}
+	search = slices.Concat(search, old)
 	if len(search) > 0 {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
 	}
