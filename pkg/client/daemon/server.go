@@ -41,12 +41,12 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 			return fmt.Errorf("make %s: %w", d, err)
 		}
 	}
-	if err := p.Resolver().Restore(); err != nil {
-		return err
-	}
 	if c, err := net.Dial("unix", p.Socket()); err == nil {
 		_ = c.Close()
 		return errors.New("a daemon runs already")
+	}
+	if err := p.Resolver().Restore(); err != nil {
+		return err
 	}
 	_ = os.Remove(p.Socket())
 	listener, err := net.Listen("unix", p.Socket())
