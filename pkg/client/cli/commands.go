@@ -246,6 +246,9 @@ func (a *app) leaveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "leave SERVICE", Short: "Give a service's traffic back to the cluster", Args: cobra.ExactArgs(1), Example: "  detour leave catalog",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.checkOutput(); err != nil {
+				return err
+			}
 			client, done, err := a.dial()
 			if err != nil {
 				return err

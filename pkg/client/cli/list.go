@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -90,32 +91,40 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 	if err != nil {
 		return nil, err
 	}
-	var rows []listed
-	for i := range services.Items {
-		s := &services.Items[i]
-		workload := ""
+	return rowsOf(services.Items, templates, holders), nil
+}
+
+// rowsOf makes the rows from what the cluster has: templates by "kind/name" of the workload, holders by "kind/name:port".
+func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateSpec, holders map[string]string) []listed {
+	rows := []listed{} // not nil: a script reads [] and not null
+	for i := range services {
+		s := &services[i]
+		var workloads []string
 		for name, t := range templates {
 			if len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(t.Labels)) {
-				workload = name
+				workloads = append(workloads, name)
 			}
 		}
+		slices.Sort(workloads)
 		for _, p := range s.Spec.Ports {
-			row := listed{Service: s.Name, Port: fmt.Sprint(p.Port), Workload: workload}
+			row := listed{Service: s.Name, Port: fmt.Sprint(p.Port), Workload: strings.Join(workloads, ", ")}
 			if p.Name != "" {
 				row.Port += "/" + p.Name
 			}
-			if workload == "" {
+			if len(workloads) == 0 {
 				row.Why = "no workload stands behind it"
-			} else if port, err := inject.PlanPort(s, p, templates[workload]); err != nil {
+			} else if len(workloads) > 1 {
+				row.Why = "several workloads stand behind it"
+			} else if port, err := inject.PlanPort(s, p, templates[row.Workload]); err != nil {
 				row.Why = err.Error()
 			} else {
 				row.Redirect = port.Via
-				row.Intercepted = holders[fmt.Sprintf("%s:%d", workload, port.Port)]
+				row.Intercepted = holders[fmt.Sprintf("%s:%d", row.Workload, port.Port)]
 			}
 			rows = append(rows, row)
 		}
 	}
-	return rows, nil
+	return rows
 }
 
 // holders says who intercepts which container port, by "workload:port". Without detour in the cluster nobody does.

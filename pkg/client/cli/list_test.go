@@ -1,0 +1,67 @@
+package cli
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+func service(name string, selector map[string]string, ports ...corev1.ServicePort) corev1.Service {
+	return corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.5", Selector: selector, Ports: ports}}
+}
+
+func template(labels map[string]string) *corev1.PodTemplateSpec {
+	return &corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: labels},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}},
+	}
+}
+
+// The list says the same of a service as the traffic-manager would.
+func TestRows(t *testing.T) {
+	catalog := map[string]string{"app": "catalog"}
+	http := corev1.ServicePort{Name: "http", Port: 80, TargetPort: intstr.FromString("http"), Protocol: corev1.ProtocolTCP}
+	number := corev1.ServicePort{Port: 8080, TargetPort: intstr.FromInt32(8080), Protocol: corev1.ProtocolTCP}
+	dns := corev1.ServicePort{Name: "dns", Port: 53, TargetPort: intstr.FromInt32(53), Protocol: corev1.ProtocolUDP}
+	one := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(map[string]string{"app": "catalog", "version": "1"}), "deployment/other": template(nil)}
+	two := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(catalog), "deployment/canary": template(catalog)}
+	held := map[string]string{"deployment/catalog:8080": "eve@thinkpad (Active)", "deployment/other:8080": "mallory@mac (Active)"}
+
+	for name, c := range map[string]struct {
+		services  []corev1.Service
+		templates map[string]*corev1.PodTemplateSpec
+		want      []listed
+	}{
+		"nothing": {nil, one, []listed{}},
+		"each port": {[]corev1.Service{service("catalog", catalog, http, number)}, one, []listed{
+			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Intercepted: "eve@thinkpad (Active)"},
+			{Service: "catalog", Port: "8080", Workload: "deployment/catalog", Intercepted: "eve@thinkpad (Active)"},
+		}},
+		"no such pods":  {[]corev1.Service{service("cart", map[string]string{"app": "cart"}, http)}, one, []listed{{Service: "cart", Port: "80/http", Why: "no workload stands behind it"}}},
+		"no selector":   {[]corev1.Service{service("outside", nil, http)}, one, []listed{{Service: "outside", Port: "80/http", Why: "no workload stands behind it"}}},
+		"two workloads": {[]corev1.Service{service("catalog", catalog, http)}, two, []listed{{Service: "catalog", Port: "80/http", Workload: "deployment/canary, deployment/catalog", Why: "several workloads stand behind it"}}},
+		"no ports":      {[]corev1.Service{service("headless", catalog)}, one, []listed{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := rowsOf(c.services, c.templates, held)
+			for i := range got { // how is the injector's to decide; that there is a way is what counts here
+				assert.Equal(t, got[i].Why == "", got[i].Redirect != "")
+				got[i].Redirect = ""
+			}
+			assert.Equal(t, c.want, got)
+		})
+	}
+	t.Run("UDP", func(t *testing.T) {
+		rows := rowsOf([]corev1.Service{service("catalog", catalog, dns)}, one, held)
+		require.Len(t, rows, 1)
+		assert.Contains(t, rows[0].Why, "UDP")
+		assert.Empty(t, rows[0].Redirect)
+	})
+	t.Run("no services, for a script", func(t *testing.T) {
+		assert.Equal(t, "[]\n", string(printed(t, "json", rowsOf(nil, nil, nil), nil)))
+	})
+}

@@ -1,0 +1,190 @@
+package cli
+
+import (
+	"bytes"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/yaml"
+
+	"github.com/detour-dev/detour/pkg/client/daemon"
+	"github.com/detour-dev/detour/pkg/traffic/inject"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+var update = flag.Bool("update", false, "write testdata/*.golden anew")
+
+// golden compares with a file of testdata: people and scripts read this output, so that a change to it is a change for them.
+func golden(t *testing.T, name string, got []byte) {
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		require.NoError(t, os.MkdirAll("testdata", 0o755))
+		require.NoError(t, os.WriteFile(path, got, 0o644))
+	}
+	want, err := os.ReadFile(path)
+	require.NoError(t, err, "run the test with -update")
+	assert.Equal(t, string(want), string(got))
+}
+
+// printed is what a command prints with -o output.
+func printed(t *testing.T, output string, value any, people func(io.Writer)) []byte {
+	var out bytes.Buffer
+	a := &app{IOStreams: genericiooptions.IOStreams{Out: &out, ErrOut: io.Discard}, output: output}
+	require.NoError(t, a.checkOutput())
+	require.NoError(t, a.print(value, people))
+	return out.Bytes()
+}
+
+func connected() *daemonv1.StatusResponse {
+	return &daemonv1.StatusResponse{
+		Connected: true, TunnelUp: true, Context: "staging", Server: "https://k8s.example:6443", Namespace: "shop",
+		Session: "eve-thinkpad", User: "eve", Host: "thinkpad", Addresses: []string{"100.64.0.2", "fd00::2"}, Subnets: []string{"10.42.0.0/24", "10.96.0.0/16"},
+		Interface: "detour0", Transport: "api-server-upgrade", DnsServers: []string{"10.96.0.10"}, ClusterDomain: "cluster.local",
+		ClientVersion: "v0.1.0", ManagerVersion: "v0.1.1", SinceUnix: 1800000000, RttSeconds: 0.0123456,
+	}
+}
+
+func TestPrintStatus(t *testing.T) {
+	intercepting := connected()
+	intercepting.Intercepts = []*daemonv1.Intercept{
+		{Name: "catalog-8080", Namespace: "shop", Service: "catalog", Port: "http", LocalPort: 8080, Workload: "deployment/catalog", Phase: "Active", Agents: "2/2", Redirect: inject.ViaNftables, Message: "deployment/catalog sends its traffic to eve@thinkpad", ContainerPort: 8080},
+		{Name: "db-5432", Namespace: "shop", Service: "db", LocalPort: 15432, Workload: "statefulset/db", Phase: "Pending", Agents: "0/1"},
+	}
+	down := connected()
+	down.TunnelUp, down.Problem = false, "the traffic-manager fell silent"
+	unmeasured := connected()
+	unmeasured.RttSeconds = 0
+	for name, s := range map[string]*daemonv1.StatusResponse{
+		"status-not-connected": {ClientVersion: "v0.1.0"},
+		"status-connected":     connected(),
+		"status-unmeasured":    unmeasured,
+		"status-tunnel-down":   down,
+		"status-intercepting":  intercepting,
+	} {
+		for _, output := range []string{"", "json", "yaml"} {
+			t.Run(name+" "+output, func(t *testing.T) {
+				golden(t, name+suffix(output), printed(t, output, s, func(w io.Writer) { printStatus(w, s) }))
+			})
+		}
+	}
+}
+
+func TestPrintList(t *testing.T) {
+	for name, rows := range map[string][]listed{
+		"list": {
+			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: inject.ViaTargetPort, Intercepted: "eve@thinkpad (Active)"},
+			{Service: "catalog", Port: "9090/grpc", Workload: "deployment/catalog", Redirect: inject.ViaNftables},
+			{Service: "legacy", Port: "8080", Why: "no workload stands behind it"},
+		},
+		"list-empty": {},
+	} {
+		for _, output := range []string{"", "json", "yaml"} {
+			t.Run(name+" "+output, func(t *testing.T) {
+				golden(t, name+suffix(output), printed(t, output, rows, func(w io.Writer) { printList(w, rows) }))
+			})
+		}
+	}
+}
+
+func suffix(output string) string {
+	if output == "" {
+		return ".txt"
+	}
+	return "." + output
+}
+
+// Scripts get the same facts from both forms, whichever they read.
+func TestYAMLSaysWhatJSONSays(t *testing.T) {
+	s := connected()
+	asJSON, err := yaml.YAMLToJSON(printed(t, "yaml", s, nil))
+	require.NoError(t, err)
+	assert.JSONEq(t, string(printed(t, "json", s, nil)), string(asJSON))
+}
+
+func TestUnknownOutput(t *testing.T) {
+	for output, known := range map[string]bool{"": true, "json": true, "yaml": true, "xml": false, "JSON": false, "wide": false} {
+		err := (&app{output: output}).checkOutput()
+		if known {
+			require.NoError(t, err)
+		} else {
+			require.EqualError(t, err, "-o "+output+" is not known: use json or yaml")
+		}
+	}
+}
+
+// A wrong -o is refused before anything is done: an intercept that was left cannot be had back by repeating the command.
+func TestOutputIsCheckedFirst(t *testing.T) {
+	for _, line := range [][]string{{"status"}, {"list"}, {"connect"}, {"version"}, {"intercept", "catalog", "--port", "8080"}, {"leave", "catalog"}} {
+		t.Run(line[0], func(t *testing.T) {
+			dir := t.TempDir()
+			t.Setenv("DETOUR_RUN_DIR", dir)
+			t.Setenv("DETOUR_STATE_DIR", dir)
+			cmd := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: io.Discard})
+			cmd.SetArgs(append(line, "-o", "xml"))
+			require.EqualError(t, cmd.Execute(), "-o xml is not known: use json or yaml")
+		})
+	}
+}
+
+// Without a daemon the commands that only ask say so, and those that change something do not start one.
+func TestWithoutDaemon(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("DETOUR_RUN_DIR", dir)
+	t.Setenv("DETOUR_STATE_DIR", dir)
+	for line, want := range map[string]string{"status": "not connected\n", "quit": "not connected\n", "leave": ""} {
+		t.Run(line, func(t *testing.T) {
+			var out bytes.Buffer
+			cmd := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: &out, ErrOut: io.Discard})
+			cmd.SetArgs([]string{line})
+			if line == "leave" {
+				cmd.SetArgs([]string{line, "catalog"})
+				require.EqualError(t, cmd.Execute(), "not connected: there is no intercept to leave")
+			} else {
+				require.NoError(t, cmd.Execute())
+			}
+			assert.Equal(t, want, out.String())
+		})
+	}
+	assert.NoFileExists(t, daemon.Paths{Run: dir, State: dir}.Socket())
+}
+
+func TestParsePort(t *testing.T) {
+	for flag, c := range map[string]struct {
+		local  uint32
+		remote string
+		ok     bool
+	}{
+		"8080":       {8080, "", true},
+		"8080:80":    {8080, "80", true},
+		"18080:http": {18080, "http", true},
+		"65535":      {65535, "", true},
+		"1":          {1, "", true},
+		"":           {},
+		"0":          {},
+		"65536":      {},
+		"-1":         {},
+		"+80":        {},
+		"http":       {},
+		"http:8080":  {},
+		":80":        {},
+		"8080:":      {},
+		" 8080":      {},
+	} {
+		t.Run(flag, func(t *testing.T) {
+			local, remote, err := parsePort(flag)
+			if !c.ok {
+				require.ErrorContains(t, err, "is not LOCAL[:REMOTE]")
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, c.local, local)
+			assert.Equal(t, c.remote, remote)
+		})
+	}
+}
