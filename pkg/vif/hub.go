@@ -18,6 +18,8 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 const (
@@ -169,25 +171,40 @@ func (h *Hub) ServeStream(ctx context.Context, rw io.ReadWriteCloser) error {
 
 // Dial opens a TCP connection to a laptop. The connection has CloseWrite and Abort, which sends a RST.
 func (h *Hub) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	remote := tcpip.FullAddress{NIC: nic, Addr: tcpip.AddrFromSlice(to.Addr().AsSlice()), Port: to.Port()}
-	// DialContextTCP hides the endpoint, which Abort needs; a keep-alive is not, because liveness is WireGuard's.
-	conn, err := gonet.DialContextTCP(ctx, h.tun.stack, remote, networkOf(to.Addr()))
-	if err != nil {
-		return nil, fmt.Errorf("dial the laptop at %s: %w", to, err)
+	var queue waiter.Queue
+	endpoint, failed := h.tun.stack.NewEndpoint(tcp.ProtocolNumber, networkOf(to.Addr()), &queue)
+	if failed != nil {
+		return nil, fmt.Errorf("dial the laptop at %s: %s", to, failed)
 	}
-	c := &laptopConn{TCPConn: conn}
+	ready, opened := waiter.NewChannelEntry(waiter.WritableEvents)
+	queue.EventRegister(&ready)
+	defer queue.EventUnregister(&ready)
+	failed = endpoint.Connect(tcpip.FullAddress{NIC: nic, Addr: tcpip.AddrFromSlice(to.Addr().AsSlice()), Port: to.Port()})
+	if _, started := failed.(*tcpip.ErrConnectStarted); started {
+		select {
+		case <-opened:
+			failed = endpoint.LastError()
+		case <-ctx.Done():
+			endpoint.Abort()
+			return nil, fmt.Errorf("dial the laptop at %s: %w", to, ctx.Err())
+		}
+	}
+	if failed != nil {
+		endpoint.Close()
+		return nil, fmt.Errorf("dial the laptop at %s: %s", to, failed)
+	}
+	// No keep-alive: liveness is WireGuard's.
+	endpoint.SocketOptions().SetDelayOption(false)
+	c := &laptopConn{tcpFlow: tcpFlow{TCPConn: gonet.NewTCPConn(&queue, endpoint), endpoint: endpoint}}
 	c.remove = h.forward.flows.add(to.Addr(), c.Abort)
 	return c, nil
 }
 
 // laptopConn is a dialled connection that the hub can reset with the laptop's other flows.
 type laptopConn struct {
-	*gonet.TCPConn
+	tcpFlow
 	remove func()
 }
-
-// Abort ends the connection at once.
-func (c *laptopConn) Abort() { _ = c.Close() }
 
 func (c *laptopConn) Close() error {
 	c.remove()

@@ -259,6 +259,33 @@ func TestClusterReachesOnlyTheInboundPort(t *testing.T) {
 	require.Error(t, err, "a port that is not the inbound port must stay closed to the cluster")
 }
 
+// A client that resets its connection in the cluster is not taken for one that ended in order.
+func TestResetReachesTheLaptop(t *testing.T) {
+	hub, _, _ := pair(t)
+	var l net.Listener
+	onLaptop(t, func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", inboundPort))
+		return err
+	})
+	t.Cleanup(func() { _ = l.Close() })
+	ended := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			_, err = io.ReadAll(c)
+			_ = c.Close()
+		}
+		ended <- err
+	}()
+	c, err := hub.Dial(t.Context(), netip.AddrPortFrom(laptopAddress, inboundPort))
+	require.NoError(t, err)
+	_, err = c.Write([]byte("hello"))
+	require.NoError(t, err)
+	c.(interface{ Abort() }).Abort()
+	require.ErrorIs(t, <-ended, syscall.ECONNRESET)
+	require.NoError(t, c.Close())
+}
+
 func TestFlowsOfALaptopThatIsGoneAreReset(t *testing.T) {
 	hub, _, key := pair(t)
 	address := echo(t)

@@ -136,10 +136,8 @@ func (c *connection) fromUpstream(up *upstream) {
 		up.idle = true // the intercept is over and the laptop closed up; the client need not know
 	case err == nil:
 		_ = c.client.CloseWrite()
-	case c.answered:
-		_ = c.client.Close()
 	default:
-		abort(c.client)
+		abort(c.client) // a clean end would make a cut answer look whole
 	}
 }
 

@@ -238,7 +238,7 @@ func (r *interceptReconciler) suspend(ctx context.Context, i *detour.Intercept, 
 	return nil
 }
 
-// conflict lets the oldest intercept of a port win.
+// conflict lets the intercept of a port win that is in force, and else the oldest.
 func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept) error {
 	var list detour.InterceptList
 	if err := r.List(ctx, &list, client.InNamespace(i.Namespace)); err != nil {
@@ -248,7 +248,7 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 		if other.UID == i.UID || other.Spec.Suspend || other.Status.Phase == detour.PhaseRefused || other.Status.Workload == nil || !other.DeletionTimestamp.IsZero() {
 			continue
 		}
-		if *other.Status.Workload != *i.Status.Workload || other.Status.ContainerPort != i.Status.ContainerPort || !older(&other, i) {
+		if *other.Status.Workload != *i.Status.Workload || other.Status.ContainerPort != i.Status.ContainerPort || !precedes(&other, i) {
 			continue
 		}
 		return refuse(detour.ReasonPortTaken, "port %d of %s/%s is intercepted by %s since %s (intercept %s): ask them to leave it, or wait", i.Status.ContainerPort,
@@ -257,7 +257,15 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 	return nil
 }
 
-func older(a, b *detour.Intercept) bool {
+// precedes orders intercepts of the same port. The time of creation has a resolution of a second, and within that one may already
+// be in force: then it holds the port.
+func precedes(a, b *detour.Intercept) bool {
+	inForce := func(i *detour.Intercept) bool {
+		return i.Status.Phase == detour.PhaseActive || i.Status.Phase == detour.PhaseLaptopGone
+	}
+	if inForce(a) != inForce(b) {
+		return inForce(a)
+	}
 	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
 		return a.CreationTimestamp.Before(&b.CreationTimestamp)
 	}

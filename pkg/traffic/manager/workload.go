@@ -134,6 +134,9 @@ func (w *workload) cannotRoll() string {
 		if o.Spec.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType {
 			return "has the update strategy OnDelete: detour does not delete pods, so it cannot get its agent in"
 		}
+		if r := o.Spec.UpdateStrategy.RollingUpdate; r != nil && r.Partition != nil && *r.Partition > 0 {
+			return fmt.Sprintf("updates only pods from number %d on (rollingUpdate.partition): set it to 0, so that all of them can get the traffic-agent", *r.Partition)
+		}
 	case *appsv1.DaemonSet:
 		if o.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType {
 			return "has the update strategy OnDelete: detour does not delete pods, so it cannot get its agent in"

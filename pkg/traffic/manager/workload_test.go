@@ -88,23 +88,29 @@ func TestCompatible(t *testing.T) {
 }
 
 // Of two intercepts of one port exactly one is older, whoever asks.
-func TestOlder(t *testing.T) {
+func TestPrecedes(t *testing.T) {
 	at := func(seconds int64, uid string) *detour.Intercept {
 		return &detour.Intercept{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), CreationTimestamp: metav1.Unix(seconds, 0)}}
+	}
+	inForce := func(i *detour.Intercept) *detour.Intercept {
+		i.Status.Phase = detour.PhaseActive
+		return i
 	}
 	for name, c := range map[string]struct {
 		a, b *detour.Intercept
 		want bool
 	}{
+		"in force, in the same second": {inForce(at(1, "b")), at(1, "a"), true},
+		"in force, though made after":  {inForce(at(2, "b")), at(1, "a"), true},
 		"made before":                {at(1, "b"), at(2, "a"), true},
 		"made after":                 {at(2, "a"), at(1, "b"), false},
 		"in the same second, by UID": {at(1, "a"), at(1, "b"), true},
 		"itself":                     {at(1, "a"), at(1, "a"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			assert.Equal(t, c.want, older(c.a, c.b))
+			assert.Equal(t, c.want, precedes(c.a, c.b))
 			if c.a.UID != c.b.UID {
-				assert.NotEqual(t, older(c.a, c.b), older(c.b, c.a))
+				assert.NotEqual(t, precedes(c.a, c.b), precedes(c.b, c.a))
 			}
 		})
 	}
