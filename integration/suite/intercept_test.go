@@ -206,3 +206,30 @@ func TestSecondLaptop(t *testing.T) {
 	require.Equal(t, "laptop", inCluster())
 	detour(t, "leave", "catalog")
 }
+
+// A laptop that slept so long that its session was given up comes back with all it had, without any command. A session that
+// somebody deletes while the laptop is there ends, and the laptop is put back.
+func TestDeletedSession(t *testing.T) {
+	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=6s")
+	t.Cleanup(func() { detour(t, "install", "--image", managerImage, "--set", "sessionTTL=10m") })
+	connected(t)
+	laptopService(t, 18080)
+	detour(t, "intercept", "catalog", "--port", "18080")
+	session := func() string { return kubectl(t, "-n", "shop", "get", "sessions", "-o", "name") }
+	first := session()
+
+	pid := daemonPID(t)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	require.Eventually(t, func() bool { return session() == "" }, 60*time.Second, time.Second, "the session is given up")
+	require.Equal(t, "cluster", inCluster())
+	require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
+	require.Eventually(t, func() bool { return inCluster() == "laptop" }, 60*time.Second, time.Second, "the intercept is back")
+	require.NotEqual(t, first, session())
+
+	kubectl(t, "-n", "shop", "delete", session())
+	require.Eventually(t, func() bool { return strings.Contains(detour(t, "status"), "the session was deleted in the cluster") }, 20*time.Second, time.Second)
+	require.Equal(t, "cluster", inCluster())
+	_, err := net.InterfaceByName("detour0")
+	require.Error(t, err)
+}

@@ -58,6 +58,9 @@ func (a *app) print(value any, people func(io.Writer)) error {
 func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 	if !s.Connected {
 		fmt.Fprintln(w, "not connected")
+		if s.Problem != "" {
+			fmt.Fprintln(w, "problem    ", s.Problem)
+		}
 		return
 	}
 	tunnel := "up, " + s.Transport
@@ -77,6 +80,9 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 	}
 	for _, r := range rows {
 		fmt.Fprintf(w, "%-11s %s\n", r[0], r[1])
+	}
+	if s.TunnelUp && s.Problem != "" {
+		fmt.Fprintf(w, "%-11s %s\n", "problem", s.Problem)
 	}
 	if len(s.Intercepts) == 0 {
 		fmt.Fprintln(w, "intercepts  none")

@@ -26,7 +26,10 @@ const (
 )
 
 // localIntercept is an intercept of this laptop.
-type localIntercept struct{ object detour.Intercept }
+type localIntercept struct {
+	object  detour.Intercept
+	request *daemonv1.InterceptRequest
+}
 
 // intercept creates the object, waits until traffic flows, and takes everything back when it does not come to that.
 func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (_ *daemonv1.Intercept, err error) {
@@ -75,7 +78,7 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 		switch i.Status.Phase {
 		case detour.PhaseActive:
 			s.mu.Lock()
-			s.intercepts[i.Name] = &localIntercept{object: i}
+			s.intercepts[i.Name] = &localIntercept{object: i, request: req}
 			s.mu.Unlock()
 			return describe(&i), nil
 		case detour.PhaseRefused:

@@ -65,6 +65,8 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	s := &Server{paths: p, log: log, quit: cancel}
 	server := grpc.NewServer()
 	daemonv1.RegisterDaemonServiceServer(server, s)
+	var kept sync.WaitGroup
+	kept.Go(func() { s.keep(ctx) })
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -79,6 +81,7 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	err = server.Serve(listener)
 	cancel()
 	<-stopped
+	kept.Wait()
 	return err
 }
 
@@ -116,7 +119,7 @@ func (s *Server) Version(context.Context, *daemonv1.VersionRequest) (*daemonv1.V
 func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := s.get(); now != nil {
+	if now := s.get(); now != nil && !now.isEnded() {
 		if now.context == req.Context && now.namespace == req.Namespace {
 			return stream.Send(&daemonv1.ConnectResponse{Status: now.status(stream.Context())})
 		}
@@ -144,6 +147,9 @@ func (s *Server) Intercept(req *daemonv1.InterceptRequest, stream grpc.ServerStr
 	now := s.get()
 	if now == nil {
 		return status.Error(codes.FailedPrecondition, "not connected: run `detour connect` first")
+	}
+	if now.isEnded() {
+		return status.Error(codes.FailedPrecondition, now.status(stream.Context()).Problem)
 	}
 	i, err := now.intercept(stream.Context(), req, func(m *daemonv1.InterceptResponse) { _ = stream.Send(m) })
 	if err != nil {

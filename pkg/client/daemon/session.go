@@ -55,6 +55,9 @@ type session struct {
 	cleanup         []func(context.Context) // run last to first
 	mu              sync.Mutex
 	intercepts      map[string]*localIntercept // by name
+	request         *daemonv1.ConnectRequest   // what made it
+	ended           bool                       // closed; only its problem is still of interest
+	problem         error
 }
 
 // connect makes the session, the VIF and the DNS; on failure nothing of it is left.
@@ -67,7 +70,7 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, paths Paths, log
 	if err := detour.AddToScheme(scheme); err != nil {
 		return nil, err
 	}
-	s := &session{paths: paths, log: log, context: req.Context, server: config.Host, namespace: req.Namespace, since: time.Now(), intercepts: map[string]*localIntercept{}}
+	s := &session{paths: paths, log: log, context: req.Context, server: config.Host, namespace: req.Namespace, since: time.Now(), intercepts: map[string]*localIntercept{}, request: req}
 	defer func() {
 		if err != nil {
 			ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
@@ -166,15 +169,13 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 		}
 		addresses = append(addresses, a)
 	}
-	for _, text := range status.Subnets {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return fmt.Errorf("the cluster's networks: %w", err)
-		}
+	if s.subnets, err = parseSubnets(status.Subnets); err != nil {
+		return err
+	}
+	for _, p := range s.subnets {
 		if p.IsSingleIP() && p.Addr().Is4() {
 			s.hub = p.Addr()
 		}
-		s.subnets = append(s.subnets, p)
 	}
 	if err := checkServer(ctx, config.Host, s.subnets); err != nil {
 		return err
@@ -208,6 +209,18 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 	}
 	s.cleanup = append(s.cleanup, func(context.Context) { s.relays.close() })
 	return s.resolver(addresses[0])
+}
+
+func parseSubnets(texts []string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("the cluster's networks: %w", err)
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }
 
 func (s *session) resolver(listen netip.Addr) error {
@@ -283,12 +296,16 @@ func (s *session) close(ctx context.Context) {
 		f(ctx)
 	}
 	s.cleanup = nil
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
 }
 
 func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
+	ended := s.isEnded()
 	st := s.object.Status
 	r := &daemonv1.StatusResponse{
-		Connected: true, TunnelUp: s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
+		Connected: !ended, TunnelUp: !ended && s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
 		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(), Transport: "api-server-upgrade",
 		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version, ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(),
 	}
@@ -307,6 +324,9 @@ func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.problem != nil {
+		r.Problem = s.problem.Error()
+	}
 	for _, l := range s.intercepts {
 		var i detour.Intercept
 		if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&l.object), &i); err == nil {

@@ -102,10 +102,10 @@ func TestPrecedes(t *testing.T) {
 	}{
 		"in force, in the same second": {inForce(at(1, "b")), at(1, "a"), true},
 		"in force, though made after":  {inForce(at(2, "b")), at(1, "a"), true},
-		"made before":                {at(1, "b"), at(2, "a"), true},
-		"made after":                 {at(2, "a"), at(1, "b"), false},
-		"in the same second, by UID": {at(1, "a"), at(1, "b"), true},
-		"itself":                     {at(1, "a"), at(1, "a"), false},
+		"made before":                  {at(1, "b"), at(2, "a"), true},
+		"made after":                   {at(2, "a"), at(1, "b"), false},
+		"in the same second, by UID":   {at(1, "a"), at(1, "b"), true},
+		"itself":                       {at(1, "a"), at(1, "a"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			assert.Equal(t, c.want, precedes(c.a, c.b))

@@ -1,0 +1,155 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+const (
+	keepInterval = 3 * time.Second
+	// sleptAfter is how long nothing ran here when the laptop must have slept.
+	sleptAfter   = 4 * keepInterval
+	againTimeout = 2 * time.Minute
+)
+
+// errEnded is the end of a session that somebody in the cluster wanted.
+var errEnded = errors.New("the session was deleted in the cluster: run `detour connect` to connect again")
+
+// keep follows the session's object until ctx ends. A session whose laptop was silent for too long, because it slept or had no network,
+// is deleted by the traffic-manager: it is made again, with its intercepts. One that is deleted while the laptop is there was
+// deleted by a person: it ends, and the laptop is put back.
+func (s *Server) keep(ctx context.Context) {
+	tick := time.NewTicker(keepInterval)
+	defer tick.Stop()
+	last := time.Now().Round(0) // wall clock: a monotonic one stands still while the laptop sleeps
+	var again *daemonv1.ConnectRequest
+	var intercepts []*daemonv1.InterceptRequest
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		slept := time.Now().Round(0).Sub(last) > sleptAfter
+		last = time.Now().Round(0)
+		now := s.get()
+		if now == nil {
+			again = nil
+			continue
+		}
+		if again == nil {
+			deleted, err := now.refresh(ctx)
+			if err != nil || !deleted {
+				continue
+			}
+			if now.vif.Alive() && !slept {
+				s.log.Info("the session was deleted in the cluster")
+				s.lose(ctx, now)
+				now.setProblem(errEnded)
+				continue
+			}
+			again, intercepts = now.request, now.wishes()
+			s.log.Info("the session is gone after a silence: making it again", "session", now.object.Name)
+		}
+		if s.reconnect(ctx, now, again, intercepts) {
+			again = nil
+		}
+	}
+}
+
+// lose puts the laptop back and keeps the session only to say what became of it.
+func (s *Server) lose(ctx context.Context, now *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+	defer done()
+	now.close(ending)
+}
+
+// reconnect makes a session anew in place of a lost one, and says whether there is nothing left to try.
+func (s *Server) reconnect(ctx context.Context, old *session, req *daemonv1.ConnectRequest, intercepts []*daemonv1.InterceptRequest) bool {
+	s.lose(ctx, old)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.get() != old {
+		return true // somebody quit or connected meanwhile
+	}
+	trying, done := context.WithTimeout(ctx, againTimeout)
+	defer done()
+	n, err := connect(trying, req, s.paths, s.log, func(string) {})
+	if err != nil {
+		s.log.Warn("making the session again failed", "err", err)
+		old.setProblem(err)
+		return false
+	}
+	s.put(n)
+	for _, i := range intercepts {
+		if _, err := n.intercept(trying, i, func(*daemonv1.InterceptResponse) {}); err != nil {
+			s.log.Warn("intercepting again failed", "service", i.Service, "err", err)
+			n.setProblem(errors.Join(errors.New("service "+i.Service+" is not intercepted again"), err))
+		}
+	}
+	return true
+}
+
+// refresh reads the session's object and follows what changed in the cluster's networks. It says whether the object is gone.
+func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
+	if s.isEnded() {
+		return false, nil
+	}
+	ctx, done := context.WithTimeout(ctx, keepInterval)
+	defer done()
+	var fresh detour.Session
+	if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&s.object), &fresh); err != nil {
+		return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
+	}
+	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != s.object.UID {
+		return true, nil
+	}
+	if slices.Equal(fresh.Status.Subnets, s.object.Status.Subnets) || len(fresh.Status.Subnets) == 0 {
+		return false, nil
+	}
+	subnets, err := parseSubnets(fresh.Status.Subnets)
+	if err != nil {
+		return false, err
+	}
+	s.log.Info("the cluster's networks changed", "subnets", fresh.Status.Subnets)
+	if err := s.vif.SetRoutes(subnets); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	s.object.Status.Subnets, s.subnets = fresh.Status.Subnets, subnets
+	s.mu.Unlock()
+	return false, nil
+}
+
+// wishes are the intercepts that this laptop asked for.
+func (s *session) wishes() []*daemonv1.InterceptRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*daemonv1.InterceptRequest
+	for _, l := range s.intercepts {
+		all = append(all, l.request)
+	}
+	return all
+}
+
+func (s *session) setProblem(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.problem = err
+}
+
+func (s *session) isEnded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended
+}
