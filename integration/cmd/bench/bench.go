@@ -18,40 +18,9 @@ import (
 
 const (
 	namespace = "bench"
-	// One node for both services, so that they differ in nothing but the agent.
-	node = "node2"
 	// The node whose kube-proxy the plain route goes through.
 	gateway = "172.30.0.11"
 )
-
-// services are the two that are measured: "direct" never gets an agent, "target" is intercepted.
-const services = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: %[1]s, namespace: bench}
-spec:
-  selector: {matchLabels: {app: %[1]s}}
-  template:
-    metadata: {labels: {app: %[1]s}}
-    spec:
-      nodeName: %[2]s
-      terminationGracePeriodSeconds: 0
-      containers:
-        - name: bench
-          image: detour.local/bench:dev
-          imagePullPolicy: IfNotPresent
-          args: [serve]
-          ports: [{name: http, containerPort: 8080}, {name: bulk, containerPort: 9000}]
-          readinessProbe: {tcpSocket: {port: http}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: %[1]s, namespace: bench}
-spec:
-  selector: {app: %[1]s}
-  ports: [{name: http, port: 80, targetPort: http}, {name: bulk, port: 9000, targetPort: bulk}]
----
-`
 
 type bench struct {
 	root, only string
@@ -61,9 +30,9 @@ type bench struct {
 	laptop *laptop.Laptop // has detour
 	plain  *laptop.Laptop // has routes into the cluster
 	// kubeconfig is the laptop's.
-	kubeconfig     string
-	direct, target string // ClusterIPs
-	figures        []figure
+	kubeconfig string
+	address    map[string]string // ClusterIPs by service
+	figures    []figure
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
@@ -90,27 +59,26 @@ func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "== "+format+"\n",
 
 func (b *bench) prepare(ctx context.Context) error {
 	say("two services of the same kind on one node, and two laptops")
-	manifest := "apiVersion: v1\nkind: Namespace\nmetadata: {name: bench}\n---\n" + fmt.Sprintf(services, "direct", node) + fmt.Sprintf(services, "target", node)
 	apply := exec.CommandContext(ctx, "kubectl", "apply", "-f", "-")
-	apply.Stdin = strings.NewReader(manifest)
+	apply.Stdin = strings.NewReader(manifests)
 	if _, err := output(apply); err != nil {
 		return err
 	}
-	for _, args := range [][]string{
-		{"kubectl", "-n", namespace, "rollout", "status", "deployment/direct", "--timeout=60s"},
-		{"kubectl", "-n", namespace, "rollout", "status", "deployment/target", "--timeout=60s"},
-		{"detour", "install", "--image", "detour.local/traffic:dev"},
-	} {
-		if _, err := output(exec.CommandContext(ctx, args[0], args[1:]...)); err != nil {
+	if _, err := output(exec.CommandContext(ctx, "detour", "install", "--image", "detour.local/traffic:dev")); err != nil {
+		return err
+	}
+	b.address = map[string]string{}
+	for _, name := range []string{"direct", "target", "catalog-direct", "catalog-target", "stock"} {
+		if _, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "status", "deployment/"+name, "--timeout=60s")); err != nil {
 			return err
 		}
+		address, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "get", "service", name, "-o", "jsonpath={.spec.clusterIP}"))
+		if err != nil {
+			return err
+		}
+		b.address[name] = address
 	}
 	var err error
-	for name, into := range map[string]*string{"direct": &b.direct, "target": &b.target} {
-		if *into, err = output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "get", "service", name, "-o", "jsonpath={.spec.clusterIP}")); err != nil {
-			return err
-		}
-	}
 	if b.laptop, err = laptop.New(ctx, 0); err != nil {
 		return err
 	}
@@ -216,8 +184,13 @@ func (b *bench) intercept(ctx context.Context) error {
 	if _, err := b.detour(ctx, "intercept", "target", "--port", "9000:bulk"); err != nil {
 		return err
 	}
-	if _, err := b.detour(ctx, "leave", "target"); err != nil {
+	if _, err := b.detour(ctx, "intercept", "catalog-target", "--port", "8080"); err != nil {
 		return err
+	}
+	for _, service := range []string{"target", "catalog-target"} {
+		if _, err := b.detour(ctx, "leave", service); err != nil {
+			return err
+		}
 	}
 	return b.memory()
 }
@@ -226,7 +199,7 @@ func (b *bench) program() string { return filepath.Join(b.root, "bin", "bench") 
 
 // out: from the laptop to a service, through the VIF and by a plain route.
 func (b *bench) out(ctx context.Context) error {
-	return b.path(ctx, "out.upgrade", []string{"up", "down", "lat1", "rps16"}, end{b.laptop, b.direct}, end{b.plain, b.direct})
+	return b.path(ctx, "out.upgrade", []string{"up", "down", "lat1", "rps16"}, end{b.laptop, b.address["direct"]}, end{b.plain, b.address["direct"]})
 }
 
 // in: from the cluster's side to a service, once answered on the laptop and once in its pod.
@@ -236,16 +209,21 @@ func (b *bench) in(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.path(ctx, "in.tcp", []string{"up", "down", "lat1", "rps16"}, end{b.plain, b.target}, end{b.plain, b.direct}); err != nil {
+	if err := b.path(ctx, "in.tcp", []string{"up", "down", "lat1", "rps16"}, end{b.plain, b.address["target"]}, end{b.plain, b.address["direct"]}); err != nil {
 		return err
 	}
 	_, err := b.detour(ctx, "leave", "target")
 	return err
 }
 
-// idle: a service with an agent and without an intercept, beside one without an agent.
+// idle: what an agent without an intercept costs its service. idle.rps is of a service that does what services do, the shop's catalog,
+// which asks another one and answers JSON; idle.echo is of one that does nothing, where two more passes through TCP weigh the most.
 func (b *bench) idle(ctx context.Context) error {
-	return b.path(ctx, "idle", []string{"rps1", "rps16", "up", "down"}, end{b.plain, b.target}, end{b.plain, b.direct})
+	catalog, echo := [2]end{{b.plain, b.address["catalog-target"]}, {b.plain, b.address["catalog-direct"]}}, [2]end{{b.plain, b.address["target"]}, {b.plain, b.address["direct"]}}
+	if err := b.path(ctx, "idle", []string{"rps1", "rps16"}, catalog[0], catalog[1]); err != nil {
+		return err
+	}
+	return b.path(ctx, "idle.echo", []string{"rps1", "rps16", "up", "down"}, echo[0], echo[1])
 }
 
 // end is from where to where a client measures.

@@ -39,8 +39,10 @@ type agent struct {
 	log    *slog.Logger
 	tls    *tls.Config
 	// routes is replaced as a whole: app port -> intercept in force.
-	routes atomic.Pointer[map[uint16]*route]
-	conns  sync.WaitGroup
+	routes  atomic.Pointer[map[uint16]*route]
+	changed chan struct{} // tells the passthrough of new routes
+	http2   sync.Map      // *connection of HTTP/2 that the passthrough gave away
+	conns   sync.WaitGroup
 
 	pendingMu sync.Mutex
 	pending   *time.Timer // gives the traffic back to the app when the manager stays away
@@ -64,6 +66,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		config: config, log: log,
 		tls: &tls.Config{RootCAs: roots, ServerName: config.Server, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(16)},
 	}
+	a.changed = make(chan struct{}, 1)
 	a.routes.Store(&map[uint16]*route{})
 
 	listeners := map[uint16]*net.TCPListener{}
@@ -87,6 +90,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 			Listeners: listeners,
 			Diverted:  func(port uint16) bool { return a.wanted(port) != nil },
 			Take:      func(h passthrough.Handover) { a.take(ctx, h) },
+			Changed:   a.changed,
 		})
 	})
 	tasks.Go(func() error {
@@ -136,4 +140,10 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
 		routes[port] = &route{Intercept: i}
 	}
 	a.routes.Store(&routes)
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+	// Each for itself: a client that takes nothing must not hold up the others.
+	a.http2.Range(func(c, _ any) bool { a.conns.Go(c.(*connection).review); return true })
 }

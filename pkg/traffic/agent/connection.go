@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -32,6 +33,12 @@ type connection struct {
 	proto    sniff.Protocol
 	answered bool // the upstream has spoken since the client last did
 	upgraded bool // no longer HTTP
+
+	// writing is held while the client of an HTTP/2 connection is written to, by who carries the answers and by review.
+	writing sync.Mutex
+	frames  sniff.Frames // the upstream's
+	leave   bool         // the client has to be asked to open another connection
+	asked   bool
 }
 
 // upstream is one side a connection can be joined to.
@@ -57,6 +64,7 @@ func (c *connection) serve(ctx context.Context, first []byte) {
 		return
 	}
 	c.join(up)
+	defer c.agent.http2.Delete(c)
 	err = c.fromClient(ctx, first)
 	c.mu.Lock()
 	up = c.up
@@ -100,7 +108,9 @@ func (c *connection) fromClient(ctx context.Context, first []byte) error {
 func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 	c.mu.Lock()
 	if c.proto == sniff.Unknown {
-		c.proto = sniff.Classify(b)
+		if c.proto = sniff.Classify(b); c.proto == sniff.HTTP2 {
+			c.agent.http2.Store(c, nil)
+		}
 	}
 	up := c.up
 	if c.proto == sniff.HTTP1 && !c.upgraded && (up.idle || c.answered) {
@@ -144,6 +154,11 @@ func (c *connection) fromUpstream(up *upstream) {
 func (c *connection) copyBack(up *upstream) error {
 	write := func(b []byte) error {
 		c.mu.Lock()
+		if c.proto == sniff.HTTP2 {
+			c.answered = true
+			c.mu.Unlock()
+			return c.writeFrames(b)
+		}
 		if !c.answered {
 			c.answered = true
 			if c.proto == sniff.HTTP1 && sniff.SwitchesProtocol(b) {
@@ -179,6 +194,43 @@ func (c *connection) copyBack(up *upstream) error {
 			return err
 		}
 	}
+}
+
+// writeFrames gives the client what the upstream says in HTTP/2, and asks it to leave where that is due.
+func (c *connection) writeFrames(b []byte) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	end := c.frames.Feed(b)
+	if c.leave && !c.asked && end >= 0 {
+		c.asked = true
+		b = slices.Concat(b[:end], sniff.Goaway, b[end:])
+	}
+	_, err := c.client.Write(b)
+	return err
+}
+
+// review asks the client of an HTTP/2 connection to open another one when this one's upstream is not the wanted one any more.
+func (c *connection) review() {
+	if c.agent.wanted(c.port) == c.route() {
+		return
+	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.leave = true
+	if c.asked || !c.frames.Between() {
+		return
+	}
+	c.asked = true
+	_, _ = c.client.Write(sniff.Goaway)
+}
+
+func (c *connection) route() *route {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.up == nil {
+		return nil
+	}
+	return c.up.route
 }
 
 // readReady waits until c can be read and only then takes a buffer, so that an idle connection holds none.

@@ -9,7 +9,19 @@ type httpState struct {
 	protocol sniff.Protocol
 	answered bool // the app has spoken since the client last did
 	upgraded bool // no longer HTTP
+	// of HTTP/2, where a connection has no end between two requests:
+	frames sniff.Frames // the app's
+	leave  leave
 }
+
+// leave is how far a client is with moving to another connection.
+type leave int
+
+const (
+	stay leave = iota
+	due        // to be asked when a frame of the app's ends
+	asked
+)
 
 // clientSaid says whether b begins a request that may go elsewhere than the one before it.
 func (h *httpState) clientSaid(b []byte) bool {

@@ -5,6 +5,7 @@ package passthrough
 import (
 	"fmt"
 	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,12 +22,13 @@ const (
 type loop struct {
 	config Config
 	epoll  int
-	wake   int // eventfd, written by stop
+	wake   int // eventfd, written by stop and changed
 	buffer []byte
 	// sockets by descriptor. The generation tells an event of a socket that was closed in the same batch from one of the socket
 	// that has its descriptor now.
 	sockets    []*socket
 	generation int32
+	stopping   atomic.Bool
 	stopped    bool
 	pipes      []*pipe
 	sleeps     int // how often to sleep before looking again
@@ -123,7 +125,13 @@ func (l *loop) want(s *socket) {
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_MOD, s.fd, &unix.EpollEvent{Events: events, Fd: int32(s.fd), Pad: s.generation})
 }
 
-func (l *loop) stop() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+// stop and changed are called by others than the loop's thread.
+func (l *loop) stop() {
+	l.stopping.Store(true)
+	l.changed()
+}
+
+func (l *loop) changed() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
 // close frees what the loop holds. It does not run any more.
 func (l *loop) close() {
@@ -189,7 +197,12 @@ func (l *loop) handle(e *unix.EpollEvent) {
 	switch {
 	case s == nil || s.generation != e.Pad:
 	case s.fd == l.wake:
-		l.stopped = true
+		_, _ = readRaw(l.wake, l.buffer[:8])
+		if l.stopping.Load() {
+			l.stopped = true
+			return
+		}
+		l.review()
 	case s.pair == nil:
 		l.accept(s)
 	default:

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 )
 
 // outOfDescriptors is the pause after an accept that failed for want of descriptors or memory: those who wait keep waiting.
@@ -116,6 +118,13 @@ func (l *loop) read(s *socket) {
 			}
 		} else {
 			p.http.appSaid(b)
+			if p.http.protocol == sniff.HTTP2 {
+				// Frames are followed, so never spliced.
+				if !l.writeFrames(p, b) || n < len(l.buffer) || p.client.full() {
+					return
+				}
+				continue
+			}
 		}
 		if !l.write(s.peer, b) {
 			return
@@ -132,6 +141,10 @@ func (l *loop) read(s *socket) {
 
 // write gives b to s, and keeps what it does not take. It says whether the pair lives.
 func (l *loop) write(s *socket, b []byte) bool {
+	if s.full() { // what came before goes first
+		s.pending = append(s.pending, b...)
+		return true
+	}
 	for len(b) > 0 {
 		n, err := writeRaw(s.fd, b)
 		if err == unix.EINTR { //nolint:errorlint // an errno as it is
@@ -150,6 +163,34 @@ func (l *loop) write(s *socket, b []byte) bool {
 		b = b[n:]
 	}
 	return true
+}
+
+// writeFrames gives the client what the app says in HTTP/2, and asks it to leave where that is due. It says whether the pair lives.
+func (l *loop) writeFrames(p *pair, b []byte) bool {
+	end := p.http.frames.Feed(b)
+	if p.http.leave != due || end < 0 {
+		return l.write(&p.client, b)
+	}
+	p.http.leave = asked
+	return l.write(&p.client, b[:end]) && l.write(&p.client, sniff.Goaway) && l.write(&p.client, b[end:])
+}
+
+// review asks the clients of HTTP/2 connections to leave that now belong elsewhere.
+func (l *loop) review() {
+	for _, s := range l.sockets {
+		if s == nil || s.pair == nil || s != &s.pair.client {
+			continue
+		}
+		p := s.pair
+		if p.http.protocol != sniff.HTTP2 || p.http.leave != stay || !l.config.Diverted(p.port) {
+			continue
+		}
+		p.http.leave = due
+		if p.http.frames.Between() {
+			p.http.leave = asked
+			l.write(s, sniff.Goaway)
+		}
+	}
 }
 
 // flush writes what was kept. It says whether the pair lives.

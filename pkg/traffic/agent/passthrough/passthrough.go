@@ -23,6 +23,8 @@ type Config struct {
 	Diverted func(port uint16) bool
 	// Take gets what is diverted, in a loop's thread: it must not block.
 	Take func(Handover)
+	// Changed says that Diverted may answer differently from now on.
+	Changed <-chan struct{}
 }
 
 // Handover is a client's connection that the passthrough gives away: a new one, or an HTTP/1 connection between two requests.
@@ -54,12 +56,20 @@ func Serve(ctx context.Context, c Config) error {
 	for _, l := range loops {
 		running.Go(l.run)
 	}
-	<-ctx.Done()
-	for _, l := range loops {
-		l.stop()
+	for {
+		select {
+		case <-c.Changed:
+			for _, l := range loops {
+				l.changed()
+			}
+		case <-ctx.Done():
+			for _, l := range loops {
+				l.stop()
+			}
+			running.Wait()
+			return nil
+		}
 	}
-	running.Wait()
-	return nil
 }
 
 // descriptor is a listener's socket under a descriptor of its own, with the options that accepted connections inherit.
