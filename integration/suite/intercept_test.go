@@ -21,6 +21,10 @@ const frontend = "http://frontend.shop/"
 
 // The main job: not one request fails from before intercept until after leave, and each answer comes from where it should.
 func TestInterceptAndLeaveUnderLoad(t *testing.T) {
+	withoutAgent(t, "catalog")
+	nodes := strings.Fields(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "-o", "jsonpath={.items[*].spec.nodeName}"))
+	require.Len(t, nodes, 3)
+	require.Subset(t, nodes, []string{"node1", "node2"})
 	connected(t)
 	laptopService(t, 18080)
 	require.Equal(t, "cluster", edition(t, frontend))

@@ -88,6 +88,16 @@ func connected(t *testing.T) {
 	require.Eventually(t, func() bool { _, err := net.LookupHost("catalog.shop"); return err == nil }, 10*time.Second, 100*time.Millisecond)
 }
 
+// withoutAgent rolls a deployment of the shop back to pods that never saw detour.
+func withoutAgent(t *testing.T, deployment string) {
+	t.Helper()
+	kubectl(t, "-n", "shop", "patch", "deployment", deployment, "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"detour.dev/agent":null}}}}}`)
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment", deployment, "--timeout=120s")
+	require.Eventually(t, func() bool {
+		return !strings.Contains(kubectl(t, "-n", "shop", "get", "pods", "-l", "app="+deployment, "-o", "jsonpath={.items[*].spec.initContainers[*].name}"), "agent")
+	}, 60*time.Second, 500*time.Millisecond, "the old pods end")
+}
+
 // laptopService is a process on the laptop that says who it is.
 func laptopService(t *testing.T, port int) {
 	t.Helper()
@@ -134,9 +144,11 @@ func get(c *http.Client, url string) (string, error) {
 }
 
 // inCluster says which catalog answers the frontend, asked by way of the API server and not of a tunnel.
-func inCluster() string {
+func inCluster() string { return editionOf(inClusterPage()) }
+
+func inClusterPage() string {
 	out, _ := command("kubectl", "get", "--raw", "/api/v1/namespaces/shop/services/frontend:http/proxy/")
-	return editionOf(out)
+	return out
 }
 
 // edition says which catalog answered.
