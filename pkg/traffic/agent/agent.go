@@ -21,8 +21,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
+	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
-	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
 const (
@@ -31,6 +31,8 @@ const (
 	// skipAfterFailure is how long a laptop that did not answer is not asked again, so that requests do not queue behind time-outs.
 	skipAfterFailure = time.Second
 	appTimeout       = 5 * time.Second
+	// silence is how long a client may say nothing before the app gets the chance to speak first.
+	silence = 250 * time.Millisecond
 )
 
 // agent is the state of one sidecar.
@@ -38,20 +40,15 @@ type agent struct {
 	config agentconfig.Config
 	log    *slog.Logger
 	tls    *tls.Config
-	// routes is replaced as a whole: app port -> intercept in force.
-	routes  atomic.Pointer[map[uint16]*route]
-	changed chan struct{} // tells the passthrough of new routes
-	http2   sync.Map      // *connection of HTTP/2 that the passthrough gave away
+	// tables is replaced as a whole: app port -> intercepts in force.
+	tables  atomic.Pointer[map[uint16]*table]
+	changed chan struct{} // tells the passthrough of new tables
+	framed  sync.Map      // *connection of HTTP/2 that is all one
+	http2   *http2Server
 	conns   sync.WaitGroup
 
 	pendingMu sync.Mutex
 	pending   *time.Timer // gives the traffic back to the app when the manager stays away
-}
-
-// route is an intercept in force on a port.
-type route struct {
-	*agentv1.Intercept
-	skipUntil atomic.Int64 // Unix nanoseconds
 }
 
 // Run serves until ctx ends and the connections are gone.
@@ -62,12 +59,8 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	if !roots.AppendCertsFromPEM([]byte(config.CA)) {
 		return errors.New("the configuration has no certificate authority")
 	}
-	a := &agent{
-		config: config, log: log,
-		tls: &tls.Config{RootCAs: roots, ServerName: config.Server, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(16)},
-	}
-	a.changed = make(chan struct{}, 1)
-	a.routes.Store(&map[uint16]*route{})
+	a := newAgent(&tls.Config{RootCAs: roots, ServerName: config.Server, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(16)}, log)
+	a.config = config
 
 	listeners := map[uint16]*net.TCPListener{}
 	defer func() {
@@ -86,12 +79,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error {
-		return passthrough.Serve(ctx, passthrough.Config{
-			Listeners: listeners,
-			Diverted:  func(port uint16) bool { return a.wanted(port) != nil },
-			Take:      func(h passthrough.Handover) { a.take(ctx, h) },
-			Changed:   a.changed,
-		})
+		return passthrough.Serve(ctx, a.passthrough(ctx, listeners))
 	})
 	tasks.Go(func() error {
 		if err := health.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
@@ -106,44 +94,63 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		return nil
 	})
 	err := tasks.Wait()
+	a.http2.close()
 	a.conns.Wait()
 	return err
+}
+
+func newAgent(tls *tls.Config, log *slog.Logger) *agent {
+	a := &agent{log: log, tls: tls, changed: make(chan struct{}, 1)}
+	a.tables.Store(&map[uint16]*table{})
+	a.http2 = newHTTP2Server(a)
+	return a
+}
+
+// passthrough is what the passthrough needs to know of this agent.
+func (a *agent) passthrough(ctx context.Context, listeners map[uint16]*net.TCPListener) passthrough.Config {
+	return passthrough.Config{Listeners: listeners, Diverted: a.diverted, Changed: a.changed, Take: func(h passthrough.Handover) { a.take(ctx, h) }}
 }
 
 // take serves a connection that the passthrough gave away.
 func (a *agent) take(ctx context.Context, h passthrough.Handover) {
 	a.conns.Go(func() {
-		conn := &connection{agent: a, client: h.Client, port: h.Port}
-		conn.serve(ctx, h.First)
+		defer h.Client.Close()
+		stop := context.AfterFunc(ctx, func() { _ = h.Client.Close() })
+		defer stop()
+		a.serve(ctx, h.Client, h.Port, h.First)
 	})
 }
 
-// wanted is the intercept that a port's next connection or request belongs to, or nil for the app.
-func (a *agent) wanted(port uint16) *route {
-	r := (*a.routes.Load())[port]
-	if r == nil || time.Now().UnixNano() < r.skipUntil.Load() {
-		return nil
+// serve carries a connection of which first was already read, as one that is all one or request by request.
+func (a *agent) serve(ctx context.Context, client *net.TCPConn, port uint16, first []byte) {
+	for {
+		if a.personal(port) {
+			if len(first) == 0 {
+				first = sniffed(client)
+			}
+			switch {
+			case sniff.Classify(first) == sniff.HTTP2:
+				a.http2.serve(ctx, client, port, first)
+				return
+			case sniff.BeginsRequest(first):
+				a.newExchange(client, port, first).serve(ctx)
+				return
+			}
+		}
+		c := &connection{agent: a, client: client, port: port}
+		again, rest := c.serve(ctx, first)
+		if !again {
+			return
+		}
+		first = rest
 	}
-	return r
 }
 
-// setRoutes puts a configuration in force. Routes that go on keep their state.
-func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
-	old := *a.routes.Load()
-	routes := make(map[uint16]*route, len(intercepts))
-	for _, i := range intercepts {
-		port := uint16(i.Port)
-		if o := old[port]; o != nil && o.Uid == i.Uid && o.RelayAddress == i.RelayAddress && string(o.Token) == string(i.Token) {
-			routes[port] = o
-			continue
-		}
-		routes[port] = &route{Intercept: i}
-	}
-	a.routes.Store(&routes)
-	select {
-	case a.changed <- struct{}{}:
-	default:
-	}
-	// Each for itself: a client that takes nothing must not hold up the others.
-	a.http2.Range(func(c, _ any) bool { a.conns.Go(c.(*connection).review); return true })
+// sniffed is what a client says first; nothing when it waits for the app to speak.
+func sniffed(client *net.TCPConn) []byte {
+	_ = client.SetReadDeadline(time.Now().Add(silence))
+	defer func() { _ = client.SetReadDeadline(time.Time{}) }()
+	b := make([]byte, 4<<10)
+	n, _ := client.Read(b)
+	return b[:n]
 }

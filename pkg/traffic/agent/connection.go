@@ -2,20 +2,14 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
-	"github.com/detour-dev/detour/pkg/traffic/relay"
-	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
 const bufferSize = 32 << 10
@@ -44,38 +38,47 @@ type connection struct {
 // upstream is one side a connection can be joined to.
 type upstream struct {
 	net.Conn
-	route *route // nil for the app
-	ended chan struct{}
+	target *target // nil for the app
+	ended  chan struct{}
 	// left says that the connection has moved on: what becomes of this upstream no longer concerns the client.
 	left bool
 	// idle says that the laptop closed it between two requests: the next request opens another.
 	idle bool
 }
 
-// serve carries a connection of which first was already read.
-func (c *connection) serve(ctx context.Context, first []byte) {
-	defer c.client.Close()
-	stop := context.AfterFunc(ctx, func() { _ = c.client.Close() })
-	defer stop()
+// errByRequest leaves a connection to be served request by request, from rest on.
+type errByRequest struct{ rest []byte }
+
+func (errByRequest) Error() string { return "to be served request by request" }
+
+// serve carries a connection of which first was already read. It may end with the connection to be served on, from rest.
+func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest []byte) {
 	up, err := c.open(ctx, c.agent.wanted(c.port))
 	if err != nil {
 		// The app does not accept: neither do we. A refusal becomes a reset, because the handshake is done.
 		_ = c.client.SetLinger(0)
-		return
+		return false, nil
 	}
 	c.join(up)
-	defer c.agent.http2.Delete(c)
+	defer c.agent.framed.Delete(c)
 	err = c.fromClient(ctx, first)
 	c.mu.Lock()
 	up = c.up
 	c.mu.Unlock()
-	if err != nil {
+	var leaves errByRequest
+	switch {
+	case errors.As(err, &leaves):
+		_ = up.Close()
+		<-up.ended
+		return true, leaves.rest
+	case err != nil:
 		abort(up.Conn)
-	} else {
+	default:
 		closeWrite(up.Conn)
 	}
 	<-up.ended
 	_ = up.Close()
+	return false, nil
 }
 
 func (c *connection) join(up *upstream) {
@@ -107,14 +110,23 @@ func (c *connection) fromClient(ctx context.Context, first []byte) error {
 // clientSaid passes b on, and changes the upstream before where b begins a request that belongs elsewhere.
 func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 	c.mu.Lock()
-	if c.proto == sniff.Unknown {
+	begins := c.proto == sniff.Unknown
+	switch {
+	case begins && c.answered:
+		c.proto = sniff.Other // who speaks first is no HTTP server
+	case begins:
 		if c.proto = sniff.Classify(b); c.proto == sniff.HTTP2 {
-			c.agent.http2.Store(c, nil)
+			c.agent.framed.Store(c, nil)
 		}
 	}
 	up := c.up
+	if c.agent.personal(c.port) && !c.upgraded && ((begins && !c.answered && c.proto != sniff.Other) || (c.proto == sniff.HTTP1 && (up.idle || c.answered) && sniff.StartsRequest(b))) {
+		up.left = true
+		c.mu.Unlock()
+		return errByRequest{slices.Clone(b)}
+	}
 	if c.proto == sniff.HTTP1 && !c.upgraded && (up.idle || c.answered) {
-		if want := c.agent.wanted(c.port); (up.idle || want != up.route) && sniff.StartsRequest(b) {
+		if want := c.agent.wanted(c.port); (up.idle || want != up.target) && sniff.StartsRequest(b) {
 			up.left = true
 			c.mu.Unlock()
 			next, err := c.open(ctx, want)
@@ -142,7 +154,7 @@ func (c *connection) fromUpstream(up *upstream) {
 	defer c.mu.Unlock()
 	switch {
 	case up.left:
-	case up.route != nil && c.proto == sniff.HTTP1 && !c.upgraded && c.answered && err == nil && c.agent.wanted(c.port) != up.route:
+	case up.target != nil && c.proto == sniff.HTTP1 && !c.upgraded && c.answered && err == nil && c.agent.wanted(c.port) != up.target:
 		up.idle = true // the intercept is over and the laptop closed up; the client need not know
 	case err == nil:
 		_ = c.client.CloseWrite()
@@ -211,7 +223,7 @@ func (c *connection) writeFrames(b []byte) error {
 
 // review asks the client of an HTTP/2 connection to open another one when this one's upstream is not the wanted one any more.
 func (c *connection) review() {
-	if c.agent.wanted(c.port) == c.route() {
+	if c.agent.wanted(c.port) == c.target() {
 		return
 	}
 	c.writing.Lock()
@@ -224,13 +236,13 @@ func (c *connection) review() {
 	_, _ = c.client.Write(sniff.Goaway)
 }
 
-func (c *connection) route() *route {
+func (c *connection) target() *target {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.up == nil {
 		return nil
 	}
-	return c.up.route
+	return c.up.target
 }
 
 // readReady waits until c can be read and only then takes a buffer, so that an idle connection holds none.
@@ -273,57 +285,14 @@ func readReady(c *net.TCPConn, use func([]byte) error) error {
 	return use((*pooled)[:n])
 }
 
-// open joins the laptop of a route, or the app when there is no route or the laptop cannot be had.
-func (c *connection) open(ctx context.Context, r *route) (*upstream, error) {
-	if r != nil {
-		conn, err := c.agent.dialLaptop(ctx, r, c.client)
-		if err == nil {
-			return &upstream{Conn: conn, route: r, ended: make(chan struct{})}, nil
-		}
-		c.agent.log.Debug("the laptop cannot be had, the app answers", "intercept", r.Uid, "err", err)
-	}
-	// The app is asked on the address that the client used: it may not listen on any other.
-	local := c.client.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-	d := net.Dialer{Timeout: appTimeout}
-	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(local, c.port).String())
+// open joins the laptop of a target, or the app when there is none or the laptop cannot be had.
+func (c *connection) open(ctx context.Context, want *target) (*upstream, error) {
+	conn, got, err := c.agent.open(ctx, want, c.client, c.port)
 	if err != nil {
-		return nil, fmt.Errorf("dial the app: %w", err)
+		return nil, err
 	}
-	return &upstream{Conn: conn, ended: make(chan struct{})}, nil
+	return &upstream{Conn: conn, target: got, ended: make(chan struct{})}, nil
 }
-
-// dialLaptop opens a relayed connection. Nothing of the client's has been sent when it fails.
-func (a *agent) dialLaptop(ctx context.Context, r *route, client net.Conn) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
-	defer cancel()
-	d := tls.Dialer{Config: a.tls}
-	conn, err := d.DialContext(ctx, "tcp", r.RelayAddress)
-	if err != nil {
-		a.skip(r)
-		return nil, fmt.Errorf("dial the relay: %w", err)
-	}
-	deadline, _ := ctx.Deadline()
-	_ = conn.SetDeadline(deadline)
-	status, err := openRelay(conn, &agentv1.RelayHeader{InterceptUid: r.Uid, Token: r.Token, Source: client.RemoteAddr().String(), Destination: client.LocalAddr().String()})
-	if err != nil || status != agentv1.RelayStatus_RELAY_STATUS_OK {
-		_ = conn.Close()
-		if err != nil || status == agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE {
-			a.skip(r)
-		}
-		return nil, errors.Join(fmt.Errorf("the relay answered %s", status), err)
-	}
-	_ = conn.SetDeadline(time.Time{})
-	return conn, nil
-}
-
-func openRelay(conn net.Conn, h *agentv1.RelayHeader) (agentv1.RelayStatus, error) {
-	if err := relay.WriteHeader(conn, h); err != nil {
-		return 0, err
-	}
-	return relay.ReadStatus(conn)
-}
-
-func (a *agent) skip(r *route) { r.skipUntil.Store(time.Now().Add(skipAfterFailure).UnixNano()) }
 
 func closeWrite(c net.Conn) {
 	if w, ok := c.(interface{ CloseWrite() error }); ok {

@@ -120,7 +120,6 @@ func TestContinuedRequestStays(t *testing.T) {
 // What is not HTTP/1 has no boundary that the agent could see: such a connection ends where it began.
 func TestOtherProtocolsStay(t *testing.T) {
 	for name, c := range map[string]struct{ opening, answer string }{
-		"HTTP/2":           {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x00\x00\x00\x04\x00\x00\x00\x00\x00"},
 		"a web socket":     {"GET /socket HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n"},
 		"some binary":      {"\x00\x01\x02", "\x03\x04\x05"},
 		"TLS of the app's": {"\x16\x03\x01\x02\x00", "\x16\x03\x03\x00\x7a"},
@@ -274,8 +273,7 @@ func TestLaptopLostBeforeItsAnswer(t *testing.T) {
 // has gone.
 func TestManagerStaysAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pod{agent: &agent{}, port: 8080}
-		p.routes.Store(&map[uint16]*route{})
+		p := &pod{agent: newAgent(nil, nil), port: 8080}
 		p.intercept("10.0.0.1:8083")
 
 		p.lost()

@@ -43,21 +43,17 @@ type pod struct {
 func newPod(t *testing.T, host string, appPort uint16, authority *x509.CertPool) *pod {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	require.NoError(t, err)
-	a := &agent{log: slog.New(slog.DiscardHandler), tls: &tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}}
-	a.routes.Store(&map[uint16]*route{})
+	a := newAgent(&tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	serving.Go(func() { // as Run does
-		assert.NoError(t, passthrough.Serve(ctx, passthrough.Config{
-			Listeners: map[uint16]*net.TCPListener{appPort: l.(*net.TCPListener)},
-			Diverted:  func(port uint16) bool { return a.wanted(port) != nil },
-			Take:      func(h passthrough.Handover) { a.take(ctx, h) },
-		}))
+		assert.NoError(t, passthrough.Serve(ctx, a.passthrough(ctx, map[uint16]*net.TCPListener{appPort: l.(*net.TCPListener)})))
 	})
 	stop := func() {
 		cancel()
 		serving.Wait()
 		_ = l.Close()
+		a.http2.close()
 		a.conns.Wait()
 	}
 	t.Cleanup(stop)
@@ -169,15 +165,18 @@ const serverName = "traffic-manager.detour.svc"
 
 // laptop is a relay as agents see it: TLS, a header, a status, then the connection.
 type laptop struct {
-	address   string
-	authority *x509.CertPool
-	headers   chan *agentv1.RelayHeader // of every connection, in order
+	address     string
+	authority   *x509.CertPool
+	certificate *x509.Certificate
+	headers     chan *agentv1.RelayHeader // of every connection, in order
 }
 
 // newLaptop answers headers with status, and leaves the connections that it accepts to handle.
 func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) *laptop {
 	certificate, authority := newCertificate(t)
-	m := &laptop{authority: authority, headers: make(chan *agentv1.RelayHeader, 100)}
+	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
+	require.NoError(t, err)
+	m := &laptop{authority: authority, certificate: leaf, headers: make(chan *agentv1.RelayHeader, 100)}
 	port := serve(t, "127.0.0.1", func(raw *net.TCPConn) {
 		c := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13})
 		defer c.Close()

@@ -199,8 +199,7 @@ func TestRunRefuses(t *testing.T) {
 
 // A configuration names ports; those it does not name belong to the app.
 func TestRoutesAreByPort(t *testing.T) {
-	a := &agent{}
-	a.routes.Store(&map[uint16]*route{})
+	a := newAgent(nil, nil)
 	first := &agentv1.Intercept{Uid: "one", Port: 8080, RelayAddress: "10.0.0.1:8083", Token: []byte("a")}
 	a.setRoutes([]*agentv1.Intercept{first, {Uid: "two", Port: 9090, RelayAddress: "10.0.0.1:8083", Token: []byte("b")}})
 	assert.Equal(t, "one", a.wanted(8080).Uid)

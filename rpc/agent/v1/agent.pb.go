@@ -23,6 +23,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type MatchType int32
+
+const (
+	MatchType_MATCH_TYPE_UNSPECIFIED MatchType = 0 // exact
+	MatchType_MATCH_TYPE_EXACT       MatchType = 1
+	MatchType_MATCH_TYPE_REGEX       MatchType = 2 // of the whole value, RE2
+	MatchType_MATCH_TYPE_PRESENT     MatchType = 3
+)
+
+// Enum value maps for MatchType.
+var (
+	MatchType_name = map[int32]string{
+		0: "MATCH_TYPE_UNSPECIFIED",
+		1: "MATCH_TYPE_EXACT",
+		2: "MATCH_TYPE_REGEX",
+		3: "MATCH_TYPE_PRESENT",
+	}
+	MatchType_value = map[string]int32{
+		"MATCH_TYPE_UNSPECIFIED": 0,
+		"MATCH_TYPE_EXACT":       1,
+		"MATCH_TYPE_REGEX":       2,
+		"MATCH_TYPE_PRESENT":     3,
+	}
+)
+
+func (x MatchType) Enum() *MatchType {
+	p := new(MatchType)
+	*p = x
+	return p
+}
+
+func (x MatchType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MatchType) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (MatchType) Type() protoreflect.EnumType {
+	return &file_agent_v1_agent_proto_enumTypes[0]
+}
+
+func (x MatchType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MatchType.Descriptor instead.
+func (MatchType) EnumDescriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
 type RelayStatus int32
 
 const (
@@ -65,11 +117,11 @@ func (x RelayStatus) String() string {
 }
 
 func (RelayStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_v1_agent_proto_enumTypes[0].Descriptor()
+	return file_agent_v1_agent_proto_enumTypes[1].Descriptor()
 }
 
 func (RelayStatus) Type() protoreflect.EnumType {
-	return &file_agent_v1_agent_proto_enumTypes[0]
+	return &file_agent_v1_agent_proto_enumTypes[1]
 }
 
 func (x RelayStatus) Number() protoreflect.EnumNumber {
@@ -78,7 +130,7 @@ func (x RelayStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RelayStatus.Descriptor instead.
 func (RelayStatus) EnumDescriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{1}
 }
 
 type AgentMessage struct {
@@ -327,6 +379,7 @@ type Intercept struct {
 	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`                                    // the app's port number
 	RelayAddress  string                 `protobuf:"bytes,3,opt,name=relay_address,json=relayAddress,proto3" json:"relay_address,omitempty"` // host:port of the relay of the manager pod that owns the session
 	Token         []byte                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                                   // opens relayed connections for this intercept, this agent and this manager only
+	Match         *Match                 `protobuf:"bytes,5,opt,name=match,proto3" json:"match,omitempty"`                                   // absent: everything on the port
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -389,6 +442,158 @@ func (x *Intercept) GetToken() []byte {
 	return nil
 }
 
+func (x *Intercept) GetMatch() *Match {
+	if x != nil {
+		return x.Match
+	}
+	return nil
+}
+
+// Match selects requests; all conditions must hold. What they mean is in pkg/traffic/route.
+type Match struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	Headers       []*ValueMatch          `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty"`
+	Query         []*ValueMatch          `protobuf:"bytes,3,rep,name=query,proto3" json:"query,omitempty"`
+	Methods       []string               `protobuf:"bytes,4,rep,name=methods,proto3" json:"methods,omitempty"`
+	Path          string                 `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`
+	PathPrefix    string                 `protobuf:"bytes,6,opt,name=path_prefix,json=pathPrefix,proto3" json:"path_prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Match) Reset() {
+	*x = Match{}
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Match) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Match) ProtoMessage() {}
+
+func (x *Match) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Match.ProtoReflect.Descriptor instead.
+func (*Match) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Match) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Match) GetHeaders() []*ValueMatch {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *Match) GetQuery() []*ValueMatch {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+func (x *Match) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *Match) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Match) GetPathPrefix() string {
+	if x != nil {
+		return x.PathPrefix
+	}
+	return ""
+}
+
+type ValueMatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type          MatchType              `protobuf:"varint,2,opt,name=type,proto3,enum=detour.agent.v1.MatchType" json:"type,omitempty"`
+	Value         string                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ValueMatch) Reset() {
+	*x = ValueMatch{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ValueMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ValueMatch) ProtoMessage() {}
+
+func (x *ValueMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
+func (*ValueMatch) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ValueMatch) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ValueMatch) GetType() MatchType {
+	if x != nil {
+		return x.Type
+	}
+	return MatchType_MATCH_TYPE_UNSPECIFIED
+}
+
+func (x *ValueMatch) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // RelayHeader opens a relayed connection: agent -> manager (TLS) and again manager -> laptop, each time as a big-endian uint16
 // length followed by the message. Before any payload, one status byte (RelayStatus) comes back from the laptop (or from the manager, if it
 // cannot reach it); until then the agent has sent nothing of the client's and can still use the app instead.
@@ -404,7 +609,7 @@ type RelayHeader struct {
 
 func (x *RelayHeader) Reset() {
 	*x = RelayHeader{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +621,7 @@ func (x *RelayHeader) String() string {
 func (*RelayHeader) ProtoMessage() {}
 
 func (x *RelayHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +634,7 @@ func (x *RelayHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayHeader.ProtoReflect.Descriptor instead.
 func (*RelayHeader) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RelayHeader) GetInterceptUid() string {
@@ -483,17 +688,36 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"generation\x12:\n" +
 	"\n" +
 	"intercepts\x18\x02 \x03(\v2\x1a.detour.agent.v1.InterceptR\n" +
-	"intercepts\"l\n" +
+	"intercepts\"\x9a\x01\n" +
 	"\tIntercept\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
 	"\rrelay_address\x18\x03 \x01(\tR\frelayAddress\x12\x14\n" +
-	"\x05token\x18\x04 \x01(\fR\x05token\"\x82\x01\n" +
+	"\x05token\x18\x04 \x01(\fR\x05token\x12,\n" +
+	"\x05match\x18\x05 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\"\xd4\x01\n" +
+	"\x05Match\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x125\n" +
+	"\aheaders\x18\x02 \x03(\v2\x1b.detour.agent.v1.ValueMatchR\aheaders\x121\n" +
+	"\x05query\x18\x03 \x03(\v2\x1b.detour.agent.v1.ValueMatchR\x05query\x12\x18\n" +
+	"\amethods\x18\x04 \x03(\tR\amethods\x12\x12\n" +
+	"\x04path\x18\x05 \x01(\tR\x04path\x12\x1f\n" +
+	"\vpath_prefix\x18\x06 \x01(\tR\n" +
+	"pathPrefix\"f\n" +
+	"\n" +
+	"ValueMatch\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x1a.detour.agent.v1.MatchTypeR\x04type\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\tR\x05value\"\x82\x01\n" +
 	"\vRelayHeader\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12 \n" +
-	"\vdestination\x18\x04 \x01(\tR\vdestination*\xb5\x01\n" +
+	"\vdestination\x18\x04 \x01(\tR\vdestination*k\n" +
+	"\tMatchType\x12\x1a\n" +
+	"\x16MATCH_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10MATCH_TYPE_EXACT\x10\x01\x12\x14\n" +
+	"\x10MATCH_TYPE_REGEX\x10\x02\x12\x16\n" +
+	"\x12MATCH_TYPE_PRESENT\x10\x03*\xb5\x01\n" +
 	"\vRelayStatus\x12\x1c\n" +
 	"\x18RELAY_STATUS_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fRELAY_STATUS_OK\x10\x01\x12\x18\n" +
@@ -516,28 +740,35 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_agent_v1_agent_proto_goTypes = []any{
-	(RelayStatus)(0),     // 0: detour.agent.v1.RelayStatus
-	(*AgentMessage)(nil), // 1: detour.agent.v1.AgentMessage
-	(*Hello)(nil),        // 2: detour.agent.v1.Hello
-	(*Applied)(nil),      // 3: detour.agent.v1.Applied
-	(*Config)(nil),       // 4: detour.agent.v1.Config
-	(*Intercept)(nil),    // 5: detour.agent.v1.Intercept
-	(*RelayHeader)(nil),  // 6: detour.agent.v1.RelayHeader
+	(MatchType)(0),       // 0: detour.agent.v1.MatchType
+	(RelayStatus)(0),     // 1: detour.agent.v1.RelayStatus
+	(*AgentMessage)(nil), // 2: detour.agent.v1.AgentMessage
+	(*Hello)(nil),        // 3: detour.agent.v1.Hello
+	(*Applied)(nil),      // 4: detour.agent.v1.Applied
+	(*Config)(nil),       // 5: detour.agent.v1.Config
+	(*Intercept)(nil),    // 6: detour.agent.v1.Intercept
+	(*Match)(nil),        // 7: detour.agent.v1.Match
+	(*ValueMatch)(nil),   // 8: detour.agent.v1.ValueMatch
+	(*RelayHeader)(nil),  // 9: detour.agent.v1.RelayHeader
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
-	2, // 0: detour.agent.v1.AgentMessage.hello:type_name -> detour.agent.v1.Hello
-	3, // 1: detour.agent.v1.AgentMessage.applied:type_name -> detour.agent.v1.Applied
-	5, // 2: detour.agent.v1.Config.intercepts:type_name -> detour.agent.v1.Intercept
-	1, // 3: detour.agent.v1.AgentService.Connect:input_type -> detour.agent.v1.AgentMessage
-	4, // 4: detour.agent.v1.AgentService.Connect:output_type -> detour.agent.v1.Config
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 0: detour.agent.v1.AgentMessage.hello:type_name -> detour.agent.v1.Hello
+	4, // 1: detour.agent.v1.AgentMessage.applied:type_name -> detour.agent.v1.Applied
+	6, // 2: detour.agent.v1.Config.intercepts:type_name -> detour.agent.v1.Intercept
+	7, // 3: detour.agent.v1.Intercept.match:type_name -> detour.agent.v1.Match
+	8, // 4: detour.agent.v1.Match.headers:type_name -> detour.agent.v1.ValueMatch
+	8, // 5: detour.agent.v1.Match.query:type_name -> detour.agent.v1.ValueMatch
+	0, // 6: detour.agent.v1.ValueMatch.type:type_name -> detour.agent.v1.MatchType
+	2, // 7: detour.agent.v1.AgentService.Connect:input_type -> detour.agent.v1.AgentMessage
+	5, // 8: detour.agent.v1.AgentService.Connect:output_type -> detour.agent.v1.Config
+	8, // [8:9] is the sub-list for method output_type
+	7, // [7:8] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -554,8 +785,8 @@ func file_agent_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   6,
+			NumEnums:      2,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

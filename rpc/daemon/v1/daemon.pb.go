@@ -9,6 +9,7 @@
 package daemonv1
 
 import (
+	v1 "github.com/detour-dev/detour/rpc/agent/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -599,7 +600,8 @@ type InterceptRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	LocalPort     uint32                 `protobuf:"varint,2,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
-	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"` // service port name or number; empty when the service has one
+	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`   // service port name or number; empty when the service has one
+	Match         *v1.Match              `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"` // absent: everything
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -653,6 +655,13 @@ func (x *InterceptRequest) GetPort() string {
 		return x.Port
 	}
 	return ""
+}
+
+func (x *InterceptRequest) GetMatch() *v1.Match {
+	if x != nil {
+		return x.Match
+	}
+	return nil
 }
 
 type InterceptResponse struct {
@@ -895,7 +904,7 @@ var File_daemon_v1_daemon_proto protoreflect.FileDescriptor
 
 const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\n" +
-	"\x16daemon/v1/daemon.proto\x12\x10detour.daemon.v1\"\x10\n" +
+	"\x16daemon/v1/daemon.proto\x12\x10detour.daemon.v1\x1a\x14agent/v1/agent.proto\"\x10\n" +
 	"\x0eVersionRequest\"=\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
@@ -952,12 +961,13 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\bredirect\x18\t \x01(\tR\bredirect\x12\x18\n" +
 	"\amessage\x18\n" +
 	" \x01(\tR\amessage\x12%\n" +
-	"\x0econtainer_port\x18\v \x01(\rR\rcontainerPort\"_\n" +
+	"\x0econtainer_port\x18\v \x01(\rR\rcontainerPort\"\x8d\x01\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
 	"local_port\x18\x02 \x01(\rR\tlocalPort\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\tR\x04port\"\x84\x01\n" +
+	"\x04port\x18\x03 \x01(\tR\x04port\x12,\n" +
+	"\x05match\x18\x04 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\"\x84\x01\n" +
 	"\x11InterceptResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x12\x18\n" +
 	"\awarning\x18\x02 \x01(\tR\awarning\x129\n" +
@@ -1005,29 +1015,31 @@ var file_daemon_v1_daemon_proto_goTypes = []any{
 	(*LeaveResponse)(nil),     // 10: detour.daemon.v1.LeaveResponse
 	(*QuitRequest)(nil),       // 11: detour.daemon.v1.QuitRequest
 	(*QuitResponse)(nil),      // 12: detour.daemon.v1.QuitResponse
+	(*v1.Match)(nil),          // 13: detour.agent.v1.Match
 }
 var file_daemon_v1_daemon_proto_depIdxs = []int32{
 	5,  // 0: detour.daemon.v1.ConnectResponse.status:type_name -> detour.daemon.v1.StatusResponse
 	6,  // 1: detour.daemon.v1.StatusResponse.intercepts:type_name -> detour.daemon.v1.Intercept
-	6,  // 2: detour.daemon.v1.InterceptResponse.intercept:type_name -> detour.daemon.v1.Intercept
-	6,  // 3: detour.daemon.v1.LeaveResponse.left:type_name -> detour.daemon.v1.Intercept
-	0,  // 4: detour.daemon.v1.DaemonService.Version:input_type -> detour.daemon.v1.VersionRequest
-	2,  // 5: detour.daemon.v1.DaemonService.Connect:input_type -> detour.daemon.v1.ConnectRequest
-	4,  // 6: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
-	7,  // 7: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
-	9,  // 8: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
-	11, // 9: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
-	1,  // 10: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
-	3,  // 11: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
-	5,  // 12: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
-	8,  // 13: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
-	10, // 14: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
-	12, // 15: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
-	10, // [10:16] is the sub-list for method output_type
-	4,  // [4:10] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	13, // 2: detour.daemon.v1.InterceptRequest.match:type_name -> detour.agent.v1.Match
+	6,  // 3: detour.daemon.v1.InterceptResponse.intercept:type_name -> detour.daemon.v1.Intercept
+	6,  // 4: detour.daemon.v1.LeaveResponse.left:type_name -> detour.daemon.v1.Intercept
+	0,  // 5: detour.daemon.v1.DaemonService.Version:input_type -> detour.daemon.v1.VersionRequest
+	2,  // 6: detour.daemon.v1.DaemonService.Connect:input_type -> detour.daemon.v1.ConnectRequest
+	4,  // 7: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
+	7,  // 8: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
+	9,  // 9: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
+	11, // 10: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
+	1,  // 11: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
+	3,  // 12: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
+	5,  // 13: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
+	8,  // 14: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
+	10, // 15: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
+	12, // 16: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_daemon_v1_daemon_proto_init() }

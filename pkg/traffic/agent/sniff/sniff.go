@@ -62,3 +62,16 @@ func isToken(c byte) bool {
 func SwitchesProtocol(b []byte) bool {
 	return len(b) >= 12 && bytes.HasPrefix(b, []byte("HTTP/1.")) && bytes.Equal(b[8:12], []byte(" 101"))
 }
+
+// BeginsRequest says whether b may be the beginning of an HTTP/1 request: a method and a space, or what there is of them.
+func BeginsRequest(b []byte) bool {
+	for i, c := range b[:min(len(b), 33)] {
+		if c == ' ' {
+			return i > 0
+		}
+		if !isToken(c) {
+			return false
+		}
+	}
+	return len(b) > 0 && len(b) <= 32
+}

@@ -1,0 +1,304 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
+	"github.com/detour-dev/detour/pkg/traffic/route"
+)
+
+const (
+	exchangeBuffer = 16 << 10
+	// lingering is how long a client may go on to send what nobody reads before its connection is closed.
+	lingering = time.Second
+)
+
+// exchange serves one client's HTTP/1 connection request by request: each goes to the laptop whose match it meets, or to the app. Heads
+// and bodies are passed on byte by byte as they came. What is not plain HTTP/1 goes to the app, and with it the rest of the connection.
+type exchange struct {
+	agent  *agent
+	client *link
+	local  net.Conn
+	port   uint16
+	// upstreams that are open, by route; nil is the app.
+	upstreams map[*target]*link
+}
+
+// link is one side: reading from it first sends on what was gathered for the other side.
+type link struct {
+	net.Conn
+	r    *bufio.Reader
+	w    *bufio.Writer
+	to   *link // who gets what is read here
+	used bool
+}
+
+func newLink(c net.Conn, first []byte) *link {
+	l := &link{Conn: c}
+	l.w = bufio.NewWriterSize(c, exchangeBuffer)
+	l.r = bufio.NewReaderSize(&prefixed{link: l, first: first}, exchangeBuffer)
+	return l
+}
+
+// prefixed reads what was read before, and then the connection.
+type prefixed struct {
+	*link
+	first []byte
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.first) > 0 {
+		n := copy(b, p.first)
+		p.first = p.first[n:]
+		return n, nil
+	}
+	if p.to != nil && p.to.w.Buffered() > 0 {
+		if err := p.to.w.Flush(); err != nil {
+			return 0, err
+		}
+	}
+	return p.Conn.Read(b)
+}
+
+func (a *agent) newExchange(client net.Conn, port uint16, first []byte) *exchange {
+	return &exchange{agent: a, client: newLink(client, first), local: client, port: port, upstreams: map[*target]*link{}}
+}
+
+// serve goes on until one side ends the connection.
+func (e *exchange) serve(ctx context.Context) {
+	defer func() {
+		for _, u := range e.upstreams {
+			_ = u.Close()
+		}
+	}()
+	for {
+		e.client.to = nil
+		request, err := http1.ReadRequest(e.client.r)
+		switch {
+		case errors.Is(err, http1.ErrUnclear):
+			e.raw(ctx, request.Raw)
+			return
+		case err != nil && len(request.Raw) > 0 && errors.Is(err, io.EOF):
+			e.raw(ctx, request.Raw) // half a head and an end: the app answers that
+			return
+		case err != nil:
+			return // idle, and gone
+		}
+		if again, err := e.one(ctx, request); err != nil {
+			abort(e.local) // what was cut must not look whole
+			return
+		} else if !again {
+			return
+		}
+	}
+}
+
+// one is one request and its answers. It says whether the connection goes on.
+func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, err error) {
+	want := e.agent.choose(e.port, &route.Request{Method: request.Method, Target: request.Target, Values: request.Values})
+	for attempt := 0; ; attempt++ {
+		up, key, err := e.upstream(ctx, want)
+		if err != nil {
+			return false, err
+		}
+		again, lost, err := e.with(up, request)
+		if again && err == nil {
+			return true, nil
+		}
+		_ = up.Close()
+		delete(e.upstreams, key)
+		if lost && attempt == 0 {
+			continue // a kept connection that was just being closed, and nothing of the client's is gone
+		}
+		return false, err
+	}
+}
+
+// with exchanges request and answers with an upstream. lost says that the upstream was gone before anything came of it, and that the
+// request can be sent again.
+func (e *exchange) with(up *link, request *http1.Head) (again, lost bool, err error) {
+	kept := up.used
+	up.used = true
+	up.to, e.client.to = e.client, up
+	var sending sync.WaitGroup
+	var sent error
+	send := func() {
+		if _, sent = up.w.Write(request.Raw); sent == nil {
+			sent = http1.CopyBody(up.w, e.client.r, request)
+		}
+		if flushed := up.w.Flush(); sent == nil {
+			sent = flushed
+		}
+	}
+	if request.Framing == http1.NoBody {
+		send()
+	} else {
+		sending.Go(send)
+	}
+	answered := false
+	for {
+		answer, err := http1.ReadResponse(up.r, request.Method)
+		if err != nil {
+			replay := kept && !answered && request.Framing == http1.NoBody && len(answer.Raw) == 0
+			if !replay && errors.Is(err, http1.ErrUnclear) {
+				// Not HTTP/1 after all: the rest is passed on as it is.
+				_, err = e.client.w.Write(answer.Raw)
+				if err == nil {
+					err = e.tunnel(up, &sending)
+				}
+				return false, false, err
+			}
+			if !answered && len(answer.Raw) == 0 && errors.Is(err, io.EOF) && !replay {
+				// The app ended without an answer, in order: so do we.
+				_ = up.Close()
+				_ = e.client.Close()
+				sending.Wait()
+				return false, false, nil
+			}
+			_ = up.Close()
+			if !replay {
+				abort(e.local)
+			}
+			sending.Wait()
+			return false, replay, err
+		}
+		answered = true
+		if _, err := e.client.w.Write(answer.Raw); err != nil {
+			return false, false, e.fail(up, &sending, err)
+		}
+		if answer.Status == 101 {
+			return false, false, e.tunnel(up, &sending)
+		}
+		if answer.Status < 200 {
+			continue
+		}
+		err = http1.CopyBody(e.client.w, up.r, answer)
+		if flushed := e.client.w.Flush(); err == nil {
+			err = flushed
+		}
+		if errors.Is(err, http1.ErrUnclear) {
+			return false, false, e.tunnel(up, &sending)
+		}
+		if err != nil {
+			return false, false, e.fail(up, &sending, err)
+		}
+		if answer.Close {
+			_ = up.Close() // a body that is still being sent has nobody left to read it
+			_ = e.finish()
+			sending.Wait()
+			return false, false, nil
+		}
+		sending.Wait()
+		if errors.Is(sent, http1.ErrUnclear) {
+			return false, false, e.tunnel(up, &sending)
+		}
+		return sent == nil && !request.Close, false, sent
+	}
+}
+
+// fail ends both sides, so that the sender ends too.
+func (e *exchange) fail(up *link, sending *sync.WaitGroup, err error) error {
+	_ = up.Close()
+	abort(e.local)
+	sending.Wait()
+	return err
+}
+
+// finish ends the connection to the client in order: with unread bytes of its body, closing would be a reset that takes the answer with it.
+func (e *exchange) finish() error {
+	closeWrite(e.client.Conn)
+	return e.client.SetReadDeadline(time.Now().Add(lingering))
+}
+
+// tunnel joins the two sides for the rest of the connection.
+func (e *exchange) tunnel(up *link, sending *sync.WaitGroup) error {
+	var both sync.WaitGroup
+	both.Go(func() {
+		sending.Wait()
+		err := http1.CopyRaw(up.w, e.client.r)
+		if flushed := up.w.Flush(); err == nil {
+			err = flushed
+		}
+		if err != nil {
+			abort(up.Conn)
+			return
+		}
+		closeWrite(up.Conn)
+	})
+	err := http1.CopyRaw(e.client.w, up.r)
+	if flushed := e.client.w.Flush(); err == nil {
+		err = flushed
+	}
+	if err != nil {
+		abort(e.local)
+	} else {
+		closeWrite(e.client.Conn)
+	}
+	both.Wait()
+	return err
+}
+
+// raw gives the app what was read and the rest of the connection.
+func (e *exchange) raw(ctx context.Context, first []byte) {
+	up, _, err := e.upstream(ctx, e.agent.wanted(e.port))
+	if err != nil {
+		abort(e.local)
+		return
+	}
+	up.to, e.client.to = e.client, up
+	if _, err := up.w.Write(first); err != nil {
+		abort(e.local)
+		return
+	}
+	_ = e.tunnel(up, new(sync.WaitGroup))
+}
+
+// upstream is the open connection to a route's laptop or to the app, or a new one; to the app when the laptop cannot be had.
+func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, error) {
+	if u := e.upstreams[want]; u != nil {
+		if u.r.Buffered() == 0 && alive(u.Conn) {
+			return u, want, nil
+		}
+		_ = u.Close()
+		delete(e.upstreams, want)
+	}
+	c, got, err := e.agent.open(ctx, want, e.local, e.port)
+	if err != nil {
+		return nil, nil, err
+	}
+	u := newLink(c, nil)
+	if old := e.upstreams[got]; old != nil {
+		_ = old.Close()
+	}
+	e.upstreams[got] = u
+	return u, got, nil
+}
+
+// alive says whether a connection on which nothing is expected is neither closed nor has something come.
+func alive(c net.Conn) bool {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Control(func(fd uintptr) {
+		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet = errors.Is(err, syscall.EAGAIN)
+	})
+	return err == nil && quiet
+}

@@ -1,0 +1,142 @@
+package http1
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// maxChunkLine bounds the line before a chunk, extensions included, and a trailer line, in bytes.
+const maxChunkLine = 16 << 10
+
+// CopyBody passes the body of a message on, as it comes. With ErrUnclear what was read has been passed on, and where the body ends cannot
+// be said.
+func CopyBody(w io.Writer, r *bufio.Reader, h *Head) error {
+	switch h.Framing {
+	case NoBody:
+		return nil
+	case Length:
+		return copyN(w, r, h.Length)
+	case Chunked:
+		return copyChunks(w, r)
+	default:
+		_, err := copyReady(w, r)
+		return err
+	}
+}
+
+func copyChunks(w io.Writer, r *bufio.Reader) error {
+	for {
+		line, err := passLine(w, r)
+		if err != nil {
+			return err
+		}
+		digits, _, _ := strings.Cut(line, ";")
+		digits = strings.TrimRight(digits, " \t")
+		size, err := strconv.ParseUint(digits, 16, 62)
+		if err != nil || len(digits) > 15 || strings.ContainsAny(digits, "+-_") {
+			return fmt.Errorf("%w: the size of a chunk", ErrUnclear)
+		}
+		if size == 0 {
+			break
+		}
+		if err := copyN(w, r, int64(size)); err != nil {
+			return err
+		}
+		if line, err := passLine(w, r); err != nil {
+			return err
+		} else if line != "" {
+			return fmt.Errorf("%w: the end of a chunk", ErrUnclear)
+		}
+	}
+	for {
+		if line, err := passLine(w, r); err != nil || line == "" {
+			return err
+		}
+	}
+}
+
+// passLine passes one line on and returns it.
+func passLine(w io.Writer, r *bufio.Reader) (string, error) {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		if len(part) > 0 {
+			line = append(line, part...)
+			if _, werr := w.Write(part); werr != nil {
+				return "", werr
+			}
+		}
+		switch {
+		case len(line) > maxChunkLine:
+			return "", fmt.Errorf("%w: a line over %d bytes in a body", ErrUnclear, maxChunkLine)
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case errors.Is(err, io.EOF):
+			return "", io.ErrUnexpectedEOF
+		case err != nil:
+			return "", err
+		}
+		break
+	}
+	text, ok := strings.CutSuffix(string(line), "\r\n")
+	if !ok {
+		return "", fmt.Errorf("%w: a line in a body that does not end with CRLF", ErrUnclear)
+	}
+	return text, nil
+}
+
+// copyN passes n bytes on, each as soon as it is there.
+func copyN(w io.Writer, r *bufio.Reader, n int64) error {
+	for n > 0 {
+		// What is buffered first; then io.Copy may read past the buffer in large pieces.
+		if have := int64(r.Buffered()); have > 0 {
+			b, err := r.Peek(int(min(have, n)))
+			if err != nil {
+				return err
+			}
+			if _, err := w.Write(b); err != nil {
+				return err
+			}
+			n -= int64(len(b))
+			_, _ = r.Discard(len(b))
+			continue
+		}
+		if _, err := r.Peek(1); err != nil {
+			if errors.Is(err, io.EOF) {
+				return io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// copyReady passes on what comes until the end.
+func copyReady(w io.Writer, r *bufio.Reader) (int64, error) {
+	var total int64
+	for {
+		if _, err := r.Peek(1); err != nil {
+			if errors.Is(err, io.EOF) {
+				return total, nil
+			}
+			return total, err
+		}
+		b, _ := r.Peek(r.Buffered())
+		n, err := w.Write(b)
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+		_, _ = r.Discard(n)
+	}
+}
+
+// CopyRaw passes on what comes until the end, in whatever protocol.
+func CopyRaw(w io.Writer, r *bufio.Reader) error {
+	_, err := copyReady(w, r)
+	return err
+}

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/detour-dev/detour/pkg/traffic/route"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// table is what is in force on a port.
+type table struct {
+	global   *target   // takes everything that is nobody's; nil when there is none
+	personal []*target // most specific first
+}
+
+// target is an intercept in force.
+type target struct {
+	*agentv1.Intercept
+	match     *route.Match // nil for a global one
+	skipUntil atomic.Int64 // Unix nanoseconds
+	pool      sync.Once    // makes transport
+	transport transport
+}
+
+func (t *target) skipped() bool { return time.Now().UnixNano() < t.skipUntil.Load() }
+
+// skip leaves a laptop out for a moment that could not be reached.
+func (t *target) skip() { t.skipUntil.Store(time.Now().Add(skipAfterFailure).UnixNano()) }
+
+func (a *agent) table(port uint16) *table { return (*a.tables.Load())[port] }
+
+// diverted says whether what begins now on a port is not simply the app's.
+func (a *agent) diverted(port uint16) bool {
+	t := a.table(port)
+	return t != nil && (len(t.personal) > 0 || (t.global != nil && !t.global.skipped()))
+}
+
+// personal says whether a port has to be looked at request by request.
+func (a *agent) personal(port uint16) bool {
+	t := a.table(port)
+	return t != nil && len(t.personal) > 0
+}
+
+// wanted is the intercept that takes whatever comes on a port, or nil for the app.
+func (a *agent) wanted(port uint16) *target {
+	if t := a.table(port); t != nil && t.global != nil && !t.global.skipped() {
+		return t.global
+	}
+	return nil
+}
+
+// choose is the intercept that a request belongs to, or nil for the app. A laptop that cannot be had leaves its requests to the app.
+func (a *agent) choose(port uint16, r *route.Request) *target {
+	t := a.table(port)
+	if t == nil {
+		return nil
+	}
+	for _, p := range t.personal {
+		if p.match.Matches(r) {
+			if p.skipped() {
+				return nil
+			}
+			return p
+		}
+	}
+	return a.wanted(port)
+}
+
+// setRoutes puts a configuration in force. Intercepts that go on keep their state.
+func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
+	old := map[string]*target{}
+	for _, t := range *a.tables.Load() {
+		for _, o := range append(slices.Clone(t.personal), t.global) {
+			if o != nil {
+				old[o.Uid] = o
+			}
+		}
+	}
+	tables := map[uint16]*table{}
+	for _, i := range intercepts {
+		port := uint16(i.Port)
+		if tables[port] == nil {
+			tables[port] = &table{}
+		}
+		now := old[i.Uid]
+		if now == nil || !proto.Equal(now.Intercept, i) {
+			now = &target{Intercept: i}
+			if i.Match != nil {
+				match, err := route.Compile(i.Match)
+				if err != nil {
+					// The manager has refused such a match; one that is not understood takes nothing.
+					a.log.Error("an intercept cannot be understood", "intercept", i.Uid, "err", err)
+					continue
+				}
+				now.match = match
+			}
+		} else {
+			delete(old, i.Uid)
+		}
+		if now.match == nil {
+			tables[port].global = now
+		} else {
+			tables[port].personal = append(tables[port].personal, now)
+		}
+	}
+	for _, t := range tables {
+		slices.SortFunc(t.personal, func(x, y *target) int {
+			return cmp.Or(route.Compare(x.Match, y.Match), cmp.Compare(x.Uid, y.Uid))
+		})
+	}
+	a.tables.Store(&tables)
+	for _, gone := range old {
+		gone.drop()
+	}
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+	// Each for itself: a client that takes nothing must not hold up the others.
+	a.framed.Range(func(c, _ any) bool { a.conns.Go(c.(*connection).review); return true })
+}

@@ -1,0 +1,69 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/detour-dev/detour/pkg/traffic/relay"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// open connects to the laptop of want, or to the app when want is nil or its laptop cannot be had, and says which of the two it is.
+func (a *agent) open(ctx context.Context, want *target, client net.Conn, port uint16) (net.Conn, *target, error) {
+	if want != nil {
+		conn, err := a.dialLaptop(ctx, want, client)
+		if err == nil {
+			return conn, want, nil
+		}
+		a.log.Debug("the laptop cannot be had, the app answers", "intercept", want.Uid, "err", err)
+	}
+	conn, err := a.dialApp(ctx, client, port)
+	return conn, nil, err
+}
+
+// dialApp asks the app on the address that the client used: it may not listen on any other.
+func (a *agent) dialApp(ctx context.Context, client net.Conn, port uint16) (net.Conn, error) {
+	local := client.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+	d := net.Dialer{Timeout: appTimeout}
+	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(local, port).String())
+	if err != nil {
+		return nil, fmt.Errorf("dial the app: %w", err)
+	}
+	return conn, nil
+}
+
+// dialLaptop opens a relayed connection. Nothing of the client's has been sent when it fails.
+func (a *agent) dialLaptop(ctx context.Context, t *target, client net.Conn) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
+	defer cancel()
+	d := tls.Dialer{Config: a.tls}
+	conn, err := d.DialContext(ctx, "tcp", t.RelayAddress)
+	if err != nil {
+		t.skip()
+		return nil, fmt.Errorf("dial the relay: %w", err)
+	}
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	status, err := openRelay(conn, &agentv1.RelayHeader{InterceptUid: t.Uid, Token: t.Token, Source: client.RemoteAddr().String(), Destination: client.LocalAddr().String()})
+	if err != nil || status != agentv1.RelayStatus_RELAY_STATUS_OK {
+		_ = conn.Close()
+		if err != nil || status == agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE {
+			t.skip()
+		}
+		return nil, errors.Join(fmt.Errorf("the relay answered %s", status), err)
+	}
+	_ = conn.SetDeadline(time.Time{})
+	return conn, nil
+}
+
+func openRelay(conn net.Conn, h *agentv1.RelayHeader) (agentv1.RelayStatus, error) {
+	if err := relay.WriteHeader(conn, h); err != nil {
+		return 0, err
+	}
+	return relay.ReadStatus(conn)
+}
