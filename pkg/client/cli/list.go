@@ -150,7 +150,15 @@ func (a *app) holders(ctx context.Context, namespace string) (map[string]string,
 	}
 	for _, i := range list.Items {
 		if w := i.Status.Workload; w != nil && i.Status.Phase != detour.PhaseRefused {
-			holders[fmt.Sprintf("%s/%s:%d", strings.ToLower(w.Kind), w.Name, i.Status.ContainerPort)] = fmt.Sprintf("%s (%s)", i.Status.Laptop, i.Status.Phase)
+			key := fmt.Sprintf("%s/%s:%d", strings.ToLower(w.Kind), w.Name, i.Status.ContainerPort)
+			who := fmt.Sprintf("%s (%s)", i.Status.Laptop, i.Status.Phase)
+			if i.Spec.Match != nil {
+				who += ": " + i.Status.Requests
+			}
+			if holders[key] != "" {
+				who = holders[key] + "; " + who
+			}
+			holders[key] = who
 		}
 	}
 	return holders, nil

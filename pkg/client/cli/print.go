@@ -89,5 +89,8 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 	}
 	for _, i := range s.Intercepts {
 		fmt.Fprintf(w, "intercept   service %s (%s) -> 127.0.0.1:%d, %s, agents %s\n", i.Service, i.Workload, i.LocalPort, i.Phase, i.Agents)
+		if i.Personal {
+			fmt.Fprintf(w, "%-11s only %s\n", "", i.Requests)
+		}
 	}
 }

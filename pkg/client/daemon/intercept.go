@@ -17,6 +17,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/traffic/route"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -43,7 +44,7 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 			Namespace: s.namespace, GenerateName: objectName(req.Service) + "-",
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: detour.GroupVersion.String(), Kind: "Session", Name: s.object.Name, UID: s.object.UID}},
 		},
-		Spec: detour.InterceptSpec{Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort)},
+		Spec: detour.InterceptSpec{Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: route.ToSpec(req.Match)},
 	}
 	if req.Port != "" {
 		port := intstr.Parse(req.Port)
@@ -162,7 +163,7 @@ func (s *session) leaveOne(ctx context.Context, name string) (*daemonv1.Intercep
 func describe(i *detour.Intercept) *daemonv1.Intercept {
 	d := &daemonv1.Intercept{
 		Name: i.Name, Namespace: i.Namespace, Service: i.Spec.Service, LocalPort: uint32(i.Spec.LocalPort), Phase: string(i.Status.Phase),
-		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort),
+		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, ServicePort: uint32(i.Status.ServicePort),
 	}
 	if i.Spec.Port != nil {
 		d.Port = i.Spec.Port.String()

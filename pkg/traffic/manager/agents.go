@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"crypto/rand"
+	"crypto/subtle"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -32,6 +34,7 @@ type desired struct {
 	port      int32
 	pods      map[string]bool // UIDs of the pods it applies to
 	address   string          // the laptop's VIF address
+	match     *agentv1.Match  // nil for everything
 }
 
 // agents knows the connected agents, what they should do and what they have confirmed. It is in memory: agents that
@@ -70,7 +73,7 @@ func (a *agents) set(uid string, d *desired) {
 		}
 		delete(a.inForce, uid)
 	} else {
-		if had && old.port == d.port && old.address == d.address && samePods(old.pods, d.pods) {
+		if had && old.port == d.port && old.address == d.address && proto.Equal(old.match, d.match) && samePods(old.pods, d.pods) {
 			return
 		}
 		a.inForce[uid] = *d
@@ -114,7 +117,7 @@ func (a *agents) relayTarget(uid string, token []byte) (string, bool) {
 		return "", false
 	}
 	for _, s := range a.connected {
-		if t, ok := s.tokens[uid]; ok && len(token) > 0 && string(t) == string(token) {
+		if t, ok := s.tokens[uid]; ok && subtle.ConstantTimeCompare(t, token) == 1 {
 			return d.address, true
 		}
 	}
@@ -212,7 +215,7 @@ func (a *agents) configOf(s *agentState) *agentv1.Config {
 		}
 		tokens[uid] = token
 		config.Intercepts = append(config.Intercepts, &agentv1.Intercept{
-			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)),
+			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)), Match: d.match,
 		})
 	}
 	s.tokens = tokens

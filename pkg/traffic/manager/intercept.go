@@ -23,6 +23,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
 // interceptReconciler gets agents into the workload's pods and says when traffic really flows.
@@ -147,6 +148,14 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		return err
 	}
 	i.Status.Workload = &detour.WorkloadRef{Kind: target.kind, Name: target.object.GetName()}
+	match := route.FromSpec(i.Spec.Match)
+	i.Status.Requests = route.Describe(match)
+	if match != nil {
+		if _, err := route.Compile(match); err != nil {
+			return refuse(detour.ReasonUnsupported, "%s", err)
+		}
+	}
+	i.Status.ServicePort = target.servicePort
 	i.Status.ContainerPort, i.Status.Redirect = target.port.Port, target.port.Via
 	if err := r.conflict(ctx, i); err != nil {
 		return err
@@ -201,7 +210,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if len(session.Status.Addresses) == 0 {
 		return nil
 	}
-	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0]})
+	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match})
 	confirmed, ready := 0, 0
 	for _, p := range pods {
 		if !podReady(&p) {
@@ -238,7 +247,7 @@ func (r *interceptReconciler) suspend(ctx context.Context, i *detour.Intercept, 
 	return nil
 }
 
-// conflict lets the intercept of a port win that is in force, and else the oldest.
+// conflict lets the intercept of a port win that is in force, and else the oldest. Matches that are disjoint or ordered share it.
 func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept) error {
 	var list detour.InterceptList
 	if err := r.List(ctx, &list, client.InNamespace(i.Namespace)); err != nil {
@@ -251,7 +260,14 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 		if *other.Status.Workload != *i.Status.Workload || other.Status.ContainerPort != i.Status.ContainerPort || !precedes(&other, i) {
 			continue
 		}
-		return refuse(detour.ReasonPortTaken, "port %d of %s/%s is intercepted by %s since %s (intercept %s): ask them to leave it, or wait", i.Status.ContainerPort,
+		if !route.Ambiguous(route.FromSpec(other.Spec.Match), route.FromSpec(i.Spec.Match)) {
+			continue
+		}
+		if other.Spec.Match != nil {
+			return refuse(detour.ReasonPortTaken, "requests could match both this and the intercept %s of %s (%s) since %s: add a condition, so that one is more specific, or ask them to leave it",
+				other.Name, other.Status.Laptop, other.Status.Requests, other.CreationTimestamp.UTC().Format("15:04:05 MST"))
+		}
+		return refuse(detour.ReasonPortTaken, "port %d of %s/%s is intercepted by %s since %s (intercept %s): ask them to leave it, or take only your requests with --me or --header", i.Status.ContainerPort,
 			strings.ToLower(i.Status.Workload.Kind), i.Status.Workload.Name, other.Status.Laptop, other.CreationTimestamp.UTC().Format("15:04:05 MST"), other.Name)
 	}
 	return nil

@@ -18,11 +18,12 @@ import (
 
 // workload is what stands behind a service, whatever its kind.
 type workload struct {
-	kind     string
-	object   client.Object
-	template *corev1.PodTemplateSpec
-	selector labels.Selector
-	port     inject.Port
+	servicePort int32
+	kind        string
+	object      client.Object
+	template    *corev1.PodTemplateSpec
+	selector    labels.Selector
+	port        inject.Port
 }
 
 func (w *workload) name() string { return strings.ToLower(w.kind) + "/" + w.object.GetName() }
@@ -67,6 +68,7 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 		return nil, refuse(detour.ReasonManyWorkloads, "service %s has several workloads (%s): intercept a service that selects one of them", svc.Name, strings.Join(names, ", "))
 	}
 	w := found[0]
+	w.servicePort = port.Port
 	if w.port, err = inject.PlanPort(&svc, port, w.template); err != nil {
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}

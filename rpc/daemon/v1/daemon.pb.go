@@ -485,6 +485,9 @@ type Intercept struct {
 	Redirect      string                 `protobuf:"bytes,9,opt,name=redirect,proto3" json:"redirect,omitempty"`
 	Message       string                 `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"`
 	ContainerPort uint32                 `protobuf:"varint,11,opt,name=container_port,json=containerPort,proto3" json:"container_port,omitempty"`
+	Requests      string                 `protobuf:"bytes,12,opt,name=requests,proto3" json:"requests,omitempty"`  // which go to the laptop, in words
+	Personal      bool                   `protobuf:"varint,13,opt,name=personal,proto3" json:"personal,omitempty"` // not all of them
+	ServicePort   uint32                 `protobuf:"varint,14,opt,name=service_port,json=servicePort,proto3" json:"service_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -592,6 +595,27 @@ func (x *Intercept) GetMessage() string {
 func (x *Intercept) GetContainerPort() uint32 {
 	if x != nil {
 		return x.ContainerPort
+	}
+	return 0
+}
+
+func (x *Intercept) GetRequests() string {
+	if x != nil {
+		return x.Requests
+	}
+	return ""
+}
+
+func (x *Intercept) GetPersonal() bool {
+	if x != nil {
+		return x.Personal
+	}
+	return false
+}
+
+func (x *Intercept) GetServicePort() uint32 {
+	if x != nil {
+		return x.ServicePort
 	}
 	return 0
 }
@@ -947,7 +971,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"since_unix\x18\x13 \x01(\x03R\tsinceUnix\x12\x1f\n" +
 	"\vrtt_seconds\x18\x14 \x01(\x01R\n" +
-	"rttSeconds\"\xb1\x02\n" +
+	"rttSeconds\"\x8c\x03\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -961,7 +985,10 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\bredirect\x18\t \x01(\tR\bredirect\x12\x18\n" +
 	"\amessage\x18\n" +
 	" \x01(\tR\amessage\x12%\n" +
-	"\x0econtainer_port\x18\v \x01(\rR\rcontainerPort\"\x8d\x01\n" +
+	"\x0econtainer_port\x18\v \x01(\rR\rcontainerPort\x12\x1a\n" +
+	"\brequests\x18\f \x01(\tR\brequests\x12\x1a\n" +
+	"\bpersonal\x18\r \x01(\bR\bpersonal\x12!\n" +
+	"\fservice_port\x18\x0e \x01(\rR\vservicePort\"\x8d\x01\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +

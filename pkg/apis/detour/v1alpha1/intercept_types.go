@@ -7,6 +7,7 @@ import (
 
 // InterceptSpec asks for the traffic of one port of one service. Only Suspend may change.
 //
+// +kubebuilder:validation:XValidation:rule="has(self.match) == has(oldSelf.match) && (!has(self.match) || self.match == oldSelf.match)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && self.service == oldSelf.service && self.localPort == oldSelf.localPort && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
 type InterceptSpec struct {
 	// Session is the name of the Session, in the same namespace, whose laptop gets the traffic.
@@ -22,11 +23,71 @@ type InterceptSpec struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
 	LocalPort int32 `json:"localPort"`
+	// Match selects the requests that go to the laptop. When it is absent the intercept is global: everything does.
+	// +optional
+	Match *Match `json:"match,omitempty"`
 	// Suspend gives the traffic back to the cluster without deleting the intercept; `detour leave` sets it first, so that
 	// it can wait until every agent has switched before the laptop stops answering.
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
 }
+
+// Match selects HTTP requests; all that is given must hold.
+//
+// +kubebuilder:validation:MinProperties=1
+// +kubebuilder:validation:XValidation:rule="!(has(self.path) && has(self.pathPrefix))",message="give path or pathPrefix, not both"
+type Match struct {
+	// User is whose requests these are: the header x-detour-for, or the member "detour" of the W3C header baggage, has this value.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=128
+	// +optional
+	User string `json:"user,omitempty"`
+	// +kubebuilder:validation:MaxItems=16
+	// +optional
+	Headers []ValueMatch `json:"headers,omitempty"`
+	// +kubebuilder:validation:MaxItems=16
+	// +optional
+	Query []ValueMatch `json:"query,omitempty"`
+	// Methods are HTTP methods, of which a request has one.
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=32
+	// +optional
+	Methods []string `json:"methods,omitempty"`
+	// Path is the whole path.
+	// +kubebuilder:validation:Pattern=`^/`
+	// +kubebuilder:validation:MaxLength=2048
+	// +optional
+	Path string `json:"path,omitempty"`
+	// PathPrefix is the path or a beginning of it, in whole segments.
+	// +kubebuilder:validation:Pattern=`^/`
+	// +kubebuilder:validation:MaxLength=2048
+	// +optional
+	PathPrefix string `json:"pathPrefix,omitempty"`
+}
+
+// ValueMatch is a condition on a header field or a query parameter.
+type ValueMatch struct {
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Name string `json:"name"`
+	// +kubebuilder:default=Exact
+	Type MatchType `json:"type,omitempty"`
+	// +kubebuilder:validation:MaxLength=4096
+	// +optional
+	Value string `json:"value,omitempty"`
+}
+
+// MatchType is how a value is compared.
+//
+// +kubebuilder:validation:Enum=Exact;Regex;Present
+type MatchType string
+
+// The ways to compare.
+const (
+	MatchExact   MatchType = "Exact"
+	MatchRegex   MatchType = "Regex" // of the whole value, RE2 syntax
+	MatchPresent MatchType = "Present"
+)
 
 // InterceptPhase is the state of an intercept in one word.
 type InterceptPhase string
@@ -70,12 +131,16 @@ type InterceptStatus struct {
 	Phase InterceptPhase `json:"phase,omitempty"`
 	// Workload is the workload that backs the service.
 	Workload *WorkloadRef `json:"workload,omitempty"`
+	// ServicePort is the number of the service's port.
+	ServicePort int32 `json:"servicePort,omitempty"`
 	// ContainerPort is the number of the port that the app listens on.
 	ContainerPort int32 `json:"containerPort,omitempty"`
 	// Redirect is how traffic reaches the agent: "targetPort" or "nftables".
 	Redirect string `json:"redirect,omitempty"`
 	// Agents is "<confirmed>/<pods>".
 	Agents string `json:"agents,omitempty"`
+	// Requests says in words which requests go to the laptop.
+	Requests string `json:"requests,omitempty"`
 	// Laptop is "user@host" of the session, for the columns.
 	Laptop string `json:"laptop,omitempty"`
 	// +listType=map
@@ -90,6 +155,7 @@ type InterceptStatus struct {
 // +kubebuilder:resource:shortName=dint
 // +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.service`
 // +kubebuilder:printcolumn:name="Port",type=string,JSONPath=`.spec.port`
+// +kubebuilder:printcolumn:name="Requests",type=string,JSONPath=`.status.requests`
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Agents",type=string,JSONPath=`.status.agents`
 // +kubebuilder:printcolumn:name="Redirect",type=string,JSONPath=`.status.redirect`

@@ -1,0 +1,123 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/detour-dev/detour/pkg/traffic/route"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// matchFlags are the conditions of a personal intercept.
+type matchFlags struct {
+	me                     bool
+	user, path, pathPrefix string
+	headers, query         []string
+	methods                []string
+}
+
+func (m *matchFlags) add(f *pflag.FlagSet) {
+	f.BoolVar(&m.me, "me", false, "only my requests: with the header "+route.UserHeader+": ME, or the baggage member "+route.Baggage+"=ME")
+	f.StringArrayVar(&m.headers, "header", nil, "only requests with a header: NAME=VALUE, NAME~=REGEX or NAME (repeatable)")
+	f.StringArrayVar(&m.query, "query", nil, "only requests with a query parameter: NAME=VALUE, NAME~=REGEX or NAME (repeatable)")
+	f.StringSliceVar(&m.methods, "method", nil, "only requests with one of these methods")
+	f.StringVar(&m.path, "path", "", "only requests for this path")
+	f.StringVar(&m.pathPrefix, "path-prefix", "", "only requests for this path and what is below it")
+}
+
+// match is nil when no flag was given.
+func (m *matchFlags) match() (*agentv1.Match, error) {
+	spec := &agentv1.Match{Path: m.path, PathPrefix: m.pathPrefix}
+	if m.me {
+		spec.User = userName()
+	}
+	for _, method := range m.methods {
+		spec.Methods = append(spec.Methods, strings.ToUpper(method))
+	}
+	for _, list := range []struct {
+		flag  string
+		texts []string
+		into  *[]*agentv1.ValueMatch
+	}{{"--header", m.headers, &spec.Headers}, {"--query", m.query, &spec.Query}} {
+		for _, text := range list.texts {
+			v, err := parseValue(text)
+			if err != nil {
+				return nil, fmt.Errorf("%s %q: %w", list.flag, text, err)
+			}
+			*list.into = append(*list.into, v)
+		}
+	}
+	if !m.me && m.path == "" && m.pathPrefix == "" && len(m.headers)+len(m.query)+len(m.methods) == 0 {
+		return nil, nil //nolint:nilnil // no match is everything
+	}
+	if _, err := route.Compile(spec); err != nil {
+		return nil, err
+	}
+	return spec, nil
+}
+
+func parseValue(text string) (*agentv1.ValueMatch, error) {
+	name, value, equals := strings.Cut(text, "=")
+	kind := agentv1.MatchType_MATCH_TYPE_EXACT
+	switch {
+	case !equals:
+		kind = agentv1.MatchType_MATCH_TYPE_PRESENT
+	case strings.HasSuffix(name, "~"):
+		name, kind = strings.TrimSuffix(name, "~"), agentv1.MatchType_MATCH_TYPE_REGEX
+	}
+	if strings.TrimSpace(name) == "" || strings.ContainsAny(name, " \t:") {
+		return nil, fmt.Errorf("write NAME=VALUE, NAME~=REGEX or NAME")
+	}
+	return &agentv1.ValueMatch{Name: name, Type: kind, Value: value}, nil
+}
+
+// curl is a command line whose request meets the conditions, where they say one; empty where they do not.
+func curl(m *agentv1.Match, i *daemonv1.Intercept) string {
+	words := []string{"curl"}
+	if len(m.Methods) > 0 {
+		words = append(words, "-X", m.Methods[0])
+	}
+	if m.User != "" {
+		words = append(words, "-H", quote(route.UserHeader+": "+m.User))
+	}
+	for _, h := range m.Headers {
+		switch h.Type {
+		case agentv1.MatchType_MATCH_TYPE_REGEX:
+			return ""
+		case agentv1.MatchType_MATCH_TYPE_PRESENT:
+			words = append(words, "-H", quote(h.Name+": 1"))
+		default:
+			words = append(words, "-H", quote(h.Name+": "+h.Value))
+		}
+	}
+	var query []string
+	for _, q := range m.Query {
+		if q.Type == agentv1.MatchType_MATCH_TYPE_REGEX {
+			return ""
+		}
+		query = append(query, q.Name+"="+q.Value)
+	}
+	target := i.Service + "." + i.Namespace
+	if i.ServicePort != 80 {
+		target += fmt.Sprintf(":%d", i.ServicePort)
+	}
+	target += m.Path + m.PathPrefix
+	if m.Path+m.PathPrefix == "" {
+		target += "/"
+	}
+	if len(query) > 0 {
+		target += "?" + strings.Join(query, "&")
+	}
+	return strings.Join(append(words, quote("http://"+target)), " ")
+}
+
+// quote makes one word of a shell.
+func quote(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=@%+,") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
