@@ -31,6 +31,8 @@ const (
 	// skipAfterFailure is how long a laptop that did not answer is not asked again, so that requests do not queue behind time-outs.
 	skipAfterFailure = time.Second
 	appTimeout       = 5 * time.Second
+	// readyAfter is when an agent is ready that has not heard its manager: the app must not wait for it longer.
+	readyAfter = 5 * time.Second
 	// silence is how long a client may say nothing before the app gets the chance to speak first.
 	silence = 250 * time.Millisecond
 )
@@ -46,6 +48,8 @@ type agent struct {
 	framed  sync.Map      // *connection of HTTP/2 that is all one
 	http2   *http2Server
 	conns   sync.WaitGroup
+	started time.Time
+	told    atomic.Bool // by the manager what is in force
 
 	pendingMu sync.Mutex
 	pending   *time.Timer // gives the traffic back to the app when the manager stays away
@@ -75,7 +79,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		}
 		listeners[p.App] = l.(*net.TCPListener)
 	}
-	health := &http.Server{Addr: ":" + strconv.Itoa(agentconfig.HealthPort), ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })}
+	health := &http.Server{Addr: ":" + strconv.Itoa(agentconfig.HealthPort), ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(a.healthz)}
 
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error {
@@ -100,10 +104,19 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 }
 
 func newAgent(tls *tls.Config, log *slog.Logger) *agent {
-	a := &agent{log: log, tls: tls, changed: make(chan struct{}, 1)}
+	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1)}
 	a.tables.Store(&map[uint16]*table{})
 	a.http2 = newHTTP2Server(a)
 	return a
+}
+
+// healthz keeps a new pod out of its service until it knows the intercepts in force: its first request may be somebody's.
+func (a *agent) healthz(w http.ResponseWriter, _ *http.Request) {
+	if !a.told.Load() && time.Since(a.started) < readyAfter {
+		http.Error(w, "the traffic-manager has not said what is in force yet", http.StatusServiceUnavailable)
+		return
+	}
+	w.WriteHeader(http.StatusOK)
 }
 
 // passthrough is what the passthrough needs to know of this agent.

@@ -97,6 +97,7 @@ func (a *agent) session(ctx context.Context) error {
 		}
 		a.heard()
 		a.setRoutes(config.Intercepts)
+		a.told.Store(true)
 		if err := stream.Send(&agentv1.AgentMessage{Message: &agentv1.AgentMessage_Applied{Applied: &agentv1.Applied{Generation: config.Generation}}}); err != nil {
 			return err
 		}

@@ -1,0 +1,226 @@
+package suite
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/cluster/laptop"
+)
+
+// developerLaptop is a laptop with a catalog of its own, whose edition is the developer's name.
+type developerLaptop struct {
+	*laptop.Laptop
+	t      *testing.T
+	config string
+}
+
+func newDeveloper(t *testing.T, i int, name string) *developerLaptop {
+	t.Helper()
+	l, err := laptop.New(t.Context(), i)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	d := &developerLaptop{Laptop: l, t: t}
+	d.config, err = l.Kubeconfig("")
+	require.NoError(t, err)
+	service := l.Command(context.Background(), filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "catalog"))
+	service.Env = append(service.Env, "EDITION="+name, "LISTEN=127.0.0.1:18080")
+	require.NoError(t, service.Start())
+	t.Cleanup(func() { _ = service.Process.Kill(); _ = service.Wait() })
+	t.Cleanup(func() { _, _ = d.try("quit") })
+	return d
+}
+
+func (d *developerLaptop) try(args ...string) (string, error) {
+	out, err := d.Command(context.Background(), "detour", append(args, "--kubeconfig", d.config)...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (d *developerLaptop) detour(args ...string) string {
+	d.t.Helper()
+	out, err := d.try(args...)
+	require.NoError(d.t, err, out)
+	return out
+}
+
+// askAs asks for the catalog with the mark of a developer and returns whose edition came.
+func askAs(client *http.Client, who string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://catalog.shop/", nil)
+	if err != nil {
+		return "", err
+	}
+	if who != "" {
+		r.Header.Set("x-dev", who)
+	}
+	answer, err := client.Do(r)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	page, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(string(page), `"edition":"`)
+	edition, _, _ := strings.Cut(rest, `"`)
+	if edition == "" {
+		return "", fmt.Errorf("%s: %s", answer.Status, page)
+	}
+	return edition, nil
+}
+
+// mixed asks with the marks of everybody until stop is called. Every answer must come from where its mark says.
+func mixed(connections int, marks ...string) (stop func() (int, []string)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	var count atomic.Int64
+	var mu sync.Mutex
+	var wrong []string
+	for i := range connections {
+		all.Go(func() {
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: i%4 == 0, MaxIdleConnsPerHost: 1}}
+			defer client.CloseIdleConnections()
+			for ctx.Err() == nil {
+				who := marks[rand.N(len(marks))]
+				want := who
+				if who == "" || who == "carol" {
+					want = "cluster"
+				}
+				if got, err := askAs(client, who); err != nil || got != want {
+					mu.Lock()
+					wrong = append(wrong, fmt.Sprintf("%s %q: got %q %v", time.Now().Format("15:04:05.000"), who, got, err))
+					mu.Unlock()
+				}
+				count.Add(1)
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+	}
+	return func() (int, []string) { cancel(); all.Wait(); return int(count.Load()), wrong }
+}
+
+// Several developers share one service: each gets the requests with their mark, nobody else's, while it is rolled out and scaled, and
+// whatever becomes of their laptops.
+func TestPersonalIntercepts(t *testing.T) {
+	alice, bob := newDeveloper(t, 0, "alice"), newDeveloper(t, 1, "bob")
+	connected(t)
+	stop := mixed(8, "", "carol")
+	out := alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	require.Contains(t, out, "only: header x-dev=alice")
+	require.Contains(t, out, "try: curl -H 'x-dev: alice' http://catalog.shop/")
+	bob.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=bob", "-n", "shop")
+	n, wrong := stop()
+	require.Empty(t, wrong, "nobody else noticed, of %d", n)
+
+	t.Run("an ambiguous one is refused", func(t *testing.T) {
+		out, err := bob.try("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice")
+		require.Error(t, err)
+		require.Contains(t, out, "header x-dev=alice")
+		require.Contains(t, out, "requests could match both")
+	})
+	require.Contains(t, detour(t, "list", "-n", "shop"), "header x-dev=bob")
+	require.Contains(t, kubectl(t, "-n", "shop", "get", "intercepts"), "header x-dev=alice")
+
+	t.Run("64 connections, rolled out and scaled", func(t *testing.T) {
+		stop := mixed(64, "alice", "bob", "carol", "")
+		kubectl(t, "-n", "shop", "rollout", "restart", "deployment/catalog")
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
+		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=5")
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
+		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=1")
+		time.Sleep(6 * time.Second)
+		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=3")
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
+		n, wrong := stop()
+		require.Empty(t, wrong)
+		t.Logf("%d requests", n)
+	})
+
+	t.Run("a global one takes the rest", func(t *testing.T) {
+		laptopService(t, 18080)
+		detour(t, "intercept", "catalog", "--port", "18080")
+		for who, want := range map[string]string{"alice": "alice", "bob": "bob", "carol": "laptop", "": "laptop"} {
+			got, err := askAs(http.DefaultClient, who)
+			require.NoError(t, err)
+			require.Equal(t, want, got)
+		}
+		detour(t, "leave", "catalog")
+	})
+
+	t.Run("a laptop that vanishes", func(t *testing.T) {
+		stop := mixed(16, "bob", "carol", "")
+		pid := alice.daemonPID()
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		require.Eventually(t, func() bool { got, err := askAs(http.DefaultClient, "alice"); return err == nil && got == "cluster" }, 5*time.Second, 50*time.Millisecond)
+		for range 20 {
+			got, err := askAs(http.DefaultClient, "alice")
+			require.NoError(t, err)
+			require.Equal(t, "cluster", got)
+		}
+		_, wrong := stop()
+		require.Empty(t, wrong)
+	})
+	bob.detour("leave", "catalog")
+	got, err := askAs(http.DefaultClient, "bob")
+	require.NoError(t, err)
+	require.Equal(t, "cluster", got)
+}
+
+// daemonPID finds the daemon in the laptop by its socket's directory.
+func (d *developerLaptop) daemonPID() int {
+	d.t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/environ")
+	require.NoError(d.t, err)
+	for _, path := range all {
+		environment, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(environment), "DETOUR_RUN_DIR="+d.RunDir()) {
+			continue
+		}
+		line, err := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
+		if err == nil && strings.HasSuffix(strings.TrimRight(string(line), "\x00"), "detour\x00daemon") {
+			var pid int
+			_, err := fmt.Sscanf(path, "/proc/%d/", &pid)
+			require.NoError(d.t, err)
+			return pid
+		}
+	}
+	require.Fail(d.t, "no daemon")
+	return 0
+}
+
+// --me marks by the user's name, in a header of its own or in the baggage that OpenTelemetry passes on.
+func TestOnlyMe(t *testing.T) {
+	me := newDeveloper(t, 0, "me")
+	connected(t)
+	out := me.detour("intercept", "catalog", "--port", "18080", "--me", "-n", "shop")
+	require.Contains(t, out, "try: curl -H 'x-detour-for: ")
+	_, rest, _ := strings.Cut(out, "x-detour-for: ")
+	user, _, _ := strings.Cut(rest, "'")
+	for _, c := range []struct{ name, value, want string }{
+		{"x-detour-for", user, "me"}, {"x-detour-for", user + "x", "cluster"}, {"baggage", "a=b,detour=" + user, "me"}, {"baggage", "detour=other", "cluster"},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://catalog.shop/", nil)
+		require.NoError(t, err)
+		r.Header.Set(c.name, c.value)
+		answer, err := http.DefaultClient.Do(r)
+		require.NoError(t, err)
+		page, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		require.NoError(t, err)
+		require.Contains(t, string(page), `"edition":"`+c.want+`"`, "%s: %s", c.name, c.value)
+	}
+}
