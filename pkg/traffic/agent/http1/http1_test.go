@@ -1,0 +1,177 @@
+package http1
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func reader(s string) *bufio.Reader { return bufio.NewReaderSize(strings.NewReader(s), 64) }
+
+func TestReadRequest(t *testing.T) {
+	for name, c := range map[string]struct {
+		sent    string
+		framing Framing
+		length  int64
+		close   bool
+	}{
+		"plain":                      {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", NoBody, 0, false},
+		"with a length":              {"POST /x?y HTTP/1.1\r\nHost: a\r\ncontent-length:  5 \r\n\r\n", Length, 5, false},
+		"with no length to speak of": {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", NoBody, 0, false},
+		"in chunks":                  {"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n", Chunked, 0, false},
+		"the last":                   {"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade, Close\r\n\r\n", NoBody, 0, true},
+		"HTTP/1.0":                   {"GET / HTTP/1.0\r\n\r\n", NoBody, 0, true},
+		"HTTP/1.0 that goes on":      {"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", NoBody, 0, false},
+		"a large head":               {"GET / HTTP/1.1\r\nHost: a\r\nCookie: " + strings.Repeat("x", 60000) + "\r\n\r\n", NoBody, 0, false},
+		"an empty value":             {"GET / HTTP/1.1\r\nHost:\r\nX-A:\r\n\r\n", NoBody, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := reader(c.sent + "rest")
+			h, err := ReadRequest(r)
+			require.NoError(t, err)
+			assert.Equal(t, c.sent, string(h.Raw))
+			assert.Equal(t, c.framing, h.Framing)
+			assert.Equal(t, c.length, h.Length)
+			assert.Equal(t, c.close, h.Close)
+			rest, _ := io.ReadAll(r)
+			assert.Equal(t, "rest", string(rest), "nothing else is taken")
+		})
+	}
+}
+
+func TestReadResponse(t *testing.T) {
+	for name, c := range map[string]struct {
+		method, sent string
+		status       int
+		framing      Framing
+		close        bool
+	}{
+		"with a length":             {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, Length, false},
+		"without a reason":          {"GET", "HTTP/1.1 204\r\n\r\n", 204, NoBody, false},
+		"to HEAD":                   {"HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, NoBody, false},
+		"not modified":              {"GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304, NoBody, false},
+		"to be continued":           {"PUT", "HTTP/1.1 100 Continue\r\n\r\n", 100, NoBody, false},
+		"in chunks":                 {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 200, Chunked, false},
+		"until the end":             {"GET", "HTTP/1.1 200 OK\r\n\r\n", 200, UntilClose, true},
+		"with two lengths":          {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 200, UntilClose, true},
+		"with a length and chunks":  {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 200, UntilClose, true},
+		"in a coding that is later": {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 200, UntilClose, true},
+		"the last":                  {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n", 200, Length, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, err := ReadResponse(reader(c.sent), c.method)
+			require.NoError(t, err)
+			assert.Equal(t, c.status, h.Status)
+			assert.Equal(t, c.framing, h.Framing)
+			assert.Equal(t, c.close, h.Close)
+		})
+	}
+	_, err := ReadResponse(reader("220 mail\r\n"), "GET")
+	assert.ErrorIs(t, err, ErrUnclear)
+}
+
+// A body is passed on byte by byte to where it ends, and not further.
+func TestCopyBody(t *testing.T) {
+	for name, c := range map[string]struct {
+		head *Head
+		body string
+		err  error
+	}{
+		"length":                  {&Head{Framing: Length, Length: 300}, strings.Repeat("x", 300), nil},
+		"too short":               {&Head{Framing: Length, Length: 1000}, "", io.ErrUnexpectedEOF},
+		"chunks":                  {&Head{Framing: Chunked}, "5;ext=\"a;b\"\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n", nil},
+		"trailers":                {&Head{Framing: Chunked}, "1\r\nx\r\n0\r\nX-Sum: 1\r\n\r\n", nil},
+		"a size that is none":     {&Head{Framing: Chunked}, "0x1\r\n", ErrUnclear},
+		"a size with a sign":      {&Head{Framing: Chunked}, "+1\r\n", ErrUnclear},
+		"a size that is too big":  {&Head{Framing: Chunked}, "ffffffffffffffff\r\n", ErrUnclear},
+		"a size before the space": {&Head{Framing: Chunked}, " 1\r\n", ErrUnclear},
+		"a chunk without its end": {&Head{Framing: Chunked}, "1\r\nxy\r\n", ErrUnclear},
+		"a bare line feed":        {&Head{Framing: Chunked}, "1\n", ErrUnclear},
+		"nothing":                 {&Head{}, "", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rest := "GET"
+			if c.err != nil {
+				rest = ""
+			}
+			r := reader(c.body + rest)
+			var out bytes.Buffer
+			err := CopyBody(&out, r, c.head)
+			require.ErrorIs(t, err, c.err)
+			assert.Equal(t, c.body, out.String())
+			left, _ := io.ReadAll(r)
+			assert.Equal(t, rest, string(left))
+		})
+	}
+}
+
+// What we call clear, the standard library reads in the same way: the same request, the same body, the same rest.
+func FuzzRequest(f *testing.F) {
+	for _, s := range []string{
+		"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest", "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcrest",
+		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\nA: b\r\n\r\nrest", "GET http://a/b HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		mine := bufio.NewReader(bytes.NewReader(sent))
+		h, err := ReadRequest(mine)
+		if !bytes.HasPrefix(sent, h.Raw) {
+			t.Fatal("what was taken is not what was sent")
+		}
+		if err != nil {
+			return
+		}
+		var body bytes.Buffer
+		if err := CopyBody(&body, mine, h); err != nil {
+			if errors.Is(err, ErrUnclear) && !bytes.HasPrefix(sent[len(h.Raw):], body.Bytes()) {
+				t.Fatal("a body changed on its way")
+			}
+			return
+		}
+		left, _ := io.ReadAll(mine)
+		if !bytes.Equal(sent, append(append(bytes.Clone(h.Raw), body.Bytes()...), left...)) {
+			t.Fatal("bytes were lost")
+		}
+
+		theirs := bufio.NewReader(bytes.NewReader(sent))
+		r, err := http.ReadRequest(theirs)
+		if err != nil {
+			return // stricter than we are, in its URLs
+		}
+		if _, err := io.ReadAll(r.Body); err != nil {
+			t.Skip() // stricter than we are, in its trailers
+		}
+		rest, _ := io.ReadAll(theirs)
+		if r.Method != h.Method || r.RequestURI != h.Target || !bytes.Equal(left, rest) {
+			t.Fatalf("%q: we left %q, the library %q", sent, left, rest)
+		}
+	})
+}
+
+func FuzzResponse(f *testing.F) {
+	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"), "GET")
+	f.Add([]byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"), "HEAD")
+	f.Fuzz(func(t *testing.T, sent []byte, method string) {
+		r := bufio.NewReader(bytes.NewReader(sent))
+		h, err := ReadResponse(r, method)
+		if !bytes.HasPrefix(sent, h.Raw) {
+			t.Fatal("what was taken is not what was sent")
+		}
+		if err != nil {
+			return
+		}
+		var body bytes.Buffer
+		_ = CopyBody(&body, r, h)
+		if !bytes.HasPrefix(sent[len(h.Raw):], body.Bytes()) {
+			t.Fatal("a body changed on its way")
+		}
+	})
+}
