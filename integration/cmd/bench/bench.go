@@ -41,15 +41,20 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	for _, part := range []struct {
-		prefix string
-		run    func(context.Context) error
-	}{{"connect", b.connect}, {"intercept", b.intercept}, {"in", b.in}, {"idle", b.idle}, {"out", b.out}} {
-		if b.only != "" && part.prefix != "connect" && part.prefix != "intercept" && !strings.HasPrefix(b.only, part.prefix) {
+		names string // prefixes of what it measures
+		run   func(context.Context) error
+	}{{"connect", b.connect}, {"intercept rss", b.intercept}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out", b.out}} {
+		// The others stand on the first two.
+		wanted := b.only == "" || part.names == "connect" || part.names == "intercept rss"
+		for _, name := range strings.Fields(part.names) {
+			wanted = wanted || strings.HasPrefix(name, b.only) || strings.HasPrefix(b.only, name)
+		}
+		if !wanted {
 			continue
 		}
-		say("measuring: %s", part.prefix)
+		say("measuring: %s", part.names)
 		if err := part.run(ctx); err != nil {
-			return fmt.Errorf("%s: %w", part.prefix, err)
+			return fmt.Errorf("%s: %w", part.names, err)
 		}
 	}
 	return report(b.root, b.figures)
@@ -199,7 +204,7 @@ func (b *bench) program() string { return filepath.Join(b.root, "bin", "bench") 
 
 // out: from the laptop to a service, through the VIF and by a plain route.
 func (b *bench) out(ctx context.Context) error {
-	return b.path(ctx, "out.upgrade", []string{"up", "down", "lat1", "rps16"}, end{b.laptop, b.address["direct"]}, end{b.plain, b.address["direct"]})
+	return b.path(ctx, "out.upgrade", []string{"up", "down", "lat1", "rps16"}, end{from: b.laptop, to: b.address["direct"]}, end{from: b.plain, to: b.address["direct"]})
 }
 
 // in: from the cluster's side to a service, once answered on the laptop and once in its pod.
@@ -209,17 +214,40 @@ func (b *bench) in(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.path(ctx, "in.tcp", []string{"up", "down", "lat1", "rps16"}, end{b.plain, b.address["target"]}, end{b.plain, b.address["direct"]}); err != nil {
+	if err := b.path(ctx, "in.tcp", []string{"up", "down", "lat1", "rps16"}, end{from: b.plain, to: b.address["target"]}, end{from: b.plain, to: b.address["direct"]}); err != nil {
 		return err
 	}
 	_, err := b.detour(ctx, "leave", "target")
 	return err
 }
 
+// personal: a service that somebody intercepts for marked requests, asked by others (idle.http) and with the mark (in.http).
+func (b *bench) personal(ctx context.Context) error {
+	if _, err := b.detour(ctx, "intercept", "target", "--port", "8080:http", "--header", mark+"=1"); err != nil {
+		return err
+	}
+	others, direct := end{from: b.plain, to: b.address["target"], web: true}, end{from: b.plain, to: b.address["direct"], web: true}
+	if err := b.path(ctx, "idle.http", []string{"lat1", "rps16"}, others, direct); err != nil {
+		return err
+	}
+	marked := others
+	marked.marked = true
+	if err := b.path(ctx, "in.http", []string{"lat1", "rps16", "up", "down"}, marked, direct); err != nil {
+		return err
+	}
+	mib, err := resident("/traffic-agent agent")
+	if err != nil {
+		return err
+	}
+	b.figures = append(b.figures, figure{Name: "rss.agent.http", Unit: "MiB", Value: mib})
+	_, err = b.detour(ctx, "leave", "target")
+	return err
+}
+
 // idle: what an agent without an intercept costs its service. idle.rps is of a service that does what services do, the shop's catalog,
 // which asks another one and answers JSON; idle.echo is of one that does nothing, where two more passes through TCP weigh the most.
 func (b *bench) idle(ctx context.Context) error {
-	catalog, echo := [2]end{{b.plain, b.address["catalog-target"]}, {b.plain, b.address["catalog-direct"]}}, [2]end{{b.plain, b.address["target"]}, {b.plain, b.address["direct"]}}
+	catalog, echo := [2]end{{from: b.plain, to: b.address["catalog-target"]}, {from: b.plain, to: b.address["catalog-direct"]}}, [2]end{{from: b.plain, to: b.address["target"]}, {from: b.plain, to: b.address["direct"]}}
 	if err := b.path(ctx, "idle", []string{"rps1", "rps16"}, catalog[0], catalog[1]); err != nil {
 		return err
 	}
@@ -228,8 +256,10 @@ func (b *bench) idle(ctx context.Context) error {
 
 // end is from where to where a client measures.
 type end struct {
-	from *laptop.Laptop
-	to   string
+	from   *laptop.Laptop
+	to     string
+	web    bool // bytes are moved over HTTP
+	marked bool
 }
 
 func (b *bench) path(ctx context.Context, prefix string, whats []string, value, plain end) error {
@@ -256,12 +286,19 @@ func (b *bench) path(ctx context.Context, prefix string, whats []string, value, 
 	return nil
 }
 
+func (e end) bulkPort() string {
+	if e.web {
+		return "80"
+	}
+	return "9000"
+}
+
 var units = map[string]string{"up": "bit/s", "down": "bit/s", "lat1": "ms", "rps1": "req/s", "rps16": "req/s"}
 
 func (b *bench) measure(ctx context.Context, what string, e end) (float64, error) {
 	switch what {
 	case "up", "down":
-		out, err := output(e.from.Command(ctx, b.program(), "bulk", "--to", e.to+":9000", fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
+		out, err := output(e.from.Command(ctx, b.program(), "bulk", "--to", e.to+":"+e.bulkPort(), fmt.Sprintf("--web=%t", e.web), fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
 		if err != nil {
 			return 0, err
 		}
@@ -282,7 +319,11 @@ var (
 )
 
 func (b *bench) requests(ctx context.Context, e end, threads, connections string) (float64, error) {
-	out, err := output(e.from.Command(ctx, "wrk", "-t"+threads, "-c"+connections, "-d"+b.each.String(), "http://"+e.to+"/"))
+	args := []string{"-t" + threads, "-c" + connections, "-d" + b.each.String(), "http://" + e.to + "/"}
+	if e.marked {
+		args = append(args, "-H", mark+": 1")
+	}
+	out, err := output(e.from.Command(ctx, "wrk", args...))
 	if err != nil {
 		return 0, err
 	}

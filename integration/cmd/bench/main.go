@@ -41,11 +41,16 @@ func run(ctx context.Context, args []string) error {
 	case "bulk":
 		to := flags.String("to", "", "host:port of the service")
 		up := flags.Bool("up", false, "send instead of receive")
+		web := flags.Bool("web", false, "over HTTP, with the mark")
 		duration := flags.Duration("for", 3*time.Second, "how long")
 		if err := flags.Parse(args); err != nil {
 			return err
 		}
-		rate, err := bulkRate(ctx, *to, *up, *duration)
+		move := bulkRate
+		if *web {
+			move = webRate
+		}
+		rate, err := move(ctx, *to, *up, *duration)
 		if err != nil {
 			return err
 		}

@@ -23,6 +23,9 @@ const (
 
 const bulkBuffer = 256 << 10
 
+// mark is the header of the requests that a personal intercept takes.
+const mark = "x-bench"
+
 func serve(ctx context.Context, web, bulk string) error {
 	listener, err := net.Listen("tcp", bulk)
 	if err != nil {
@@ -46,6 +49,50 @@ func serve(ctx context.Context, web, bulk string) error {
 	return nil
 }
 
+// webRate is bulkRate over HTTP, with the header that marks the bench's requests.
+func webRate(ctx context.Context, to string, sending bool, duration time.Duration) (float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, duration+20*time.Second)
+	defer cancel()
+	method, url := http.MethodGet, "http://"+to+"/flood"
+	var body io.Reader
+	start := time.Now()
+	if sending {
+		method, url, body = http.MethodPut, "http://"+to+"/sink", &zeros{until: start.Add(duration)}
+	}
+	r, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		return 0, err
+	}
+	r.Header.Set(mark, "1")
+	client := &http.Client{Transport: &http.Transport{WriteBufferSize: bulkBuffer, ReadBufferSize: bulkBuffer}}
+	answer, err := client.Do(r)
+	if err != nil {
+		return 0, err
+	}
+	defer answer.Body.Close()
+	var total int64
+	if sending {
+		_, err = fmt.Fscan(answer.Body, &total)
+	} else {
+		for buf := make([]byte, bulkBuffer); err == nil && time.Since(start) < duration; {
+			var n int
+			n, err = answer.Body.Read(buf)
+			total += int64(n)
+		}
+	}
+	return float64(total) * 8 / time.Since(start).Seconds(), err
+}
+
+// zeros are zeros until a moment.
+type zeros struct{ until time.Time }
+
+func (z *zeros) Read(b []byte) (int, error) {
+	if time.Now().After(z.until) {
+		return 0, io.EOF
+	}
+	return len(b), nil
+}
+
 // pages are a small answer, the SHA-256 of what is put to /sum, and any number of bytes of the ChaCha8 generator with a zero seed.
 func pages() http.Handler {
 	mux := http.NewServeMux()
@@ -58,6 +105,17 @@ func pages() http.Handler {
 			return
 		}
 		fmt.Fprintf(w, "%x", hash.Sum(nil))
+	})
+	mux.HandleFunc("PUT /sink", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.CopyBuffer(struct{ io.Writer }{io.Discard}, r.Body, make([]byte, bulkBuffer))
+		fmt.Fprint(w, n)
+	})
+	mux.HandleFunc("GET /flood", func(w http.ResponseWriter, _ *http.Request) {
+		for buf := make([]byte, bulkBuffer); ; {
+			if _, err := w.Write(buf); err != nil {
+				return
+			}
+		}
 	})
 	mux.HandleFunc("GET /noise/{bytes}", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.ParseInt(r.PathValue("bytes"), 10, 64)
