@@ -109,17 +109,19 @@ func (a *app) connectRequest() (*daemonv1.ConnectRequest, error) {
 }
 
 func (a *app) quitCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "quit", Short: "Leave all intercepts and put the laptop back as it was", Args: cobra.NoArgs, Example: "  detour quit",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.checkOutput(); err != nil {
+				return err
+			}
 			client, done, err := a.dial()
 			if err != nil {
 				return err
 			}
 			defer done()
 			if client == nil {
-				fmt.Fprintln(a.Out, "not connected")
-				return nil
+				return a.printQuit(false)
 			}
 			r, err := client.Quit(cmd.Context(), &daemonv1.QuitRequest{})
 			if err != nil {
@@ -132,14 +134,21 @@ func (a *app) quitCommand() *cobra.Command {
 					close()
 				}
 			}
-			if r.WasConnected {
-				fmt.Fprintln(a.Out, "disconnected; the laptop is as it was")
-			} else {
-				fmt.Fprintln(a.Out, "not connected")
-			}
-			return nil
+			return a.printQuit(r.WasConnected)
 		},
 	}
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func (a *app) printQuit(was bool) error {
+	return a.print(map[string]bool{"wasConnected": was}, func(w io.Writer) {
+		if was {
+			fmt.Fprintln(w, "disconnected; the laptop is as it was")
+		} else {
+			fmt.Fprintln(w, "not connected")
+		}
+	})
 }
 
 func (a *app) statusCommand() *cobra.Command {

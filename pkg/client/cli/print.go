@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
@@ -21,6 +22,13 @@ func (a *app) checkOutput() error {
 	}
 	return fmt.Errorf("-o %s is not known: use json or yaml", a.output)
 }
+
+// output is the -o flag for commands of other packages.
+type output struct{ *app }
+
+func (o output) Flag(cmd *cobra.Command)                       { o.outputFlag(cmd) }
+func (o output) Check() error                                  { return o.checkOutput() }
+func (o output) Print(value any, people func(io.Writer)) error { return o.print(value, people) }
 
 // print writes a value as the -o flag asks, or for people.
 func (a *app) print(value any, people func(io.Writer)) error {

@@ -52,7 +52,7 @@ func Command(streams genericiooptions.IOStreams) *cobra.Command {
 	}
 	a.flags.AddFlags(root.PersistentFlags())
 	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.versionCommand(), a.daemonCommand(),
-		install.Command(streams, a.flags), install.UninstallCommand(streams, a.flags))
+		install.Command(streams, a.flags, output{a}), install.UninstallCommand(streams, a.flags, output{a}))
 	return root
 }
 

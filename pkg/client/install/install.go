@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"path"
@@ -47,16 +48,68 @@ type options struct {
 	pull      string
 	set       []string
 	timeout   time.Duration
+	out       Output
+	result    Result
+}
+
+// Output is the command line's way to print, with its -o flag.
+type Output interface {
+	Flag(*cobra.Command)
+	Check() error
+	Print(value any, people func(io.Writer)) error
+}
+
+// Result says what install or uninstall did.
+type Result struct {
+	Namespace string `json:"namespace"`
+	// Action is installed, upgraded, removed, or none when there was nothing to remove.
+	Action           string   `json:"action"`
+	Sessions         int      `json:"sessionsEnded,omitempty"`
+	Intercepts       int      `json:"interceptsEnded,omitempty"`
+	Workloads        []string `json:"workloadsRolledBack,omitempty"`
+	NamespaceRemoved bool     `json:"namespaceRemoved,omitempty"`
+}
+
+func (r Result) print(w io.Writer) {
+	switch r.Action {
+	case "installed":
+		fmt.Fprintf(w, "the traffic-manager is installed in namespace %s\nlet developers in with: kubectl -n NAMESPACE create rolebinding detour --clusterrole=detour-user --user=NAME\n", r.Namespace)
+	case "upgraded":
+		fmt.Fprintf(w, "the traffic-manager in namespace %s is upgraded\n", r.Namespace)
+	case "removed":
+		if r.Sessions > 0 {
+			fmt.Fprintf(w, "ended %d session(s) and %d intercept(s)\n", r.Sessions, r.Intercepts)
+		}
+		fmt.Fprintln(w, "removed the traffic-manager, its webhook, roles and custom resources")
+	default:
+		fmt.Fprintf(w, "no traffic-manager is installed in namespace %s\n", r.Namespace)
+	}
+	if r.NamespaceRemoved {
+		fmt.Fprintf(w, "removed the namespace %s\n", r.Namespace)
+	}
+}
+
+// run does something and prints what came of it.
+func (o *options) run(ctx context.Context, do func(context.Context) error) error {
+	if err := o.out.Check(); err != nil {
+		return err
+	}
+	o.result.Namespace = o.namespace
+	if err := do(ctx); err != nil {
+		return err
+	}
+	return o.out.Print(o.result, o.result.print)
 }
 
 // Command is `detour install`.
-func Command(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags) *cobra.Command {
-	o := &options{IOStreams: streams, flags: flags}
+func Command(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, out Output) *cobra.Command {
+	o := &options{IOStreams: streams, flags: flags, out: out}
 	cmd := &cobra.Command{
 		Use: "install", Short: "Install or upgrade the traffic-manager in the cluster", Args: cobra.NoArgs,
 		Example: "  detour install\n  detour install --image registry.example.com/tools/detour-traffic:v0.1.0\n  detour install --set sessionTTL=1h",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return o.install(cmd.Context()) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), o.install) },
 	}
+	out.Flag(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.image, "image", "", "image of traffic-manager and traffic-agent, as repository:tag")
 	f.StringVar(&o.pull, "image-pull-policy", "", "Always, IfNotPresent or Never")
@@ -144,7 +197,7 @@ func (o *options) install(ctx context.Context) error {
 		if _, err := upgrade.RunWithContext(ctx, release, c, values); err != nil {
 			return explain.Error(err, "upgrade the traffic-manager")
 		}
-		fmt.Fprintf(o.Out, "the traffic-manager in namespace %s is upgraded\n", o.namespace)
+		o.result.Action = "upgraded"
 		return nil
 	} else if !errors.Is(err, driver.ErrReleaseNotFound) {
 		return explain.Error(err, "look for an installed traffic-manager")
@@ -157,7 +210,7 @@ func (o *options) install(ctx context.Context) error {
 		}
 		return explain.Error(err, "install the traffic-manager")
 	}
-	fmt.Fprintf(o.Out, "the traffic-manager is installed in namespace %s\nlet developers in with: kubectl -n NAMESPACE create rolebinding detour --clusterrole=detour-user --user=NAME\n", o.namespace)
+	o.result.Action = "installed"
 	return nil
 }
 

@@ -29,14 +29,15 @@ import (
 )
 
 // UninstallCommand is `detour uninstall`.
-func UninstallCommand(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags) *cobra.Command {
-	o := &options{IOStreams: streams, flags: flags}
+func UninstallCommand(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, out Output) *cobra.Command {
+	o := &options{IOStreams: streams, flags: flags, out: out}
 	cmd := &cobra.Command{
 		Use: "uninstall", Short: "Take everything of detour out of the cluster", Args: cobra.NoArgs,
 		Long:    "Ends all intercepts and sessions, rolls the workloads back to pods without the traffic-agent, and removes the traffic-manager, its webhook, roles and custom resources.",
 		Example: "  detour uninstall",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return o.uninstall(cmd.Context()) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), o.uninstall) },
 	}
+	out.Flag(cmd)
 	cmd.Flags().StringVar(&o.namespace, "manager-namespace", Namespace, "namespace of the traffic-manager")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long to wait for the workloads' rollouts")
 	return cmd
@@ -73,11 +74,11 @@ func (o *options) uninstall(ctx context.Context) error {
 	remove := action.NewUninstall(config)
 	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, o.timeout, "foreground"
 	if _, err := remove.Run(release); errors.Is(err, driver.ErrReleaseNotFound) {
-		fmt.Fprintf(o.Out, "no traffic-manager is installed in namespace %s\n", o.namespace)
+		o.result.Action = "none"
 	} else if err != nil {
 		return explain.Error(err, "remove the traffic-manager")
 	} else {
-		fmt.Fprintln(o.Out, "removed the traffic-manager, its webhook, roles and custom resources")
+		o.result.Action = "removed"
 	}
 	return o.removeNamespace(ctx, clients)
 }
@@ -102,9 +103,7 @@ func (o *options) endSessions(ctx context.Context, c client.Client) error {
 			return err
 		}
 	}
-	if n := len(sessions.Items); n > 0 {
-		fmt.Fprintf(o.Out, "ended %d session(s) and %d intercept(s)\n", n, len(intercepts.Items))
-	}
+	o.result.Sessions, o.result.Intercepts = len(sessions.Items), len(intercepts.Items)
 	return nil
 }
 
@@ -152,7 +151,8 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 		}
 	}
 	if len(names) > 0 {
-		fmt.Fprintf(o.Out, "rolling out without the traffic-agent: %s\n", strings.Join(names, ", "))
+		o.result.Workloads = names
+		fmt.Fprintf(o.ErrOut, "rolling out without the traffic-agent: %s\n", strings.Join(names, ", "))
 	}
 	var left []string
 	err = wait.PollUntilContextTimeout(ctx, 500*time.Millisecond, o.timeout, true, func(ctx context.Context) (bool, error) {
@@ -221,6 +221,6 @@ func (o *options) removeNamespace(ctx context.Context, c *kubernetes.Clientset) 
 	if err != nil {
 		return fmt.Errorf("the namespace %s does not go away: %w", o.namespace, err)
 	}
-	fmt.Fprintf(o.Out, "removed the namespace %s\n", o.namespace)
+	o.result.NamespaceRemoved = true
 	return nil
 }
