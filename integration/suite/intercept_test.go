@@ -180,6 +180,29 @@ func TestOneOfTwoPorts(t *testing.T) {
 	count, err := io.ReadAll(c)
 	require.NoError(t, err)
 	require.Equal(t, []byte{0, 0, 0, 0, 0, 0, 0, 5}, count, "the cluster's pod counted")
+	detour(t, "leave", "target")
+
+	t.Run("both at once, or none", func(t *testing.T) {
+		require.Contains(t, refused(t, "intercept", "target", "--port", "18080:http", "--port", "18081:nothing"), "has no port nothing")
+		require.Contains(t, detour(t, "status"), "intercepts  none")
+		detour(t, "intercept", "target", "--port", "18080:http", "--port", "18081:bulk")
+		require.Equal(t, "laptop", edition(t, "http://"+ip+"/"))
+		detour(t, "leave", "target")
+		require.Contains(t, detour(t, "status"), "intercepts  none")
+	})
+}
+
+// An intercept with a time to live ends by itself, also for the laptop.
+func TestTimeToLive(t *testing.T) {
+	connected(t)
+	laptopService(t, 18080)
+	detour(t, "intercept", "catalog", "--port", "18080") // for the agent to be there
+	detour(t, "leave", "catalog")
+	detour(t, "intercept", "catalog", "--port", "18080", "--ttl", "4s", "--on-failure", "error")
+	require.Equal(t, "laptop", inCluster())
+	require.Eventually(t, func() bool { return inCluster() == "cluster" }, 30*time.Second, 200*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(detour(t, "status"), "intercepts  none") }, 30*time.Second, 200*time.Millisecond)
+	require.NotContains(t, kubectl(t, "get", "intercepts", "-A"), "catalog")
 }
 
 // The namespace's own laptop holds the port: a second laptop is told who does.

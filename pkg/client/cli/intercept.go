@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -11,8 +13,10 @@ import (
 )
 
 func (a *app) interceptCommand() *cobra.Command {
-	var port string
+	var ports []string
 	var only matchFlags
+	var ttl time.Duration
+	var onFailure string
 	cmd := &cobra.Command{
 		Use: "intercept SERVICE --port LOCAL[:REMOTE]", Short: "Send a service's traffic, or only your requests, to a port of this laptop", Args: cobra.ExactArgs(1),
 		Long: `Sends the traffic of one port of a service to 127.0.0.1:LOCAL. REMOTE is the service's port, by number or name; it may be left out when
@@ -27,18 +31,35 @@ Connects first when nothing is connected. Returns when the traffic really flows.
 			if err := a.checkOutput(); err != nil {
 				return err
 			}
-			local, remote, err := parsePort(port)
-			if err != nil {
-				return err
-			}
 			match, err := only.match()
 			if err != nil {
 				return err
 			}
-			return a.intercept(cmd.Context(), &daemonv1.InterceptRequest{Service: args[0], LocalPort: local, Port: remote, Match: match})
+			if ttl < 0 || ttl%time.Second != 0 {
+				return fmt.Errorf("--ttl %s: write whole seconds, minutes or hours, as in --ttl 2h", ttl)
+			}
+			if onFailure != "fallback" && onFailure != "error" {
+				return fmt.Errorf("--on-failure %s is not known: use fallback (the cluster's pods answer) or error", onFailure)
+			}
+			var requests []*daemonv1.InterceptRequest
+			for _, port := range ports {
+				local, remote, err := parsePort(port)
+				if err != nil {
+					return err
+				}
+				if remote == "" && len(ports) > 1 {
+					return fmt.Errorf("--port %s: with several ports say for each which of the service's it is, as in --port 8080:http --port 9090:grpc", port)
+				}
+				requests = append(requests, &daemonv1.InterceptRequest{
+					Service: args[0], LocalPort: local, Port: remote, Match: match, TtlSeconds: int64(ttl / time.Second), ErrorOnFailure: onFailure == "error",
+				})
+			}
+			return a.intercept(cmd.Context(), requests)
 		},
 	}
-	cmd.Flags().StringVarP(&port, "port", "p", "", "LOCAL[:REMOTE] (required)")
+	cmd.Flags().StringArrayVarP(&ports, "port", "p", nil, "LOCAL[:REMOTE] (required; repeatable)")
+	cmd.Flags().DurationVar(&ttl, "ttl", 0, "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
+	cmd.Flags().StringVar(&onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
 	_ = cmd.MarkFlagRequired("port")
 	only.add(cmd.Flags())
 	a.outputFlag(cmd)
@@ -46,7 +67,8 @@ Connects first when nothing is connected. Returns when the traffic really flows.
 	return cmd
 }
 
-func (a *app) intercept(ctx context.Context, req *daemonv1.InterceptRequest) error {
+// intercept makes all of them, or none.
+func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptRequest) error {
 	client, done, err := a.start(ctx)
 	if err != nil {
 		return err
@@ -64,14 +86,45 @@ func (a *app) intercept(ctx context.Context, req *daemonv1.InterceptRequest) err
 			return err
 		}
 	}
-	stream, err := client.Intercept(ctx, req)
-	if err != nil {
+	// All at once: the workload is rolled out once for all of its ports.
+	made, failures := make([]*daemonv1.Intercept, len(requests)), make([]error, len(requests))
+	var all sync.WaitGroup
+	for i, r := range requests {
+		all.Go(func() { made[i], failures[i] = a.interceptOne(ctx, client, r) })
+	}
+	all.Wait()
+	for _, err := range failures {
+		if err == nil {
+			continue
+		}
+		for _, i := range made {
+			if i != nil {
+				_, _ = client.Leave(context.WithoutCancel(ctx), &daemonv1.LeaveRequest{Service: i.Name})
+			}
+		}
 		return err
+	}
+	var value any = made
+	if len(made) == 1 {
+		value = made[0]
+	}
+	return a.print(value, func(w io.Writer) {
+		for i := range made {
+			printIntercept(w, requests[i], made[i])
+		}
+	})
+}
+
+// interceptOne makes one and waits until its traffic flows.
+func (a *app) interceptOne(ctx context.Context, client daemonv1.DaemonServiceClient, r *daemonv1.InterceptRequest) (*daemonv1.Intercept, error) {
+	stream, err := client.Intercept(ctx, r)
+	if err != nil {
+		return nil, err
 	}
 	for {
 		m, err := stream.Recv()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if m.Warning != "" {
 			fmt.Fprintln(a.ErrOut, "warning:", m.Warning)
@@ -79,16 +132,19 @@ func (a *app) intercept(ctx context.Context, req *daemonv1.InterceptRequest) err
 		if m.Progress != "" {
 			fmt.Fprintln(a.ErrOut, m.Progress)
 		}
-		if i := m.Intercept; i != nil {
-			return a.print(i, func(w io.Writer) {
-				fmt.Fprintf(w, "intercepted: %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", "service "+i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
-				if i.Personal {
-					fmt.Fprintf(w, "only: %s\n", i.Requests)
-					if line := curl(req.Match, i); line != "" {
-						fmt.Fprintf(w, "try: %s\n", line)
-					}
-				}
-			})
+		if m.Intercept != nil {
+			return m.Intercept, nil
 		}
+	}
+}
+
+func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept) {
+	fmt.Fprintf(w, "intercepted: service %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
+	if !i.Personal {
+		return
+	}
+	fmt.Fprintf(w, "only: %s\n", i.Requests)
+	if line := curl(r.Match, i); line != "" {
+		fmt.Fprintf(w, "try: %s\n", line)
 	}
 }

@@ -35,7 +35,7 @@ type localIntercept struct {
 // intercept creates the object, waits until traffic flows, and takes everything back when it does not come to that.
 func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (_ *daemonv1.Intercept, err error) {
 	if c, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(req.LocalPort))), time.Second); err != nil {
-		tell(&daemonv1.InterceptResponse{Warning: fmt.Sprintf("nothing listens on local port %d yet: until it does, the cluster's pods answer", req.LocalPort)})
+		tell(&daemonv1.InterceptResponse{Warning: fmt.Sprintf("nothing listens on local port %d yet: until it does, %s", req.LocalPort, whoAnswers(req))})
 	} else {
 		_ = c.Close()
 	}
@@ -45,6 +45,12 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: detour.GroupVersion.String(), Kind: "Session", Name: s.object.Name, UID: s.object.UID}},
 		},
 		Spec: detour.InterceptSpec{Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: route.ToSpec(req.Match)},
+	}
+	if req.TtlSeconds > 0 {
+		i.Spec.TTL = &metav1.Duration{Duration: time.Duration(req.TtlSeconds) * time.Second}
+	}
+	if req.ErrorOnFailure {
+		i.Spec.OnFailure = detour.OnFailureError
 	}
 	if req.Port != "" {
 		port := intstr.Parse(req.Port)
@@ -96,6 +102,13 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 			return nil, fmt.Errorf("the intercept did not become active within %s: %s", activeTimeout, message)
 		}
 	}
+}
+
+func whoAnswers(req *daemonv1.InterceptRequest) string {
+	if req.ErrorOnFailure {
+		return "nobody answers"
+	}
+	return "the cluster's pods answer"
 }
 
 // leave ends the intercept of a service or with a name.

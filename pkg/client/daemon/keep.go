@@ -114,6 +114,7 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != s.object.UID {
 		return true, nil
 	}
+	s.forgetEnded(ctx)
 	if slices.Equal(fresh.Status.Subnets, s.object.Status.Subnets) || len(fresh.Status.Subnets) == 0 {
 		return false, nil
 	}
@@ -129,6 +130,27 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	s.object.Status.Subnets, s.subnets = fresh.Status.Subnets, subnets
 	s.mu.Unlock()
 	return false, nil
+}
+
+// forgetEnded drops intercepts whose objects are gone: their time was over, or somebody deleted them.
+func (s *session) forgetEnded(ctx context.Context) {
+	s.mu.Lock()
+	var all []*localIntercept
+	for _, l := range s.intercepts {
+		all = append(all, l)
+	}
+	s.mu.Unlock()
+	for _, l := range all {
+		var i detour.Intercept
+		if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&l.object), &i); !apierrors.IsNotFound(err) {
+			continue
+		}
+		s.log.Info("an intercept has ended in the cluster", "intercept", l.object.Name)
+		s.relays.remove(string(l.object.UID))
+		s.mu.Lock()
+		delete(s.intercepts, l.object.Name)
+		s.mu.Unlock()
+	}
 }
 
 // wishes are the intercepts that this laptop asked for.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -106,6 +107,9 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 	want := e.agent.choose(e.port, &route.Request{Method: request.Method, Target: request.Target, Values: request.Values})
 	for attempt := 0; ; attempt++ {
 		up, key, err := e.upstream(ctx, want)
+		if errors.Is(err, errLaptop) {
+			return false, e.unavailable()
+		}
 		if err != nil {
 			return false, err
 		}
@@ -120,6 +124,18 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 		}
 		return false, err
 	}
+}
+
+// unavailable answers in place of a laptop that cannot be had, where the app shall not.
+func (e *exchange) unavailable() error {
+	const text = "detour: the laptop that intercepts this request cannot be had\n"
+	if _, err := fmt.Fprintf(e.client.w, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(text), text); err != nil {
+		return err
+	}
+	if err := e.client.w.Flush(); err != nil {
+		return err
+	}
+	return e.finish()
 }
 
 // with exchanges request and answers with an upstream. lost says that the upstream was gone before anything came of it, and that the

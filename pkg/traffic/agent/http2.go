@@ -117,9 +117,6 @@ func newTransport(dial func(context.Context) (net.Conn, error)) transport {
 	}
 }
 
-// errLaptop is a laptop that could not be reached.
-var errLaptop = errors.New("the laptop cannot be had")
-
 // RoundTrip asks the laptop whose match a request meets, or the app.
 func (s *http2Server) RoundTrip(r *http.Request) (*http.Response, error) {
 	client, _ := r.Context().Value(clientKey{}).(*http2Conn)
@@ -144,7 +141,7 @@ func (s *http2Server) RoundTrip(r *http.Request) (*http.Response, error) {
 		first.Body = io.NopCloser(r.Body) // nothing is read of it when the dial fails
 	}
 	answer, err := want.transport.RoundTrip(first)
-	if errors.Is(err, errLaptop) {
+	if errors.Is(err, errLaptop) && !want.ErrorOnFailure {
 		return s.app.RoundTrip(r)
 	}
 	return answer, err

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -413,4 +414,34 @@ func TestLiveConnectionsFollow(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Where the app shall not answer in the laptop's place, there is an error at once.
+func TestErrorOnFailure(t *testing.T) {
+	serveApp := handler(t, says("app"))
+	bob := newLaptop(t, ok, handler(t, says("bob")))
+	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), bob.authority)
+	alice := p.person("alice", fmt.Sprintf("127.0.0.1:%d", nobody(t)))
+	alice.ErrorOnFailure = true
+	p.setRoutes([]*agentv1.Intercept{alice, p.person("bob", bob.address)})
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			for range 3 {
+				assert.GreaterOrEqual(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil).StatusCode, 502)
+				assert.Equal(t, "bob / ", text(t, p.ask(t, transport, http.MethodGet, "/", "bob", nil)))
+				assert.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "", nil)))
+			}
+		})
+	}
+	t.Run("all of a connection", func(t *testing.T) {
+		p.setRoutes([]*agentv1.Intercept{{Uid: "global", Port: uint32(p.port), RelayAddress: alice.RelayAddress, ErrorOnFailure: true}})
+		for range 3 {
+			c, err := net.Dial("tcp", p.address)
+			if err == nil {
+				_, err = io.ReadAll(c)
+				_ = c.Close()
+			}
+			require.ErrorIs(t, err, syscall.ECONNRESET)
+		}
+	})
 }

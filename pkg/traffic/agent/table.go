@@ -30,6 +30,9 @@ type target struct {
 
 func (t *target) skipped() bool { return time.Now().UnixNano() < t.skipUntil.Load() }
 
+// out says whether the app has to answer in place of a laptop that could not be reached lately.
+func (t *target) out() bool { return !t.ErrorOnFailure && t.skipped() }
+
 // skip leaves a laptop out for a moment that could not be reached.
 func (t *target) skip() { t.skipUntil.Store(time.Now().Add(skipAfterFailure).UnixNano()) }
 
@@ -38,7 +41,7 @@ func (a *agent) table(port uint16) *table { return (*a.tables.Load())[port] }
 // diverted says whether what begins now on a port is not simply the app's.
 func (a *agent) diverted(port uint16) bool {
 	t := a.table(port)
-	return t != nil && (len(t.personal) > 0 || (t.global != nil && !t.global.skipped()))
+	return t != nil && (len(t.personal) > 0 || (t.global != nil && !t.global.out()))
 }
 
 // personal says whether a port has to be looked at request by request.
@@ -49,7 +52,7 @@ func (a *agent) personal(port uint16) bool {
 
 // wanted is the intercept that takes whatever comes on a port, or nil for the app.
 func (a *agent) wanted(port uint16) *target {
-	if t := a.table(port); t != nil && t.global != nil && !t.global.skipped() {
+	if t := a.table(port); t != nil && t.global != nil && !t.global.out() {
 		return t.global
 	}
 	return nil
@@ -63,7 +66,7 @@ func (a *agent) choose(port uint16, r *route.Request) *target {
 	}
 	for _, p := range t.personal {
 		if p.match.Matches(r) {
-			if p.skipped() {
+			if p.out() {
 				return nil
 			}
 			return p

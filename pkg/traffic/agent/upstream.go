@@ -13,12 +13,18 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
+// errLaptop is a laptop that could not be reached.
+var errLaptop = errors.New("the laptop cannot be had")
+
 // open connects to the laptop of want, or to the app when want is nil or its laptop cannot be had, and says which of the two it is.
 func (a *agent) open(ctx context.Context, want *target, client net.Conn, port uint16) (net.Conn, *target, error) {
 	if want != nil {
 		conn, err := a.dialLaptop(ctx, want, client)
 		if err == nil {
 			return conn, want, nil
+		}
+		if want.ErrorOnFailure {
+			return nil, nil, fmt.Errorf("%w: %w", errLaptop, err)
 		}
 		a.log.Debug("the laptop cannot be had, the app answers", "intercept", want.Uid, "err", err)
 	}
@@ -39,6 +45,9 @@ func (a *agent) dialApp(ctx context.Context, client net.Conn, port uint16) (net.
 
 // dialLaptop opens a relayed connection. Nothing of the client's has been sent when it fails.
 func (a *agent) dialLaptop(ctx context.Context, t *target, client net.Conn) (net.Conn, error) {
+	if t.skipped() {
+		return nil, errors.New("the laptop could not be reached a moment ago")
+	}
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
 	d := tls.Dialer{Config: a.tls}

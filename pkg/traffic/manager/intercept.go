@@ -85,8 +85,12 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
+	over, left, err := r.expired(ctx, &i)
+	if over || err != nil {
+		return ctrl.Result{}, err
+	}
 	before := i.Status.DeepCopy()
-	err := r.advance(ctx, &i)
+	err = r.advance(ctx, &i)
 	if no, ok := err.(refusal); ok { //nolint:errorlint // made here, never wrapped
 		r.agents.set(string(i.UID), nil)
 		set(&i, detour.PhaseRefused, metav1.ConditionFalse, no.reason, no.message)
@@ -101,7 +105,11 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 		}
 	}
 	if i.Status.Phase == detour.PhaseActive || i.Status.Phase == detour.PhaseRefused {
-		return ctrl.Result{RequeueAfter: 30 * time.Second}, nil
+		again := 30 * time.Second
+		if left > 0 {
+			again = min(again, left+10*time.Millisecond)
+		}
+		return ctrl.Result{RequeueAfter: again}, nil
 	}
 	return ctrl.Result{RequeueAfter: time.Second}, nil
 }
@@ -178,9 +186,12 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if err != nil {
 		return err
 	}
+	fails := i.Spec.OnFailure == detour.OnFailureError
 	if !session.Status.Connected {
-		r.agents.set(string(i.UID), nil)
-		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, "the laptop is silent: the cluster's pods answer until it is back")
+		if !fails {
+			r.agents.set(string(i.UID), nil)
+		}
+		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, gone(fails))
 		return nil
 	}
 	with, without := map[string]bool{}, 0
@@ -210,7 +221,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if len(session.Status.Addresses) == 0 {
 		return nil
 	}
-	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match})
+	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails})
 	confirmed, ready := 0, 0
 	for _, p := range pods {
 		if !podReady(&p) {
@@ -228,6 +239,26 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	}
 	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s sends its traffic to %s", target.name(), i.Status.Laptop))
 	return nil
+}
+
+func gone(fails bool) string {
+	if fails {
+		return "the laptop is silent: its traffic gets errors until it is back"
+	}
+	return "the laptop is silent: the cluster's pods answer until it is back"
+}
+
+// expired deletes an intercept whose time is over, and else says how long it has left.
+func (r *interceptReconciler) expired(ctx context.Context, i *detour.Intercept) (over bool, left time.Duration, err error) {
+	if i.Spec.TTL == nil {
+		return false, 0, nil
+	}
+	if left = time.Until(i.CreationTimestamp.Add(i.Spec.TTL.Duration)); left > 0 {
+		return false, left, nil
+	}
+	r.agents.set(string(i.UID), nil)
+	r.options.Log.Info("deleting an intercept whose time is over", "intercept", client.ObjectKeyFromObject(i), "ttl", i.Spec.TTL.Duration)
+	return true, 0, client.IgnoreNotFound(r.Delete(ctx, i))
 }
 
 // suspend gives the traffic back and waits until the agents have confirmed it.

@@ -374,14 +374,15 @@ func (x *Config) GetIntercepts() []*Intercept {
 }
 
 type Intercept struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`                                       // UID of the Intercept object
-	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`                                    // the app's port number
-	RelayAddress  string                 `protobuf:"bytes,3,opt,name=relay_address,json=relayAddress,proto3" json:"relay_address,omitempty"` // host:port of the relay of the manager pod that owns the session
-	Token         []byte                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                                   // opens relayed connections for this intercept, this agent and this manager only
-	Match         *Match                 `protobuf:"bytes,5,opt,name=match,proto3" json:"match,omitempty"`                                   // absent: everything on the port
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Uid            string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`                                                // UID of the Intercept object
+	Port           uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`                                             // the app's port number
+	RelayAddress   string                 `protobuf:"bytes,3,opt,name=relay_address,json=relayAddress,proto3" json:"relay_address,omitempty"`          // host:port of the relay of the manager pod that owns the session
+	Token          []byte                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                                            // opens relayed connections for this intercept, this agent and this manager only
+	Match          *Match                 `protobuf:"bytes,5,opt,name=match,proto3" json:"match,omitempty"`                                            // absent: everything on the port
+	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"` // not the app but an error, when the laptop cannot be had
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Intercept) Reset() {
@@ -447,6 +448,13 @@ func (x *Intercept) GetMatch() *Match {
 		return x.Match
 	}
 	return nil
+}
+
+func (x *Intercept) GetErrorOnFailure() bool {
+	if x != nil {
+		return x.ErrorOnFailure
+	}
+	return false
 }
 
 // Match selects requests; all conditions must hold. What they mean is in pkg/traffic/route.
@@ -688,13 +696,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"generation\x12:\n" +
 	"\n" +
 	"intercepts\x18\x02 \x03(\v2\x1a.detour.agent.v1.InterceptR\n" +
-	"intercepts\"\x9a\x01\n" +
+	"intercepts\"\xc4\x01\n" +
 	"\tIntercept\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
 	"\rrelay_address\x18\x03 \x01(\tR\frelayAddress\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\fR\x05token\x12,\n" +
-	"\x05match\x18\x05 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\"\xd4\x01\n" +
+	"\x05match\x18\x05 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\x12(\n" +
+	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\"\xd4\x01\n" +
 	"\x05Match\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x125\n" +
 	"\aheaders\x18\x02 \x03(\v2\x1b.detour.agent.v1.ValueMatchR\aheaders\x121\n" +

@@ -621,13 +621,15 @@ func (x *Intercept) GetServicePort() uint32 {
 }
 
 type InterceptRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
-	LocalPort     uint32                 `protobuf:"varint,2,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
-	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`   // service port name or number; empty when the service has one
-	Match         *v1.Match              `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"` // absent: everything
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Service        string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	LocalPort      uint32                 `protobuf:"varint,2,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
+	Port           string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`                                // service port name or number; empty when the service has one
+	Match          *v1.Match              `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`                              // absent: everything
+	TtlSeconds     int64                  `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: as long as the session
+	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InterceptRequest) Reset() {
@@ -686,6 +688,20 @@ func (x *InterceptRequest) GetMatch() *v1.Match {
 		return x.Match
 	}
 	return nil
+}
+
+func (x *InterceptRequest) GetTtlSeconds() int64 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *InterceptRequest) GetErrorOnFailure() bool {
+	if x != nil {
+		return x.ErrorOnFailure
+	}
+	return false
 }
 
 type InterceptResponse struct {
@@ -988,13 +1004,16 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0econtainer_port\x18\v \x01(\rR\rcontainerPort\x12\x1a\n" +
 	"\brequests\x18\f \x01(\tR\brequests\x12\x1a\n" +
 	"\bpersonal\x18\r \x01(\bR\bpersonal\x12!\n" +
-	"\fservice_port\x18\x0e \x01(\rR\vservicePort\"\x8d\x01\n" +
+	"\fservice_port\x18\x0e \x01(\rR\vservicePort\"\xd8\x01\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
 	"local_port\x18\x02 \x01(\rR\tlocalPort\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\tR\x04port\x12,\n" +
-	"\x05match\x18\x04 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\"\x84\x01\n" +
+	"\x05match\x18\x04 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\x12\x1f\n" +
+	"\vttl_seconds\x18\x05 \x01(\x03R\n" +
+	"ttlSeconds\x12(\n" +
+	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\"\x84\x01\n" +
 	"\x11InterceptResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x12\x18\n" +
 	"\awarning\x18\x02 \x01(\tR\awarning\x129\n" +

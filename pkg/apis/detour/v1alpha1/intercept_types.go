@@ -8,7 +8,7 @@ import (
 // InterceptSpec asks for the traffic of one port of one service. Only Suspend may change.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.match) == has(oldSelf.match) && (!has(self.match) || self.match == oldSelf.match)",message="only suspend can change; delete the intercept and create a new one"
-// +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && self.service == oldSelf.service && self.localPort == oldSelf.localPort && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
+// +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && self.service == oldSelf.service && self.localPort == oldSelf.localPort && self.onFailure == oldSelf.onFailure && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
 type InterceptSpec struct {
 	// Session is the name of the Session, in the same namespace, whose laptop gets the traffic.
 	// +kubebuilder:validation:MinLength=1
@@ -26,11 +26,28 @@ type InterceptSpec struct {
 	// Match selects the requests that go to the laptop. When it is absent the intercept is global: everything does.
 	// +optional
 	Match *Match `json:"match,omitempty"`
+	// TTL ends the intercept so long after its creation; it is deleted. Absent: it lives as long as its session.
+	// +optional
+	TTL *metav1.Duration `json:"ttl,omitempty"`
+	// OnFailure says who answers when the laptop cannot: the app (Fallback), or nobody, with an error (Error).
+	// +kubebuilder:default=Fallback
+	OnFailure OnFailure `json:"onFailure,omitempty"`
 	// Suspend gives the traffic back to the cluster without deleting the intercept; `detour leave` sets it first, so that
 	// it can wait until every agent has switched before the laptop stops answering.
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
 }
+
+// OnFailure is what becomes of traffic whose laptop cannot be had.
+//
+// +kubebuilder:validation:Enum=Fallback;Error
+type OnFailure string
+
+// The ways to fail.
+const (
+	OnFailureFallback OnFailure = "Fallback"
+	OnFailureError    OnFailure = "Error"
+)
 
 // Match selects HTTP requests; all that is given must hold.
 //

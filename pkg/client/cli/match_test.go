@@ -1,0 +1,53 @@
+package cli
+
+import (
+	"testing"
+
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/pkg/traffic/route"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+func TestMatchFlags(t *testing.T) {
+	t.Setenv("SUDO_USER", "alice")
+	for _, c := range []struct {
+		args []string
+		want string // in words
+		curl string
+	}{
+		{nil, "all requests", ""},
+		{[]string{"--me"}, "requests of alice", "curl -H 'x-detour-for: alice' http://catalog.shop/"},
+		{[]string{"--header", "x-dev=al ice", "--header", "x-debug"}, "header x-dev=al ice, header x-debug", "curl -H 'x-dev: al ice' -H 'x-debug: 1' http://catalog.shop/"},
+		{[]string{"--header", "x-dev~=al.*"}, "header x-dev~=al.*", ""},
+		{[]string{"--header", "x-dev=it's"}, "header x-dev=it's", `curl -H 'x-dev: it'\''s' http://catalog.shop/`},
+		{[]string{"--path-prefix", "/api", "--query", "dev=alice", "--method", "post,put"}, "query dev=alice, paths under /api, method POST or PUT", "curl -X POST 'http://catalog.shop/api?dev=alice'"},
+		{[]string{"--path", "/a", "--header", "x=y=z"}, "header x=y=z, path /a", "curl -H 'x: y=z' http://catalog.shop/a"},
+	} {
+		var m matchFlags
+		f := pflag.NewFlagSet("", pflag.ContinueOnError)
+		m.add(f)
+		require.NoError(t, f.Parse(c.args))
+		match, err := m.match()
+		require.NoError(t, err)
+		assert.Equal(t, c.want, route.Describe(match))
+		if match != nil {
+			assert.Equal(t, c.curl, curl(match, &daemonv1.Intercept{Service: "catalog", Namespace: "shop", ServicePort: 80}))
+		}
+	}
+	for said, args := range map[string][]string{
+		"NAME=VALUE":     {"--header", "=alice"},
+		"not both":       {"--path", "/a", "--path-prefix", "/b"},
+		"does not begin": {"--path", "a"},
+		"missing":        {"--header", "x~=("},
+	} {
+		var m matchFlags
+		f := pflag.NewFlagSet("", pflag.ContinueOnError)
+		m.add(f)
+		require.NoError(t, f.Parse(args))
+		_, err := m.match()
+		assert.ErrorContains(t, err, said)
+	}
+}
