@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -29,18 +30,42 @@ type developerLaptop struct {
 
 func newDeveloper(t *testing.T, i int, name string) *developerLaptop {
 	t.Helper()
+	d := newIdleDeveloper(t, i)
+	l := d.Laptop
+	service := l.Command(context.Background(), filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "catalog"))
+	service.Env = append(service.Env, "EDITION="+name, "LISTEN=127.0.0.1:18080")
+	require.NoError(t, service.Start())
+	t.Cleanup(func() { _ = service.Process.Kill(); _ = service.Wait() })
+	return d
+}
+
+// newIdleDeveloper is a laptop on which nothing runs yet.
+func newIdleDeveloper(t *testing.T, i int) *developerLaptop {
+	t.Helper()
 	l, err := laptop.New(t.Context(), i)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.Close()) })
 	d := &developerLaptop{Laptop: l, t: t}
 	d.config, err = l.Kubeconfig("")
 	require.NoError(t, err)
-	service := l.Command(context.Background(), filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "catalog"))
-	service.Env = append(service.Env, "EDITION="+name, "LISTEN=127.0.0.1:18080")
-	require.NoError(t, service.Start())
-	t.Cleanup(func() { _ = service.Process.Kill(); _ = service.Wait() })
 	t.Cleanup(func() { _, _ = d.try("quit") })
 	return d
+}
+
+// count serves HTTP on the laptop and counts the requests.
+func (d *developerLaptop) count(port int) *atomic.Int64 {
+	d.t.Helper()
+	var l net.Listener
+	require.NoError(d.t, d.Do(func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		return err
+	}))
+	var n atomic.Int64
+	s := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { n.Add(1); w.WriteHeader(http.StatusTeapot) })}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = s.Serve(l) })
+	d.t.Cleanup(func() { _ = s.Close(); serving.Wait() })
+	return &n
 }
 
 func (d *developerLaptop) try(args ...string) (string, error) {
@@ -135,6 +160,10 @@ func TestPersonalIntercepts(t *testing.T) {
 	require.Contains(t, detour(t, "list", "-n", "shop"), "header x-dev=bob")
 	require.Contains(t, kubectl(t, "-n", "shop", "get", "intercepts"), "header x-dev=alice")
 
+	tapping := newIdleDeveloper(t, 2)
+	copies := tapping.count(18080)
+	require.Contains(t, tapping.detour("intercept", "catalog", "--port", "18080", "--mode", "wiretap", "-n", "shop"), "copies of all requests")
+
 	t.Run("64 connections, rolled out and scaled", func(t *testing.T) {
 		stop := mixed(64, "alice", "bob", "carol", "")
 		kubectl(t, "-n", "shop", "rollout", "restart", "deployment/catalog")
@@ -147,7 +176,16 @@ func TestPersonalIntercepts(t *testing.T) {
 		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
 		n, wrong := stop()
 		require.Empty(t, wrong)
-		t.Logf("%d requests", n)
+		t.Logf("%d requests, %d copies", n, copies.Load())
+		require.Greater(t, copies.Load(), int64(n)/2, "the wiretap got its copies, of what was not more than it could take")
+	})
+
+	t.Run("a wiretap that vanishes", func(t *testing.T) {
+		stop := mixed(16, "alice", "bob", "carol", "")
+		require.NoError(t, syscall.Kill(tapping.daemonPID(), syscall.SIGKILL))
+		time.Sleep(3 * time.Second)
+		_, wrong := stop()
+		require.Empty(t, wrong)
 	})
 
 	t.Run("a global one takes the rest", func(t *testing.T) {

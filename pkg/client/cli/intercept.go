@@ -16,7 +16,7 @@ func (a *app) interceptCommand() *cobra.Command {
 	var ports []string
 	var only matchFlags
 	var ttl time.Duration
-	var onFailure string
+	var onFailure, mode string
 	cmd := &cobra.Command{
 		Use: "intercept SERVICE --port LOCAL[:REMOTE]", Short: "Send a service's traffic, or only your requests, to a port of this laptop", Args: cobra.ExactArgs(1),
 		Long: `Sends the traffic of one port of a service to 127.0.0.1:LOCAL. REMOTE is the service's port, by number or name; it may be left out when
@@ -26,6 +26,7 @@ Connects first when nothing is connected. Returns when the traffic really flows.
 		Example: `  detour intercept catalog --port 8080
   detour intercept catalog --port 18080:http -n shop
   detour intercept catalog --port 8080 --me
+  detour intercept catalog --port 8080 --mode wiretap
   detour intercept catalog --port 8080 --header x-dev=alice --path-prefix /api`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.checkOutput(); err != nil {
@@ -41,6 +42,9 @@ Connects first when nothing is connected. Returns when the traffic really flows.
 			if onFailure != "fallback" && onFailure != "error" {
 				return fmt.Errorf("--on-failure %s is not known: use fallback (the cluster's pods answer) or error", onFailure)
 			}
+			if mode != "intercept" && mode != "wiretap" {
+				return fmt.Errorf("--mode %s is not known: use intercept or wiretap (a copy of the requests; the cluster's pods answer)", mode)
+			}
 			var requests []*daemonv1.InterceptRequest
 			for _, port := range ports {
 				local, remote, err := parsePort(port)
@@ -51,7 +55,7 @@ Connects first when nothing is connected. Returns when the traffic really flows.
 					return fmt.Errorf("--port %s: with several ports say for each which of the service's it is, as in --port 8080:http --port 9090:grpc", port)
 				}
 				requests = append(requests, &daemonv1.InterceptRequest{
-					Service: args[0], LocalPort: local, Port: remote, Match: match, TtlSeconds: int64(ttl / time.Second), ErrorOnFailure: onFailure == "error",
+					Service: args[0], LocalPort: local, Port: remote, Match: match, TtlSeconds: int64(ttl / time.Second), ErrorOnFailure: onFailure == "error", Wiretap: mode == "wiretap",
 				})
 			}
 			return a.intercept(cmd.Context(), requests)
@@ -61,6 +65,7 @@ Connects first when nothing is connected. Returns when the traffic really flows.
 	cmd.Flags().DurationVar(&ttl, "ttl", 0, "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
 	cmd.Flags().StringVar(&onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
 	_ = cmd.MarkFlagRequired("port")
+	cmd.Flags().StringVar(&mode, "mode", "intercept", "intercept, or wiretap for a copy of the requests while the cluster's pods answer")
 	only.add(cmd.Flags())
 	a.outputFlag(cmd)
 	a.managerFlag(cmd)
@@ -139,7 +144,11 @@ func (a *app) interceptOne(ctx context.Context, client daemonv1.DaemonServiceCli
 }
 
 func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept) {
-	fmt.Fprintf(w, "intercepted: service %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
+	did := "intercepted"
+	if i.Wiretap {
+		did = "tapped"
+	}
+	fmt.Fprintf(w, did+": service %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
 	if !i.Personal {
 		return
 	}

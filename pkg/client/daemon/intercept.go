@@ -49,6 +49,9 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 	if req.TtlSeconds > 0 {
 		i.Spec.TTL = &metav1.Duration{Duration: time.Duration(req.TtlSeconds) * time.Second}
 	}
+	if req.Wiretap {
+		i.Spec.Mode = detour.ModeWiretap
+	}
 	if req.ErrorOnFailure {
 		i.Spec.OnFailure = detour.OnFailureError
 	}
@@ -105,6 +108,9 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 }
 
 func whoAnswers(req *daemonv1.InterceptRequest) string {
+	if req.Wiretap {
+		return "the copies are dropped"
+	}
 	if req.ErrorOnFailure {
 		return "nobody answers"
 	}
@@ -176,7 +182,7 @@ func (s *session) leaveOne(ctx context.Context, name string) (*daemonv1.Intercep
 func describe(i *detour.Intercept) *daemonv1.Intercept {
 	d := &daemonv1.Intercept{
 		Name: i.Name, Namespace: i.Namespace, Service: i.Spec.Service, LocalPort: uint32(i.Spec.LocalPort), Phase: string(i.Status.Phase),
-		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, ServicePort: uint32(i.Status.ServicePort),
+		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, Wiretap: i.Spec.Mode == detour.ModeWiretap, ServicePort: uint32(i.Status.ServicePort),
 	}
 	if i.Spec.Port != nil {
 		d.Port = i.Spec.Port.String()

@@ -31,6 +31,7 @@ type exchange struct {
 	port   uint16
 	// upstreams that are open, by route; nil is the app.
 	upstreams map[*target]*link
+	taps      map[*target]*tap
 }
 
 // link is one side: reading from it first sends on what was gathered for the other side.
@@ -70,7 +71,7 @@ func (p *prefixed) Read(b []byte) (int, error) {
 }
 
 func (a *agent) newExchange(client net.Conn, port uint16, first []byte) *exchange {
-	return &exchange{agent: a, client: newLink(client, first), local: client, port: port, upstreams: map[*target]*link{}}
+	return &exchange{agent: a, client: newLink(client, first), local: client, port: port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}}
 }
 
 // serve goes on until one side ends the connection.
@@ -78,6 +79,9 @@ func (e *exchange) serve(ctx context.Context) {
 	defer func() {
 		for _, u := range e.upstreams {
 			_ = u.Close()
+		}
+		for _, t := range e.taps {
+			t.end()
 		}
 	}()
 	for {
@@ -104,7 +108,9 @@ func (e *exchange) serve(ctx context.Context) {
 
 // one is one request and its answers. It says whether the connection goes on.
 func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, err error) {
-	want := e.agent.choose(e.port, &route.Request{Method: request.Method, Target: request.Target, Values: request.Values})
+	asked := &route.Request{Method: request.Method, Target: request.Target, Values: request.Values}
+	want := e.agent.choose(e.port, asked)
+	copies := e.copies(ctx, asked)
 	for attempt := 0; ; attempt++ {
 		up, key, err := e.upstream(ctx, want)
 		if errors.Is(err, errLaptop) {
@@ -113,17 +119,30 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 		if err != nil {
 			return false, err
 		}
-		again, lost, err := e.with(up, request)
+		again, lost, err := e.with(up, request, copies)
 		if again && err == nil {
 			return true, nil
 		}
 		_ = up.Close()
 		delete(e.upstreams, key)
 		if lost && attempt == 0 {
-			continue // a kept connection that was just being closed, and nothing of the client's is gone
+			copies = nil // they have it
+			continue     // a kept connection that was just being closed, and nothing of the client's is gone
 		}
 		return false, err
 	}
+}
+
+// copies are the laptops that get a copy of a request. A copy never fails and never waits.
+func (e *exchange) copies(ctx context.Context, r *route.Request) []io.Writer {
+	var all []io.Writer
+	for _, t := range e.agent.tapped(e.port, r) {
+		if e.taps[t] == nil || e.taps[t].broken() {
+			e.taps[t] = e.agent.newTap(ctx, t, e.local)
+		}
+		all = append(all, e.taps[t])
+	}
+	return all
 }
 
 // unavailable answers in place of a laptop that cannot be had, where the app shall not.
@@ -140,15 +159,19 @@ func (e *exchange) unavailable() error {
 
 // with exchanges request and answers with an upstream. lost says that the upstream was gone before anything came of it, and that the
 // request can be sent again.
-func (e *exchange) with(up *link, request *http1.Head) (again, lost bool, err error) {
+func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (again, lost bool, err error) {
 	kept := up.used
 	up.used = true
 	up.to, e.client.to = e.client, up
 	var sending sync.WaitGroup
 	var sent error
+	var to io.Writer = up.w
+	if len(copies) > 0 {
+		to = io.MultiWriter(append([]io.Writer{up.w}, copies...)...)
+	}
 	send := func() {
-		if _, sent = up.w.Write(request.Raw); sent == nil {
-			sent = http1.CopyBody(up.w, e.client.r, request)
+		if _, sent = to.Write(request.Raw); sent == nil {
+			sent = http1.CopyBody(to, e.client.r, request)
 		}
 		if flushed := up.w.Flush(); sent == nil {
 			sent = flushed

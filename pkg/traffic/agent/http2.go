@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"sync"
+	"time"
 
 	"github.com/detour-dev/detour/pkg/traffic/route"
 )
@@ -23,6 +24,49 @@ type http2Server struct {
 	once   sync.Once
 	done   sync.WaitGroup
 	app    transport
+	ctx    context.Context // of what outlives its client: copies
+	cancel context.CancelFunc
+
+	mu   sync.Mutex
+	open map[*upstreamConn]struct{} // to laptops and to the app
+}
+
+// upstreamConn is a pooled connection of a target, or of the app.
+type upstreamConn struct {
+	net.Conn
+	of     *target
+	server *http2Server
+}
+
+func (c *upstreamConn) Close() error {
+	c.server.mu.Lock()
+	delete(c.server.open, c)
+	c.server.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// keep remembers a connection that is pooled.
+func (s *http2Server) keep(c net.Conn, of *target) net.Conn {
+	kept := &upstreamConn{Conn: c, of: of, server: s}
+	s.mu.Lock()
+	s.open[kept] = struct{}{}
+	s.mu.Unlock()
+	return kept
+}
+
+// closeUpstreams closes the pooled connections of a target, or all.
+func (s *http2Server) closeUpstreams(which func(*target) bool) {
+	s.mu.Lock()
+	var closing []*upstreamConn
+	for c := range s.open {
+		if which(c.of) {
+			closing = append(closing, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range closing {
+		_ = c.Close()
+	}
 }
 
 // transport keeps connections to one upstream.
@@ -56,10 +100,14 @@ func (c *http2Conn) Close() error {
 
 type clientKey struct{}
 
+// drainTimeout is how long a stream may go on after its intercept has ended.
+const drainTimeout = 10 * time.Second
+
 const maxStreams = 1 << 20 // how many there may be at once the app says
 
 func newHTTP2Server(a *agent) *http2Server {
-	s := &http2Server{agent: a, conns: make(chan net.Conn), closed: make(chan struct{})}
+	s := &http2Server{agent: a, conns: make(chan net.Conn), closed: make(chan struct{}), open: map[*upstreamConn]struct{}{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	s.server = &http.Server{
@@ -83,7 +131,11 @@ func newHTTP2Server(a *agent) *http2Server {
 		if client == nil {
 			return nil, errors.New("no client")
 		}
-		return a.dialApp(ctx, client, client.port)
+		c, err := a.dialApp(ctx, client, client.port)
+		if err != nil {
+			return nil, err
+		}
+		return s.keep(c, nil), nil
 	})
 	return s
 }
@@ -123,19 +175,15 @@ func (s *http2Server) RoundTrip(r *http.Request) (*http.Response, error) {
 	if client == nil {
 		return nil, errors.New("no client")
 	}
-	want := s.agent.choose(client.port, &route.Request{Method: r.Method, Target: r.URL.RequestURI(), Values: r.Header.Values})
+	request := &route.Request{Method: r.Method, Target: r.URL.RequestURI(), Values: r.Header.Values}
+	for _, tap := range s.agent.tapped(client.port, request) {
+		s.tap(r, tap, client)
+	}
+	want := s.agent.choose(client.port, request)
 	if want == nil {
 		return s.app.RoundTrip(r)
 	}
-	want.pool.Do(func() {
-		want.transport = newTransport(func(ctx context.Context) (net.Conn, error) {
-			c, err := s.agent.dialLaptop(ctx, want, client)
-			if err != nil {
-				return nil, errors.Join(errLaptop, err)
-			}
-			return c, nil
-		})
-	})
+	want.connect(s.agent, client)
 	first := r.Clone(r.Context())
 	if r.Body != nil {
 		first.Body = io.NopCloser(r.Body) // nothing is read of it when the dial fails
@@ -147,12 +195,53 @@ func (s *http2Server) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, err
 }
 
-// drop forgets an intercept that has ended: what is under way is finished.
-func (t *target) drop() {
-	t.pool.Do(func() {})
-	if t.transport != nil {
-		t.transport.CloseIdleConnections()
+// tap sends a copy of a request to a laptop, of the body as much as it takes in time, and drops the answer.
+func (s *http2Server) tap(r *http.Request, t *target, client *http2Conn) {
+	t.connect(s.agent, client)
+	// The copy outlives the request by as long as it takes to hand over what was gathered.
+	ctx, cancel := context.WithTimeout(s.ctx, tapTimeout)
+	theirs := r.Clone(ctx)
+	copied := newTapBuffer()
+	theirs.Body = copied
+	if r.Body == nil || r.Body == http.NoBody {
+		theirs.Body = http.NoBody
+		copied.end()
+	} else {
+		r.Body = &teed{ReadCloser: r.Body, tap: copied}
 	}
+	s.agent.conns.Go(func() {
+		defer cancel()
+		answer, err := t.transport.RoundTrip(theirs)
+		if err != nil {
+			s.agent.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
+			return
+		}
+		_, _ = io.Copy(io.Discard, answer.Body)
+		_ = answer.Body.Close()
+	})
+}
+
+// connect makes the transport to a laptop.
+func (t *target) connect(a *agent, client net.Conn) {
+	t.pool.Do(func() {
+		t.transport = newTransport(func(ctx context.Context) (net.Conn, error) {
+			c, err := a.dialLaptop(ctx, t, client)
+			if err != nil {
+				return nil, errors.Join(errLaptop, err)
+			}
+			return a.http2.keep(c, t), nil
+		})
+	})
+}
+
+// drop forgets an intercept that has ended. What is under way has as long to finish as the laptop gives it.
+func (s *http2Server) drop(t *target) {
+	t.pool.Do(func() {})
+	if t.transport == nil {
+		return
+	}
+	t.transport.CloseIdleConnections()
+	time.AfterFunc(drainTimeout, func() { s.closeUpstreams(func(of *target) bool { return of == t }) })
 }
 
 // serve carries one connection to its end.
@@ -188,16 +277,9 @@ func (s *http2Server) Addr() net.Addr { return &net.TCPAddr{} }
 
 func (s *http2Server) close() {
 	s.start.Do(func() {})
+	s.cancel()
 	_ = s.server.Close()
 	_ = s.Close()
 	s.done.Wait()
-	s.app.CloseIdleConnections()
-	for _, t := range *s.agent.tables.Load() {
-		for _, p := range t.personal {
-			p.drop()
-		}
-		if t.global != nil {
-			t.global.drop()
-		}
-	}
+	s.closeUpstreams(func(*target) bool { return true })
 }

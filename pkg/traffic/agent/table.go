@@ -17,6 +17,7 @@ import (
 type table struct {
 	global   *target   // takes everything that is nobody's; nil when there is none
 	personal []*target // most specific first
+	taps     []*target // get copies
 }
 
 // target is an intercept in force.
@@ -41,13 +42,39 @@ func (a *agent) table(port uint16) *table { return (*a.tables.Load())[port] }
 // diverted says whether what begins now on a port is not simply the app's.
 func (a *agent) diverted(port uint16) bool {
 	t := a.table(port)
-	return t != nil && (len(t.personal) > 0 || (t.global != nil && !t.global.out()))
+	return t != nil && (t.byRequest() || (t.global != nil && !t.global.out()))
 }
 
 // personal says whether a port has to be looked at request by request.
 func (a *agent) personal(port uint16) bool {
 	t := a.table(port)
-	return t != nil && len(t.personal) > 0
+	return t != nil && t.byRequest()
+}
+
+func (t *table) byRequest() bool { return len(t.personal)+len(t.taps) > 0 }
+
+// all are the targets of a port.
+func (t *table) all() []*target {
+	all := slices.Concat(t.personal, t.taps)
+	if t.global != nil {
+		all = append(all, t.global)
+	}
+	return all
+}
+
+// tapped are the wiretaps that get a copy of a request.
+func (a *agent) tapped(port uint16, r *route.Request) []*target {
+	t := a.table(port)
+	if t == nil || len(t.taps) == 0 {
+		return nil
+	}
+	var all []*target
+	for _, tap := range t.taps {
+		if (tap.match == nil || tap.match.Matches(r)) && !tap.skipped() {
+			all = append(all, tap)
+		}
+	}
+	return all
 }
 
 // wanted is the intercept that takes whatever comes on a port, or nil for the app.
@@ -79,10 +106,8 @@ func (a *agent) choose(port uint16, r *route.Request) *target {
 func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
 	old := map[string]*target{}
 	for _, t := range *a.tables.Load() {
-		for _, o := range append(slices.Clone(t.personal), t.global) {
-			if o != nil {
-				old[o.Uid] = o
-			}
+		for _, o := range t.all() {
+			old[o.Uid] = o
 		}
 	}
 	tables := map[uint16]*table{}
@@ -106,9 +131,12 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
 		} else {
 			delete(old, i.Uid)
 		}
-		if now.match == nil {
+		switch {
+		case i.Wiretap:
+			tables[port].taps = append(tables[port].taps, now)
+		case now.match == nil:
 			tables[port].global = now
-		} else {
+		default:
 			tables[port].personal = append(tables[port].personal, now)
 		}
 	}
@@ -119,7 +147,7 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
 	}
 	a.tables.Store(&tables)
 	for _, gone := range old {
-		gone.drop()
+		a.http2.drop(gone)
 	}
 	select {
 	case a.changed <- struct{}{}:

@@ -35,6 +35,7 @@ type desired struct {
 	pods      map[string]bool // UIDs of the pods it applies to
 	address   string          // the laptop's VIF address
 	match     *agentv1.Match  // nil for everything
+	wiretap   bool            // copies only
 	errors    bool            // an error and not the app, when the laptop cannot be had
 }
 
@@ -216,7 +217,7 @@ func (a *agents) configOf(s *agentState) *agentv1.Config {
 		}
 		tokens[uid] = token
 		config.Intercepts = append(config.Intercepts, &agentv1.Intercept{
-			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)), Match: d.match, ErrorOnFailure: d.errors,
+			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)), Match: d.match, ErrorOnFailure: d.errors, Wiretap: d.wiretap,
 		})
 	}
 	s.tokens = tokens

@@ -158,6 +158,9 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	i.Status.Workload = &detour.WorkloadRef{Kind: target.kind, Name: target.object.GetName()}
 	match := route.FromSpec(i.Spec.Match)
 	i.Status.Requests = route.Describe(match)
+	if i.Spec.Mode == detour.ModeWiretap {
+		i.Status.Requests = "copies of " + i.Status.Requests
+	}
 	if match != nil {
 		if _, err := route.Compile(match); err != nil {
 			return refuse(detour.ReasonUnsupported, "%s", err)
@@ -221,7 +224,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if len(session.Status.Addresses) == 0 {
 		return nil
 	}
-	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails})
+	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap})
 	confirmed, ready := 0, 0
 	for _, p := range pods {
 		if !podReady(&p) {
@@ -237,7 +240,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.name(), confirmed, ready))
 		return nil
 	}
-	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s sends its traffic to %s", target.name(), i.Status.Laptop))
+	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s sends %s to %s", target.name(), i.Status.Requests, i.Status.Laptop))
 	return nil
 }
 
@@ -285,6 +288,9 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 		return err
 	}
 	for _, other := range list.Items {
+		if i.Spec.Mode == detour.ModeWiretap || other.Spec.Mode == detour.ModeWiretap {
+			continue // copies take nothing from anybody
+		}
 		if other.UID == i.UID || other.Spec.Suspend || other.Status.Phase == detour.PhaseRefused || other.Status.Workload == nil || !other.DeletionTimestamp.IsZero() {
 			continue
 		}

@@ -380,6 +380,7 @@ type Intercept struct {
 	RelayAddress   string                 `protobuf:"bytes,3,opt,name=relay_address,json=relayAddress,proto3" json:"relay_address,omitempty"`          // host:port of the relay of the manager pod that owns the session
 	Token          []byte                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                                            // opens relayed connections for this intercept, this agent and this manager only
 	Match          *Match                 `protobuf:"bytes,5,opt,name=match,proto3" json:"match,omitempty"`                                            // absent: everything on the port
+	Wiretap        bool                   `protobuf:"varint,7,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                                       // the laptop gets copies of requests, the app answers
 	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"` // not the app but an error, when the laptop cannot be had
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -448,6 +449,13 @@ func (x *Intercept) GetMatch() *Match {
 		return x.Match
 	}
 	return nil
+}
+
+func (x *Intercept) GetWiretap() bool {
+	if x != nil {
+		return x.Wiretap
+	}
+	return false
 }
 
 func (x *Intercept) GetErrorOnFailure() bool {
@@ -696,13 +704,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"generation\x12:\n" +
 	"\n" +
 	"intercepts\x18\x02 \x03(\v2\x1a.detour.agent.v1.InterceptR\n" +
-	"intercepts\"\xc4\x01\n" +
+	"intercepts\"\xde\x01\n" +
 	"\tIntercept\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
 	"\rrelay_address\x18\x03 \x01(\tR\frelayAddress\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\fR\x05token\x12,\n" +
-	"\x05match\x18\x05 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\x12(\n" +
+	"\x05match\x18\x05 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\x12\x18\n" +
+	"\awiretap\x18\a \x01(\bR\awiretap\x12(\n" +
 	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\"\xd4\x01\n" +
 	"\x05Match\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x125\n" +

@@ -488,6 +488,7 @@ type Intercept struct {
 	Requests      string                 `protobuf:"bytes,12,opt,name=requests,proto3" json:"requests,omitempty"`  // which go to the laptop, in words
 	Personal      bool                   `protobuf:"varint,13,opt,name=personal,proto3" json:"personal,omitempty"` // not all of them
 	ServicePort   uint32                 `protobuf:"varint,14,opt,name=service_port,json=servicePort,proto3" json:"service_port,omitempty"`
+	Wiretap       bool                   `protobuf:"varint,15,opt,name=wiretap,proto3" json:"wiretap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -620,6 +621,13 @@ func (x *Intercept) GetServicePort() uint32 {
 	return 0
 }
 
+func (x *Intercept) GetWiretap() bool {
+	if x != nil {
+		return x.Wiretap
+	}
+	return false
+}
+
 type InterceptRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Service        string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -628,6 +636,7 @@ type InterceptRequest struct {
 	Match          *v1.Match              `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`                              // absent: everything
 	TtlSeconds     int64                  `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: as long as the session
 	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"`
+	Wiretap        bool                   `protobuf:"varint,7,opt,name=wiretap,proto3" json:"wiretap,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -700,6 +709,13 @@ func (x *InterceptRequest) GetTtlSeconds() int64 {
 func (x *InterceptRequest) GetErrorOnFailure() bool {
 	if x != nil {
 		return x.ErrorOnFailure
+	}
+	return false
+}
+
+func (x *InterceptRequest) GetWiretap() bool {
+	if x != nil {
+		return x.Wiretap
 	}
 	return false
 }
@@ -987,7 +1003,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"since_unix\x18\x13 \x01(\x03R\tsinceUnix\x12\x1f\n" +
 	"\vrtt_seconds\x18\x14 \x01(\x01R\n" +
-	"rttSeconds\"\x8c\x03\n" +
+	"rttSeconds\"\xa6\x03\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -1004,7 +1020,8 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0econtainer_port\x18\v \x01(\rR\rcontainerPort\x12\x1a\n" +
 	"\brequests\x18\f \x01(\tR\brequests\x12\x1a\n" +
 	"\bpersonal\x18\r \x01(\bR\bpersonal\x12!\n" +
-	"\fservice_port\x18\x0e \x01(\rR\vservicePort\"\xd8\x01\n" +
+	"\fservice_port\x18\x0e \x01(\rR\vservicePort\x12\x18\n" +
+	"\awiretap\x18\x0f \x01(\bR\awiretap\"\xf2\x01\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
@@ -1013,7 +1030,8 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x05match\x18\x04 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\x12\x1f\n" +
 	"\vttl_seconds\x18\x05 \x01(\x03R\n" +
 	"ttlSeconds\x12(\n" +
-	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\"\x84\x01\n" +
+	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\x12\x18\n" +
+	"\awiretap\x18\a \x01(\bR\awiretap\"\x84\x01\n" +
 	"\x11InterceptResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x12\x18\n" +
 	"\awarning\x18\x02 \x01(\tR\awarning\x129\n" +

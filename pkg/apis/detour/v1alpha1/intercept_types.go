@@ -8,7 +8,7 @@ import (
 // InterceptSpec asks for the traffic of one port of one service. Only Suspend may change.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.match) == has(oldSelf.match) && (!has(self.match) || self.match == oldSelf.match)",message="only suspend can change; delete the intercept and create a new one"
-// +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && self.service == oldSelf.service && self.localPort == oldSelf.localPort && self.onFailure == oldSelf.onFailure && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
+// +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && self.service == oldSelf.service && self.localPort == oldSelf.localPort && self.onFailure == oldSelf.onFailure && self.mode == oldSelf.mode && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
 type InterceptSpec struct {
 	// Session is the name of the Session, in the same namespace, whose laptop gets the traffic.
 	// +kubebuilder:validation:MinLength=1
@@ -26,6 +26,9 @@ type InterceptSpec struct {
 	// Match selects the requests that go to the laptop. When it is absent the intercept is global: everything does.
 	// +optional
 	Match *Match `json:"match,omitempty"`
+	// Mode is what the laptop gets: the traffic (Intercept), or a copy of the requests (Wiretap), whose answers nobody sees.
+	// +kubebuilder:default=Intercept
+	Mode Mode `json:"mode,omitempty"`
 	// TTL ends the intercept so long after its creation; it is deleted. Absent: it lives as long as its session.
 	// +optional
 	TTL *metav1.Duration `json:"ttl,omitempty"`
@@ -37,6 +40,17 @@ type InterceptSpec struct {
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
 }
+
+// Mode is what an intercept does with traffic.
+//
+// +kubebuilder:validation:Enum=Intercept;Wiretap
+type Mode string
+
+// The modes.
+const (
+	ModeIntercept Mode = "Intercept"
+	ModeWiretap   Mode = "Wiretap"
+)
 
 // OnFailure is what becomes of traffic whose laptop cannot be had.
 //

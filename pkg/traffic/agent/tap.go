@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// tapLimit bounds what waits for a laptop that gets copies, in bytes for each of its connections. Beyond it the copy is dropped:
+	// the original is never slowed.
+	tapLimit = 256 << 10
+	// tapTimeout is how long a copy may take to be handed over, tapStall how long the laptop may take nothing of it.
+	tapTimeout = 30 * time.Second
+	tapStall   = 3 * time.Second
+)
+
+// errTapDropped ends a copy that its laptop did not take fast enough.
+var errTapDropped = errors.New("the laptop does not take its copies fast enough")
+
+// tapBuffer is a pipe whose writer never waits.
+type tapBuffer struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	waiting bytes.Buffer
+	err     error // what the reader gets after what waits
+}
+
+func newTapBuffer() *tapBuffer {
+	b := &tapBuffer{}
+	b.changed.L = &b.mu
+	return b
+}
+
+// Write takes all or nothing: after too much nothing more is copied.
+func (b *tapBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == nil && b.waiting.Len()+len(p) > tapLimit {
+		b.err = errTapDropped
+		b.waiting.Reset()
+	}
+	if b.err == nil {
+		b.waiting.Write(p)
+	}
+	b.changed.Broadcast()
+	return len(p), nil
+}
+
+func (b *tapBuffer) finish(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == nil {
+		b.err = err
+	}
+	b.changed.Broadcast()
+}
+
+func (b *tapBuffer) end() { b.finish(io.EOF) }
+
+// broken says whether nothing more can be copied.
+func (b *tapBuffer) broken() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err != nil
+}
+
+func (b *tapBuffer) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.waiting.Len() == 0 {
+		if b.err != nil {
+			return 0, b.err
+		}
+		b.changed.Wait()
+	}
+	return b.waiting.Read(p)
+}
+
+// Close implements io.Closer, for the reader.
+func (b *tapBuffer) Close() error {
+	b.finish(net.ErrClosed)
+	return nil
+}
+
+// teed is a body that is copied while it is read.
+type teed struct {
+	io.ReadCloser
+	tap *tapBuffer
+}
+
+func (t *teed) Read(p []byte) (int, error) {
+	n, err := t.ReadCloser.Read(p)
+	_, _ = t.tap.Write(p[:n])
+	if err != nil {
+		t.tap.finish(err)
+	}
+	return n, err
+}
+
+func (t *teed) Close() error {
+	t.tap.finish(io.ErrUnexpectedEOF)
+	return t.ReadCloser.Close()
+}
+
+// tap is the connection of an exchange to a laptop that gets copies. Requests follow one another as the client sent them; what the
+// laptop answers is dropped.
+type tap struct{ *tapBuffer }
+
+// newTap dials in the background: the original does not wait.
+func (a *agent) newTap(ctx context.Context, t *target, client net.Conn) *tap {
+	b := newTapBuffer()
+	a.conns.Go(func() {
+		c, err := a.dialLaptop(ctx, t, client)
+		if err != nil {
+			b.finish(err)
+			a.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
+			return
+		}
+		defer c.Close()
+		stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+		defer stop()
+		a.conns.Go(func() { _, _ = io.Copy(io.Discard, c); b.finish(io.ErrClosedPipe) })
+		if _, err := io.Copy(&stalling{c}, struct{ io.Reader }{b}); err != nil {
+			b.finish(err)
+			a.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
+			return
+		}
+		closeWrite(c)
+		_ = c.SetReadDeadline(time.Now().Add(lingering))
+	})
+	return &tap{b}
+}
+
+// stalling gives up a connection that takes nothing.
+type stalling struct{ net.Conn }
+
+func (s *stalling) Write(b []byte) (int, error) {
+	_ = s.SetWriteDeadline(time.Now().Add(tapStall))
+	return s.Conn.Write(b)
+}

@@ -1,0 +1,69 @@
+package agent
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// A laptop that taps gets a copy of each request, with its body, and nobody sees what it answers.
+func TestWiretapGetsCopies(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			serveApp := handler(t, says("app"))
+			copies := make(chan string, 100)
+			carol := newLaptop(t, ok, handler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				copies <- r.Method + " " + r.RequestURI + " " + string(body)
+				w.WriteHeader(http.StatusTeapot)
+			})))
+			p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), carol.authority)
+			everything := &agentv1.Intercept{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true}
+			p.setRoutes([]*agentv1.Intercept{everything})
+			for i := range 5 {
+				body := strings.Repeat("x", i*20000)
+				answer := p.ask(t, transport, http.MethodPost, fmt.Sprintf("/%d?a=b", i), "", strings.NewReader(body))
+				assert.Equal(t, fmt.Sprintf("app /%d?a=b %s", i, body), text(t, answer))
+				assert.Equal(t, fmt.Sprintf("POST /%d?a=b %s", i, body), <-copies)
+			}
+			marked := p.person("alice", carol.address)
+			marked.Wiretap = true
+			p.setRoutes([]*agentv1.Intercept{marked})
+			assert.Equal(t, "app /no ", text(t, p.ask(t, transport, http.MethodGet, "/no", "", nil)))
+			assert.Equal(t, "app /yes ", text(t, p.ask(t, transport, http.MethodGet, "/yes", "alice", nil)))
+			assert.Equal(t, "GET /yes ", <-copies)
+		})
+	}
+}
+
+// A laptop that takes nothing, or is not there, neither slows nor changes the original.
+func TestWiretapNeverHoldsUp(t *testing.T) {
+	never := make(chan struct{})
+	stuck := newLaptop(t, ok, func(net.Conn) { <-never })
+	t.Cleanup(func() { close(never) })
+	for version, transport := range transports(t) {
+		for name, relay := range map[string]string{"takes nothing": stuck.address, "is not there": fmt.Sprintf("127.0.0.1:%d", nobody(t))} {
+			t.Run(version+", a laptop that "+name, func(t *testing.T) {
+				serveApp := handler(t, says("app"))
+				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), stuck.authority)
+				p.setRoutes([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: relay, Token: []byte("secret"), Wiretap: true}})
+				body := bytes.Repeat([]byte("x"), 4<<20)
+				for range 3 {
+					answer := p.ask(t, transport, http.MethodPost, "/", "", bytes.NewReader(body))
+					got, err := io.ReadAll(answer.Body)
+					require.NoError(t, err)
+					require.Len(t, got, len("app / ")+len(body))
+				}
+			})
+		}
+	}
+}
