@@ -13,10 +13,10 @@ import (
 
 // matchFlags are the conditions of a personal intercept.
 type matchFlags struct {
-	me                     bool
-	user, path, pathPrefix string
-	headers, query         []string
-	methods                []string
+	me               bool
+	path, pathPrefix string
+	headers, query   []string
+	methods          []string
 }
 
 func (m *matchFlags) add(f *pflag.FlagSet) {

@@ -23,8 +23,7 @@ func CopyBody(w io.Writer, r *bufio.Reader, h *Head) error {
 	case Chunked:
 		return copyChunks(w, r)
 	default:
-		_, err := copyReady(w, r)
-		return err
+		return CopyRaw(w, r)
 	}
 }
 
@@ -115,28 +114,20 @@ func copyN(w io.Writer, r *bufio.Reader, n int64) error {
 	return nil
 }
 
-// copyReady passes on what comes until the end.
-func copyReady(w io.Writer, r *bufio.Reader) (int64, error) {
-	var total int64
+// CopyRaw passes on what comes until the end, in whatever protocol, as soon as it is there.
+func CopyRaw(w io.Writer, r *bufio.Reader) error {
 	for {
 		if _, err := r.Peek(1); err != nil {
 			if errors.Is(err, io.EOF) {
-				return total, nil
+				return nil
 			}
-			return total, err
+			return err
 		}
 		b, _ := r.Peek(r.Buffered())
 		n, err := w.Write(b)
-		total += int64(n)
 		if err != nil {
-			return total, err
+			return err
 		}
 		_, _ = r.Discard(n)
 	}
-}
-
-// CopyRaw passes on what comes until the end, in whatever protocol.
-func CopyRaw(w io.Writer, r *bufio.Reader) error {
-	_, err := copyReady(w, r)
-	return err
 }
