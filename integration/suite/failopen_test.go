@@ -102,6 +102,19 @@ func TestFailOpen(t *testing.T) {
 		alice.detour("leave", "catalog")
 	})
 
+	t.Run("the local process exits", func(t *testing.T) {
+		intercept()
+		w := watch("alice", "")
+		time.Sleep(time.Second)
+		fault := time.Now()
+		require.NoError(t, alice.service.Process.Kill())
+		time.Sleep(3 * time.Second)
+		w.check(t, fault, 500*time.Millisecond)
+		alice.serve("alice")
+		require.Eventually(t, back, 20*time.Second, 100*time.Millisecond, "taken up again")
+		alice.detour("leave", "catalog")
+	})
+
 	t.Run("the network is cut", func(t *testing.T) {
 		intercept()
 		w := watch("alice", "")

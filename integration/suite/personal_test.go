@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -24,19 +25,26 @@ import (
 // developerLaptop is a laptop with a catalog of its own, whose edition is the developer's name.
 type developerLaptop struct {
 	*laptop.Laptop
-	t      *testing.T
-	config string
+	t       *testing.T
+	config  string
+	service *exec.Cmd
 }
 
 func newDeveloper(t *testing.T, i int, name string) *developerLaptop {
 	t.Helper()
 	d := newIdleDeveloper(t, i)
-	l := d.Laptop
-	service := l.Command(context.Background(), filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "catalog"))
-	service.Env = append(service.Env, "EDITION="+name, "LISTEN=127.0.0.1:18080")
-	require.NoError(t, service.Start())
-	t.Cleanup(func() { _ = service.Process.Kill(); _ = service.Wait() })
+	d.serve(name)
 	return d
+}
+
+// serve runs the developer's catalog.
+func (d *developerLaptop) serve(name string) {
+	d.t.Helper()
+	service := d.Command(context.Background(), filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "catalog"))
+	service.Env = append(service.Env, "EDITION="+name, "LISTEN=127.0.0.1:18080")
+	require.NoError(d.t, service.Start())
+	d.t.Cleanup(func() { _ = service.Process.Kill(); _ = service.Wait() })
+	d.service = service
 }
 
 // newIdleDeveloper is a laptop on which nothing runs yet.
