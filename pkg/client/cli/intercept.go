@@ -149,10 +149,15 @@ func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Inter
 		did = "tapped"
 	}
 	fmt.Fprintf(w, did+": service %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
+	switch {
+	case i.Wiretap:
+		fmt.Fprintf(w, "gets: %s\n", i.Requests)
+	case i.Personal:
+		fmt.Fprintf(w, "only: %s\n", i.Requests)
+	}
 	if !i.Personal {
 		return
 	}
-	fmt.Fprintf(w, "only: %s\n", i.Requests)
 	if line := curl(r.Match, i); line != "" {
 		fmt.Fprintf(w, "try: %s\n", line)
 	}
