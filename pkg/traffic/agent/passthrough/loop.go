@@ -15,7 +15,9 @@ const (
 	batch      = 128 // events taken at once
 	readsMax   = 8   // buffers read from a socket before others get their turn
 	spins      = 50  // looks before falling asleep, about 1 µs each
-	vainMax    = 8   // after so many vain rows of looks in succession, 1 sleep in 256 is preceded by one
+	gainTry    = 3   // what a new try begins with
+	gainMax    = 20
+	sleepsMax  = 1000 // sleeps between two tries
 )
 
 // loop is one thread's connections. Only its thread touches it once it runs.
@@ -32,7 +34,7 @@ type loop struct {
 	stopped    bool
 	pipes      []*pipe
 	sleeps     int // how often to sleep before looking again
-	vain       int
+	gain       int // whether looking has paid lately; it is done while positive
 }
 
 // socket is a listener, or one end of a pair.
@@ -172,23 +174,24 @@ func (l *loop) run() {
 }
 
 // wait waits for events. To fall asleep and be woken costs more than to carry a small message, so where an answer usually follows
-// at once the thread looks for it for a moment first, giving way to whoever else wants the processor. A thread that looked in
-// vain does so ever more rarely: an idle agent does not spin.
+// at once the thread looks for it for a moment first, giving way to whoever else wants the processor. Where it looks in vain
+// more than once in three times it stops, and tries again much later: neither an idle agent nor a busy pod pays for it.
 func (l *loop) wait(events []unix.EpollEvent) (int, error) {
-	if l.sleeps > 0 {
-		l.sleeps--
-		return unix.EpollWait(l.epoll, events, -1)
+	if l.gain <= 0 {
+		if l.sleeps--; l.sleeps > 0 {
+			return unix.EpollWait(l.epoll, events, -1)
+		}
+		l.sleeps, l.gain = sleepsMax, gainTry
 	}
 	for range spins {
 		n, err := pollRaw(l.epoll, events)
 		if n != 0 || err != nil {
-			l.vain = 0
+			l.gain = min(l.gain+1, gainMax)
 			return n, err
 		}
 		yieldRaw()
 	}
-	l.vain = min(l.vain+1, vainMax)
-	l.sleeps = 1<<l.vain - 1
+	l.gain -= 2
 	return unix.EpollWait(l.epoll, events, -1)
 }
 
