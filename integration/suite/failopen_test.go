@@ -124,5 +124,8 @@ func TestFailOpen(t *testing.T) {
 		require.NoError(t, err, string(out))
 		time.Sleep(12 * time.Second)
 		w.check(t, fault, 2*time.Second)
+		// It can no longer take its session back, and its mark would be held until the session's time is over.
+		kubectl(t, "-n", "shop", "delete", "sessions", "--all")
+		require.Eventually(t, func() bool { return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name") == "" }, 30*time.Second, 200*time.Millisecond)
 	})
 }
