@@ -94,6 +94,9 @@ func zone(t testing.TB, names map[string]string) func(string, *dns.Msg) *dns.Msg
 func newCluster(t testing.TB) *server {
 	return newServer(t, zone(t, map[string]string{
 		"svc.cluster.local.":                                  "",
+		"10-42-0-9.shop.pod.cluster.local.":                   "A 10.42.0.9",
+		"registry.cluster.local.":                             "A 10.96.0.77",
+		"ns.dns.cluster.local.":                               "A 10.96.0.10",
 		"shop.svc.cluster.local.":                             "",
 		"catalog.shop.svc.cluster.local.":                     "A 10.96.0.5",
 		"db-0.db.shop.svc.cluster.local.":                     "A 10.42.0.9",
@@ -111,6 +114,7 @@ func newUpstream(t testing.TB) *server {
 		".":                     "NS a.root-servers.net.",
 		"example.com.":          "A 192.0.2.1",
 		"www.shop.example.com.": "A 192.0.2.2",
+		"go.shop.":              "A 192.0.2.3",
 		"intranet.":             "A 192.168.1.1",
 		"catalog.":              "A 192.168.1.2",
 		"cluster.local.":        "A 192.168.1.3",
@@ -121,10 +125,13 @@ func newUpstream(t testing.TB) *server {
 }
 
 func start(t testing.TB, cluster, upstream []string) *Proxy {
-	c := Config{
-		Listen: netip.MustParseAddrPort("127.0.0.1:0"), Cluster: cluster, Upstream: upstream, Domain: "cluster.local", Namespace: "shop",
-		Subnets: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00::/64")},
-	}
+	return startWith(t, Config{Cluster: cluster, Upstream: upstream})
+}
+
+// startWith adds to a configuration what is the same in each test.
+func startWith(t testing.TB, c Config) *Proxy {
+	c.Listen, c.Domain, c.Namespace = netip.MustParseAddrPort("127.0.0.1:0"), "cluster.local", "shop"
+	c.Subnets = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00::/64")}
 	p, err := Start(c)
 	for range 10 { // the UDP port that the kernel chose may be taken for TCP
 		if err == nil {

@@ -1,5 +1,5 @@
-// Package dnsproxy is the laptop's split DNS: the cluster's names are asked of the cluster's DNS through the VIF, all others of the
-// resolver that was there before.
+// Package dnsproxy is the laptop's split DNS: the cluster's names are answered from what is known of them here, or asked of the
+// cluster's DNS through the VIF; all others are asked of the resolver that was there before.
 package dnsproxy
 
 import (
@@ -14,13 +14,23 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/detour-dev/detour/pkg/dnsproxy/records"
 )
 
 const (
 	exchangeTimeout = 4 * time.Second
-	// namespaceTTL is how long it is remembered whether a namespace exists.
-	namespaceTTL = 30 * time.Second
+	// ednsSize is what is asked for and offered over UDP: what passes any link unfragmented (DNS flag day 2020). More comes over TCP.
+	ednsSize = 1232
 )
+
+// Names is what is known of the cluster's names without asking its DNS.
+type Names interface {
+	// Answer answers for a whole name; ok is false when the cluster's DNS must be asked.
+	Answer(q dns.Question) (a records.Answer, ok bool)
+	// Namespace says whether a namespace exists, if that is known.
+	Namespace(name string) (exists, known bool)
+}
 
 // Config says whom to ask what.
 type Config struct {
@@ -30,30 +40,25 @@ type Config struct {
 	Namespace string   // where single names are looked up
 	Subnets   []netip.Prefix
 	Upstream  []string // host:port of the previous resolvers
+	Names     Names    // may be nil: then all is asked
 	Log       *slog.Logger
 }
 
 // Proxy answers on UDP and TCP until it is closed.
 type Proxy struct {
 	config  Config
+	domain  string // ".cluster.local."
 	servers []*dns.Server
 	done    sync.WaitGroup
+	cache   cache
 
 	mu         sync.Mutex
 	namespaces map[string]namespaceEntry
 }
 
-type namespaceEntry struct {
-	exists bool
-	until  time.Time
-}
-
 // Start listens. Close ends it.
 func Start(c Config) (*Proxy, error) {
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	p := &Proxy{config: c, namespaces: map[string]namespaceEntry{}}
+	p := newProxy(c)
 	packet, err := net.ListenPacket("udp", c.Listen.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen for DNS: %w", err)
@@ -72,6 +77,22 @@ func Start(c Config) (*Proxy, error) {
 	}
 	return p, nil
 }
+
+func newProxy(c Config) *Proxy {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Names == nil {
+		c.Names = nothing{}
+	}
+	return &Proxy{config: c, domain: "." + strings.ToLower(dns.Fqdn(c.Domain)), namespaces: map[string]namespaceEntry{}}
+}
+
+// nothing is what is known where nothing may be watched.
+type nothing struct{}
+
+func (nothing) Answer(dns.Question) (records.Answer, bool) { return records.Answer{}, false }
+func (nothing) Namespace(string) (exists bool, known bool) { return false, false }
 
 // Addr is where it listens.
 func (p *Proxy) Addr() netip.AddrPort {
@@ -101,114 +122,13 @@ func (p *Proxy) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	if network == "udp" {
 		size := dns.MinMsgSize
 		if e := query.IsEdns0(); e != nil {
-			size = int(e.UDPSize())
+			size = max(size, int(e.UDPSize()))
 		}
 		answer.Truncate(size)
 	}
 	if err := w.WriteMsg(answer); err != nil {
 		p.config.Log.Debug("a DNS answer could not be sent", "err", err)
 	}
-}
-
-func (p *Proxy) answer(ctx context.Context, query *dns.Msg, network string) *dns.Msg {
-	if len(query.Question) != 1 {
-		return new(dns.Msg).SetRcode(query, dns.RcodeFormatError)
-	}
-	asked := query.Question[0].Name
-	full, cluster := p.clusterName(ctx, asked)
-	if !cluster {
-		return p.exchange(ctx, query, p.config.Upstream, network)
-	}
-	if strings.EqualFold(full, asked) {
-		return p.exchange(ctx, query, p.config.Cluster, network)
-	}
-	renamed := query.Copy()
-	renamed.Question[0].Name = full
-	answer := p.exchange(ctx, renamed, p.config.Cluster, network)
-	if answer == nil {
-		return nil
-	}
-	if answer.Rcode == dns.RcodeNameError && dns.CountLabel(asked) == 1 {
-		return p.exchange(ctx, query, p.config.Upstream, network)
-	}
-	answer.Question = query.Question
-	for _, rr := range answer.Answer {
-		if strings.EqualFold(rr.Header().Name, full) {
-			rr.Header().Name = asked
-		}
-	}
-	return answer
-}
-
-// clusterName is the full name under which the cluster knows name, if it is the cluster's: *.cluster.local, *.svc, names in
-// an existing namespace, single names, and the addresses of its networks.
-func (p *Proxy) clusterName(ctx context.Context, name string) (full string, cluster bool) {
-	lower := strings.ToLower(dns.Fqdn(name))
-	domain := "." + strings.ToLower(dns.Fqdn(p.config.Domain))
-	labels := dns.SplitDomainName(lower)
-	switch {
-	case strings.HasSuffix(lower, domain):
-		return lower, true
-	case strings.HasSuffix(lower, ".in-addr.arpa.") || strings.HasSuffix(lower, ".ip6.arpa."):
-		return lower, p.ours(lower)
-	case strings.HasSuffix(lower, ".svc."):
-		return strings.TrimSuffix(lower, ".") + domain, true
-	case len(labels) == 1:
-		return labels[0] + "." + p.config.Namespace + ".svc" + domain, true
-	case len(labels) >= 2 && len(labels) <= 3 && p.namespaceExists(ctx, labels[len(labels)-1]):
-		return strings.TrimSuffix(lower, ".") + ".svc" + domain, true
-	}
-	return lower, false
-}
-
-// ours says whether a reverse name is of an address behind the VIF.
-func (p *Proxy) ours(reverse string) bool {
-	labels := dns.SplitDomainName(reverse)
-	var address netip.Addr
-	if strings.HasSuffix(reverse, ".in-addr.arpa.") && len(labels) == 6 {
-		address, _ = netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0])
-	} else if len(labels) == 34 {
-		var b strings.Builder
-		for i := 31; i >= 0; i-- {
-			b.WriteString(labels[i])
-			if i%4 == 0 && i > 0 {
-				b.WriteByte(':')
-			}
-		}
-		address, _ = netip.ParseAddr(b.String())
-	}
-	for _, s := range p.config.Subnets {
-		if address.IsValid() && s.Contains(address) {
-			return true
-		}
-	}
-	return false
-}
-
-// namespaceExists asks the cluster's DNS: CoreDNS knows the name <namespace>.svc.<domain> exactly when the namespace exists.
-func (p *Proxy) namespaceExists(ctx context.Context, namespace string) bool {
-	p.mu.Lock()
-	entry, ok := p.namespaces[namespace]
-	p.mu.Unlock()
-	if ok && time.Now().Before(entry.until) {
-		return entry.exists
-	}
-	// Half of the time is for the name itself.
-	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout/2)
-	defer cancel()
-	query := new(dns.Msg).SetQuestion(namespace+".svc."+dns.Fqdn(p.config.Domain), dns.TypeA)
-	answer := p.exchange(ctx, query, p.config.Cluster, "udp")
-	if answer == nil || (answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError) {
-		return false // it is not known, and asked again
-	}
-	exists := answer.Rcode == dns.RcodeSuccess
-	p.mu.Lock()
-	if len(p.namespaces) > 10000 {
-		clear(p.namespaces)
-	}
-	p.namespaces[namespace] = namespaceEntry{exists, time.Now().Add(namespaceTTL)}
-	p.mu.Unlock()
-	return exists
 }
 
 // exchange asks servers in turn and returns the first answer, or nil. One that cannot or does not want to answer is not the

@@ -36,8 +36,17 @@ func TestSplit(t *testing.T) {
 		{"CataLog.SHOP.", dns.TypeA, "10.96.0.5", 0, cluster, "catalog.shop.svc.cluster.local.", true},
 		{"_http._tcp.web.shop.svc.", dns.TypeSRV, "0 100 80 web.shop.svc.cluster.local.", 0, cluster, "_http._tcp.web.shop.svc.cluster.local.", true},
 		{"catalog.", dns.TypeAAAA, "", 0, cluster, "catalog.shop.svc.cluster.local.", true}, // there, but not of this type
-		{"absent.shop.", dns.TypeA, "", dns.RcodeNameError, cluster, "absent.shop.svc.cluster.local.", true},
-		{"absent.nowhere.svc.", dns.TypeA, "", dns.RcodeNameError, cluster, "absent.nowhere.svc.cluster.local.", true},
+		{"_http._tcp.web.shop.", dns.TypeSRV, "0 100 80 web.shop.svc.cluster.local.", 0, cluster, "_http._tcp.web.shop.svc.cluster.local.", true},
+		{"absent.shop.svc.", dns.TypeA, "", dns.RcodeNameError, cluster, "absent.shop.svc.cluster.local.", true},
+		// As in a pod the search goes on: a namespace may be called like a part of the internet.
+		{"absent.shop.", dns.TypeA, "", dns.RcodeNameError, upstream, "absent.shop.", false},
+		{"go.shop.", dns.TypeA, "192.0.2.3", 0, upstream, "go.shop.", false},
+		// Only whether the namespace is there is asked.
+		{"absent.nowhere.svc.", dns.TypeA, "", dns.RcodeNameError, cluster, "nowhere.svc.cluster.local.", true},
+		{"10-42-0-9.shop.pod.cluster.local.", dns.TypeA, "10.42.0.9", 0, cluster, "10-42-0-9.shop.pod.cluster.local.", true},
+		{"svc.cluster.local.", dns.TypeA, "", 0, cluster, "svc.cluster.local.", true},
+		{"registry.cluster.local.", dns.TypeA, "10.96.0.77", 0, cluster, "registry.cluster.local.", true}, // an administrator's own
+		{"ns.dns.cluster.local.", dns.TypeA, "10.96.0.10", 0, cluster, "ns.dns.cluster.local.", true},
 
 		{"example.com.", dns.TypeA, "192.0.2.1", 0, upstream, "example.com.", true},
 		{"www.shop.example.com.", dns.TypeA, "192.0.2.2", 0, upstream, "www.shop.example.com.", true},
@@ -194,14 +203,15 @@ func TestNamespacesAreRemembered(t *testing.T) {
 	for range 3 {
 		resolve(t, p, "udp", "example.com.", dns.TypeA)
 		resolve(t, p, "udp", "catalog.shop.", dns.TypeA)
+		resolve(t, p, "udp", "kubernetes.default.", dns.TypeA)
 	}
 	assert.Equal(t, 1, cluster.wasAsked("com.svc.cluster.local."))
-	assert.Equal(t, 1, cluster.wasAsked("shop.svc.cluster.local."))
-	assert.Equal(t, 3, cluster.wasAsked("catalog.shop.svc.cluster.local."))
+	assert.Equal(t, 1, cluster.wasAsked("default.svc.cluster.local."))
+	assert.Zero(t, cluster.wasAsked("shop.svc.cluster.local."), "the session is in it")
 
 	var broken sync.Mutex // held while the cluster's DNS cannot see the API server
 	broken.Lock()
-	answer := zone(t, map[string]string{"shop.svc.cluster.local.": "", "catalog.shop.svc.cluster.local.": "A 10.96.0.5"})
+	answer := zone(t, map[string]string{"lab.svc.cluster.local.": "", "catalog.lab.svc.cluster.local.": "A 10.96.0.5"})
 	cluster = newServer(t, func(network string, q *dns.Msg) *dns.Msg {
 		if !broken.TryLock() {
 			return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
@@ -210,9 +220,9 @@ func TestNamespacesAreRemembered(t *testing.T) {
 		return answer(network, q)
 	})
 	p = start(t, []string{cluster.address}, []string{upstream.address})
-	resolve(t, p, "udp", "catalog.shop.", dns.TypeA)
+	resolve(t, p, "udp", "catalog.lab.", dns.TypeA)
 	broken.Unlock()
-	assert.Len(t, resolve(t, p, "udp", "catalog.shop.", dns.TypeA).Answer, 1, "as soon as the cluster's DNS is well again")
+	assert.Len(t, resolve(t, p, "udp", "catalog.lab.", dns.TypeA).Answer, 1, "as soon as the cluster's DNS is well again")
 }
 
 // Many programs ask at once, and none gets the answer of another.
@@ -260,7 +270,12 @@ func FuzzServeDNS(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(edns)
 	f.Add([]byte{})
-	p := start(f, []string{newCluster(f).address}, []string{newUpstream(f).address})
+	for _, name := range []string{"db-0.db.", "_sql._tcp.db.shop.", "many.", "outside.", "a.b.svc.", "www.example.com.svc.cluster.local."} {
+		raw, err := new(dns.Msg).SetQuestion(name, dns.TypeSRV).SetEdns0(512, false).Pack()
+		require.NoError(f, err)
+		f.Add(raw)
+	}
+	p := startKnowing(f, newWatched(), newCluster(f), newUpstream(f))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		q := new(dns.Msg)
 		if q.Unpack(raw) != nil {
