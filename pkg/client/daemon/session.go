@@ -24,6 +24,7 @@ import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
+	"github.com/detour-dev/detour/pkg/client/names"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
@@ -208,7 +209,7 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 		return err
 	}
 	s.cleanup = append(s.cleanup, func(context.Context) { s.relays.close() })
-	return s.resolver(addresses[0])
+	return s.resolver(addresses[0], config)
 }
 
 func parseSubnets(texts []string) ([]netip.Prefix, error) {
@@ -223,7 +224,7 @@ func parseSubnets(texts []string) ([]netip.Prefix, error) {
 	return all, nil
 }
 
-func (s *session) resolver(listen netip.Addr) error {
+func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 	files := s.paths.Resolver()
 	upstream, _, err := files.Upstream()
 	if err != nil {
@@ -238,7 +239,12 @@ func (s *session) resolver(listen netip.Addr) error {
 		return nil
 	}
 	domain := s.object.Status.DNS.Domain
-	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Cluster: servers, Domain: domain, Namespace: s.namespace, Subnets: s.subnets, Upstream: upstream, Log: s.log})
+	known, err := names.Watch(config, names.Config{Namespace: s.namespace, Domain: domain, Alive: s.vif.Alive, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.cleanup = append(s.cleanup, func(context.Context) { known.Close() })
+	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Cluster: servers, Domain: domain, Namespace: s.namespace, Subnets: s.subnets, Upstream: upstream, Names: known, Log: s.log})
 	if err != nil {
 		return err
 	}
