@@ -8,6 +8,7 @@ replace github.com/detour-dev/detour => ../
 require (
 	github.com/detour-dev/detour v0.0.0-00010101000000-000000000000
 	github.com/google/go-containerregistry v0.22.1
+	github.com/miekg/dns v1.1.73
 	github.com/stretchr/testify v1.12.1
 	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.49.0
