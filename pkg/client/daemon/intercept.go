@@ -17,7 +17,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
-	"github.com/detour-dev/detour/pkg/traffic/route"
+	"github.com/detour-dev/detour/pkg/traffic/route/spec"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -44,7 +44,7 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 			Namespace: s.namespace, GenerateName: objectName(req.Service) + "-",
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: detour.GroupVersion.String(), Kind: "Session", Name: s.object.Name, UID: s.object.UID}},
 		},
-		Spec: detour.InterceptSpec{Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: route.ToSpec(req.Match)},
+		Spec: detour.InterceptSpec{Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: spec.ToAPI(req.Match)},
 	}
 	if req.TtlSeconds > 0 {
 		i.Spec.TTL = &metav1.Duration{Duration: time.Duration(req.TtlSeconds) * time.Second}

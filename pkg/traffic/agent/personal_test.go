@@ -189,7 +189,7 @@ func TestEachRequestGoesWhereItBelongs(t *testing.T) {
 						if i%3 == 0 {
 							method, body = http.MethodPost, strings.Repeat("b", i*100)
 						}
-						answer := p.ask(t, transport, method, "/a%2Fb?x=1;y&z", who, strings.NewReader(body)) //nolint:bodyclose // ask closes it at the end
+						answer := p.ask(t, transport, method, "/a%2Fb?x=1;y&z", who, strings.NewReader(body))
 						assert.Equal(t, want+" /a%2Fb?x=1;y&z "+body, text(t, answer))
 					}
 				})
@@ -206,7 +206,7 @@ func TestWhatHTTPCanDo(t *testing.T) {
 				p := three(t)
 				t.Run("HEAD", func(t *testing.T) {
 					for range 3 {
-						answer := p.ask(t, transport, http.MethodHead, "/", who, nil) //nolint:bodyclose // ask closes it at the end
+						answer := p.ask(t, transport, http.MethodHead, "/", who, nil)
 						assert.Empty(t, text(t, answer))
 					}
 				})
@@ -214,17 +214,17 @@ func TestWhatHTTPCanDo(t *testing.T) {
 					const size = 30 << 20
 					hash := sha256.New()
 					body := io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{}), size), hash)
-					answer := p.ask(t, transport, http.MethodPost, "/sum", who, struct{ io.Reader }{body}) //nolint:bodyclose // ask closes it at the end
+					answer := p.ask(t, transport, http.MethodPost, "/sum", who, struct{ io.Reader }{body})
 					assert.Equal(t, fmt.Sprintf("%s %x", who, hash.Sum(nil)), text(t, answer))
 				})
 				t.Run("trailers", func(t *testing.T) {
-					answer := p.ask(t, transport, http.MethodGet, "/trailers", who, nil) //nolint:bodyclose // ask closes it at the end
+					answer := p.ask(t, transport, http.MethodGet, "/trailers", who, nil)
 					assert.Equal(t, who, text(t, answer))
 					assert.Equal(t, "42", answer.Trailer.Get("X-Sum"))
 				})
 				t.Run("both directions at once", func(t *testing.T) {
 					out, in := io.Pipe()
-					answer := p.ask(t, transport, http.MethodPost, "/echo", who, out) //nolint:bodyclose // ask closes it at the end
+					answer := p.ask(t, transport, http.MethodPost, "/echo", who, out)
 					lines := bufio.NewReader(answer.Body)
 					for i := range 5 {
 						fmt.Fprintf(in, "line %d\n", i)

@@ -24,6 +24,7 @@ import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 	"github.com/detour-dev/detour/pkg/traffic/route"
+	"github.com/detour-dev/detour/pkg/traffic/route/spec"
 )
 
 // interceptReconciler gets agents into the workload's pods and says when traffic really flows.
@@ -156,7 +157,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		return err
 	}
 	i.Status.Workload = &detour.WorkloadRef{Kind: target.kind, Name: target.object.GetName()}
-	match := route.FromSpec(i.Spec.Match)
+	match := spec.FromAPI(i.Spec.Match)
 	i.Status.Requests = route.Describe(match)
 	if i.Spec.Mode == detour.ModeWiretap {
 		i.Status.Requests = "copies of " + i.Status.Requests
@@ -297,7 +298,7 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 		if *other.Status.Workload != *i.Status.Workload || other.Status.ContainerPort != i.Status.ContainerPort || !precedes(&other, i) {
 			continue
 		}
-		if !route.Ambiguous(route.FromSpec(other.Spec.Match), route.FromSpec(i.Spec.Match)) {
+		if !route.Ambiguous(spec.FromAPI(other.Spec.Match), spec.FromAPI(i.Spec.Match)) {
 			continue
 		}
 		if other.Spec.Match != nil {

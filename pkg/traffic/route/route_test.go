@@ -8,7 +8,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -138,17 +137,11 @@ func TestAmbiguous(t *testing.T) {
 	}
 }
 
-// What the API has comes back as it was.
-func TestConvert(t *testing.T) {
-	spec := &detour.Match{
-		User: "alice", Methods: []string{"GET"}, Path: "/a",
-		Headers: []detour.ValueMatch{{Name: "x", Type: detour.MatchExact, Value: "1"}, {Name: "y", Type: detour.MatchPresent}},
-		Query:   []detour.ValueMatch{{Name: "z", Type: detour.MatchRegex, Value: ".*"}},
-	}
-	assert.Equal(t, spec, ToSpec(FromSpec(spec)))
-	assert.Nil(t, FromSpec(nil))
-	assert.Nil(t, ToSpec(nil))
-	assert.Equal(t, "requests of alice, header x=1, header y, query z~=.*, path /a, method GET", Describe(FromSpec(spec)))
+func TestDescribe(t *testing.T) {
+	assert.Equal(t, "all requests", Describe(nil))
+	assert.Equal(t, "requests of alice, header x=1, query z~=.*, path /a, method GET", Describe(&agentv1.Match{
+		User: "alice", Headers: header("x", "1").Headers, Query: []*agentv1.ValueMatch{pattern("z", ".*")}, Path: "/a", Methods: []string{"GET"},
+	}))
 }
 
 // Two matches that both take a request are ordered or ambiguous, whatever they are.

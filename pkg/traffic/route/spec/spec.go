@@ -1,4 +1,6 @@
-package route
+// Package spec turns the match of an Intercept object into the one that agents get, and back. It is apart from package route so that the
+// agent does not carry the Kubernetes types.
+package spec
 
 import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
@@ -9,8 +11,8 @@ var types = map[detour.MatchType]agentv1.MatchType{
 	detour.MatchExact: agentv1.MatchType_MATCH_TYPE_EXACT, detour.MatchRegex: agentv1.MatchType_MATCH_TYPE_REGEX, detour.MatchPresent: agentv1.MatchType_MATCH_TYPE_PRESENT,
 }
 
-// FromSpec is a match of an Intercept as agents get it; nil stays nil.
-func FromSpec(m *detour.Match) *agentv1.Match {
+// FromAPI is a match of an Intercept as agents get it; nil stays nil.
+func FromAPI(m *detour.Match) *agentv1.Match {
 	if m == nil {
 		return nil
 	}
@@ -23,8 +25,8 @@ func FromSpec(m *detour.Match) *agentv1.Match {
 	return &agentv1.Match{User: m.User, Headers: values(m.Headers), Query: values(m.Query), Methods: m.Methods, Path: m.Path, PathPrefix: m.PathPrefix}
 }
 
-// ToSpec is the other way round.
-func ToSpec(m *agentv1.Match) *detour.Match {
+// ToAPI is the other way round.
+func ToAPI(m *agentv1.Match) *detour.Match {
 	if m == nil {
 		return nil
 	}
