@@ -30,7 +30,7 @@ func (s *Server) keep(ctx context.Context) {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()
 	last := time.Now().Round(0) // wall clock: a monotonic one stands still while the laptop sleeps
-	var again *daemonv1.ConnectRequest
+	var lost *session           // that is being made again
 	var intercepts []*daemonv1.InterceptRequest
 	for {
 		select {
@@ -42,10 +42,10 @@ func (s *Server) keep(ctx context.Context) {
 		last = time.Now().Round(0)
 		now := s.get()
 		if now == nil {
-			again = nil
+			lost = nil
 			continue
 		}
-		if again == nil {
+		if now != lost { // also when somebody quit or connected meanwhile
 			deleted, err := now.refresh(ctx)
 			if err != nil || !deleted {
 				continue
@@ -56,11 +56,11 @@ func (s *Server) keep(ctx context.Context) {
 				now.setProblem(errEnded)
 				continue
 			}
-			again, intercepts = now.request, now.wishes()
+			lost, intercepts = now, now.wishes()
 			s.log.Info("the session is gone after a silence: making it again", "session", now.object.Name)
 		}
-		if s.reconnect(ctx, now, again, intercepts) {
-			again = nil
+		if s.reconnect(ctx, lost, intercepts) {
+			lost = nil
 		}
 	}
 }
@@ -75,7 +75,7 @@ func (s *Server) lose(ctx context.Context, now *session) {
 }
 
 // reconnect makes a session anew in place of a lost one, and says whether there is nothing left to try.
-func (s *Server) reconnect(ctx context.Context, old *session, req *daemonv1.ConnectRequest, intercepts []*daemonv1.InterceptRequest) bool {
+func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*daemonv1.InterceptRequest) bool {
 	s.lose(ctx, old)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,7 +84,7 @@ func (s *Server) reconnect(ctx context.Context, old *session, req *daemonv1.Conn
 	}
 	trying, done := context.WithTimeout(ctx, againTimeout)
 	defer done()
-	n, err := connect(trying, req, s.paths, s.log, func(string) {})
+	n, err := connect(trying, old.request, s.paths, s.log, func(string) {})
 	if err != nil {
 		s.log.Warn("making the session again failed", "err", err)
 		old.setProblem(err)
