@@ -42,7 +42,7 @@ demo: build ## the main job, shown on $KUBECONFIG or on a local cluster that it 
 	@integration/demo.sh
 
 .PHONY: test
-test: lint test-unit test-integration ## everything
+test: deps lint test-unit test-integration ## everything
 
 .PHONY: test-unit
 test-unit: ## unit tests with the race detector, and the builds for other platforms

@@ -16,7 +16,8 @@ if [ -z "${KUBECONFIG:-}" ]; then
 fi
 export PATH="$PWD/bin:$HOME/.cache/detour/cluster/bin:$PATH"
 laptop=
-trap '[ -z "$laptop" ] || kill $laptop 2>/dev/null || true' EXIT
+# Also on an error and on Ctrl-C: the laptop is put back.
+trap '[ -z "$laptop" ] || kill $laptop 2>/dev/null || true; detour quit >/dev/null 2>&1 || true' EXIT
 
 bold "2. The shop: frontend -> catalog (3 pods) -> stock, and detour's traffic-manager"
 run kubectl apply -f examples/shop/manifests/shop.yaml

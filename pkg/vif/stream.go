@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// UpgradeProtocol names a stream of WireGuard messages in the Upgrade header of HTTP/1.1.
+const UpgradeProtocol = "detour-wireguard"
+
 // A stream transport carries each WireGuard message as a 4-byte big-endian length and the message. A stream has no
 // datagram limit of its own, so messages may be as large as WireGuard's buffers.
 const (

@@ -9,16 +9,15 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
+
+	"github.com/detour-dev/detour/pkg/vif"
 )
 
 const (
-	// Protocol names the tunnel in the Upgrade header.
-	Protocol = "detour-wireguard"
 	// dialTimeout bounds the connection to the API server, upgradeTimeout the whole way to the traffic-manager.
 	dialTimeout    = 10 * time.Second
 	upgradeTimeout = 20 * time.Second
@@ -64,7 +63,7 @@ func (d *Dialer) Open(ctx context.Context) (io.ReadWriteCloser, error) {
 		return nil, fmt.Errorf("make the request for the tunnel: %w", err)
 	}
 	request.Header.Set("Connection", "Upgrade")
-	request.Header.Set("Upgrade", Protocol)
+	request.Header.Set("Upgrade", vif.UpgradeProtocol)
 	response, err := d.transport.RoundTrip(request)
 	if err != nil {
 		return nil, fmt.Errorf("open the tunnel: %w", err)
@@ -78,7 +77,7 @@ func (d *Dialer) Open(ctx context.Context) (io.ReadWriteCloser, error) {
 		return nil, fmt.Errorf("open the tunnel: %w", err)
 	}
 	stream, ok := response.Body.(io.ReadWriteCloser)
-	if !ok || response.Header.Get("Upgrade") != Protocol {
+	if !ok || response.Header.Get("Upgrade") != vif.UpgradeProtocol {
 		_ = response.Body.Close()
 		return nil, fmt.Errorf("open the tunnel: the way to the API server does not pass HTTP upgrades on")
 	}
@@ -92,24 +91,4 @@ func refusal(response *http.Response) error {
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	return &apierrors.StatusError{ErrStatus: statusOf(response, body)}
-}
-
-// Remote lists the hosts that the way to the API server begins at: the server itself, or the HTTP proxy in front of it.
-func Remote(config *rest.Config) (string, error) {
-	base, _, err := rest.DefaultServerUrlFor(config)
-	if err != nil {
-		return "", fmt.Errorf("find the API server: %w", err)
-	}
-	proxy := config.Proxy
-	if proxy == nil {
-		proxy = http.ProxyFromEnvironment
-	}
-	via, err := proxy(&http.Request{URL: &url.URL{Scheme: base.Scheme, Host: base.Host}})
-	if err != nil {
-		return "", fmt.Errorf("find the HTTP proxy: %w", err)
-	}
-	if via != nil {
-		return via.Hostname(), nil
-	}
-	return base.Hostname(), nil
 }

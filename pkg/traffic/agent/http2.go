@@ -103,6 +103,9 @@ type clientKey struct{}
 // drainTimeout is how long a stream may go on after its intercept has ended.
 const drainTimeout = 10 * time.Second
 
+// idleTimeout ends pooled connections that nobody uses any more.
+const idleTimeout = time.Minute
+
 const maxStreams = 1 << 20 // how many there may be at once the app says
 
 func newHTTP2Server(a *agent) *http2Server {
@@ -117,7 +120,6 @@ func newHTTP2Server(a *agent) *http2Server {
 			Rewrite:       rewrite,
 			FlushInterval: -1,
 			Transport:     s,
-			ErrorLog:      nil,
 			ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 				if r.Context().Err() == nil {
 					a.log.Debug("a request of HTTP/2 failed", "err", err)
@@ -164,7 +166,7 @@ func newTransport(dial func(context.Context) (net.Conn, error)) transport {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Transport{
-		Protocols: protocols, DisableCompression: true,
+		Protocols: protocols, DisableCompression: true, IdleConnTimeout: idleTimeout,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}
 }

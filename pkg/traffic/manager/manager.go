@@ -166,8 +166,8 @@ func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
 	server := &http.Server{Addr: net.JoinHostPort("", fmt.Sprint(TunnelPort)), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /tunnel", func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Upgrade") != UpgradeProtocol {
-			http.Error(w, "this is detour's tunnel: it wants an upgrade to "+UpgradeProtocol, http.StatusUpgradeRequired)
+		if r.Header.Get("Upgrade") != vif.UpgradeProtocol {
+			http.Error(w, "this is detour's tunnel: it wants an upgrade to "+vif.UpgradeProtocol, http.StatusUpgradeRequired)
 			return
 		}
 		conn, buffered, err := http.NewResponseController(w).Hijack()
@@ -176,7 +176,7 @@ func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
 			return
 		}
 		_ = conn.SetDeadline(time.Time{})
-		if _, err := conn.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + UpgradeProtocol + "\r\n\r\n")); err != nil {
+		if _, err := conn.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + vif.UpgradeProtocol + "\r\n\r\n")); err != nil {
 			_ = conn.Close()
 			return
 		}
@@ -192,9 +192,6 @@ func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
 	}
 	return nil
 }
-
-// UpgradeProtocol names the tunnel in the HTTP upgrade.
-const UpgradeProtocol = "detour-wireguard"
 
 // workloadKinds are what can carry an agent.
 func workloadKinds() []client.ObjectList {
