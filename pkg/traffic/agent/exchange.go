@@ -154,8 +154,7 @@ func (e *exchange) unavailable() error {
 	if err := e.client.w.Flush(); err != nil {
 		return err
 	}
-	e.finish(new(sync.WaitGroup))
-	return nil
+	return e.finish()
 }
 
 // with exchanges request and answers with an upstream. lost says that the upstream was gone before anything came of it, and that the
@@ -232,7 +231,8 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 		}
 		if answer.Close {
 			_ = up.Close() // a body that is still being sent has nobody left to read it
-			e.finish(&sending)
+			_ = e.finish()
+			sending.Wait()
 			return false, false, nil
 		}
 		sending.Wait()
@@ -251,14 +251,10 @@ func (e *exchange) fail(up *link, sending *sync.WaitGroup, err error) error {
 	return err
 }
 
-// finish ends the connection to the client in order. What the client still sends is read for a moment and dropped: to close with
-// unread bytes would be a reset, which takes the answer with it.
-func (e *exchange) finish(sending *sync.WaitGroup) {
+// finish ends the connection to the client in order: with unread bytes of its body, closing would be a reset that takes the answer with it.
+func (e *exchange) finish() error {
 	closeWrite(e.client.Conn)
-	_ = e.client.SetReadDeadline(time.Now().Add(lingering))
-	sending.Wait()
-	e.client.to = nil
-	_, _ = io.Copy(io.Discard, e.client.r)
+	return e.client.SetReadDeadline(time.Now().Add(lingering))
 }
 
 // tunnel joins the two sides for the rest of the connection.
