@@ -32,9 +32,18 @@ type Names interface {
 	Namespace(name string) (exists, known bool)
 }
 
+// Network is where the proxy listens and from where it asks the cluster; nil functions mean the network of this process. The
+// previous resolvers are asked from this process's network in any case.
+type Network struct {
+	Listen       func(network, address string) (net.Listener, error)
+	ListenPacket func(network, address string) (net.PacketConn, error)
+	Dial         func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
 // Config says whom to ask what.
 type Config struct {
 	Listen    netip.AddrPort
+	Network   Network
 	Cluster   []string // host:port of the cluster's DNS
 	Domain    string   // "cluster.local"
 	Namespace string   // where single names are looked up
@@ -59,11 +68,11 @@ type Proxy struct {
 // Start listens. Close ends it.
 func Start(c Config) (*Proxy, error) {
 	p := newProxy(c)
-	packet, err := net.ListenPacket("udp", c.Listen.String())
+	packet, err := p.config.Network.ListenPacket("udp", c.Listen.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen for DNS: %w", err)
 	}
-	stream, err := net.Listen("tcp", packet.LocalAddr().String())
+	stream, err := p.config.Network.Listen("tcp", packet.LocalAddr().String())
 	if err != nil {
 		_ = packet.Close()
 		return nil, fmt.Errorf("listen for DNS: %w", err)
@@ -81,6 +90,9 @@ func Start(c Config) (*Proxy, error) {
 func newProxy(c Config) *Proxy {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Network.Listen == nil {
+		c.Network = Network{Listen: net.Listen, ListenPacket: net.ListenPacket, Dial: new(net.Dialer).DialContext}
 	}
 	if c.Names == nil {
 		c.Names = nothing{}
@@ -131,12 +143,24 @@ func (p *Proxy) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	}
 }
 
+// servers are asked in turn, from one network.
+type servers struct {
+	addresses []string
+	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+func (p *Proxy) cluster() servers { return servers{p.config.Cluster, p.config.Network.Dial} }
+
+func (p *Proxy) upstream() servers {
+	return servers{p.config.Upstream, new(net.Dialer).DialContext}
+}
+
 // exchange asks servers in turn and returns the first answer, or nil. One that cannot or does not want to answer is not the
 // last word, as it is not for the C library.
-func (p *Proxy) exchange(ctx context.Context, query *dns.Msg, servers []string, network string) *dns.Msg {
+func (p *Proxy) exchange(ctx context.Context, query *dns.Msg, of servers, network string) *dns.Msg {
 	var last *dns.Msg
-	for i, s := range servers {
-		answer, err := ask(ctx, query, s, network, len(servers)-i)
+	for i, s := range of.addresses {
+		answer, err := of.ask(ctx, query, s, network, len(of.addresses)-i)
 		if err != nil {
 			p.config.Log.Debug("a DNS server did not answer", "server", s, "err", err)
 			continue
@@ -150,17 +174,26 @@ func (p *Proxy) exchange(ctx context.Context, query *dns.Msg, servers []string, 
 }
 
 // ask asks one server, and leaves those after it their share of the time.
-func ask(ctx context.Context, query *dns.Msg, server, network string, left int) (*dns.Msg, error) {
+func (s servers) ask(ctx context.Context, query *dns.Msg, server, network string, left int) (*dns.Msg, error) {
 	deadline, _ := ctx.Deadline()
 	ctx, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
 	defer cancel()
-	client := &dns.Client{Net: network, Timeout: exchangeTimeout}
-	answer, _, err := client.ExchangeContext(ctx, query, server)
+	answer, err := s.once(ctx, query, server, network)
 	if err == nil && answer.Truncated && network == "udp" {
-		client.Net = "tcp"
-		if whole, _, terr := client.ExchangeContext(ctx, query, server); terr == nil {
+		if whole, terr := s.once(ctx, query, server, "tcp"); terr == nil {
 			answer = whole
 		}
 	}
+	return answer, err
+}
+
+func (s servers) once(ctx context.Context, query *dns.Msg, server, network string) (*dns.Msg, error) {
+	c, err := s.dial(ctx, network, server)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	client := &dns.Client{Net: network, Timeout: exchangeTimeout}
+	answer, _, err := client.ExchangeWithConnContext(ctx, query, &dns.Conn{Conn: c})
 	return answer, err
 }

@@ -47,6 +47,30 @@ func (r ResolvConf) Upstream() (servers, search []string, err error) {
 	return servers, search, nil
 }
 
+// With is the file with server as the resolver, and the cluster's search path before the one that is there.
+func (r ResolvConf) With(server netip.Addr, search []string) (string, error) {
+	now, err := os.ReadFile(r.Path)
+	if err != nil && !os.IsNotExist(err) {
+		return "", fmt.Errorf("read %s: %w", r.Path, err)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "nameserver %s\n", server)
+	_, old, err := r.Upstream()
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(now)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "options" {
+			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	search = slices.Concat(search, old)
+	if len(search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
+	}
+	return b.String(), nil
+}
+
 // Set makes server the resolver, with the cluster's search path before the one that was there.
 func (r ResolvConf) Set(server netip.Addr, search []string) error {
 	// What a session before this one left is not what was there.
@@ -57,30 +81,19 @@ func (r ResolvConf) Set(server netip.Addr, search []string) error {
 	if err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("read %s: %w", r.Path, err)
 	}
-	var b strings.Builder
-	b.WriteString(header)
-	fmt.Fprintf(&b, "nameserver %s\n", server)
-	_, old, err := r.Upstream()
+	ours, err := r.With(server, search)
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(before)) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "options" {
-			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
-		}
-	}
-	search = slices.Concat(search, old)
-	if len(search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
-	}
+	ours = header + ours
 	if err := os.WriteFile(r.backup(), before, 0o600); err != nil {
 		return fmt.Errorf("keep a copy of %s: %w", r.Path, err)
 	}
-	if err := os.WriteFile(r.written(), []byte(b.String()), 0o600); err != nil {
+	if err := os.WriteFile(r.written(), []byte(ours), 0o600); err != nil {
 		return fmt.Errorf("note what is written to %s: %w", r.Path, err)
 	}
 	// In place and not by rename: the file is often a bind mount or a symbolic link.
-	if err := os.WriteFile(r.Path, []byte(b.String()), 0o644); err != nil {
+	if err := os.WriteFile(r.Path, []byte(ours), 0o644); err != nil {
 		return fmt.Errorf("write %s: %w", r.Path, err)
 	}
 	return nil

@@ -49,7 +49,7 @@ func (p *Proxy) answer(ctx context.Context, query *dns.Msg, network string) *dns
 			}
 		}
 	}
-	return p.exchange(ctx, query, p.config.Upstream, network)
+	return p.exchange(ctx, query, p.upstream(), network)
 }
 
 // search lists the whole names that a name may stand for in the cluster: first in the connected namespace, then in the one that is its
@@ -112,11 +112,11 @@ func (p *Proxy) inCluster(ctx context.Context, query *dns.Msg, full, network str
 	}
 	ask := strip(query, full)
 	if query.Opcode != dns.OpcodeQuery {
-		return finish(query, p.exchange(ctx, ask, p.config.Cluster, network), full)
+		return finish(query, p.exchange(ctx, ask, p.cluster(), network), full)
 	}
 	answer := p.cache.get(ask)
 	if answer == nil {
-		if answer = p.exchange(ctx, ask, p.config.Cluster, network); answer != nil {
+		if answer = p.exchange(ctx, ask, p.cluster(), network); answer != nil {
 			p.cache.put(ask, answer)
 		}
 	}
@@ -231,7 +231,7 @@ func (p *Proxy) namespace(ctx context.Context, name string) (exists, known bool)
 	// Half of the time is for the name itself.
 	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout/2)
 	defer cancel()
-	answer := p.exchange(ctx, new(dns.Msg).SetQuestion(name+".svc"+p.domain, dns.TypeA), p.config.Cluster, "udp")
+	answer := p.exchange(ctx, new(dns.Msg).SetQuestion(name+".svc"+p.domain, dns.TypeA), p.cluster(), "udp")
 	if answer == nil || (answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError) {
 		return false, false // it is asked again
 	}
