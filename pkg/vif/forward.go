@@ -34,6 +34,7 @@ var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); ret
 type forwarder struct {
 	ctx    context.Context
 	allow  func(netip.Addr) bool
+	target func(netip.AddrPort) netip.AddrPort // what is dialled in a destination's place; nil for the destination itself
 	dialer net.Dialer
 	flows  flowTable
 	wg     sync.WaitGroup
@@ -61,7 +62,7 @@ func (f *forwarder) tcp(r *tcp.ForwarderRequest) {
 		}
 		ctx, cancel := context.WithTimeout(f.ctx, dialTimeout)
 		defer cancel()
-		out, err := f.dialer.DialContext(ctx, "tcp", destination.String())
+		out, err := f.dial(ctx, "tcp", destination)
 		if err != nil {
 			// Silence for a silent destination: the laptop's own time-out is the truth. Everything else is an answer.
 			var timeout net.Error
@@ -85,6 +86,13 @@ func (f *forwarder) tcp(r *tcp.ForwarderRequest) {
 	})
 }
 
+func (f *forwarder) dial(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	if f.target != nil {
+		to = f.target(to)
+	}
+	return f.dialer.DialContext(ctx, network, to.String())
+}
+
 func (f *forwarder) udp(r *udp.ForwarderRequest) bool {
 	laptop, destination := ends(r.ID())
 	if !f.allow(destination.Addr()) {
@@ -98,7 +106,7 @@ func (f *forwarder) udp(r *udp.ForwarderRequest) bool {
 	in := gonet.NewUDPConn(&queue, endpoint)
 	f.wg.Go(func() {
 		defer in.Close()
-		out, err := f.dialer.DialContext(f.ctx, "udp", destination.String())
+		out, err := f.dial(f.ctx, "udp", destination)
 		if err != nil {
 			return
 		}

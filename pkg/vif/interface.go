@@ -38,7 +38,11 @@ type Config struct {
 	InboundPort uint16
 	// Dial opens the stream that carries WireGuard. It is called again, for ever, when the stream ends.
 	Dial func(context.Context) (io.ReadWriteCloser, error)
-	Log  *slog.Logger
+	// Namespace holds the interface; nil for the network of this process. Config.Dial is the host's in any case.
+	Namespace *Namespace
+	// HostLoopback lets processes in the Namespace reach the host's 127.0.0.1, as the address HostLoopback.
+	HostLoopback bool
+	Log          *slog.Logger
 }
 
 // Interface is the laptop's end of the VIF.
@@ -78,7 +82,7 @@ func Up(ctx context.Context, c Config) (*Interface, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	device, host, err := createTUN(c.Name, c.MTU)
+	device, host, err := open(c)
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +104,13 @@ func Up(ctx context.Context, c Config) (*Interface, error) {
 		return nil, fmt.Errorf("start WireGuard: %w", err)
 	}
 	return i, ctx.Err()
+}
+
+func open(c Config) (tun.Device, hostInterface, error) {
+	if c.Namespace != nil {
+		return c.Namespace.createTUN(c)
+	}
+	return createTUN(c.Name, c.MTU)
 }
 
 // start puts WireGuard on a TUN and begins to dial.
@@ -293,12 +304,14 @@ func (i *Interface) watch(ctx context.Context) {
 	}
 }
 
+// DialFunc connects somewhere, like net.Dialer.DialContext: it says from which network.
+type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
 // RTT measures the round trip through the tunnel: the time until the hub refuses a connection to its own address.
-func RTT(ctx context.Context, hub netip.Addr) (time.Duration, error) {
+func RTT(ctx context.Context, dial DialFunc, hub netip.Addr) (time.Duration, error) {
 	const discard = 9
 	start := time.Now()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(hub, discard).String())
+	c, err := dial(ctx, "tcp", netip.AddrPortFrom(hub, discard).String())
 	took := time.Since(start)
 	if err == nil {
 		_ = c.Close()

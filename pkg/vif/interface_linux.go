@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,11 +18,16 @@ type linuxInterface struct {
 }
 
 func createTUN(name string, mtu int) (tun.Device, hostInterface, error) {
+	device, host, err := makeTUN(name, mtu)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, nil, fmt.Errorf("%w: this needs root or CAP_NET_ADMIN", err)
+	}
+	return device, host, err
+}
+
+func makeTUN(name string, mtu int) (tun.Device, hostInterface, error) {
 	device, err := tun.CreateTUN(name, mtu)
 	if err != nil {
-		if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EPERM) {
-			return nil, nil, fmt.Errorf("make the network interface: %w: this needs root or CAP_NET_ADMIN", err)
-		}
 		return nil, nil, fmt.Errorf("make the network interface: %w", err)
 	}
 	actual, err := device.Name()

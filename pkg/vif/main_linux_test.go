@@ -23,6 +23,13 @@ var service = netip.MustParseAddr("10.99.0.1")
 // TestMain runs the tests again inside user and network namespaces of their own: the TUN, the addresses and the routes are real,
 // need no root, and never touch the machine.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == "hold" {
+		if err := Hold(os.NewFile(3, "daemon")); err != nil {
+			fmt.Fprintln(os.Stderr, "hold:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	const inside = "DETOUR_TEST_IN_NAMESPACE"
 	if os.Getenv(inside) == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)

@@ -35,6 +35,12 @@ func pair(t *testing.T) (*Hub, *Interface, Key) {
 // pairOver also returns a function that cuts the streams which are open.
 func pairOver(t *testing.T) (*Hub, *Interface, Key, func()) {
 	t.Helper()
+	return pairWith(t, Config{})
+}
+
+// pairWith makes the laptop's end where the Config says: in the laptop's network namespace, or in a Namespace.
+func pairWith(t *testing.T, c Config) (*Hub, *Interface, Key, func()) {
+	t.Helper()
 	hubKey, err := NewPrivateKey()
 	require.NoError(t, err)
 	laptopKey, err := NewPrivateKey()
@@ -74,15 +80,14 @@ func pairOver(t *testing.T) (*Hub, *Interface, Key, func()) {
 	t.Cleanup(func() { stop(); _ = listener.Close(); serving.Wait() })
 
 	var laptop *Interface
+	c.PrivateKey, c.PeerKey, c.Addresses, c.InboundPort = laptopKey, hubKey.PublicKey(), []netip.Addr{laptopAddress}, inboundPort
+	c.Routes = []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("198.18.0.0/24")}
+	c.Dial = func(ctx context.Context) (io.ReadWriteCloser, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", listener.Addr().String())
+	}
 	onLaptop(t, func() error {
-		laptop, err = Up(t.Context(), Config{
-			PrivateKey: laptopKey, PeerKey: hubKey.PublicKey(), Addresses: []netip.Addr{laptopAddress}, InboundPort: inboundPort,
-			Routes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("198.18.0.0/24")},
-			Dial: func(ctx context.Context) (io.ReadWriteCloser, error) {
-				var d net.Dialer
-				return d.DialContext(ctx, "tcp", listener.Addr().String())
-			},
-		})
+		laptop, err = Up(t.Context(), c)
 		return err
 	})
 	t.Cleanup(func() { require.NoError(t, laptop.Close()) })
@@ -180,7 +185,7 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 
 	t.Run("what the hub does not allow is refused", func(t *testing.T) {
 		onLaptop(t, func() error {
-			rtt, err := RTT(t.Context(), hubAddress)
+			rtt, err := RTT(t.Context(), new(net.Dialer).DialContext, hubAddress)
 			require.Less(t, rtt, time.Second)
 			return err
 		})

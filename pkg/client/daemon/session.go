@@ -318,7 +318,7 @@ func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 	if r.TunnelUp && s.hub.IsValid() {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		if rtt, err := vif.RTT(ctx, s.hub); err == nil {
+		if rtt, err := vif.RTT(ctx, new(net.Dialer).DialContext, s.hub); err == nil {
 			r.RttSeconds = rtt.Seconds()
 		}
 	}

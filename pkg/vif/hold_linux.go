@@ -1,0 +1,187 @@
+package vif
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// What a Namespace asks of its holder. Each message is one packet of a SOCK_SEQPACKET pair; file descriptors come with it.
+const (
+	holdTUN          = "tun"
+	holdListen       = "listen"
+	holdListenPacket = "listen-packet"
+	holdDial         = "dial"
+	holdBind         = "bind"
+
+	holdMessageSize = 64 << 10
+)
+
+type holdRequest struct {
+	ID        uint64
+	Do        string
+	Network   string        `json:",omitempty"` // listen, dial
+	Address   string        `json:",omitempty"`
+	Timeout   time.Duration `json:",omitempty"` // dial
+	Addresses []netip.Addr  `json:",omitempty"` // tun
+	MTU       int           `json:",omitempty"`
+	From, To  string        `json:",omitempty"` // bind
+}
+
+// holdReply is followed by at most one file descriptor.
+type holdReply struct {
+	ID    uint64
+	Error string        `json:",omitempty"`
+	Errno syscall.Errno `json:",omitempty"` // what Error is about, for errors.Is
+}
+
+// Hold is the whole life of a holder: a process that is alone in new user, network and mount namespaces, and does there what
+// the daemon outside asks of it over socket. It ends when the daemon does, and the namespaces with it, but for the processes that are
+// still inside.
+func Hold(socket *os.File) error {
+	// The daemon hears of a failure from the first thing that it asks.
+	apart := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	if apart != nil {
+		apart = fmt.Errorf("keep the mounts apart: %w", apart)
+	}
+	conn, err := net.FileConn(socket)
+	if err != nil {
+		return fmt.Errorf("take the daemon's socket: %w", err)
+	}
+	_ = socket.Close()
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("the daemon's socket is not a unix socket")
+	}
+	defer unixConn.Close()
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	buf := make([]byte, holdMessageSize)
+	for {
+		n, err := unixConn.Read(buf)
+		if err != nil || n == 0 {
+			return nil //nolint:nilerr // the daemon is gone, in whatever way
+		}
+		var req holdRequest
+		if err := json.Unmarshal(buf[:n], &req); err != nil {
+			return fmt.Errorf("understand the daemon: %w", err)
+		}
+		serving.Go(func() {
+			reply := holdReply{ID: req.ID}
+			var file *os.File
+			err := apart
+			if err == nil {
+				file, err = req.do()
+			}
+			if err != nil {
+				reply.Error = err.Error()
+				_ = errors.As(err, &reply.Errno)
+			}
+			var rights []byte
+			if file != nil {
+				defer file.Close()
+				rights = unix.UnixRights(int(file.Fd()))
+			}
+			if raw, err := json.Marshal(reply); err == nil {
+				_, _, _ = unixConn.WriteMsgUnix(raw, rights, nil)
+			}
+		})
+	}
+}
+
+func (r holdRequest) do() (*os.File, error) {
+	switch r.Do {
+	case holdTUN:
+		return r.tun()
+	case holdListen:
+		l, err := net.Listen(r.Network, r.Address)
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		return fileOf(l)
+	case holdListenPacket:
+		l, err := net.ListenPacket(r.Network, r.Address)
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		return fileOf(l)
+	case holdDial:
+		ctx, cancel := context.WithTimeout(context.Background(), r.Timeout)
+		defer cancel()
+		var d net.Dialer
+		c, err := d.DialContext(ctx, r.Network, r.Address)
+		if err != nil {
+			return nil, err
+		}
+		defer c.Close()
+		return fileOf(c)
+	case holdBind:
+		if err := unix.Mount(r.From, r.To, "", unix.MS_BIND, ""); err != nil {
+			return nil, fmt.Errorf("put %s in place of %s: %w", r.From, r.To, err)
+		}
+		return nil, nil
+	}
+	return nil, fmt.Errorf("the holder does not know how to %s", r.Do)
+}
+
+func fileOf(socket any) (*os.File, error) {
+	f, ok := socket.(interface{ File() (*os.File, error) })
+	if !ok {
+		return nil, fmt.Errorf("%T has no file descriptor", socket)
+	}
+	return f.File()
+}
+
+// tun makes the interface, with a default route. The loopback comes up, and ordinary users may listen on every port: there is nobody
+// to protect from them in here.
+func (r holdRequest) tun() (*os.File, error) {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("find the loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return nil, fmt.Errorf("bring the loopback up: %w", err)
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0); err != nil {
+		return nil, fmt.Errorf("open the low ports: %w", err)
+	}
+	device, host, err := makeTUN(namespaceInterface, r.MTU)
+	if err != nil {
+		return nil, err
+	}
+	// Only the copy that the daemon gets keeps the interface.
+	defer device.Close()
+	if err := host.configure(r.Addresses, r.MTU); err != nil {
+		return nil, err
+	}
+	if err := host.setRoutes([]netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}); err != nil {
+		return nil, err
+	}
+	native, ok := device.(*tun.NativeTun)
+	if !ok {
+		return nil, fmt.Errorf("%T has no file descriptor", device)
+	}
+	var fd int
+	var duplicated error
+	raw, err := native.File().SyscallConn()
+	if err == nil {
+		err = raw.Control(func(original uintptr) { fd, duplicated = unix.FcntlInt(original, unix.F_DUPFD_CLOEXEC, 0) })
+	}
+	if err := errors.Join(err, duplicated); err != nil {
+		return nil, fmt.Errorf("pass the interface on: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "tun"), nil
+}

@@ -1,0 +1,248 @@
+package vif
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+)
+
+// outsideAddress is of a host that is neither the cluster's nor loopback.
+var outsideAddress = netip.MustParseAddr("192.0.2.1")
+
+func namespace(t *testing.T) *Namespace {
+	t.Helper()
+	n, err := NewNamespace(t.Context(), []string{"/proc/self/exe", "hold"}, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, n.Close()) })
+	return n
+}
+
+// greeter says hello to each connection to address.
+func greeter(t *testing.T, address string) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	require.NoError(t, err)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "hello from "+l.Addr().String())
+			_ = c.Close()
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
+	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+func hear(t *testing.T, n *Namespace, address string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	c, err := n.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	raw, err := io.ReadAll(c)
+	return string(raw), err
+}
+
+func outside(t *testing.T) {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	require.NoError(t, err)
+	address := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(outsideAddress, 32))}
+	require.NoError(t, netlink.AddrReplace(lo, address))
+	t.Cleanup(func() { require.NoError(t, netlink.AddrDel(lo, address)) })
+}
+
+func TestNamespaceReachesTheClusterAndWhatIsOutside(t *testing.T) {
+	outside(t)
+	n := namespace(t)
+	hub, laptop, _, _ := pairWith(t, Config{Namespace: n})
+	require.Equal(t, "detour0", laptop.Name())
+
+	t.Run("the cluster, whole and with half-close", func(t *testing.T) {
+		c, err := n.DialContext(t.Context(), "tcp", echo(t).String())
+		require.NoError(t, err)
+		defer c.Close()
+		sent := make([]byte, 4<<20)
+		var writing sync.WaitGroup
+		writing.Go(func() {
+			_, err := c.Write(sent)
+			assert.NoError(t, err)
+			assert.NoError(t, c.(*net.TCPConn).CloseWrite())
+		})
+		got, err := io.ReadAll(c)
+		writing.Wait()
+		require.NoError(t, err)
+		require.Equal(t, sent, got)
+	})
+
+	t.Run("outside, with the host's sockets", func(t *testing.T) {
+		address := greeter(t, outsideAddress.String()+":0").String()
+		heard, err := hear(t, n, address)
+		require.NoError(t, err)
+		require.Equal(t, "hello from "+address, heard)
+	})
+
+	t.Run("outside, many packets to and fro", func(t *testing.T) {
+		l, err := net.Listen("tcp", outsideAddress.String()+":0")
+		require.NoError(t, err)
+		defer l.Close()
+		const size = 50 << 20
+		go func() {
+			c, err := l.Accept()
+			if err == nil {
+				_, _ = io.CopyN(c, zeros{}, size)
+				_ = c.Close()
+			}
+		}()
+		c, err := n.DialContext(t.Context(), "tcp", l.Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+		require.NoError(t, c.SetDeadline(time.Now().Add(30*time.Second)))
+		got, err := io.Copy(io.Discard, c)
+		require.NoError(t, err)
+		require.EqualValues(t, size, got)
+	})
+
+	t.Run("outside, refused at once", func(t *testing.T) {
+		_, err := hear(t, n, netip.AddrPortFrom(outsideAddress, 1).String())
+		require.ErrorIs(t, err, syscall.ECONNREFUSED)
+	})
+
+	t.Run("outside, datagrams", func(t *testing.T) {
+		server, err := net.ListenPacket("udp", outsideAddress.String()+":0")
+		require.NoError(t, err)
+		defer server.Close()
+		go func() {
+			buf := make([]byte, 100)
+			if size, from, err := server.ReadFrom(buf); err == nil {
+				_, _ = server.WriteTo(buf[:size], from)
+			}
+		}()
+		c, err := n.DialContext(t.Context(), "udp", server.LocalAddr().String())
+		require.NoError(t, err)
+		defer c.Close()
+		require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+		_, err = c.Write([]byte("ping"))
+		require.NoError(t, err)
+		buf := make([]byte, 100)
+		size, err := c.Read(buf)
+		require.NoError(t, err)
+		require.Equal(t, "ping", string(buf[:size]))
+	})
+
+	t.Run("not the host's loopback", func(t *testing.T) {
+		port := greeter(t, "127.0.0.1:0").Port()
+		for _, a := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("0.0.0.0"), HostLoopback} {
+			_, err := hear(t, n, netip.AddrPortFrom(a, port).String())
+			require.ErrorIs(t, err, syscall.ECONNREFUSED, "%s", a)
+		}
+	})
+
+	t.Run("a port inside, which the cluster reaches", func(t *testing.T) {
+		l, err := n.Listen("tcp", netip.AddrPortFrom(laptopAddress, inboundPort).String())
+		require.NoError(t, err)
+		defer l.Close()
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}
+		}()
+		c, err := hub.Dial(t.Context(), netip.AddrPortFrom(laptopAddress, inboundPort))
+		require.NoError(t, err)
+		_, err = c.Write([]byte("hello"))
+		require.NoError(t, err)
+		require.NoError(t, c.(interface{ CloseWrite() error }).CloseWrite())
+		got, err := io.ReadAll(c)
+		require.NoError(t, err)
+		require.Equal(t, "hello", string(got))
+		require.NoError(t, c.Close())
+	})
+
+	t.Run("ports of its own, low ones too", func(t *testing.T) {
+		host := greeter(t, "127.0.0.1:0").String()
+		for _, address := range []string{host, "127.0.0.1:80"} {
+			l, err := n.Listen("tcp", address)
+			require.NoError(t, err)
+			require.NoError(t, l.Close())
+		}
+		p, err := n.ListenPacket("udp", netip.AddrPortFrom(laptopAddress, 53).String())
+		require.NoError(t, err)
+		require.NoError(t, p.Close())
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+func TestNamespaceReachesTheHostsLoopbackWhenAllowed(t *testing.T) {
+	n := namespace(t)
+	pairWith(t, Config{Namespace: n, HostLoopback: true})
+	address := greeter(t, "127.0.0.1:0")
+	heard, err := hear(t, n, netip.AddrPortFrom(HostLoopback, address.Port()).String())
+	require.NoError(t, err)
+	require.Equal(t, "hello from "+address.String(), heard)
+}
+
+// Nothing of this process's own network changes, and the files that are put in place are seen inside only.
+func TestNamespaceLeavesTheHostAlone(t *testing.T) {
+	before, err := netlink.LinkList()
+	require.NoError(t, err)
+	n := namespace(t)
+	pairWith(t, Config{Namespace: n})
+	after, err := netlink.LinkList()
+	require.NoError(t, err)
+	require.Len(t, after, len(before))
+
+	dir := t.TempDir()
+	ours, theirs := filepath.Join(dir, "ours"), filepath.Join(dir, "theirs")
+	require.NoError(t, os.WriteFile(ours, []byte("ours"), 0o600))
+	require.NoError(t, os.WriteFile(theirs, []byte("theirs"), 0o600))
+	require.NoError(t, n.Bind(ours, theirs))
+	raw, err := os.ReadFile(theirs)
+	require.NoError(t, err)
+	require.Equal(t, "theirs", string(raw))
+	require.ErrorIs(t, n.Bind(filepath.Join(dir, "nothing"), theirs), os.ErrNotExist)
+}
+
+func TestNamespaceWhoseHolderIsKilled(t *testing.T) {
+	n := namespace(t)
+	pairWith(t, Config{Namespace: n})
+	require.False(t, n.Gone())
+	require.NoError(t, syscall.Kill(n.PID(), syscall.SIGKILL))
+	require.Eventually(t, n.Gone, 5*time.Second, 10*time.Millisecond)
+	_, err := n.DialContext(t.Context(), "tcp", "127.0.0.1:1")
+	require.Error(t, err)
+}
+
+// The limit is the one of the user namespace that the tests run in.
+func TestNamespaceWhereTheyAreSwitchedOff(t *testing.T) {
+	const limit = "/proc/sys/user/max_user_namespaces"
+	before, err := os.ReadFile(limit)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(limit, []byte("0"), 0))
+	t.Cleanup(func() { require.NoError(t, os.WriteFile(limit, before, 0)) })
+	_, err = NewNamespace(t.Context(), []string{"/proc/self/exe", "hold"}, nil)
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	require.ErrorContains(t, err, "this machine keeps user namespaces from ordinary users: `sudo sysctl -w user.max_user_namespaces=15000`, or use root: `detour connect --rootless=false`")
+}
