@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -18,13 +19,16 @@ func (a *app) interceptCommand() *cobra.Command {
 	var ttl time.Duration
 	var onFailure, mode string
 	cmd := &cobra.Command{
-		Use: "intercept SERVICE --port LOCAL[:REMOTE]", Short: "Send a service's traffic, or only your requests, to a port of this laptop", Args: cobra.ExactArgs(1),
+		Use: "intercept SERVICE --port LOCAL[:REMOTE] [-- COMMAND [ARGS...]]", Short: "Send a service's traffic, or only your requests, to a port of this laptop", Args: serviceAndCommand,
 		Long: `Sends the traffic of one port of a service to 127.0.0.1:LOCAL. REMOTE is the service's port, by number or name; it may be left out when
 the service has one. With conditions (--me, --header, --query, --path, --path-prefix, --method) only the HTTP requests that meet all of them
 go to the laptop; everybody else's stay in the cluster.
-Connects first when nothing is connected. Returns when the traffic really flows.`,
+Connects first when nothing is connected. Returns when the traffic really flows. With a COMMAND, it is run on the cluster's network, and
+the traffic goes back to the cluster when it ends; its exit code is detour's. Without root, LOCAL is a port of what such a COMMAND,
+` + "`detour run` or `detour shell`" + ` runs.`,
 		Example: `  detour intercept catalog --port 8080
   detour intercept catalog --port 18080:http -n shop
+  detour intercept catalog --port 8080 -- ./catalog --listen :8080
   detour intercept catalog --port 8080 --me
   detour intercept catalog --port 8080 --mode wiretap
   detour intercept catalog --port 8080 --header x-dev=alice --path-prefix /api`,
@@ -58,6 +62,9 @@ Connects first when nothing is connected. Returns when the traffic really flows.
 					Service: args[0], LocalPort: local, Port: remote, Match: match, TtlSeconds: int64(ttl / time.Second), ErrorOnFailure: onFailure == "error", Wiretap: mode == "wiretap",
 				})
 			}
+			if len(args) > 1 {
+				return a.interceptFor(cmd.Context(), requests, args[1:])
+			}
 			return a.intercept(cmd.Context(), requests)
 		},
 	}
@@ -68,34 +75,45 @@ Connects first when nothing is connected. Returns when the traffic really flows.
 	cmd.Flags().StringVar(&mode, "mode", "intercept", "intercept, or wiretap for a copy of the requests while the cluster's pods answer")
 	only.add(cmd.Flags())
 	a.outputFlag(cmd)
-	a.managerFlag(cmd)
+	a.modeFlags(cmd)
 	return cmd
 }
 
-// intercept makes all of them, or none.
+// intercept returns when the traffic flows.
 func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptRequest) error {
 	client, done, err := a.start(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	s, err := client.Status(ctx, &daemonv1.StatusRequest{})
+	if _, err := a.connected(ctx, client); err != nil {
+		return err
+	}
+	made, err := a.interceptAll(ctx, client, requests, true)
 	if err != nil {
 		return err
 	}
-	if *a.flags.Namespace != "" && s.Connected && *a.flags.Namespace != s.Namespace {
-		return fmt.Errorf("connected to namespace %s, not to %s: run `detour quit` first", s.Namespace, *a.flags.Namespace)
-	}
-	if !s.Connected {
-		if _, err := a.connect(ctx, client); err != nil {
-			return err
+	return a.printIntercepts(a.Out, requests, made)
+}
+
+// serviceAndCommand takes a command only after --, where it is meant.
+func serviceAndCommand(cmd *cobra.Command, args []string) error {
+	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+		if len(args) == dash {
+			return errors.New("there is no command after --")
 		}
+		args = args[:dash]
 	}
+	return cobra.ExactArgs(1)(cmd, args)
+}
+
+// interceptAll makes all of them, or none. The warning that nothing listens is not for a command that has just been started.
+func (a *app) interceptAll(ctx context.Context, client daemonv1.DaemonServiceClient, requests []*daemonv1.InterceptRequest, warn bool) ([]*daemonv1.Intercept, error) {
 	// All at once: the workload is rolled out once for all of its ports.
 	made, failures := make([]*daemonv1.Intercept, len(requests)), make([]error, len(requests))
 	var all sync.WaitGroup
 	for i, r := range requests {
-		all.Go(func() { made[i], failures[i] = a.interceptOne(ctx, client, r) })
+		all.Go(func() { made[i], failures[i] = a.interceptOne(ctx, client, r, warn) })
 	}
 	all.Wait()
 	for _, err := range failures {
@@ -107,13 +125,17 @@ func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptReque
 				_, _ = client.Leave(context.WithoutCancel(ctx), &daemonv1.LeaveRequest{Service: i.Name})
 			}
 		}
-		return err
+		return nil, err
 	}
+	return made, nil
+}
+
+func (a *app) printIntercepts(w io.Writer, requests []*daemonv1.InterceptRequest, made []*daemonv1.Intercept) error {
 	var value any = made
 	if len(made) == 1 {
 		value = made[0]
 	}
-	return a.print(value, func(w io.Writer) {
+	return a.printTo(w, value, func(w io.Writer) {
 		for i := range made {
 			printIntercept(w, requests[i], made[i])
 		}
@@ -121,7 +143,7 @@ func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptReque
 }
 
 // interceptOne makes one and waits until its traffic flows.
-func (a *app) interceptOne(ctx context.Context, client daemonv1.DaemonServiceClient, r *daemonv1.InterceptRequest) (*daemonv1.Intercept, error) {
+func (a *app) interceptOne(ctx context.Context, client daemonv1.DaemonServiceClient, r *daemonv1.InterceptRequest, warn bool) (*daemonv1.Intercept, error) {
 	stream, err := client.Intercept(ctx, r)
 	if err != nil {
 		return nil, err
@@ -131,7 +153,7 @@ func (a *app) interceptOne(ctx context.Context, client daemonv1.DaemonServiceCli
 		if err != nil {
 			return nil, err
 		}
-		if m.Warning != "" {
+		if m.Warning != "" && warn {
 			fmt.Fprintln(a.ErrOut, "warning:", m.Warning)
 		}
 		if m.Progress != "" {

@@ -32,8 +32,12 @@ func (o output) Print(value any, people func(io.Writer)) error { return o.print(
 
 // print writes a value as the -o flag asks, or for people.
 func (a *app) print(value any, people func(io.Writer)) error {
+	return a.printTo(a.Out, value, people)
+}
+
+func (a *app) printTo(w io.Writer, value any, people func(io.Writer)) error {
 	if a.output == "" {
-		people(a.Out)
+		people(w)
 		return nil
 	}
 	var raw []byte
@@ -56,10 +60,10 @@ func (a *app) print(value any, people func(io.Writer)) error {
 		if raw, err = yaml.JSONToYAML(raw); err != nil {
 			return fmt.Errorf("encode the output: %w", err)
 		}
-		_, err = a.Out.Write(raw)
+		_, err = w.Write(raw)
 		return err
 	}
-	_, err = fmt.Fprintln(a.Out, string(raw))
+	_, err = fmt.Fprintln(w, string(raw))
 	return err
 }
 
@@ -78,10 +82,14 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 	if !s.TunnelUp {
 		tunnel = "DOWN: " + s.Problem
 	}
+	where := ""
+	if s.Rootless {
+		where = ", in namespaces: `detour run -- COMMAND`"
+	}
 	rows := [][2]string{
 		{"connected", fmt.Sprintf("context %s, namespace %s (%s)", s.Context, s.Namespace, s.Server)},
 		{"tunnel", tunnel},
-		{"interface", fmt.Sprintf("%s, %s", s.Interface, strings.Join(s.Addresses, ", "))},
+		{"interface", fmt.Sprintf("%s, %s%s", s.Interface, strings.Join(s.Addresses, ", "), where)},
 		{"networks", strings.Join(s.Subnets, ", ")},
 		{"DNS", fmt.Sprintf("%s (%s)", strings.Join(s.DnsServers, ", "), s.ClusterDomain)},
 		{"session", fmt.Sprintf("%s (%s@%s)", s.Session, s.User, s.Host)},

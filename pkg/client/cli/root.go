@@ -34,24 +34,30 @@ type app struct {
 	paths            daemon.Paths
 	managerNamespace string
 	output           string
+	rootless         bool
+	hostLoopback     bool
 }
 
 // Command is the root command.
 func Command(streams genericiooptions.IOStreams) *cobra.Command {
-	a := &app{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), paths: daemon.DefaultPaths()}
+	a := &app{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true)}
 	root := &cobra.Command{
 		Use: "detour", Short: "Run one service of a Kubernetes application on your laptop", SilenceUsage: true, SilenceErrors: true,
 		Long: "detour sends the traffic of one service in the cluster to a process on your laptop,\nand puts the laptop on the cluster's network meanwhile.",
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			// client-go's own log lines are not for people.
 			klog.SetSlogLogger(slog.New(slog.DiscardHandler))
-			if cmd.Name() != "daemon" {
+			if err := a.choose(cmd); err != nil {
+				return err
+			}
+			if cmd.Name() != "daemon" && cmd.Name() != "hold" && !a.paths.Rootless {
 				a.putBack()
 			}
+			return nil
 		},
 	}
 	a.flags.AddFlags(root.PersistentFlags())
-	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.versionCommand(), a.daemonCommand(),
+	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.runCommand(), a.shellCommand(), a.versionCommand(), a.daemonCommand(), a.holdCommand(),
 		install.Command(streams, a.flags, output{a}), install.UninstallCommand(streams, a.flags, output{a}))
 	return root
 }
@@ -62,6 +68,13 @@ func Main() int {
 	defer stop()
 	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
 	if err := Command(streams).ExecuteContext(ctx); err != nil {
+		var exit exitError
+		if errors.As(err, &exit) {
+			if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only what was joined here has a text of its own
+				fmt.Fprintln(os.Stderr, "detour:", joined.Unwrap()[0])
+			}
+			return int(exit)
+		}
 		if s, ok := status.FromError(err); ok {
 			err = errors.New(s.Message())
 		}
@@ -109,10 +122,10 @@ func (a *app) start(ctx context.Context) (daemonv1.DaemonServiceClient, func(), 
 	if err != nil {
 		return nil, nil, fmt.Errorf("find the detour binary: %w", err)
 	}
-	cmd := exec.Command(exe, "daemon")
-	if os.Geteuid() != 0 {
+	cmd := exec.Command(exe, a.daemonArgs()...)
+	if !a.paths.Rootless && os.Geteuid() != 0 {
 		if _, err := exec.LookPath("sudo"); err != nil {
-			return nil, nil, errors.New("the network interface needs root: run detour as root, or install sudo")
+			return nil, nil, errors.New("the network interface needs root: run detour as root, install sudo, or leave out --rootless=false")
 		}
 		fmt.Fprintln(a.ErrOut, "the daemon makes a network interface and needs root: starting it with sudo")
 		cmd = exec.Command("sudo", "--", exe, "daemon", "--detach")
@@ -131,10 +144,18 @@ func (a *app) start(ctx context.Context) (daemonv1.DaemonServiceClient, func(), 
 	return nil, nil, fmt.Errorf("the daemon did not start: see %s", a.paths.Log())
 }
 
+// daemonArgs start the daemon of the mode that was chosen. Without a flag root's, and sudo makes root, is the network interface.
+func (a *app) daemonArgs() []string {
+	if a.paths.Rootless {
+		return []string{"daemon", "--rootless"}
+	}
+	return []string{"daemon"}
+}
+
 // detach starts the daemon in the background, with its log in the state directory.
 func (a *app) detach(cmd *exec.Cmd) error {
-	if err := os.MkdirAll(a.paths.State, 0o755); err != nil {
-		return fmt.Errorf("make %s: %w", a.paths.State, err)
+	if err := a.paths.Make(); err != nil {
+		return err
 	}
 	log, err := os.OpenFile(a.paths.Log(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -160,11 +181,12 @@ func (a *app) daemonCommand() *cobra.Command {
 				if err != nil {
 					return fmt.Errorf("find the detour binary: %w", err)
 				}
-				return a.detach(exec.Command(exe, "daemon"))
+				return a.detach(exec.Command(exe, a.daemonArgs()...))
 			}
 			return daemon.Run(cmd.Context(), a.paths, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel()})))
 		},
 	}
+	cmd.Flags().BoolVar(&a.rootless, "rootless", canRootless(), "keep the network in namespaces")
 	cmd.Flags().BoolVar(&detach, "detach", false, "go to the background")
 	return cmd
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"strings"
 	"time"
 
@@ -34,8 +32,12 @@ type localIntercept struct {
 
 // intercept creates the object, waits until traffic flows, and takes everything back when it does not come to that.
 func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (_ *daemonv1.Intercept, err error) {
-	if c, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(req.LocalPort))), time.Second); err != nil {
-		tell(&daemonv1.InterceptResponse{Warning: fmt.Sprintf("nothing listens on local port %d yet: until it does, %s", req.LocalPort, whoAnswers(req))})
+	if c, err := dialLocal(s.place.Dial, uint16(req.LocalPort)); err != nil {
+		where := ""
+		if s.inside != nil {
+			where = " of what `detour run` starts"
+		}
+		tell(&daemonv1.InterceptResponse{Warning: fmt.Sprintf("nothing listens on local port %d%s yet: until it does, %s", req.LocalPort, where, whoAnswers(req))})
 	} else {
 		_ = c.Close()
 	}

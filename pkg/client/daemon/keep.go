@@ -45,7 +45,12 @@ func (s *Server) keep(ctx context.Context) {
 			lost = nil
 			continue
 		}
-		if now != lost { // also when somebody quit or connected meanwhile
+		switch {
+		case now == lost: // and nobody quit or connected meanwhile
+		case now.inside != nil && now.inside.Gone() && !now.isEnded():
+			lost, intercepts = now, now.wishes()
+			s.log.Warn("the holder of the network has ended: making the session again", "session", now.object.Name)
+		default:
 			deleted, err := now.refresh(ctx)
 			if err != nil || !deleted {
 				continue

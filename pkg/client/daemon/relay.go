@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	"github.com/detour-dev/detour/pkg/vif"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
@@ -24,6 +26,7 @@ const (
 // intercepts of this laptop.
 type relayServer struct {
 	log       *slog.Logger
+	dial      vif.DialFunc
 	listeners []net.Listener
 	open      sync.WaitGroup
 
@@ -33,10 +36,10 @@ type relayServer struct {
 	timer map[string]*time.Timer // of ended intercepts
 }
 
-func newRelayServer(addresses []netip.Addr, log *slog.Logger) (*relayServer, error) {
-	r := &relayServer{log: log, ports: map[string]uint16{}, conns: map[net.Conn]string{}, timer: map[string]*time.Timer{}}
+func newRelayServer(addresses []netip.Addr, place dnsproxy.Network, log *slog.Logger) (*relayServer, error) {
+	r := &relayServer{log: log, dial: place.Dial, ports: map[string]uint16{}, conns: map[net.Conn]string{}, timer: map[string]*time.Timer{}}
 	for i, a := range addresses {
-		l, err := net.Listen("tcp", netip.AddrPortFrom(a, relay.LaptopPort).String())
+		l, err := place.Listen("tcp", netip.AddrPortFrom(a, relay.LaptopPort).String())
 		if err != nil {
 			if i > 0 {
 				continue // IPv6 is off on this laptop
@@ -129,7 +132,7 @@ func (r *relayServer) serve(c net.Conn) {
 		delete(r.conns, c)
 		r.mu.Unlock()
 	}()
-	local, err := dialLocal(port)
+	local, err := dialLocal(r.dial, port)
 	if err != nil {
 		_ = relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_REFUSED)
 		return
@@ -142,11 +145,15 @@ func (r *relayServer) serve(c net.Conn) {
 	vif.Splice(c, local)
 }
 
-func dialLocal(port uint16) (net.Conn, error) {
-	number := strconv.Itoa(int(port))
-	c, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", number), localTimeout)
+func dialLocal(dial vif.DialFunc, port uint16) (net.Conn, error) {
+	try := func(loopback string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), localTimeout)
+		defer cancel()
+		return dial(ctx, "tcp", net.JoinHostPort(loopback, strconv.Itoa(int(port))))
+	}
+	c, err := try("127.0.0.1")
 	if err != nil {
-		return net.DialTimeout("tcp", net.JoinHostPort("::1", number), localTimeout)
+		return try("::1")
 	}
 	return c, nil
 }

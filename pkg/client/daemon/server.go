@@ -36,17 +36,17 @@ type Server struct {
 
 // Run serves until Quit or ctx ends, and puts the laptop back.
 func Run(ctx context.Context, p Paths, log *slog.Logger) error {
-	for _, d := range []string{p.Run, p.State} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return fmt.Errorf("make %s: %w", d, err)
-		}
+	if err := p.Make(); err != nil {
+		return err
 	}
 	if c, err := net.Dial("unix", p.Socket()); err == nil {
 		_ = c.Close()
 		return errors.New("a daemon runs already")
 	}
-	if err := p.Resolver().Restore(); err != nil {
-		return err
+	if !p.Rootless {
+		if err := p.Resolver().Restore(); err != nil {
+			return err
+		}
 	}
 	_ = os.Remove(p.Socket())
 	listener, err := net.Listen("unix", p.Socket())
@@ -121,6 +121,9 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 	defer s.mu.Unlock()
 	if now := s.get(); now != nil && !now.isEnded() {
 		if now.context == req.Context && now.namespace == req.Namespace {
+			if req.HostLoopback && !now.request.HostLoopback {
+				return status.Error(codes.FailedPrecondition, "already connected without --host-loopback: run `detour quit` first")
+			}
 			return stream.Send(&daemonv1.ConnectResponse{Status: now.status(stream.Context())})
 		}
 		return status.Errorf(codes.FailedPrecondition, "already connected to namespace %s of context %s: run `detour quit` first", now.namespace, now.context)

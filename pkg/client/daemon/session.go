@@ -53,6 +53,8 @@ type session struct {
 	hub             netip.Addr
 	subnets         []netip.Prefix
 	relays          *relayServer
+	inside          *vif.Namespace          // nil: the network is the laptop's own
+	place           dnsproxy.Network        // where local ports and the cluster are
 	cleanup         []func(context.Context) // run last to first
 	mu              sync.Mutex
 	intercepts      map[string]*localIntercept // by name
@@ -178,7 +180,7 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 			s.hub = p.Addr()
 		}
 	}
-	if err := checkServer(ctx, config.Host, s.subnets); err != nil {
+	if err := s.enter(ctx, config.Host); err != nil {
 		return err
 	}
 	dialer, err := tunnel.New(config, managerNamespace)
@@ -188,6 +190,7 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 	progress("opening the tunnel through the API server")
 	s.vif, err = vif.Up(ctx, vif.Config{
 		PrivateKey: key, PeerKey: managerKey, Addresses: addresses, Routes: s.subnets, InboundPort: relay.LaptopPort, Dial: dialer.Open, Log: s.log,
+		Namespace: s.inside, HostLoopback: s.request.HostLoopback,
 	})
 	if err != nil {
 		return err
@@ -205,7 +208,7 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 		}
 		return explain.Error(err, "open the tunnel")
 	}
-	if s.relays, err = newRelayServer(addresses, s.log); err != nil {
+	if s.relays, err = newRelayServer(addresses, s.place, s.log); err != nil {
 		return err
 	}
 	s.cleanup = append(s.cleanup, func(context.Context) { s.relays.close() })
@@ -236,7 +239,10 @@ func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 	}
 	if len(servers) == 0 {
 		s.log.Warn("the cluster's DNS was not found: names of services do not resolve")
-		return nil
+		if s.inside == nil {
+			return nil
+		}
+		// Inside there is no other way to the resolvers of the laptop.
 	}
 	domain := s.object.Status.DNS.Domain
 	known, err := names.Watch(config, names.Config{Namespace: s.namespace, Domain: domain, Alive: s.vif.Alive, Log: s.log})
@@ -244,7 +250,7 @@ func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 		return err
 	}
 	s.cleanup = append(s.cleanup, func(context.Context) { known.Close() })
-	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Cluster: servers, Domain: domain, Namespace: s.namespace, Subnets: s.subnets, Upstream: upstream, Names: known, Log: s.log})
+	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Network: s.place, Cluster: servers, Domain: domain, Namespace: s.namespace, Subnets: s.subnets, Upstream: upstream, Names: known, Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -253,7 +259,11 @@ func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 			s.log.Debug("closing the DNS failed", "err", err)
 		}
 	})
-	if err := files.Set(listen, []string{s.namespace + ".svc." + domain, "svc." + domain, domain}); err != nil {
+	search := []string{s.namespace + ".svc." + domain, "svc." + domain, domain}
+	if s.inside != nil {
+		return s.insideResolver(files, listen, search)
+	}
+	if err := files.Set(listen, search); err != nil {
 		return err
 	}
 	s.cleanup = append(s.cleanup, func(context.Context) {
@@ -310,15 +320,20 @@ func (s *session) close(ctx context.Context) {
 func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 	ended := s.isEnded()
 	st := s.object.Status
+	pid, id := 0, ""
+	if s.inside != nil && !ended {
+		pid, id = s.inside.PID(), s.inside.ID()
+	}
 	r := &daemonv1.StatusResponse{
 		Connected: !ended, TunnelUp: !ended && s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
 		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(), Transport: "api-server-upgrade",
 		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version, ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(),
+		Rootless: s.paths.Rootless, NamespacePid: int32(pid), NamespaceId: id,
 	}
 	if r.TunnelUp && s.hub.IsValid() {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		if rtt, err := vif.RTT(ctx, new(net.Dialer).DialContext, s.hub); err == nil {
+		if rtt, err := vif.RTT(ctx, s.place.Dial, s.hub); err == nil {
 			r.RttSeconds = rtt.Seconds()
 		}
 	}

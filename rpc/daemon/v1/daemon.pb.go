@@ -118,7 +118,8 @@ type ConnectRequest struct {
 	Context          string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`       // the name of the caller's context, for people
 	Namespace        string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	ManagerNamespace string                 `protobuf:"bytes,4,opt,name=manager_namespace,json=managerNamespace,proto3" json:"manager_namespace,omitempty"`
-	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"` // who asks, for the Session
+	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`                                      // who asks, for the Session
+	HostLoopback     bool                   `protobuf:"varint,6,opt,name=host_loopback,json=hostLoopback,proto3" json:"host_loopback,omitempty"` // rootless mode: the laptop's 127.0.0.1 can be reached from inside
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -186,6 +187,13 @@ func (x *ConnectRequest) GetUser() string {
 		return x.User
 	}
 	return ""
+}
+
+func (x *ConnectRequest) GetHostLoopback() bool {
+	if x != nil {
+		return x.HostLoopback
+	}
+	return false
 }
 
 type ConnectResponse struct {
@@ -295,9 +303,12 @@ type StatusResponse struct {
 	ClientVersion  string                 `protobuf:"bytes,15,opt,name=client_version,json=clientVersion,proto3" json:"client_version,omitempty"`
 	ManagerVersion string                 `protobuf:"bytes,16,opt,name=manager_version,json=managerVersion,proto3" json:"manager_version,omitempty"`
 	Intercepts     []*Intercept           `protobuf:"bytes,17,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
-	Problem        string                 `protobuf:"bytes,18,opt,name=problem,proto3" json:"problem,omitempty"`                           // one sentence when something is wrong
-	SinceUnix      int64                  `protobuf:"varint,19,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`     // when the session was made, seconds
-	RttSeconds     float64                `protobuf:"fixed64,20,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"` // last measured round trip to the manager, 0 when unknown
+	Problem        string                 `protobuf:"bytes,18,opt,name=problem,proto3" json:"problem,omitempty"`                                // one sentence when something is wrong
+	SinceUnix      int64                  `protobuf:"varint,19,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`          // when the session was made, seconds
+	RttSeconds     float64                `protobuf:"fixed64,20,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"`      // last measured round trip to the manager, 0 when unknown
+	Rootless       bool                   `protobuf:"varint,21,opt,name=rootless,proto3" json:"rootless,omitempty"`                             // the network is in namespaces, for `detour run`
+	NamespacePid   int32                  `protobuf:"varint,22,opt,name=namespace_pid,json=namespacePid,proto3" json:"namespace_pid,omitempty"` // rootless mode: the process whose namespaces they are
+	NamespaceId    string                 `protobuf:"bytes,23,opt,name=namespace_id,json=namespaceId,proto3" json:"namespace_id,omitempty"`     // rootless mode: what /proc/self/ns/net says in there
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -470,6 +481,27 @@ func (x *StatusResponse) GetRttSeconds() float64 {
 		return x.RttSeconds
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetRootless() bool {
+	if x != nil {
+		return x.Rootless
+	}
+	return false
+}
+
+func (x *StatusResponse) GetNamespacePid() int32 {
+	if x != nil {
+		return x.NamespacePid
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetNamespaceId() string {
+	if x != nil {
+		return x.NamespaceId
+	}
+	return ""
 }
 
 type Intercept struct {
@@ -964,7 +996,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0eVersionRequest\"=\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xa9\x01\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xce\x01\n" +
 	"\x0eConnectRequest\x12\x1e\n" +
 	"\n" +
 	"kubeconfig\x18\x01 \x01(\fR\n" +
@@ -972,11 +1004,12 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\acontext\x18\x02 \x01(\tR\acontext\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12+\n" +
 	"\x11manager_namespace\x18\x04 \x01(\tR\x10managerNamespace\x12\x12\n" +
-	"\x04user\x18\x05 \x01(\tR\x04user\"g\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\x12#\n" +
+	"\rhost_loopback\x18\x06 \x01(\bR\fhostLoopback\"g\n" +
 	"\x0fConnectResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x128\n" +
 	"\x06status\x18\x02 \x01(\v2 .detour.daemon.v1.StatusResponseR\x06status\"\x0f\n" +
-	"\rStatusRequest\"\x80\x05\n" +
+	"\rStatusRequest\"\xe4\x05\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1b\n" +
 	"\ttunnel_up\x18\x02 \x01(\bR\btunnelUp\x12\x18\n" +
@@ -1003,7 +1036,10 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"since_unix\x18\x13 \x01(\x03R\tsinceUnix\x12\x1f\n" +
 	"\vrtt_seconds\x18\x14 \x01(\x01R\n" +
-	"rttSeconds\"\xa6\x03\n" +
+	"rttSeconds\x12\x1a\n" +
+	"\brootless\x18\x15 \x01(\bR\brootless\x12#\n" +
+	"\rnamespace_pid\x18\x16 \x01(\x05R\fnamespacePid\x12!\n" +
+	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\"\xa6\x03\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +

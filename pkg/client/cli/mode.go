@@ -1,0 +1,66 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"github.com/detour-dev/detour/pkg/client/daemon"
+	"github.com/detour-dev/detour/pkg/vif"
+)
+
+// modeFlags are of the commands that connect.
+func (a *app) modeFlags(cmd *cobra.Command) {
+	a.managerFlag(cmd)
+	cmd.Flags().BoolVar(&a.rootless, "rootless", canRootless(), "keep the network in namespaces, for `detour run`, and leave the laptop alone; false: a network interface of the laptop, with sudo")
+	cmd.Flags().BoolVar(&a.hostLoopback, "host-loopback", false, "with --rootless: let processes inside reach this laptop's 127.0.0.1, as "+vif.HostLoopback.String())
+}
+
+// canRootless is the mode when nobody says which: root has no need of namespaces, and only Linux has them.
+func canRootless() bool { return runtime.GOOS == "linux" && os.Geteuid() != 0 }
+
+// choose finds the daemon that a command is about: the one of the mode that a flag names, or one that runs, the user's own first.
+func (a *app) choose(cmd *cobra.Command) error {
+	flag := cmd.Flags().Lookup("rootless")
+	if flag != nil && flag.Changed {
+		if a.rootless && runtime.GOOS != "linux" {
+			return fmt.Errorf("--rootless is there on Linux only, not on %s", runtime.GOOS)
+		}
+		a.paths = daemon.DefaultPaths(a.rootless)
+	} else {
+		a.paths = daemon.DefaultPaths(canRootless())
+		if other := daemon.DefaultPaths(!canRootless()); runtime.GOOS == "linux" && cmd.Name() != "daemon" && !answers(a.paths) && answers(other) {
+			a.paths = other
+		}
+	}
+	if err := a.paths.Check(); err != nil {
+		return err
+	}
+	if a.hostLoopback && !a.paths.Rootless {
+		return errors.New("--host-loopback is for --rootless: otherwise the laptop's loopback is the laptop's own")
+	}
+	return nil
+}
+
+func answers(p daemon.Paths) bool {
+	if p.Check() != nil {
+		return false
+	}
+	c, err := net.Dial("unix", p.Socket())
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
+
+func (a *app) holdCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "hold", Short: "Hold the namespaces of the rootless mode", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return vif.Hold(os.NewFile(3, "daemon")) },
+	}
+}
