@@ -1,0 +1,327 @@
+package suite
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// person is an ordinary user's number on the machine of the suites; nobody has it.
+const person = 12345
+
+// user is an ordinary user with a home, a kubeconfig and a program, and no way to become root. /dev/net/tun is open to all, as on any
+// laptop with udev; the machine of the suites has none, so the user gets a mount namespace with such a file.
+type user struct {
+	t       *testing.T
+	dir     string
+	program string
+	runtime string // $XDG_RUNTIME_DIR
+}
+
+func ordinaryUser(t *testing.T) *user {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "detour-user-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	u := &user{t: t, dir: dir, program: filepath.Join(dir, "program"), runtime: filepath.Join(dir, "run")}
+	build := exec.Command("go", "build", "-o", u.program, "./testdata/program")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, string(out))
+	config, err := exec.Command("kubectl", "config", "view", "--flatten", "--raw").Output()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "kubeconfig"), config, 0o600))
+	require.NoError(t, os.Mkdir(u.runtime, 0o700))
+	for _, path := range []string{dir, u.runtime, filepath.Join(dir, "kubeconfig")} {
+		require.NoError(t, os.Chown(path, person, person))
+	}
+	require.NoError(t, unix.Mknod(filepath.Join(dir, "tun"), unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))))
+	require.NoError(t, os.Chmod(filepath.Join(dir, "tun"), 0o666))
+	return u
+}
+
+// again is the same person in another session, as on another seat.
+func (u *user) again() *user {
+	other := *u
+	other.runtime = filepath.Join(u.dir, "run-again")
+	require.NoError(u.t, os.Mkdir(other.runtime, 0o700))
+	require.NoError(u.t, os.Chown(other.runtime, person, person))
+	return &other
+}
+
+const asUser = `mount --bind "$0" /dev/net/tun && exec setpriv --reuid 12345 --regid 12345 --clear-groups --no-new-privs -- "$@"`
+
+func (u *user) command(args ...string) *exec.Cmd {
+	prefix := []string{"--mount", "--propagation", "private", "sh", "-c", asUser, filepath.Join(u.dir, "tun")}
+	cmd := exec.Command("unshare", append(prefix, args...)...)
+	cmd.Dir = u.dir
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + u.dir, "KUBECONFIG=" + filepath.Join(u.dir, "kubeconfig"),
+		"XDG_RUNTIME_DIR=" + u.runtime, "XDG_STATE_HOME=" + u.runtime + "/state", "COLOUR=blue",
+	}
+	return cmd
+}
+
+// try runs detour and returns its standard output, its standard error and its exit code.
+func (u *user) try(args ...string) (string, string, int) {
+	u.t.Helper()
+	cmd := u.command(append([]string{"detour"}, args...)...)
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	stop := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+	defer stop.Stop()
+	if err := cmd.Run(); err != nil {
+		require.IsType(u.t, &exec.ExitError{}, err)
+	}
+	return strings.TrimSpace(out.String()), complaint.String(), cmd.ProcessState.ExitCode()
+}
+
+func (u *user) detour(args ...string) string {
+	u.t.Helper()
+	out, complaint, code := u.try(args...)
+	if code != 0 {
+		log, _ := os.ReadFile(u.runtime + "/state/detour/daemon.log")
+		require.Zero(u.t, code, "detour %s: %s\n%s", strings.Join(args, " "), complaint, log)
+	}
+	return out
+}
+
+func (u *user) inside(args ...string) string {
+	u.t.Helper()
+	return u.detour(append([]string{"run", "--"}, args...)...)
+}
+
+// hostState is all that detour could have changed.
+func hostState(t *testing.T) string {
+	t.Helper()
+	var all string
+	for _, args := range [][]string{{"route", "show", "table", "all"}, {"-6", "route", "show", "table", "all"}, {"-brief", "address"}, {"-brief", "link"}, {"rule"}} {
+		out, err := exec.Command("ip", args...).Output()
+		require.NoError(t, err)
+		all += string(out)
+	}
+	resolver, err := os.ReadFile("/etc/resolv.conf")
+	require.NoError(t, err)
+	return all + string(resolver)
+}
+
+// hostAddress is one of this machine's that is not loopback.
+func hostAddress(t *testing.T) string {
+	t.Helper()
+	all, err := net.InterfaceAddrs()
+	require.NoError(t, err)
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
+			return n.IP.String()
+		}
+	}
+	t.Skip("this machine has no address but loopback")
+	return ""
+}
+
+func says(t *testing.T, address, text string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	require.NoError(t, err)
+	s := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, text) })}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+	return l.Addr().String()
+}
+
+func TestRootless(t *testing.T) {
+	u := ordinaryUser(t)
+	before := hostState(t)
+	u.detour("connect", "-n", "shop")
+	t.Cleanup(func() { u.try("quit") })
+	require.Equal(t, before, hostState(t), "while connected")
+
+	t.Run("curl and a static Go binary, by name and by ClusterIP", func(t *testing.T) {
+		ip := kubectl(t, "-n", "shop", "get", "service", "catalog", "-o", "jsonpath={.spec.clusterIP}")
+		for _, url := range []string{"http://catalog.shop/", "http://catalog/", "http://catalog.shop.svc.cluster.local/", "http://" + ip + "/"} {
+			require.Equal(t, "cluster", editionOf(u.inside("curl", "-sS", "--max-time", "10", url)), url)
+			require.Equal(t, "cluster", editionOf(u.inside(u.program, "fetch", url)), url)
+		}
+		_, err := net.LookupHost("catalog.shop")
+		require.Error(t, err, "the host is not on the cluster's network")
+	})
+
+	t.Run("what is outside, but not the host's loopback", func(t *testing.T) {
+		require.Equal(t, "from outside", u.inside(u.program, "fetch", "http://"+says(t, hostAddress(t), "from outside")))
+		loopback := says(t, "127.0.0.1", "secret")
+		_, port, err := net.SplitHostPort(loopback)
+		require.NoError(t, err)
+		for _, address := range []string{"127.0.0.1", "0.0.0.0", "198.18.255.254"} {
+			_, complaint, code := u.try("run", "--", u.program, "fetch", "http://"+address+":"+port)
+			require.Equal(t, 3, code)
+			require.Contains(t, complaint, "refused", address)
+		}
+	})
+
+	t.Run("the command is as if the shell had started it", func(t *testing.T) {
+		require.Equal(t, strconv.Itoa(person), u.inside("id", "-u"))
+		require.Equal(t, u.dir, u.inside("pwd"))
+		require.Equal(t, "blue", u.inside("sh", "-c", "echo $COLOUR"))
+		require.Contains(t, u.inside("grep", "CapEff", "/proc/self/status"), "0000000000000000")
+		cmd := u.command("detour", "run", "cat")
+		cmd.Stdin = strings.NewReader("from standard input")
+		out, err := cmd.Output()
+		require.NoError(t, err)
+		require.Equal(t, "from standard input", string(out))
+		for script, want := range map[string]int{"exit 7": 7, "kill -TERM $$": 143, "kill -INT $$": 130} {
+			_, complaint, code := u.try("run", "--", "sh", "-c", script)
+			require.Equal(t, want, code, "%s: %s", script, complaint)
+		}
+		require.Equal(t, "twice", u.inside("detour", "run", "--", "echo", "twice"), "from inside")
+		_, complaint, code := u.try("run", "--", "no-such-command")
+		require.Equal(t, 127, code)
+		require.Contains(t, complaint, "no-such-command")
+	})
+
+	t.Run("signals reach it", func(t *testing.T) {
+		cmd := u.command("detour", "run", "--", "sh", "-c", `trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.1; done`)
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		line := make([]byte, 6)
+		_, err = out.Read(line)
+		require.NoError(t, err)
+		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+		rest := make([]byte, 20)
+		n, _ := out.Read(rest)
+		require.Equal(t, "caught\n", string(rest[:n]))
+		_ = cmd.Wait()
+		require.Equal(t, 9, cmd.ProcessState.ExitCode())
+	})
+
+	t.Run("it has the terminal, and Ctrl-C reaches it once", func(t *testing.T) {
+		script := `trap 'echo caught; sleep 0.3; exit 9' INT; tty; echo ready; while :; do sleep 0.1; done`
+		cmd := u.command("script", "-qec", `exec detour run -- sh -c "`+script+`"`, "/dev/null")
+		in, err := cmd.StdinPipe()
+		require.NoError(t, err)
+		var out lockedBuffer
+		cmd.Stdout = &out
+		require.NoError(t, cmd.Start())
+		require.Eventually(t, func() bool { return strings.Contains(out.String(), "ready") }, 10*time.Second, 20*time.Millisecond)
+		_, err = in.Write([]byte{3})
+		require.NoError(t, err)
+		_ = cmd.Wait()
+		require.Equal(t, 9, cmd.ProcessState.ExitCode())
+		require.Equal(t, 1, strings.Count(out.String(), "caught"), out.String())
+		require.Contains(t, out.String(), "/dev/pts/")
+	})
+
+	t.Run("a network whose holder is killed is made again", func(t *testing.T) {
+		var status struct{ NamespacePid int }
+		require.NoError(t, json.Unmarshal([]byte(u.detour("status", "-o", "json")), &status))
+		require.NotZero(t, status.NamespacePid)
+		require.NoError(t, syscall.Kill(status.NamespacePid, syscall.SIGKILL))
+		require.Eventually(t, func() bool {
+			page, _, _ := u.try("run", "--", "curl", "-sS", "--max-time", "5", "http://catalog.shop/")
+			return editionOf(page) == "cluster"
+		}, 40*time.Second, 500*time.Millisecond)
+	})
+
+	u.detour("quit")
+	require.Equal(t, before, hostState(t), "after quit")
+	requireNothingRuns(t)
+}
+
+// lockedBuffer can be read while a command writes to it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// requireNothingRuns looks for processes of the user.
+func requireNothingRuns(t *testing.T) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		return exec.Command("ps", "-u", strconv.Itoa(person), "-o", "pid=,args=").Run() != nil
+	}, 5*time.Second, 50*time.Millisecond)
+}
+
+// As on a machine without udev, which opens the device to users.
+func TestRootlessSaysWhatItNeeds(t *testing.T) {
+	u := ordinaryUser(t)
+	require.NoError(t, os.Chmod(filepath.Join(u.dir, "tun"), 0o600))
+	_, complaint, code := u.try("connect", "-n", "shop")
+	require.Equal(t, 1, code)
+	require.Contains(t, complaint, "ordinary users may not open /dev/net/tun here: `sudo chmod 666 /dev/net/tun`")
+	requireNothingRuns(t)
+}
+
+func TestRootlessHostLoopback(t *testing.T) {
+	u := ordinaryUser(t)
+	u.detour("connect", "-n", "shop", "--host-loopback")
+	t.Cleanup(func() { u.detour("quit") })
+	_, port, err := net.SplitHostPort(says(t, "127.0.0.1", "the host's own"))
+	require.NoError(t, err)
+	require.Equal(t, "the host's own", u.inside(u.program, "fetch", "http://198.18.255.254:"+port))
+}
+
+// Two services that both listen on port 8080 of 127.0.0.1 run side by side, each in a session of its own.
+func TestRootlessInterceptsSideBySide(t *testing.T) {
+	withoutAgent(t, "catalog")
+	t.Cleanup(func() { withoutAgent(t, "frontend") })
+	u := ordinaryUser(t)
+	v := u.again()
+	before := hostState(t)
+	ends := map[string]func() int{}
+	for service, who := range map[string]*user{"catalog": u, "frontend": v} {
+		cmd := who.command("detour", "intercept", service, "-n", "shop", "--port", "8080", "--", u.program, "serve", "127.0.0.1:8080", `{"edition":"laptop","service":"`+service+`"}`, "5")
+		var out lockedBuffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		require.NoError(t, cmd.Start())
+		t.Cleanup(func() { who.try("quit") })
+		over := make(chan struct{})
+		go func() { defer close(over); _ = cmd.Wait() }()
+		ends[service] = func() int {
+			require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+			<-over
+			return cmd.ProcessState.ExitCode()
+		}
+		page := func() string {
+			out, _ := command("kubectl", "get", "--raw", "/api/v1/namespaces/shop/services/"+service+":http/proxy/")
+			return out
+		}
+		require.Eventually(t, func() bool { return strings.Contains(page(), `"edition":"laptop","service":"`+service+`"`) }, 90*time.Second, 300*time.Millisecond, "%s", &out)
+		require.Eventually(t, func() bool { return strings.Contains(out.String(), "intercepted: service "+service) }, 90*time.Second, 100*time.Millisecond, "%s", &out)
+	}
+	require.Equal(t, before, hostState(t), "while both are intercepted")
+	for service, end := range ends {
+		require.Equal(t, 5, end(), service)
+	}
+	require.Equal(t, "cluster", inCluster())
+	require.Equal(t, "No resources found in shop namespace.", kubectl(t, "-n", "shop", "get", "intercepts"))
+	u.detour("quit")
+	v.detour("quit")
+	require.Equal(t, before, hostState(t), "after quit")
+	requireNothingRuns(t)
+}
