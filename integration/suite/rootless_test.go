@@ -302,6 +302,7 @@ func TestRootlessInterceptsSideBySide(t *testing.T) {
 		t.Cleanup(func() { who.try("quit") })
 		over := make(chan struct{})
 		go func() { defer close(over); _ = cmd.Wait() }()
+		t.Cleanup(func() { _ = exec.Command("pkill", "-9", "-f", u.program).Run(); _ = cmd.Process.Kill() }) // also when the test fails
 		ends[service] = func() int {
 			require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 			<-over
