@@ -139,6 +139,8 @@ func TestLaptopIsPutBack(t *testing.T) {
 				require.NotEqual(t, before, state())
 				end()
 			}
+			// Of a daemon that is killed the kernel takes the interface away, a moment later.
+			require.Eventually(t, func() bool { return state() == before }, 5*time.Second, 20*time.Millisecond)
 			require.Equal(t, before, state())
 		})
 	}

@@ -3,7 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 
@@ -46,16 +45,16 @@ func (a *app) choose(cmd *cobra.Command) error {
 	return nil
 }
 
+// answers says whether a daemon runs; one that does not answer does, for the command itself to say so.
 func answers(p daemon.Paths) bool {
 	if p.Check() != nil {
 		return false
 	}
-	c, err := net.Dial("unix", p.Socket())
-	if err != nil {
-		return false
+	conn, err := reach(p)
+	if conn != nil {
+		_ = conn.Close()
 	}
-	_ = c.Close()
-	return true
+	return conn != nil || err != nil
 }
 
 func (a *app) holdCommand() *cobra.Command {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -15,8 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -82,34 +79,6 @@ func Main() int {
 		return 1
 	}
 	return 0
-}
-
-// putBack undoes what a daemon that was killed left on the laptop. The interface and its routes went with its process.
-func (a *app) putBack() {
-	if c, err := net.Dial("unix", a.paths.Socket()); err == nil {
-		_ = c.Close()
-		return
-	}
-	if err := a.paths.Resolver().Restore(); err != nil && !errors.Is(err, os.ErrPermission) {
-		fmt.Fprintln(a.ErrOut, "warning:", err)
-	}
-}
-
-// dial reaches a running daemon; nil without an error means that there is none.
-func (a *app) dial() (daemonv1.DaemonServiceClient, func(), error) {
-	c, err := net.Dial("unix", a.paths.Socket())
-	if err != nil {
-		if errors.Is(err, os.ErrPermission) {
-			return nil, nil, fmt.Errorf("the daemon belongs to another user: use sudo")
-		}
-		return nil, func() {}, nil
-	}
-	_ = c.Close()
-	conn, err := grpc.NewClient("unix:"+a.paths.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, nil, fmt.Errorf("reach the daemon: %w", err)
-	}
-	return daemonv1.NewDaemonServiceClient(conn), func() { _ = conn.Close() }, nil
 }
 
 // start makes sure that a daemon runs, and reaches it.
