@@ -28,7 +28,7 @@ func run(root, version string) error {
 		programs           map[string]string
 	}{
 		{"traffic.tar", "detour.local/traffic:dev", []string{"/traffic"}, map[string]string{"/traffic": "./cmd/traffic", "/traffic-agent": "./cmd/traffic/agent"}},
-		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{"/bench": "./cmd/bench"}},
+		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{"/bench": "./cmd/bench", "/echo": "./cmd/echo"}},
 		{"shop.tar", "detour.local/shop:dev", nil, map[string]string{"/frontend": "./examples/shop/frontend", "/catalog": "./examples/shop/catalog", "/stock": "./examples/shop/stock"}},
 	}
 	bin := filepath.Join(root, "bin")
@@ -38,7 +38,7 @@ func run(root, version string) error {
 			out := filepath.Join(bin, filepath.Base(path))
 			cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/detour-dev/detour/pkg/version.Version="+version, "-o", out, pkg)
 			cmd.Dir, cmd.Stderr = root, os.Stderr
-			if path == "/bench" {
+			if i.tarball == "bench.tar" {
 				cmd.Dir = filepath.Join(root, "integration")
 			}
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

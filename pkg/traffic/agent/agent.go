@@ -45,7 +45,9 @@ type agent struct {
 	// tables is replaced as a whole: app port -> intercepts in force.
 	tables  atomic.Pointer[map[uint16]*table]
 	changed chan struct{} // tells the passthrough of new tables
+	found   chan struct{} // tells the manager of what is known of a port now
 	framed  sync.Map      // *connection of HTTP/2 that is all one
+	ports   ports
 	http2   *http2Server
 	conns   sync.WaitGroup
 	started time.Time
@@ -65,6 +67,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	}
 	a := newAgent(&tls.Config{RootCAs: roots, ServerName: config.Server, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(16)}, log)
 	a.config = config
+	a.ports = newPorts(config)
 
 	listeners := map[uint16]*net.TCPListener{}
 	defer func() {
@@ -104,7 +107,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 }
 
 func newAgent(tls *tls.Config, log *slog.Logger) *agent {
-	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1)}
+	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1)}
 	a.tables.Store(&map[uint16]*table{})
 	a.http2 = newHTTP2Server(a)
 	return a
@@ -136,12 +139,16 @@ func (a *agent) take(ctx context.Context, h passthrough.Handover) {
 
 // serve carries a connection of which first was already read, as one that is all one or request by request.
 func (a *agent) serve(ctx context.Context, client *net.TCPConn, port uint16, first []byte) {
+	untouched := false
 	for {
-		if a.personal(port) {
+		if a.personal(port) && !untouched {
 			if len(first) == 0 {
 				first = sniffed(client)
 			}
 			switch {
+			case sniff.StartsTLS(first):
+				a.conns.Go(func() { a.lookAgain(ctx, port) })
+				untouched = true
 			case sniff.Classify(first) == sniff.HTTP2:
 				a.http2.serve(ctx, client, port, first)
 				return
@@ -150,7 +157,7 @@ func (a *agent) serve(ctx context.Context, client *net.TCPConn, port uint16, fir
 				return
 			}
 		}
-		c := &connection{agent: a, client: client, port: port}
+		c := &connection{agent: a, client: client, port: port, untouched: untouched}
 		again, rest := c.serve(ctx, first)
 		if !again {
 			return

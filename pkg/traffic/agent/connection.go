@@ -21,6 +21,8 @@ type connection struct {
 	agent  *agent
 	client *net.TCPConn
 	port   uint16
+	// untouched is a connection of TLS that is not looked into.
+	untouched bool
 
 	mu       sync.Mutex
 	up       *upstream
@@ -120,7 +122,8 @@ func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 		}
 	}
 	up := c.up
-	if c.agent.personal(c.port) && !c.upgraded && ((begins && !c.answered && c.proto != sniff.Other) || (c.proto == sniff.HTTP1 && (up.idle || c.answered) && sniff.StartsRequest(b))) {
+	routable := c.proto != sniff.Other || (sniff.StartsTLS(b) && !c.untouched)
+	if c.agent.personal(c.port) && !c.upgraded && ((begins && !c.answered && routable) || (c.proto == sniff.HTTP1 && (up.idle || c.answered) && sniff.StartsRequest(b))) {
 		up.left = true
 		c.mu.Unlock()
 		return errByRequest{slices.Clone(b)}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -78,6 +79,8 @@ func (a *agent) session(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+strings.TrimSpace(string(token)))
 	stream, err := agentv1.NewAgentServiceClient(conn).Connect(ctx)
 	if err != nil {
@@ -90,6 +93,28 @@ func (a *agent) session(ctx context.Context) error {
 	if err := stream.Send(&agentv1.AgentMessage{Message: &agentv1.AgentMessage_Hello{Hello: hello}}); err != nil {
 		return err
 	}
+	// A stream takes one message at a time.
+	var sending sync.Mutex
+	var generation uint64
+	applied := func(now uint64) error {
+		sending.Lock()
+		defer sending.Unlock()
+		generation = max(generation, now)
+		return stream.Send(&agentv1.AgentMessage{Message: &agentv1.AgentMessage_Applied{Applied: &agentv1.Applied{Generation: generation, Ports: a.ports.states()}}})
+	}
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer cancel()
+	telling.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-a.found:
+				_ = applied(0) // Recv says what is wrong with the stream
+			}
+		}
+	})
 	for {
 		config, err := stream.Recv()
 		if err != nil {
@@ -98,7 +123,8 @@ func (a *agent) session(ctx context.Context) error {
 		a.heard()
 		a.setRoutes(config.Intercepts)
 		a.told.Store(true)
-		if err := stream.Send(&agentv1.AgentMessage{Message: &agentv1.AgentMessage_Applied{Applied: &agentv1.Applied{Generation: config.Generation}}}); err != nil {
+		a.look(ctx)
+		if err := applied(config.Generation); err != nil {
 			return err
 		}
 	}

@@ -58,6 +58,7 @@ type agentState struct {
 	wake    chan struct{}
 	applied uint64
 	tokens  map[string][]byte
+	tls     map[int32]bool // ports of the app that speak TLS, of those whose requests have to be told apart
 }
 
 func newAgents(_ client.Reader, reviewer client.Client, o Options) *agents {
@@ -108,6 +109,18 @@ func (a *agents) confirmed(pod string) bool {
 	defer a.mu.Unlock()
 	s := a.connected[pod]
 	return s != nil && s.applied >= a.generation
+}
+
+// speaksTLS says whether the app of one of the pods was found to speak TLS on a port.
+func (a *agents) speaksTLS(pods map[string]bool, port int32) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for pod := range pods {
+		if s := a.connected[pod]; s != nil && s.tls[port] {
+			return true
+		}
+	}
+	return false
 }
 
 // relayTarget is the laptop's address of an intercept, if the token is one that was given for it.
@@ -182,6 +195,10 @@ func (a *agents) Connect(stream grpc.BidiStreamingServer[agentv1.AgentMessage, a
 			if applied := m.GetApplied(); applied != nil {
 				a.mu.Lock()
 				s.applied = applied.Generation
+				s.tls = map[int32]bool{}
+				for _, p := range applied.Ports {
+					s.tls[int32(p.Port)] = p.Tls
+				}
 				a.mu.Unlock()
 				a.notify()
 			}

@@ -179,6 +179,10 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if i.Spec.Suspend {
 		return r.suspend(ctx, i, target)
 	}
+	byRequest := match != nil || i.Spec.Mode == detour.ModeWiretap
+	if says := inject.SaysTLS(target.appProtocol, target.template, target.port); byRequest && says != "" {
+		return refuseTLS(target, says)
+	}
 	if !plan.Covers(target.port) {
 		if err := r.annotate(ctx, target, plan.With(target.port, target.template)); err != nil {
 			return err
@@ -205,6 +209,9 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		} else {
 			without++
 		}
+	}
+	if byRequest && r.agents.speaksTLS(with, target.port.Port) {
+		return refuseTLS(target, "found by trying")
 	}
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
 	if done, waiting := target.rolledOut(); !done || without > 0 {
@@ -243,6 +250,11 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	}
 	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s sends %s to %s", target.name(), i.Status.Requests, i.Status.Laptop))
 	return nil
+}
+
+// refuseTLS says no to an intercept that would have to look inside TLS: it must not take everything instead, nor nothing in silence.
+func refuseTLS(target *workload, how string) error {
+	return refuse(detour.ReasonTLS, "port %d of %s speaks TLS (%s): requests cannot be told apart there, so intercept all of it, without conditions", target.port.Port, target.name(), how)
 }
 
 func gone(fails bool) string {

@@ -19,6 +19,7 @@ import (
 // workload is what stands behind a service, whatever its kind.
 type workload struct {
 	servicePort int32
+	appProtocol string // of the service's port
 	kind        string
 	object      client.Object
 	template    *corev1.PodTemplateSpec
@@ -69,6 +70,9 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 	}
 	w := found[0]
 	w.servicePort = port.Port
+	if port.AppProtocol != nil {
+		w.appProtocol = *port.AppProtocol
+	}
 	if w.port, err = inject.PlanPort(&svc, port, w.template); err != nil {
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}

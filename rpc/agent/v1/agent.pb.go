@@ -272,7 +272,9 @@ type Applied struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Connections that still run on the laptop although their intercept has ended.
-	Draining      uint32 `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining uint32 `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
+	// What the agent found out about ports whose requests it has to tell apart. Sent again when that changes.
+	Ports         []*PortState `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -321,6 +323,65 @@ func (x *Applied) GetDraining() uint32 {
 	return 0
 }
 
+func (x *Applied) GetPorts() []*PortState {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type PortState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"` // the app's port number
+	Tls           bool                   `protobuf:"varint,2,opt,name=tls,proto3" json:"tls,omitempty"`   // the app speaks TLS there, and the agent has no certificate with which it could look inside
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortState) Reset() {
+	*x = PortState{}
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortState) ProtoMessage() {}
+
+func (x *PortState) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortState.ProtoReflect.Descriptor instead.
+func (*PortState) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PortState) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *PortState) GetTls() bool {
+	if x != nil {
+		return x.Tls
+	}
+	return false
+}
+
 type Config struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -331,7 +392,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +404,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +417,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Config) GetGeneration() uint64 {
@@ -388,7 +449,7 @@ type Intercept struct {
 
 func (x *Intercept) Reset() {
 	*x = Intercept{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +461,7 @@ func (x *Intercept) String() string {
 func (*Intercept) ProtoMessage() {}
 
 func (x *Intercept) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +474,7 @@ func (x *Intercept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intercept.ProtoReflect.Descriptor instead.
 func (*Intercept) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Intercept) GetUid() string {
@@ -480,7 +541,7 @@ type Match struct {
 
 func (x *Match) Reset() {
 	*x = Match{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +553,7 @@ func (x *Match) String() string {
 func (*Match) ProtoMessage() {}
 
 func (x *Match) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +566,7 @@ func (x *Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Match.ProtoReflect.Descriptor instead.
 func (*Match) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Match) GetUser() string {
@@ -561,7 +622,7 @@ type ValueMatch struct {
 
 func (x *ValueMatch) Reset() {
 	*x = ValueMatch{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +634,7 @@ func (x *ValueMatch) String() string {
 func (*ValueMatch) ProtoMessage() {}
 
 func (x *ValueMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +647,7 @@ func (x *ValueMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
 func (*ValueMatch) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ValueMatch) GetName() string {
@@ -625,7 +686,7 @@ type RelayHeader struct {
 
 func (x *RelayHeader) Reset() {
 	*x = RelayHeader{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +698,7 @@ func (x *RelayHeader) String() string {
 func (*RelayHeader) ProtoMessage() {}
 
 func (x *RelayHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +711,7 @@ func (x *RelayHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayHeader.ProtoReflect.Descriptor instead.
 func (*RelayHeader) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RelayHeader) GetInterceptUid() string {
@@ -692,12 +753,16 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\amessage\"7\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
-	"\x05ports\x18\x02 \x03(\rR\x05ports\"E\n" +
+	"\x05ports\x18\x02 \x03(\rR\x05ports\"w\n" +
 	"\aApplied\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12\x1a\n" +
-	"\bdraining\x18\x02 \x01(\rR\bdraining\"d\n" +
+	"\bdraining\x18\x02 \x01(\rR\bdraining\x120\n" +
+	"\x05ports\x18\x03 \x03(\v2\x1a.detour.agent.v1.PortStateR\x05ports\"1\n" +
+	"\tPortState\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x10\n" +
+	"\x03tls\x18\x02 \x01(\bR\x03tls\"d\n" +
 	"\x06Config\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -759,34 +824,36 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(MatchType)(0),       // 0: detour.agent.v1.MatchType
 	(RelayStatus)(0),     // 1: detour.agent.v1.RelayStatus
 	(*AgentMessage)(nil), // 2: detour.agent.v1.AgentMessage
 	(*Hello)(nil),        // 3: detour.agent.v1.Hello
 	(*Applied)(nil),      // 4: detour.agent.v1.Applied
-	(*Config)(nil),       // 5: detour.agent.v1.Config
-	(*Intercept)(nil),    // 6: detour.agent.v1.Intercept
-	(*Match)(nil),        // 7: detour.agent.v1.Match
-	(*ValueMatch)(nil),   // 8: detour.agent.v1.ValueMatch
-	(*RelayHeader)(nil),  // 9: detour.agent.v1.RelayHeader
+	(*PortState)(nil),    // 5: detour.agent.v1.PortState
+	(*Config)(nil),       // 6: detour.agent.v1.Config
+	(*Intercept)(nil),    // 7: detour.agent.v1.Intercept
+	(*Match)(nil),        // 8: detour.agent.v1.Match
+	(*ValueMatch)(nil),   // 9: detour.agent.v1.ValueMatch
+	(*RelayHeader)(nil),  // 10: detour.agent.v1.RelayHeader
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	3, // 0: detour.agent.v1.AgentMessage.hello:type_name -> detour.agent.v1.Hello
 	4, // 1: detour.agent.v1.AgentMessage.applied:type_name -> detour.agent.v1.Applied
-	6, // 2: detour.agent.v1.Config.intercepts:type_name -> detour.agent.v1.Intercept
-	7, // 3: detour.agent.v1.Intercept.match:type_name -> detour.agent.v1.Match
-	8, // 4: detour.agent.v1.Match.headers:type_name -> detour.agent.v1.ValueMatch
-	8, // 5: detour.agent.v1.Match.query:type_name -> detour.agent.v1.ValueMatch
-	0, // 6: detour.agent.v1.ValueMatch.type:type_name -> detour.agent.v1.MatchType
-	2, // 7: detour.agent.v1.AgentService.Connect:input_type -> detour.agent.v1.AgentMessage
-	5, // 8: detour.agent.v1.AgentService.Connect:output_type -> detour.agent.v1.Config
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	5, // 2: detour.agent.v1.Applied.ports:type_name -> detour.agent.v1.PortState
+	7, // 3: detour.agent.v1.Config.intercepts:type_name -> detour.agent.v1.Intercept
+	8, // 4: detour.agent.v1.Intercept.match:type_name -> detour.agent.v1.Match
+	9, // 5: detour.agent.v1.Match.headers:type_name -> detour.agent.v1.ValueMatch
+	9, // 6: detour.agent.v1.Match.query:type_name -> detour.agent.v1.ValueMatch
+	0, // 7: detour.agent.v1.ValueMatch.type:type_name -> detour.agent.v1.MatchType
+	2, // 8: detour.agent.v1.AgentService.Connect:input_type -> detour.agent.v1.AgentMessage
+	6, // 9: detour.agent.v1.AgentService.Connect:output_type -> detour.agent.v1.Config
+	9, // [9:10] is the sub-list for method output_type
+	8, // [8:9] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -804,7 +871,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

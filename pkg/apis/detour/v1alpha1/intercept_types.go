@@ -148,6 +148,7 @@ const (
 	ReasonPortTaken        = "PortTaken"     // the message says who holds it and since when
 	ReasonRolloutFailed    = "RolloutFailed" // the new pods do not become ready
 	ReasonSuspended        = "Suspended"
+	ReasonTLS              = "TLS" // the port speaks TLS, and its requests cannot be told apart
 )
 
 // WorkloadRef names a workload in the intercept's namespace.

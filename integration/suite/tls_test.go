@@ -1,0 +1,146 @@
+package suite
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// newCertificate writes tls.crt and tls.key for the service web into a directory.
+func newCertificate(t *testing.T) (directory string, roots *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: serial, DNSNames: []string{"web.shop"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	require.NoError(t, err)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	directory, roots = t.TempDir(), x509.NewCertPool()
+	public := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	require.True(t, roots.AppendCertsFromPEM(public))
+	require.NoError(t, os.WriteFile(filepath.Join(directory, "tls.crt"), public, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(directory, "tls.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600))
+	return directory, roots
+}
+
+// secureService deploys the service web with a certificate of its own.
+func secureService(t *testing.T) (directory string, roots *x509.CertPool) {
+	t.Helper()
+	directory, roots = newCertificate(t)
+	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/secure.yaml")
+	kubectl(t, "-n", "shop", "create", "secret", "tls", "web-tls", "--cert", filepath.Join(directory, "tls.crt"), "--key", filepath.Join(directory, "tls.key"))
+	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "secret", "web-tls") })
+	kubectl(t, "apply", "-f", manifest)
+	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest) })
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/web", "--timeout=90s")
+	return directory, roots
+}
+
+// secureClients are clients of either version of HTTP over TLS that trust roots.
+func secureClients(t *testing.T, roots *x509.CertPool) map[string]*http.Client {
+	t.Helper()
+	all := map[string]*http.Client{}
+	for name, protocols := range map[string]*http.Protocols{"HTTP/1.1": new(http.Protocols), "HTTP/2.0": new(http.Protocols)} {
+		protocols.SetHTTP1(name == "HTTP/1.1")
+		protocols.SetHTTP2(name == "HTTP/2.0")
+		client := &http.Client{Transport: &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{RootCAs: roots}}}
+		t.Cleanup(client.CloseIdleConnections)
+		all[name] = client
+	}
+	return all
+}
+
+// askSecure asks the service web, with the mark of a developer.
+func askSecure(client *http.Client, who string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://web.shop/", bytes.NewReader([]byte("body")))
+	if err != nil {
+		return "", err
+	}
+	r.Header.Set("x-dev", who)
+	answer, err := client.Do(r)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	page, err := io.ReadAll(answer.Body)
+	return string(page), err
+}
+
+// Who would have to look into TLS without the means is refused, before anything is rolled out where the cluster's objects say that it is
+// TLS, and else after the agents have tried. Everybody goes on to be answered; all of the port may be taken.
+func TestTLSPort(t *testing.T) {
+	directory, roots := secureService(t)
+	connected(t)
+	clients := secureClients(t, roots)
+	everybody := func(edition string) {
+		t.Helper()
+		for protocol, client := range clients {
+			page, err := askSecure(client, "alice")
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprintf(`{"edition":%q,"protocol":%q,"name":"web.shop","body":"body"}`, edition, protocol), page)
+		}
+	}
+	everybody("cluster")
+	for service, how := range map[string]string{"web-said": "its appProtocol is https", "web": "found by trying"} {
+		for _, flags := range [][]string{{"--header", "x-dev=alice"}, {"--mode", "wiretap"}} {
+			out, err := command("detour", append([]string{"intercept", service, "--port", "18443"}, flags...)...)
+			require.Error(t, err)
+			require.Contains(t, out, "port 8443 of deployment/web speaks TLS ("+how+")")
+			everybody("cluster")
+		}
+	}
+	require.Equal(t, "", kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name"))
+
+	laptop := startEcho(t, "-https=127.0.0.1:18443", "-certificates", directory, "-edition", "laptop")
+	require.Eventually(t, func() bool {
+		c, err := net.Dial("tcp", "127.0.0.1:18443")
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}, 10*time.Second, 20*time.Millisecond)
+	detour(t, "intercept", "web", "--port", "18443")
+	for _, client := range clients {
+		client.CloseIdleConnections() // what was open stays where it was
+	}
+	everybody("laptop")
+	laptop()
+	for _, client := range clients {
+		client.CloseIdleConnections()
+	}
+	everybody("cluster")
+	detour(t, "leave", "web")
+}
+
+// startEcho runs the echo service on the laptop and returns how to end it.
+func startEcho(t *testing.T, args ...string) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "echo"), args...)
+	require.NoError(t, cmd.Start())
+	stop = func() { cancel(); _ = cmd.Wait() }
+	t.Cleanup(stop)
+	return stop
+}
