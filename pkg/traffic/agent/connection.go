@@ -226,7 +226,7 @@ func (c *connection) writeFrames(b []byte) error {
 
 // review asks the client of an HTTP/2 connection to open another one when this one's upstream is not the wanted one any more.
 func (c *connection) review() {
-	if c.agent.wanted(c.port) == c.target() {
+	if !c.agent.personal(c.port) && c.agent.wanted(c.port) == c.target() {
 		return
 	}
 	c.writing.Lock()

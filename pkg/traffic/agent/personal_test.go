@@ -445,3 +445,20 @@ func TestErrorOnFailure(t *testing.T) {
 		}
 	})
 }
+
+// An HTTP/2 connection that a global intercept has as a whole is taken apart when a personal one begins beside it.
+func TestConnectionOfAGlobalInterceptFollows(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			alice, all := newLaptop(t, ok, handler(t, says("alice"))), newLaptop(t, ok, handler(t, says("global")))
+			all.authority.AddCert(alice.certificate)
+			p := newPod(t, "127.0.0.1", nobody(t), all.authority)
+			global := &agentv1.Intercept{Uid: "global", Port: uint32(p.port), RelayAddress: all.address, Token: []byte("secret")}
+			p.setRoutes([]*agentv1.Intercept{global})
+			assert.Equal(t, "global / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+			p.setRoutes([]*agentv1.Intercept{global, p.person("alice", alice.address)})
+			require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
+			assert.Equal(t, "global / ", text(t, p.ask(t, transport, http.MethodGet, "/", "", nil)))
+		})
+	}
+}
