@@ -108,5 +108,8 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 		if i.Personal {
 			fmt.Fprintf(w, "%-11s only %s\n", "", i.Requests)
 		}
+		if i.Dropped > 0 {
+			fmt.Fprintf(w, "%-11s %d copies were dropped, because this laptop did not take them in time\n", "", i.Dropped)
+		}
 	}
 }

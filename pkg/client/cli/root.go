@@ -54,7 +54,7 @@ func Command(streams genericiooptions.IOStreams) *cobra.Command {
 		},
 	}
 	a.flags.AddFlags(root.PersistentFlags())
-	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.runCommand(), a.shellCommand(), a.versionCommand(), a.daemonCommand(), a.holdCommand(),
+	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.tailCommand(), a.runCommand(), a.shellCommand(), a.versionCommand(), a.daemonCommand(), a.holdCommand(),
 		install.Command(streams, a.flags, output{a}), install.UninstallCommand(streams, a.flags, output{a}))
 	return root
 }

@@ -184,7 +184,7 @@ func (s *session) leaveOne(ctx context.Context, name string) (*daemonv1.Intercep
 func describe(i *detour.Intercept) *daemonv1.Intercept {
 	d := &daemonv1.Intercept{
 		Name: i.Name, Namespace: i.Namespace, Service: i.Spec.Service, LocalPort: uint32(i.Spec.LocalPort), Phase: string(i.Status.Phase),
-		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, Wiretap: i.Spec.Mode == detour.ModeWiretap, ServicePort: uint32(i.Status.ServicePort),
+		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, Wiretap: i.Spec.Mode == detour.ModeWiretap, ServicePort: uint32(i.Status.ServicePort), Dropped: uint32(i.Status.Dropped),
 	}
 	if i.Spec.Port != nil {
 		d.Port = i.Spec.Port.String()

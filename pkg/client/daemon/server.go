@@ -17,6 +17,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/version"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 
 const quitTimeout = 20 * time.Second
@@ -172,6 +173,15 @@ func (s *Server) Leave(ctx context.Context, req *daemonv1.LeaveRequest) (*daemon
 		return nil, status.Error(codes.Aborted, err.Error())
 	}
 	return &daemonv1.LeaveResponse{Left: left}, nil
+}
+
+// Tail implements DaemonServiceServer.
+func (s *Server) Tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServer[tailv1.TailResponse]) error {
+	now := s.get()
+	if now == nil || now.isEnded() {
+		return status.Error(codes.FailedPrecondition, "not connected: run `detour connect` first")
+	}
+	return now.tail(req, stream)
 }
 
 // Quit implements DaemonServiceServer.

@@ -53,6 +53,7 @@ type session struct {
 	hub             netip.Addr
 	subnets         []netip.Prefix
 	relays          *relayServer
+	proof           []byte                  // see tail
 	inside          *vif.Namespace          // nil: the network is the laptop's own
 	place           dnsproxy.Network        // where local ports and the cluster are
 	cleanup         []func(context.Context) // run last to first
@@ -173,6 +174,9 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 		addresses = append(addresses, a)
 	}
 	if s.subnets, err = parseSubnets(status.Subnets); err != nil {
+		return err
+	}
+	if s.proof, err = key.Proof(managerKey, relay.TailProof); err != nil {
 		return err
 	}
 	for _, p := range s.subnets {

@@ -49,6 +49,7 @@ type agent struct {
 	framed  sync.Map      // *connection of HTTP/2 that is all one
 	ports   ports
 	http2   *http2Server
+	report  *report
 	conns   sync.WaitGroup
 	started time.Time
 	told    atomic.Bool // by the manager what is in force
@@ -107,7 +108,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 }
 
 func newAgent(tls *tls.Config, log *slog.Logger) *agent {
-	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1)}
+	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1), report: newReport()}
 	a.tables.Store(&map[uint16]*table{})
 	a.http2 = newHTTP2Server(a)
 	return a

@@ -55,12 +55,21 @@ func (errByRequest) Error() string { return "to be served request by request" }
 
 // serve carries a connection of which first was already read. It may end with the connection to be served on, from rest.
 func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest []byte) {
-	up, err := c.open(ctx, c.agent.wanted(c.port))
+	seen := c.agent.see(c.port, "", "")
+	defer func() {
+		if !again {
+			seen.end()
+		}
+	}()
+	want := c.agent.wanted(c.port)
+	up, err := c.open(ctx, want)
 	if err != nil {
+		seen.owned(want)
 		// The app does not accept: neither do we. A refusal becomes a reset, because the handshake is done.
 		_ = c.client.SetLinger(0)
 		return false, nil
 	}
+	seen.went(want, up.target)
 	c.join(up)
 	defer c.agent.framed.Delete(c)
 	err = c.fromClient(ctx, first)

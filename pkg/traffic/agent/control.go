@@ -95,6 +95,11 @@ func (a *agent) session(ctx context.Context) error {
 	}
 	// A stream takes one message at a time.
 	var sending sync.Mutex
+	send := func(m *agentv1.AgentMessage) error {
+		sending.Lock()
+		defer sending.Unlock()
+		return stream.Send(m)
+	}
 	var generation uint64
 	applied := func(now uint64) error {
 		sending.Lock()
@@ -105,6 +110,7 @@ func (a *agent) session(ctx context.Context) error {
 	var telling sync.WaitGroup
 	defer telling.Wait()
 	defer cancel()
+	telling.Go(func() { a.report.run(ctx, send) })
 	telling.Go(func() {
 		for {
 			select {
@@ -121,7 +127,7 @@ func (a *agent) session(ctx context.Context) error {
 			return err
 		}
 		a.heard()
-		a.setRoutes(config.Intercepts)
+		a.setRoutes(config.Intercepts, config.Tailed...)
 		a.told.Store(true)
 		a.look(ctx)
 		if err := applied(config.Generation); err != nil {

@@ -32,6 +32,7 @@ type exchange struct {
 	// upstreams that are open, by route; nil is the app.
 	upstreams map[*target]*link
 	taps      map[*target]*tap
+	seen      *seen // the request that is served now
 }
 
 // link is one side: reading from it first sends on what was gathered for the other side.
@@ -109,16 +110,27 @@ func (e *exchange) serve(ctx context.Context) {
 // one is one request and its answers. It says whether the connection goes on.
 func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, err error) {
 	asked := &route.Request{Method: request.Method, Target: request.Target, Values: request.Values}
-	want := e.agent.choose(e.port, asked)
-	copies := e.copies(ctx, asked)
+	owner, want := e.agent.choose(e.port, asked)
+	e.seen = e.agent.see(e.port, request.Method, request.Target)
+	e.seen.owned(owner)
+	defer func() { e.seen.end() }()
+	taps := e.copies(ctx, asked)
+	copies := make([]io.Writer, len(taps))
+	for i, t := range taps {
+		copies[i] = t
+		t.begin()
+		defer t.complete()
+	}
 	for attempt := 0; ; attempt++ {
 		up, key, err := e.upstream(ctx, want)
 		if errors.Is(err, errLaptop) {
+			e.seen.answered(503)
 			return false, e.unavailable()
 		}
 		if err != nil {
 			return false, err
 		}
+		e.seen.went(owner, key)
 		again, lost, err := e.with(up, request, copies)
 		if again && err == nil {
 			return true, nil
@@ -134,12 +146,13 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 }
 
 // copies are the laptops that get a copy of a request. A copy never fails and never waits.
-func (e *exchange) copies(ctx context.Context, r *route.Request) []io.Writer {
-	var all []io.Writer
+func (e *exchange) copies(ctx context.Context, r *route.Request) []*tap {
+	var all []*tap
 	for _, t := range e.agent.tapped(e.port, r) {
 		if e.taps[t] == nil || e.taps[t].broken() {
 			e.taps[t] = e.agent.newTap(ctx, t, e.local)
 		}
+		e.seen.copied(t)
 		all = append(all, e.taps[t])
 	}
 	return all
@@ -210,10 +223,12 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 			return false, replay, err
 		}
 		answered = true
+		e.seen.answered(answer.Status)
 		if _, err := e.client.w.Write(answer.Raw); err != nil {
 			return false, false, e.fail(up, &sending, err)
 		}
 		if answer.Status == 101 {
+			e.seen.end()
 			return false, false, e.tunnel(up, &sending)
 		}
 		if answer.Status < 200 {
@@ -287,11 +302,15 @@ func (e *exchange) tunnel(up *link, sending *sync.WaitGroup) error {
 
 // raw gives the app what was read and the rest of the connection.
 func (e *exchange) raw(ctx context.Context, first []byte) {
-	up, _, err := e.upstream(ctx, e.agent.wanted(e.port))
+	seen := e.agent.see(e.port, "", "")
+	defer seen.end()
+	want := e.agent.wanted(e.port)
+	up, got, err := e.upstream(ctx, want)
 	if err != nil {
 		abort(e.local)
 		return
 	}
+	seen.went(want, got)
 	up.to, e.client.to = e.client, up
 	if _, err := up.w.Write(first); err != nil {
 		abort(e.local)

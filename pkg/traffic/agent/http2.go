@@ -178,12 +178,54 @@ func (s *http2Server) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, errors.New("no client")
 	}
 	request := &route.Request{Method: r.Method, Target: r.URL.RequestURI(), Values: r.Header.Values}
+	owner, want := s.agent.choose(client.port, request)
+	seen := s.agent.see(client.port, r.Method, r.URL.EscapedPath())
+	seen.owned(owner)
 	for _, tap := range s.agent.tapped(client.port, request) {
+		seen.copied(tap)
 		s.tap(r, tap, client)
 	}
-	want := s.agent.choose(client.port, request)
+	answer, got, err := s.ask(r, want, client)
+	if seen == nil {
+		return answer, err
+	}
+	if !errors.Is(err, errLaptop) {
+		seen.went(owner, got)
+	}
+	if err != nil {
+		if r.Context().Err() == nil {
+			seen.answered(http.StatusBadGateway) // see ErrorHandler
+		}
+		seen.end()
+		return answer, err
+	}
+	seen.answered(answer.StatusCode)
+	answer.Body = &watched{ReadCloser: answer.Body, answer: answer, seen: seen}
+	return answer, nil
+}
+
+// watched is a body whose end is that of a request that somebody wants to see.
+type watched struct {
+	io.ReadCloser
+	once   sync.Once
+	answer *http.Response
+	seen   *seen
+}
+
+func (w *watched) Close() error {
+	err := w.ReadCloser.Close()
+	w.once.Do(func() {
+		w.seen.grpc(w.answer)
+		w.seen.end()
+	})
+	return err
+}
+
+// ask asks a laptop, or the app when want is nil or cannot be had, and says whom in the end.
+func (s *http2Server) ask(r *http.Request, want *target, client *http2Conn) (*http.Response, *target, error) {
 	if want == nil {
-		return s.app.RoundTrip(r)
+		answer, err := s.app.RoundTrip(r)
+		return answer, nil, err
 	}
 	want.connect(s.agent, client)
 	first := r.Clone(r.Context())
@@ -192,9 +234,10 @@ func (s *http2Server) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	answer, err := want.transport.RoundTrip(first)
 	if errors.Is(err, errLaptop) && !want.ErrorOnFailure {
-		return s.app.RoundTrip(r)
+		answer, err = s.app.RoundTrip(r)
+		return answer, nil, err
 	}
-	return answer, err
+	return answer, want, err
 }
 
 // tap sends a copy of a request to a laptop, of the body as much as it takes in time, and drops the answer.
@@ -203,7 +246,8 @@ func (s *http2Server) tap(r *http.Request, t *target, client *http2Conn) {
 	// The copy outlives the request by as long as it takes to hand over what was gathered.
 	ctx, cancel := context.WithTimeout(s.ctx, tapTimeout)
 	theirs := r.Clone(ctx)
-	copied := newTapBuffer()
+	copied := s.agent.newTapBuffer(t)
+	copied.begin()
 	theirs.Body = copied
 	if r.Body == nil || r.Body == http.NoBody {
 		theirs.Body = http.NoBody
@@ -215,11 +259,13 @@ func (s *http2Server) tap(r *http.Request, t *target, client *http2Conn) {
 		defer cancel()
 		answer, err := t.transport.RoundTrip(theirs)
 		if err != nil {
+			copied.drop(err)
 			s.agent.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
 			return
 		}
 		_, _ = io.Copy(io.Discard, answer.Body)
 		_ = answer.Body.Close()
+		copied.complete()
 	})
 }
 

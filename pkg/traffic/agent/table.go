@@ -18,6 +18,7 @@ type table struct {
 	global   *target   // takes everything that is nobody's; nil when there is none
 	personal []*target // most specific first
 	taps     []*target // get copies
+	tailed   bool      // somebody wants to see the requests
 }
 
 // target is an intercept in force.
@@ -51,7 +52,7 @@ func (a *agent) personal(port uint16) bool {
 	return t != nil && t.byRequest()
 }
 
-func (t *table) byRequest() bool { return len(t.personal)+len(t.taps) > 0 }
+func (t *table) byRequest() bool { return len(t.personal)+len(t.taps) > 0 || t.tailed }
 
 // all are the targets of a port.
 func (t *table) all() []*target {
@@ -70,7 +71,11 @@ func (a *agent) tapped(port uint16, r *route.Request) []*target {
 	}
 	var all []*target
 	for _, tap := range t.taps {
-		if (tap.match == nil || tap.match.Matches(r)) && !tap.skipped() {
+		switch {
+		case tap.match != nil && !tap.match.Matches(r):
+		case tap.skipped():
+			a.report.drop(tap, 1)
+		default:
 			all = append(all, tap)
 		}
 	}
@@ -85,25 +90,27 @@ func (a *agent) wanted(port uint16) *target {
 	return nil
 }
 
-// choose is the intercept that a request belongs to, or nil for the app. A laptop that cannot be had leaves its requests to the app.
-func (a *agent) choose(port uint16, r *route.Request) *target {
+// choose is the intercept that a request belongs to, if any, and who is asked: a laptop that cannot be had leaves its requests to the app.
+func (a *agent) choose(port uint16, r *route.Request) (owner, want *target) {
 	t := a.table(port)
 	if t == nil {
-		return nil
+		return nil, nil
 	}
+	owner = t.global
 	for _, p := range t.personal {
 		if p.match.Matches(r) {
-			if p.out() {
-				return nil
-			}
-			return p
+			owner = p
+			break
 		}
 	}
-	return a.wanted(port)
+	if owner == nil || owner.out() {
+		return owner, nil
+	}
+	return owner, owner
 }
 
-// setRoutes puts a configuration in force. Intercepts that go on keep their state.
-func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
+// setRoutes puts a configuration in force: intercepts, and the ports whose requests are to be reported. Intercepts that go on keep their state.
+func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 	old := map[string]*target{}
 	for _, t := range *a.tables.Load() {
 		for _, o := range t.all() {
@@ -111,6 +118,9 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
 		}
 	}
 	tables := map[uint16]*table{}
+	for _, port := range tailed {
+		tables[uint16(port)] = &table{tailed: true}
+	}
 	for _, i := range intercepts {
 		port := uint16(i.Port)
 		if tables[port] == nil {
@@ -148,6 +158,7 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept) {
 	a.tables.Store(&tables)
 	for _, gone := range old {
 		a.http2.drop(gone)
+		a.report.forget(gone)
 	}
 	select {
 	case a.changed <- struct{}{}:

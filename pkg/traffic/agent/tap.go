@@ -22,18 +22,70 @@ const (
 // errTapDropped ends a copy that its laptop did not take fast enough.
 var errTapDropped = errors.New("the laptop does not take its copies fast enough")
 
-// tapBuffer is a pipe whose writer never waits.
+// tapBuffer is a pipe whose writer never waits. It counts the requests whose copies are lost in it.
 type tapBuffer struct {
+	lost    func(uint64)
 	mu      sync.Mutex
 	changed sync.Cond
 	waiting bytes.Buffer
-	err     error // what the reader gets after what waits
+	err     error  // what the reader gets after what waits
+	unread  uint64 // requests that were begun and not yet wholly read
+	open    bool   // the last of them is still being written
+	dropped bool   // nothing more reaches the laptop
 }
 
-func newTapBuffer() *tapBuffer {
-	b := &tapBuffer{}
+func (a *agent) newTapBuffer(t *target) *tapBuffer {
+	b := &tapBuffer{lost: func(n uint64) { a.report.drop(t, n) }}
 	b.changed.L = &b.mu
 	return b
+}
+
+// begin says that a request follows.
+func (b *tapBuffer) begin() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unread++
+	b.open = true
+}
+
+// complete says that the request is written.
+func (b *tapBuffer) complete() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.open = false
+	b.settle()
+}
+
+// settle counts what is read, or what never will be.
+func (b *tapBuffer) settle() {
+	if b.dropped {
+		b.lost(b.unread)
+		b.unread = 0
+		return
+	}
+	if b.waiting.Len() == 0 {
+		b.unread = 0
+		if b.open {
+			b.unread = 1
+		}
+	}
+}
+
+// drop gives up what was not taken.
+func (b *tapBuffer) drop(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.giveUp(err)
+	b.changed.Broadcast()
+}
+
+func (b *tapBuffer) giveUp(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+	b.dropped = true
+	b.waiting.Reset()
+	b.settle()
 }
 
 // Write takes all or nothing: after too much nothing more is copied.
@@ -41,8 +93,7 @@ func (b *tapBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.err == nil && b.waiting.Len()+len(p) > tapLimit {
-		b.err = errTapDropped
-		b.waiting.Reset()
+		b.giveUp(errTapDropped)
 	}
 	if b.err == nil {
 		b.waiting.Write(p)
@@ -78,7 +129,9 @@ func (b *tapBuffer) Read(p []byte) (int, error) {
 		}
 		b.changed.Wait()
 	}
-	return b.waiting.Read(p)
+	n, err := b.waiting.Read(p)
+	b.settle()
+	return n, err
 }
 
 // Close implements io.Closer, for the reader.
@@ -113,20 +166,20 @@ type tap struct{ *tapBuffer }
 
 // newTap dials in the background: the original does not wait.
 func (a *agent) newTap(ctx context.Context, t *target, client net.Conn) *tap {
-	b := newTapBuffer()
+	b := a.newTapBuffer(t)
 	a.conns.Go(func() {
 		c, err := a.dialLaptop(ctx, t, client)
 		if err != nil {
-			b.finish(err)
+			b.drop(err)
 			a.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
 			return
 		}
 		defer c.Close()
 		stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 		defer stop()
-		a.conns.Go(func() { _, _ = io.Copy(io.Discard, c); b.finish(io.ErrClosedPipe) })
+		a.conns.Go(func() { _, _ = io.Copy(io.Discard, c); b.drop(io.ErrClosedPipe) })
 		if _, err := io.Copy(&stalling{c}, struct{ io.Reader }{b}); err != nil {
-			b.finish(err)
+			b.drop(err)
 			a.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
 			return
 		}

@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -63,6 +65,45 @@ func TestWiretapNeverHoldsUp(t *testing.T) {
 					require.NoError(t, err)
 					require.Len(t, got, len("app / ")+len(body))
 				}
+			})
+		}
+	}
+}
+
+// Copies that are lost are counted, and those that are not wanted or read are not.
+func TestLostCopiesAreCounted(t *testing.T) {
+	never := make(chan struct{})
+	stuck := newLaptop(t, ok, func(net.Conn) { <-never })
+	t.Cleanup(func() { close(never) })
+	var looked atomic.Int64
+	picky := newLaptop(t, ok, handler(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { looked.Add(1); w.WriteHeader(http.StatusTeapot) })))
+	stuck.authority.AddCert(picky.certificate)
+	for version, transport := range transports(t) {
+		for name, c := range map[string]struct {
+			relay string
+			size  int
+			want  uint64
+		}{
+			"that is not there":     {fmt.Sprintf("127.0.0.1:%d", nobody(t)), 10, 3},
+			"that takes nothing":    {stuck.address, 12 << 20, 3},
+			"that only has a look":  {picky.address, 10, 0},
+			"that reads no body up": {picky.address, 100 << 10, 0},
+		} {
+			t.Run(version+", a laptop "+name, func(t *testing.T) {
+				serveApp := handler(t, says("app"))
+				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), stuck.authority)
+				p.setRoutes([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: c.relay, Token: []byte("secret"), Wiretap: true}})
+				looked.Store(0)
+				for range 3 {
+					_ = text(t, p.ask(t, transport, http.MethodPost, "/sum", "", bytes.NewReader(make([]byte, c.size))))
+				}
+				dropped := func() uint64 {
+					p.report.mu.Lock()
+					defer p.report.mu.Unlock()
+					return p.report.dropped["tap"]
+				}
+				assert.Eventually(t, func() bool { return dropped()+uint64(looked.Load()) == 3 }, patience, time.Millisecond)
+				assert.Equal(t, c.want, dropped())
 			})
 		}
 	}

@@ -37,6 +37,7 @@ type desired struct {
 	match     *agentv1.Match  // nil for everything
 	wiretap   bool            // copies only
 	errors    bool            // an error and not the app, when the laptop cannot be had
+	laptop    string          // user@host
 }
 
 // agents knows the connected agents, what they should do and what they have confirmed. It is in memory: agents that
@@ -50,6 +51,8 @@ type agents struct {
 	generation uint64
 	inForce    map[string]desired // by intercept UID
 	connected  map[string]*agentState
+	watchers   map[*watcher]struct{}        // of those who tail
+	dropped    map[string]map[string]uint64 // copies that a laptop did not get, by intercept UID and pod UID
 	notify     func()
 }
 
@@ -62,7 +65,7 @@ type agentState struct {
 }
 
 func newAgents(_ client.Reader, reviewer client.Client, o Options) *agents {
-	return &agents{reviewer: reviewer, options: o, inForce: map[string]desired{}, connected: map[string]*agentState{}, notify: func() {}}
+	return &agents{reviewer: reviewer, options: o, inForce: map[string]desired{}, connected: map[string]*agentState{}, watchers: map[*watcher]struct{}{}, dropped: map[string]map[string]uint64{}, notify: func() {}}
 }
 
 // set puts an intercept in force, or out of force when d is nil.
@@ -75,6 +78,7 @@ func (a *agents) set(uid string, d *desired) {
 			return
 		}
 		delete(a.inForce, uid)
+		delete(a.dropped, uid)
 	} else {
 		if had && old.port == d.port && old.address == d.address && proto.Equal(old.match, d.match) && samePods(old.pods, d.pods) {
 			return
@@ -82,6 +86,11 @@ func (a *agents) set(uid string, d *desired) {
 		a.inForce[uid] = *d
 	}
 	a.generation++
+	a.wake()
+}
+
+// wake makes every agent's configuration be sent again.
+func (a *agents) wake() {
 	for _, s := range a.connected {
 		select {
 		case s.wake <- struct{}{}:
@@ -202,6 +211,9 @@ func (a *agents) Connect(stream grpc.BidiStreamingServer[agentv1.AgentMessage, a
 				a.mu.Unlock()
 				a.notify()
 			}
+			if report := m.GetReport(); report != nil {
+				a.report(s.pod, report)
+			}
 		}
 	}()
 	for {
@@ -221,7 +233,7 @@ func (a *agents) Connect(stream grpc.BidiStreamingServer[agentv1.AgentMessage, a
 func (a *agents) configOf(s *agentState) *agentv1.Config {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	config := &agentv1.Config{Generation: a.generation}
+	config := &agentv1.Config{Generation: a.generation, Tailed: a.tailed(s.pod)}
 	tokens := map[string][]byte{}
 	for uid, d := range a.inForce {
 		if !d.pods[s.pod] {

@@ -232,7 +232,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if len(session.Status.Addresses) == 0 {
 		return nil
 	}
-	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap})
+	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop})
 	confirmed, ready := 0, 0
 	for _, p := range pods {
 		if !podReady(&p) {
@@ -244,6 +244,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		}
 	}
 	i.Status.Agents = fmt.Sprintf("%d/%d", confirmed, ready)
+	i.Status.Dropped = max(i.Status.Dropped, int64(r.agents.lost(string(i.UID))))
 	if confirmed < ready && i.Status.Phase != detour.PhaseActive {
 		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.name(), confirmed, ready))
 		return nil

@@ -130,6 +130,9 @@ func Run(ctx context.Context, o Options) error {
 		everyReplica(func(ctx context.Context) error { return agents.serve(ctx, certs) }),
 		everyReplica(func(ctx context.Context) error { return serveRelay(ctx, hub, agents, certs, o) }),
 		everyReplica(sessions.watchPeers),
+		everyReplica(func(ctx context.Context) error {
+			return serveTail(ctx, hub, &tails{intercepts: intercepts, key: keys.wireguard}, pool.own(), o)
+		}),
 		everyReplica(func(ctx context.Context) error { return injector.keepBundle(ctx, direct) }),
 	} {
 		if err := mgr.Add(task); err != nil {

@@ -71,6 +71,27 @@ func exclude(a, b []*agentv1.ValueMatch, same func(string, string) bool) bool {
 	return false
 }
 
+// Conditions are the names of what a match looks at, without the values that it looks for in headers and queries.
+func Conditions(m *agentv1.Match) []string {
+	var all []string
+	if m.GetUser() != "" {
+		all = append(all, "header "+UserHeader+" or baggage")
+	}
+	for _, h := range m.GetHeaders() {
+		all = append(all, "header "+h.Name)
+	}
+	for _, q := range m.GetQuery() {
+		all = append(all, "query "+q.Name)
+	}
+	if m.GetPath() != "" || m.GetPathPrefix() != "" {
+		all = append(all, "path")
+	}
+	if len(m.GetMethods()) > 0 {
+		all = append(all, "method")
+	}
+	return all
+}
+
 // Describe says a match in the words of the command line.
 func Describe(m *agentv1.Match) string {
 	if m == nil {

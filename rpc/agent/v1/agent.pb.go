@@ -23,6 +23,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Way int32
+
+const (
+	Way_WAY_UNSPECIFIED Way = 0 // nowhere: neither laptop nor app could be had
+	Way_WAY_APP         Way = 1
+	Way_WAY_LAPTOP      Way = 2
+)
+
+// Enum value maps for Way.
+var (
+	Way_name = map[int32]string{
+		0: "WAY_UNSPECIFIED",
+		1: "WAY_APP",
+		2: "WAY_LAPTOP",
+	}
+	Way_value = map[string]int32{
+		"WAY_UNSPECIFIED": 0,
+		"WAY_APP":         1,
+		"WAY_LAPTOP":      2,
+	}
+)
+
+func (x Way) Enum() *Way {
+	p := new(Way)
+	*p = x
+	return p
+}
+
+func (x Way) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Way) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (Way) Type() protoreflect.EnumType {
+	return &file_agent_v1_agent_proto_enumTypes[0]
+}
+
+func (x Way) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Way.Descriptor instead.
+func (Way) EnumDescriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
 type MatchType int32
 
 const (
@@ -59,11 +108,11 @@ func (x MatchType) String() string {
 }
 
 func (MatchType) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_v1_agent_proto_enumTypes[0].Descriptor()
+	return file_agent_v1_agent_proto_enumTypes[1].Descriptor()
 }
 
 func (MatchType) Type() protoreflect.EnumType {
-	return &file_agent_v1_agent_proto_enumTypes[0]
+	return &file_agent_v1_agent_proto_enumTypes[1]
 }
 
 func (x MatchType) Number() protoreflect.EnumNumber {
@@ -72,7 +121,7 @@ func (x MatchType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MatchType.Descriptor instead.
 func (MatchType) EnumDescriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{1}
 }
 
 type RelayStatus int32
@@ -117,11 +166,11 @@ func (x RelayStatus) String() string {
 }
 
 func (RelayStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_v1_agent_proto_enumTypes[1].Descriptor()
+	return file_agent_v1_agent_proto_enumTypes[2].Descriptor()
 }
 
 func (RelayStatus) Type() protoreflect.EnumType {
-	return &file_agent_v1_agent_proto_enumTypes[1]
+	return &file_agent_v1_agent_proto_enumTypes[2]
 }
 
 func (x RelayStatus) Number() protoreflect.EnumNumber {
@@ -130,7 +179,7 @@ func (x RelayStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RelayStatus.Descriptor instead.
 func (RelayStatus) EnumDescriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
 }
 
 type AgentMessage struct {
@@ -139,6 +188,7 @@ type AgentMessage struct {
 	//
 	//	*AgentMessage_Hello
 	//	*AgentMessage_Applied
+	//	*AgentMessage_Report
 	Message       isAgentMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -199,6 +249,15 @@ func (x *AgentMessage) GetApplied() *Applied {
 	return nil
 }
 
+func (x *AgentMessage) GetReport() *Report {
+	if x != nil {
+		if x, ok := x.Message.(*AgentMessage_Report); ok {
+			return x.Report
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Message interface {
 	isAgentMessage_Message()
 }
@@ -211,9 +270,15 @@ type AgentMessage_Applied struct {
 	Applied *Applied `protobuf:"bytes,2,opt,name=applied,proto3,oneof"`
 }
 
+type AgentMessage_Report struct {
+	Report *Report `protobuf:"bytes,3,opt,name=report,proto3,oneof"`
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Message() {}
 
 func (*AgentMessage_Applied) isAgentMessage_Message() {}
+
+func (*AgentMessage_Report) isAgentMessage_Message() {}
 
 type Hello struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -386,6 +451,7 @@ type Config struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	Intercepts    []*Intercept           `protobuf:"bytes,2,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
+	Tailed        []uint32               `protobuf:"varint,3,rep,packed,name=tailed,proto3" json:"tailed,omitempty"` // app ports whose requests somebody wants to see
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -434,6 +500,191 @@ func (x *Config) GetIntercepts() []*Intercept {
 	return nil
 }
 
+func (x *Config) GetTailed() []uint32 {
+	if x != nil {
+		return x.Tailed
+	}
+	return nil
+}
+
+// Report is what an agent has seen since the last one.
+type Report struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Routed        []*Routed              `protobuf:"bytes,1,rep,name=routed,proto3" json:"routed,omitempty"`                                                                              // on ports that are tailed
+	Missed        uint64                 `protobuf:"varint,2,opt,name=missed,proto3" json:"missed,omitempty"`                                                                             // that were too many to report
+	Dropped       map[string]uint64      `protobuf:"bytes,3,rep,name=dropped,proto3" json:"dropped,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by intercept UID: copies that its laptop did not get, since the agent started
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Report) Reset() {
+	*x = Report{}
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Report) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Report) ProtoMessage() {}
+
+func (x *Report) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Report.ProtoReflect.Descriptor instead.
+func (*Report) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Report) GetRouted() []*Routed {
+	if x != nil {
+		return x.Routed
+	}
+	return nil
+}
+
+func (x *Report) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+func (x *Report) GetDropped() map[string]uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return nil
+}
+
+// Routed is a request and where it went. It says nothing of what was in it but method and path.
+type Routed struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	AtUnixMicro    int64                  `protobuf:"varint,1,opt,name=at_unix_micro,json=atUnixMicro,proto3" json:"at_unix_micro,omitempty"`        // when it came
+	DurationMicros int64                  `protobuf:"varint,2,opt,name=duration_micros,json=durationMicros,proto3" json:"duration_micros,omitempty"` // until its answer was complete
+	Port           uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Method         string                 `protobuf:"bytes,4,opt,name=method,proto3" json:"method,omitempty"`  // empty: a connection that is not HTTP
+	Path           string                 `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`      // without the query
+	Status         uint32                 `protobuf:"varint,6,opt,name=status,proto3" json:"status,omitempty"` // 0: there was no answer
+	GrpcStatus     *uint32                `protobuf:"varint,7,opt,name=grpc_status,json=grpcStatus,proto3,oneof" json:"grpc_status,omitempty"`
+	Way            Way                    `protobuf:"varint,8,opt,name=way,proto3,enum=detour.agent.v1.Way" json:"way,omitempty"`
+	InterceptUid   string                 `protobuf:"bytes,9,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"` // whose it is, whoever answered it
+	Copied         []string               `protobuf:"bytes,10,rep,name=copied,proto3" json:"copied,omitempty"`                                // UIDs of wiretaps
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Routed) Reset() {
+	*x = Routed{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Routed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Routed) ProtoMessage() {}
+
+func (x *Routed) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Routed.ProtoReflect.Descriptor instead.
+func (*Routed) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Routed) GetAtUnixMicro() int64 {
+	if x != nil {
+		return x.AtUnixMicro
+	}
+	return 0
+}
+
+func (x *Routed) GetDurationMicros() int64 {
+	if x != nil {
+		return x.DurationMicros
+	}
+	return 0
+}
+
+func (x *Routed) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Routed) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *Routed) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Routed) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Routed) GetGrpcStatus() uint32 {
+	if x != nil && x.GrpcStatus != nil {
+		return *x.GrpcStatus
+	}
+	return 0
+}
+
+func (x *Routed) GetWay() Way {
+	if x != nil {
+		return x.Way
+	}
+	return Way_WAY_UNSPECIFIED
+}
+
+func (x *Routed) GetInterceptUid() string {
+	if x != nil {
+		return x.InterceptUid
+	}
+	return ""
+}
+
+func (x *Routed) GetCopied() []string {
+	if x != nil {
+		return x.Copied
+	}
+	return nil
+}
+
 type Intercept struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Uid            string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`                                                // UID of the Intercept object
@@ -449,7 +700,7 @@ type Intercept struct {
 
 func (x *Intercept) Reset() {
 	*x = Intercept{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +712,7 @@ func (x *Intercept) String() string {
 func (*Intercept) ProtoMessage() {}
 
 func (x *Intercept) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +725,7 @@ func (x *Intercept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intercept.ProtoReflect.Descriptor instead.
 func (*Intercept) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Intercept) GetUid() string {
@@ -541,7 +792,7 @@ type Match struct {
 
 func (x *Match) Reset() {
 	*x = Match{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +804,7 @@ func (x *Match) String() string {
 func (*Match) ProtoMessage() {}
 
 func (x *Match) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +817,7 @@ func (x *Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Match.ProtoReflect.Descriptor instead.
 func (*Match) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Match) GetUser() string {
@@ -622,7 +873,7 @@ type ValueMatch struct {
 
 func (x *ValueMatch) Reset() {
 	*x = ValueMatch{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +885,7 @@ func (x *ValueMatch) String() string {
 func (*ValueMatch) ProtoMessage() {}
 
 func (x *ValueMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +898,7 @@ func (x *ValueMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
 func (*ValueMatch) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ValueMatch) GetName() string {
@@ -686,7 +937,7 @@ type RelayHeader struct {
 
 func (x *RelayHeader) Reset() {
 	*x = RelayHeader{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +949,7 @@ func (x *RelayHeader) String() string {
 func (*RelayHeader) ProtoMessage() {}
 
 func (x *RelayHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +962,7 @@ func (x *RelayHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayHeader.ProtoReflect.Descriptor instead.
 func (*RelayHeader) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RelayHeader) GetInterceptUid() string {
@@ -746,10 +997,11 @@ var File_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x14agent/v1/agent.proto\x12\x0fdetour.agent.v1\"\x7f\n" +
+	"\x14agent/v1/agent.proto\x12\x0fdetour.agent.v1\"\xb2\x01\n" +
 	"\fAgentMessage\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.detour.agent.v1.HelloH\x00R\x05hello\x124\n" +
-	"\aapplied\x18\x02 \x01(\v2\x18.detour.agent.v1.AppliedH\x00R\aappliedB\t\n" +
+	"\aapplied\x18\x02 \x01(\v2\x18.detour.agent.v1.AppliedH\x00R\aapplied\x121\n" +
+	"\x06report\x18\x03 \x01(\v2\x17.detour.agent.v1.ReportH\x00R\x06reportB\t\n" +
 	"\amessage\"7\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
@@ -762,14 +1014,36 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05ports\x18\x03 \x03(\v2\x1a.detour.agent.v1.PortStateR\x05ports\"1\n" +
 	"\tPortState\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x10\n" +
-	"\x03tls\x18\x02 \x01(\bR\x03tls\"d\n" +
+	"\x03tls\x18\x02 \x01(\bR\x03tls\"|\n" +
 	"\x06Config\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12:\n" +
 	"\n" +
 	"intercepts\x18\x02 \x03(\v2\x1a.detour.agent.v1.InterceptR\n" +
-	"intercepts\"\xde\x01\n" +
+	"intercepts\x12\x16\n" +
+	"\x06tailed\x18\x03 \x03(\rR\x06tailed\"\xcd\x01\n" +
+	"\x06Report\x12/\n" +
+	"\x06routed\x18\x01 \x03(\v2\x17.detour.agent.v1.RoutedR\x06routed\x12\x16\n" +
+	"\x06missed\x18\x02 \x01(\x04R\x06missed\x12>\n" +
+	"\adropped\x18\x03 \x03(\v2$.detour.agent.v1.Report.DroppedEntryR\adropped\x1a:\n" +
+	"\fDroppedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc8\x02\n" +
+	"\x06Routed\x12\"\n" +
+	"\rat_unix_micro\x18\x01 \x01(\x03R\vatUnixMicro\x12'\n" +
+	"\x0fduration_micros\x18\x02 \x01(\x03R\x0edurationMicros\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
+	"\x06method\x18\x04 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\x05 \x01(\tR\x04path\x12\x16\n" +
+	"\x06status\x18\x06 \x01(\rR\x06status\x12$\n" +
+	"\vgrpc_status\x18\a \x01(\rH\x00R\n" +
+	"grpcStatus\x88\x01\x01\x12&\n" +
+	"\x03way\x18\b \x01(\x0e2\x14.detour.agent.v1.WayR\x03way\x12#\n" +
+	"\rintercept_uid\x18\t \x01(\tR\finterceptUid\x12\x16\n" +
+	"\x06copied\x18\n" +
+	" \x03(\tR\x06copiedB\x0e\n" +
+	"\f_grpc_status\"\xde\x01\n" +
 	"\tIntercept\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
@@ -795,7 +1069,12 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12 \n" +
-	"\vdestination\x18\x04 \x01(\tR\vdestination*k\n" +
+	"\vdestination\x18\x04 \x01(\tR\vdestination*7\n" +
+	"\x03Way\x12\x13\n" +
+	"\x0fWAY_UNSPECIFIED\x10\x00\x12\v\n" +
+	"\aWAY_APP\x10\x01\x12\x0e\n" +
+	"\n" +
+	"WAY_LAPTOP\x10\x02*k\n" +
 	"\tMatchType\x12\x1a\n" +
 	"\x16MATCH_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10MATCH_TYPE_EXACT\x10\x01\x12\x14\n" +
@@ -823,37 +1102,45 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_agent_v1_agent_proto_goTypes = []any{
-	(MatchType)(0),       // 0: detour.agent.v1.MatchType
-	(RelayStatus)(0),     // 1: detour.agent.v1.RelayStatus
-	(*AgentMessage)(nil), // 2: detour.agent.v1.AgentMessage
-	(*Hello)(nil),        // 3: detour.agent.v1.Hello
-	(*Applied)(nil),      // 4: detour.agent.v1.Applied
-	(*PortState)(nil),    // 5: detour.agent.v1.PortState
-	(*Config)(nil),       // 6: detour.agent.v1.Config
-	(*Intercept)(nil),    // 7: detour.agent.v1.Intercept
-	(*Match)(nil),        // 8: detour.agent.v1.Match
-	(*ValueMatch)(nil),   // 9: detour.agent.v1.ValueMatch
-	(*RelayHeader)(nil),  // 10: detour.agent.v1.RelayHeader
+	(Way)(0),             // 0: detour.agent.v1.Way
+	(MatchType)(0),       // 1: detour.agent.v1.MatchType
+	(RelayStatus)(0),     // 2: detour.agent.v1.RelayStatus
+	(*AgentMessage)(nil), // 3: detour.agent.v1.AgentMessage
+	(*Hello)(nil),        // 4: detour.agent.v1.Hello
+	(*Applied)(nil),      // 5: detour.agent.v1.Applied
+	(*PortState)(nil),    // 6: detour.agent.v1.PortState
+	(*Config)(nil),       // 7: detour.agent.v1.Config
+	(*Report)(nil),       // 8: detour.agent.v1.Report
+	(*Routed)(nil),       // 9: detour.agent.v1.Routed
+	(*Intercept)(nil),    // 10: detour.agent.v1.Intercept
+	(*Match)(nil),        // 11: detour.agent.v1.Match
+	(*ValueMatch)(nil),   // 12: detour.agent.v1.ValueMatch
+	(*RelayHeader)(nil),  // 13: detour.agent.v1.RelayHeader
+	nil,                  // 14: detour.agent.v1.Report.DroppedEntry
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
-	3, // 0: detour.agent.v1.AgentMessage.hello:type_name -> detour.agent.v1.Hello
-	4, // 1: detour.agent.v1.AgentMessage.applied:type_name -> detour.agent.v1.Applied
-	5, // 2: detour.agent.v1.Applied.ports:type_name -> detour.agent.v1.PortState
-	7, // 3: detour.agent.v1.Config.intercepts:type_name -> detour.agent.v1.Intercept
-	8, // 4: detour.agent.v1.Intercept.match:type_name -> detour.agent.v1.Match
-	9, // 5: detour.agent.v1.Match.headers:type_name -> detour.agent.v1.ValueMatch
-	9, // 6: detour.agent.v1.Match.query:type_name -> detour.agent.v1.ValueMatch
-	0, // 7: detour.agent.v1.ValueMatch.type:type_name -> detour.agent.v1.MatchType
-	2, // 8: detour.agent.v1.AgentService.Connect:input_type -> detour.agent.v1.AgentMessage
-	6, // 9: detour.agent.v1.AgentService.Connect:output_type -> detour.agent.v1.Config
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	4,  // 0: detour.agent.v1.AgentMessage.hello:type_name -> detour.agent.v1.Hello
+	5,  // 1: detour.agent.v1.AgentMessage.applied:type_name -> detour.agent.v1.Applied
+	8,  // 2: detour.agent.v1.AgentMessage.report:type_name -> detour.agent.v1.Report
+	6,  // 3: detour.agent.v1.Applied.ports:type_name -> detour.agent.v1.PortState
+	10, // 4: detour.agent.v1.Config.intercepts:type_name -> detour.agent.v1.Intercept
+	9,  // 5: detour.agent.v1.Report.routed:type_name -> detour.agent.v1.Routed
+	14, // 6: detour.agent.v1.Report.dropped:type_name -> detour.agent.v1.Report.DroppedEntry
+	0,  // 7: detour.agent.v1.Routed.way:type_name -> detour.agent.v1.Way
+	11, // 8: detour.agent.v1.Intercept.match:type_name -> detour.agent.v1.Match
+	12, // 9: detour.agent.v1.Match.headers:type_name -> detour.agent.v1.ValueMatch
+	12, // 10: detour.agent.v1.Match.query:type_name -> detour.agent.v1.ValueMatch
+	1,  // 11: detour.agent.v1.ValueMatch.type:type_name -> detour.agent.v1.MatchType
+	3,  // 12: detour.agent.v1.AgentService.Connect:input_type -> detour.agent.v1.AgentMessage
+	7,  // 13: detour.agent.v1.AgentService.Connect:output_type -> detour.agent.v1.Config
+	13, // [13:14] is the sub-list for method output_type
+	12, // [12:13] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -864,14 +1151,16 @@ func file_agent_v1_agent_proto_init() {
 	file_agent_v1_agent_proto_msgTypes[0].OneofWrappers = []any{
 		(*AgentMessage_Hello)(nil),
 		(*AgentMessage_Applied)(nil),
+		(*AgentMessage_Report)(nil),
 	}
+	file_agent_v1_agent_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   9,
+			NumEnums:      3,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

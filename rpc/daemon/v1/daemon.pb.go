@@ -10,6 +10,7 @@ package daemonv1
 
 import (
 	v1 "github.com/detour-dev/detour/rpc/agent/v1"
+	v11 "github.com/detour-dev/detour/rpc/tail/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -521,6 +522,7 @@ type Intercept struct {
 	Personal      bool                   `protobuf:"varint,13,opt,name=personal,proto3" json:"personal,omitempty"` // not all of them
 	ServicePort   uint32                 `protobuf:"varint,14,opt,name=service_port,json=servicePort,proto3" json:"service_port,omitempty"`
 	Wiretap       bool                   `protobuf:"varint,15,opt,name=wiretap,proto3" json:"wiretap,omitempty"`
+	Dropped       uint32                 `protobuf:"varint,16,opt,name=dropped,proto3" json:"dropped,omitempty"` // copies that this laptop did not get
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -658,6 +660,13 @@ func (x *Intercept) GetWiretap() bool {
 		return x.Wiretap
 	}
 	return false
+}
+
+func (x *Intercept) GetDropped() uint32 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
 }
 
 type InterceptRequest struct {
@@ -992,7 +1001,7 @@ var File_daemon_v1_daemon_proto protoreflect.FileDescriptor
 
 const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\n" +
-	"\x16daemon/v1/daemon.proto\x12\x10detour.daemon.v1\x1a\x14agent/v1/agent.proto\"\x10\n" +
+	"\x16daemon/v1/daemon.proto\x12\x10detour.daemon.v1\x1a\x14agent/v1/agent.proto\x1a\x12tail/v1/tail.proto\"\x10\n" +
 	"\x0eVersionRequest\"=\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
@@ -1039,7 +1048,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"rttSeconds\x12\x1a\n" +
 	"\brootless\x18\x15 \x01(\bR\brootless\x12#\n" +
 	"\rnamespace_pid\x18\x16 \x01(\x05R\fnamespacePid\x12!\n" +
-	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\"\xa6\x03\n" +
+	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\"\xc0\x03\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -1057,7 +1066,8 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\brequests\x18\f \x01(\tR\brequests\x12\x1a\n" +
 	"\bpersonal\x18\r \x01(\bR\bpersonal\x12!\n" +
 	"\fservice_port\x18\x0e \x01(\rR\vservicePort\x12\x18\n" +
-	"\awiretap\x18\x0f \x01(\bR\awiretap\"\xf2\x01\n" +
+	"\awiretap\x18\x0f \x01(\bR\awiretap\x12\x18\n" +
+	"\adropped\x18\x10 \x01(\rR\adropped\"\xf2\x01\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
@@ -1079,13 +1089,14 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x04left\x18\x01 \x03(\v2\x1b.detour.daemon.v1.InterceptR\x04left\"\r\n" +
 	"\vQuitRequest\"3\n" +
 	"\fQuitResponse\x12#\n" +
-	"\rwas_connected\x18\x01 \x01(\bR\fwasConnected2\xe7\x03\n" +
+	"\rwas_connected\x18\x01 \x01(\bR\fwasConnected2\xac\x04\n" +
 	"\rDaemonService\x12N\n" +
 	"\aVersion\x12 .detour.daemon.v1.VersionRequest\x1a!.detour.daemon.v1.VersionResponse\x12P\n" +
 	"\aConnect\x12 .detour.daemon.v1.ConnectRequest\x1a!.detour.daemon.v1.ConnectResponse0\x01\x12K\n" +
 	"\x06Status\x12\x1f.detour.daemon.v1.StatusRequest\x1a .detour.daemon.v1.StatusResponse\x12V\n" +
 	"\tIntercept\x12\".detour.daemon.v1.InterceptRequest\x1a#.detour.daemon.v1.InterceptResponse0\x01\x12H\n" +
-	"\x05Leave\x12\x1e.detour.daemon.v1.LeaveRequest\x1a\x1f.detour.daemon.v1.LeaveResponse\x12E\n" +
+	"\x05Leave\x12\x1e.detour.daemon.v1.LeaveRequest\x1a\x1f.detour.daemon.v1.LeaveResponse\x12C\n" +
+	"\x04Tail\x12\x1b.detour.tail.v1.TailRequest\x1a\x1c.detour.tail.v1.TailResponse0\x01\x12E\n" +
 	"\x04Quit\x12\x1d.detour.daemon.v1.QuitRequest\x1a\x1e.detour.daemon.v1.QuitResponseB5Z3github.com/detour-dev/detour/rpc/daemon/v1;daemonv1b\x06proto3"
 
 var (
@@ -1116,6 +1127,8 @@ var file_daemon_v1_daemon_proto_goTypes = []any{
 	(*QuitRequest)(nil),       // 11: detour.daemon.v1.QuitRequest
 	(*QuitResponse)(nil),      // 12: detour.daemon.v1.QuitResponse
 	(*v1.Match)(nil),          // 13: detour.agent.v1.Match
+	(*v11.TailRequest)(nil),   // 14: detour.tail.v1.TailRequest
+	(*v11.TailResponse)(nil),  // 15: detour.tail.v1.TailResponse
 }
 var file_daemon_v1_daemon_proto_depIdxs = []int32{
 	5,  // 0: detour.daemon.v1.ConnectResponse.status:type_name -> detour.daemon.v1.StatusResponse
@@ -1128,15 +1141,17 @@ var file_daemon_v1_daemon_proto_depIdxs = []int32{
 	4,  // 7: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
 	7,  // 8: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
 	9,  // 9: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
-	11, // 10: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
-	1,  // 11: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
-	3,  // 12: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
-	5,  // 13: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
-	8,  // 14: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
-	10, // 15: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
-	12, // 16: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
+	14, // 10: detour.daemon.v1.DaemonService.Tail:input_type -> detour.tail.v1.TailRequest
+	11, // 11: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
+	1,  // 12: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
+	3,  // 13: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
+	5,  // 14: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
+	8,  // 15: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
+	10, // 16: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
+	15, // 17: detour.daemon.v1.DaemonService.Tail:output_type -> detour.tail.v1.TailResponse
+	12, // 18: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
+	12, // [12:19] is the sub-list for method output_type
+	5,  // [5:12] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name

@@ -10,6 +10,7 @@ package daemonv1
 
 import (
 	context "context"
+	v1 "github.com/detour-dev/detour/rpc/tail/v1"
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
@@ -26,6 +27,7 @@ const (
 	DaemonService_Status_FullMethodName    = "/detour.daemon.v1.DaemonService/Status"
 	DaemonService_Intercept_FullMethodName = "/detour.daemon.v1.DaemonService/Intercept"
 	DaemonService_Leave_FullMethodName     = "/detour.daemon.v1.DaemonService/Leave"
+	DaemonService_Tail_FullMethodName      = "/detour.daemon.v1.DaemonService/Tail"
 	DaemonService_Quit_FullMethodName      = "/detour.daemon.v1.DaemonService/Quit"
 )
 
@@ -41,6 +43,8 @@ type DaemonServiceClient interface {
 	// Intercept streams progress and ends with the active intercept.
 	Intercept(ctx context.Context, in *InterceptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[InterceptResponse], error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
+	// Tail passes on what the traffic-manager says.
+	Tail(ctx context.Context, in *v1.TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.TailResponse], error)
 	// Quit leaves all intercepts, deletes the session, puts the laptop back and ends the daemon.
 	Quit(ctx context.Context, in *QuitRequest, opts ...grpc.CallOption) (*QuitResponse, error)
 }
@@ -121,6 +125,25 @@ func (c *daemonServiceClient) Leave(ctx context.Context, in *LeaveRequest, opts 
 	return out, nil
 }
 
+func (c *daemonServiceClient) Tail(ctx context.Context, in *v1.TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.TailResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DaemonService_ServiceDesc.Streams[2], DaemonService_Tail_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[v1.TailRequest, v1.TailResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DaemonService_TailClient = grpc.ServerStreamingClient[v1.TailResponse]
+
 func (c *daemonServiceClient) Quit(ctx context.Context, in *QuitRequest, opts ...grpc.CallOption) (*QuitResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(QuitResponse)
@@ -143,6 +166,8 @@ type DaemonServiceServer interface {
 	// Intercept streams progress and ends with the active intercept.
 	Intercept(*InterceptRequest, grpc.ServerStreamingServer[InterceptResponse]) error
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
+	// Tail passes on what the traffic-manager says.
+	Tail(*v1.TailRequest, grpc.ServerStreamingServer[v1.TailResponse]) error
 	// Quit leaves all intercepts, deletes the session, puts the laptop back and ends the daemon.
 	Quit(context.Context, *QuitRequest) (*QuitResponse, error)
 	mustEmbedUnimplementedDaemonServiceServer()
@@ -169,6 +194,9 @@ func (UnimplementedDaemonServiceServer) Intercept(*InterceptRequest, grpc.Server
 }
 func (UnimplementedDaemonServiceServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
+}
+func (UnimplementedDaemonServiceServer) Tail(*v1.TailRequest, grpc.ServerStreamingServer[v1.TailResponse]) error {
+	return status.Error(codes.Unimplemented, "method Tail not implemented")
 }
 func (UnimplementedDaemonServiceServer) Quit(context.Context, *QuitRequest) (*QuitResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Quit not implemented")
@@ -270,6 +298,17 @@ func _DaemonService_Leave_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DaemonService_Tail_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(v1.TailRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DaemonServiceServer).Tail(m, &grpc.GenericServerStream[v1.TailRequest, v1.TailResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DaemonService_TailServer = grpc.ServerStreamingServer[v1.TailResponse]
+
 func _DaemonService_Quit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(QuitRequest)
 	if err := dec(in); err != nil {
@@ -321,6 +360,11 @@ var DaemonService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Intercept",
 			Handler:       _DaemonService_Intercept_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Tail",
+			Handler:       _DaemonService_Tail_Handler,
 			ServerStreams: true,
 		},
 	},

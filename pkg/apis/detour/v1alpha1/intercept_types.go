@@ -173,6 +173,8 @@ type InterceptStatus struct {
 	Agents string `json:"agents,omitempty"`
 	// Requests says in words which requests go to the laptop.
 	Requests string `json:"requests,omitempty"`
+	// Dropped is how many requests a wiretap's laptop got no whole copy of, because it did not take it in time.
+	Dropped int64 `json:"dropped,omitempty"`
 	// Laptop is "user@host" of the session, for the columns.
 	Laptop string `json:"laptop,omitempty"`
 	// +listType=map
@@ -191,6 +193,7 @@ type InterceptStatus struct {
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Agents",type=string,JSONPath=`.status.agents`
 // +kubebuilder:printcolumn:name="Redirect",type=string,JSONPath=`.status.redirect`
+// +kubebuilder:printcolumn:name="Dropped",type=integer,JSONPath=`.status.dropped`
 // +kubebuilder:printcolumn:name="Laptop",type=string,JSONPath=`.status.laptop`
 // +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

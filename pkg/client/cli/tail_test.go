@@ -1,0 +1,57 @@
+package cli
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
+)
+
+// One line a request, for people and for scripts; what strangers wrote does not steer the terminal.
+func TestPrintTailed(t *testing.T) {
+	at := timestamppb.New(time.Date(2030, 1, 2, 3, 4, 5, 6e6, time.UTC))
+	for name, c := range map[string]struct {
+		r            *tailv1.Request
+		people, json string
+	}{
+		"to a laptop": {
+			&tailv1.Request{At: at, Duration: durationpb.New(1234 * time.Microsecond), Pod: "catalog-1", Port: 8080, Method: "GET", Path: "/items", Status: 200, ServedBy: tailv1.ServedBy_SERVED_BY_LAPTOP, Laptop: "alice@mac", Why: "header x-dev matches alice@mac's intercept"},
+			"GET     /items                         200     1.23ms  laptop   header x-dev matches alice@mac's intercept\n",
+			`"method":"GET","path":"/items","status":200,"durationMs":1.234,"servedBy":"laptop","laptop":"alice@mac","why":"header x-dev matches alice@mac's intercept","pod":"catalog-1","port":8080}` + "\n",
+		},
+		"gRPC": {
+			&tailv1.Request{At: at, Method: "POST", Path: "/shop.Stock/Count", Status: 200, GrpcStatus: proto.Uint32(5), ServedBy: tailv1.ServedBy_SERVED_BY_CLUSTER, Why: "no intercept"},
+			"POST    /shop.Stock/Count              NotFound        0s  cluster  no intercept\n",
+			`"method":"POST","path":"/shop.Stock/Count","status":200,"grpcStatus":"NotFound","durationMs":0,"servedBy":"cluster","why":"no intercept","pod":"","port":0}` + "\n",
+		},
+		"raw": {
+			&tailv1.Request{At: at, Why: "no intercept"},
+			"TCP     -                              -           0s  nobody   no intercept\n",
+			`"durationMs":0,"servedBy":"nobody","why":"no intercept","pod":"","port":0}` + "\n",
+		},
+		"escape sequences": {
+			&tailv1.Request{At: at, Method: "GET", Path: "/\x1b[2J\u009b2J\u202e", ServedBy: tailv1.ServedBy_SERVED_BY_CLUSTER},
+			"GET     /�[2J�2J�                      -           0s  cluster  \n",
+			`"method":"GET","path":"/\u001b[2J` + "\u009b2J\u202e" + `","durationMs":0,"servedBy":"cluster","why":"","pod":"","port":0}` + "\n",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for format, want := range map[string]string{"": c.people, "json": c.json} {
+				var out bytes.Buffer
+				a := &app{output: format, IOStreams: genericiooptions.IOStreams{Out: &out}}
+				require.NoError(t, a.printTailed(&out, tailedOf(c.r)))
+				assert.True(t, strings.HasSuffix(out.String(), want), "%q", out.String())
+				assert.Equal(t, 1, strings.Count(out.String(), "\n"))
+			}
+		})
+	}
+}

@@ -1,0 +1,49 @@
+package daemon
+
+import (
+	"context"
+	"net"
+	"net/netip"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/detour-dev/detour/pkg/traffic/relay"
+	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
+)
+
+// tail passes on what the traffic-manager says of routed requests. It is asked inside of the tunnel, which encrypts and knows who asks.
+func (s *session) tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServer[tailv1.TailResponse]) error {
+	if !s.hub.IsValid() {
+		return status.Error(codes.FailedPrecondition, "the traffic-manager's address in the tunnel is not known")
+	}
+	conn, err := grpc.NewClient("passthrough:///"+netip.AddrPortFrom(s.hub, relay.TailPort).String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return s.place.Dial(ctx, "tcp", address) }),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepInterval * 4, Timeout: keepInterval}))
+	if err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	defer conn.Close()
+	ctx := metadata.AppendToOutgoingContext(stream.Context(), relay.TailProofKey, string(s.proof))
+	requests, err := tailv1.NewTailServiceClient(conn).Tail(ctx, req)
+	if err != nil {
+		return err
+	}
+	for {
+		m, err := requests.Recv()
+		if err != nil {
+			if status.Code(err) == codes.Unavailable {
+				return status.Error(codes.Unavailable, "the traffic-manager cannot be reached through the tunnel: see `detour status`")
+			}
+			return err
+		}
+		if err := stream.Send(m); err != nil {
+			return err
+		}
+	}
+}

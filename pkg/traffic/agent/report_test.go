@@ -1,0 +1,163 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// routed waits until a request is reported and returns it in words.
+func (p *pod) routed(t *testing.T) string {
+	t.Helper()
+	var all []*agentv1.Routed
+	require.Eventually(t, func() bool {
+		if m, _ := p.report.take(time.Now()); m != nil {
+			all = append(all, m.Routed...)
+		}
+		return len(all) > 0
+	}, patience, time.Millisecond)
+	require.Len(t, all, 1)
+	r := all[0]
+	assert.Equal(t, uint32(p.port), r.Port)
+	assert.NotZero(t, r.AtUnixMicro)
+	words := fmt.Sprintf("%s %s %d %s %s", r.Method, r.Path, r.Status, strings.TrimPrefix(r.Way.String(), "WAY_"), r.InterceptUid)
+	if r.GrpcStatus != nil {
+		words += fmt.Sprintf(" grpc %d", *r.GrpcStatus)
+	}
+	if len(r.Copied) > 0 {
+		words += fmt.Sprint(" copied ", r.Copied)
+	}
+	return words
+}
+
+// Who tails a port hears of each request, where it went and whose it was, and nothing that is in it.
+func TestTailedRequests(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			serveApp := handler(t, says("app"))
+			alice := newLaptop(t, ok, handler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/grpc" {
+					w.Header().Set("Content-Type", "application/grpc")
+					w.Header().Set("Trailer", "Grpc-Status")
+					w.WriteHeader(http.StatusOK)
+					w.Header().Set("Grpc-Status", "5")
+					return
+				}
+				w.WriteHeader(http.StatusTeapot)
+			})))
+			p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), alice.authority)
+			gone, strict, tap := p.person("bob", fmt.Sprintf("127.0.0.1:%d", nobody(t))), p.person("eve", fmt.Sprintf("127.0.0.1:%d", nobody(t))), p.person("carol", alice.address)
+			strict.ErrorOnFailure, tap.Wiretap = true, true
+			ask := func(method, path, who string) { _ = text(t, p.ask(t, transport, method, path, who, nil)) }
+
+			ask(http.MethodGet, "/before", "") // on a connection that is open already when somebody begins to tail
+			p.setRoutes(nil, uint32(p.port))
+			time.Sleep(10 * time.Millisecond) // for the client to hear GOAWAY
+			ask(http.MethodGet, "/nobody?token=secret", "")
+			assert.Equal(t, "GET /nobody 200 APP ", p.routed(t))
+
+			p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address), gone, strict, tap}, uint32(p.port))
+			for _, c := range []struct{ method, path, who, want string }{
+				{"PUT", "/a%2Fb?x=y", "alice", "PUT /a%2Fb 418 LAPTOP of-alice"},
+				{"GET", "/" + strings.Repeat("x", 2*maxPath), "", "GET /" + strings.Repeat("x", maxPath-1) + " 200 APP "},
+				{"GET", "/trailers", "dave", "GET /trailers 200 APP "},
+				{"HEAD", "/", "bob", "HEAD / 200 APP of-bob"},
+				{"GET", "/", "carol", "GET / 200 APP  copied [of-carol]"},
+			} {
+				ask(c.method, c.path, c.who)
+				assert.Equal(t, c.want, p.routed(t))
+			}
+			ask(http.MethodGet, "/", "eve")
+			assert.Contains(t, []string{"GET / 503 UNSPECIFIED of-eve", "GET / 502 UNSPECIFIED of-eve"}, p.routed(t))
+			if version == "HTTP/2" {
+				ask(http.MethodPost, "/grpc", "alice")
+				assert.Equal(t, "POST /grpc 200 LAPTOP of-alice grpc 5", p.routed(t))
+			}
+
+			p.setRoutes(nil)
+			ask(http.MethodGet, "/after", "")
+			m, _ := p.report.take(time.Now())
+			assert.Nil(t, m)
+		})
+	}
+}
+
+// A connection that is upgraded is told of at once, one that is not HTTP when it ends.
+func TestTailedConnections(t *testing.T) {
+	p := three(t)
+	p.setRoutes(nil, uint32(p.port))
+	c := p.dial(t)
+	_, err := io.WriteString(c, "GET /upgrade?room=1 HTTP/1.1\r\nHost: catalog\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+	require.NoError(t, err)
+	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+	require.NoError(t, err)
+	_ = answer.Body.Close()
+	assert.Equal(t, "GET /upgrade 101 APP ", p.routed(t))
+
+	for name, sent := range map[string]string{"not HTTP": "*1\r\n$4\r\nPING\r\n", "unclear": "GET / HTTP/1.1\r\nHost: a\r\nX-Dev : alice\r\n\r\n", "nothing": ""} {
+		t.Run(name, func(t *testing.T) {
+			c := p.dial(t)
+			_, err := io.WriteString(c, sent)
+			require.NoError(t, err)
+			require.NoError(t, c.CloseWrite())
+			_, _ = io.ReadAll(c)
+			assert.Equal(t, "  0 APP ", p.routed(t))
+		})
+	}
+}
+
+func TestPathOf(t *testing.T) {
+	for requested, want := range map[string]string{
+		"/a?b=c": "/a", "/a#b": "/a", "*": "*", "http://user:secret@host/a/b?c": "/a/b", "http://host": "/", "/x://y": "/x://y", "/\xff\x9b": "/�", "": "",
+	} {
+		assert.Equal(t, want, pathOf(requested), requested)
+	}
+}
+
+// What cannot be told in time is counted, and memory is bounded.
+func TestReportIsBounded(t *testing.T) {
+	r := newReport()
+	for range reportLimit + 7 {
+		r.add(&agentv1.Routed{})
+	}
+	m, _ := r.take(time.Now())
+	assert.Len(t, m.Routed, reportLimit)
+	assert.Equal(t, uint64(7), m.Missed)
+	m, _ = r.take(time.Now())
+	assert.Nil(t, m)
+}
+
+// Each manager hears all counts of dropped copies, and no manager more often than it can write them down.
+func TestDroppedCopiesAreTold(t *testing.T) {
+	r, tap := newReport(), &target{Intercept: &agentv1.Intercept{Uid: "tap"}}
+	now := time.Now()
+	r.drop(tap, 2)
+	m, later := r.take(now)
+	assert.Equal(t, map[string]uint64{"tap": 2}, m.Dropped)
+	assert.False(t, later)
+	r.drop(tap, 1)
+	m, later = r.take(now.Add(droppedPause / 2))
+	assert.Nil(t, m)
+	assert.True(t, later)
+	m, _ = r.take(now.Add(droppedPause))
+	assert.Equal(t, map[string]uint64{"tap": 3}, m.Dropped)
+
+	sent := make(chan *agentv1.AgentMessage)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); r.run(ctx, func(m *agentv1.AgentMessage) error { sent <- m; return nil }) }()
+	assert.Equal(t, map[string]uint64{"tap": 3}, (<-sent).GetReport().Dropped, "of a new connection")
+	cancel()
+	<-done
+}
