@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -20,19 +23,33 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
 
-// listed is one row of `detour list`: a service port.
+// listed is one row of `detour list`: a service port, or a workload without a service.
 type listed struct {
-	Service     string `json:"service"`
-	Port        string `json:"port"`
-	Workload    string `json:"workload"`
-	Redirect    string `json:"redirect,omitempty"`
-	Why         string `json:"whyNot,omitempty"`
-	Intercepted string `json:"interceptedBy,omitempty"`
+	Service    string   `json:"service"`
+	Port       string   `json:"port"`
+	Workload   string   `json:"workload"`
+	Redirect   string   `json:"redirect,omitempty"` // how traffic reaches the agent, or would
+	Why        string   `json:"whyNot,omitempty"`
+	Intercepts []holder `json:"intercepts,omitempty"`
+}
+
+// holder is an intercept of a service port.
+type holder struct {
+	Name     string    `json:"name"`
+	Laptop   string    `json:"laptop"` // user@host
+	Phase    string    `json:"phase"`
+	Mode     string    `json:"mode"`
+	Requests string    `json:"requests"`
+	Agents   string    `json:"agents"`
+	Since    time.Time `json:"since"`
+	redirect string
 }
 
 func (a *app) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "list", Short: "List the services that can be intercepted, and who does", Args: cobra.NoArgs, Example: "  detour list -n shop",
+		Use: "list", Short: "List what can be intercepted, how, and who does", Args: cobra.NoArgs, Example: "  detour list -n shop",
+		Long: `Lists each port of the namespace's services: the workload behind it, whether it can be intercepted or why not, how its traffic reaches the
+agent (targetPort: the agent takes over the port's name; nftables: the pod's own redirection), and who intercepts which requests in which mode.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.checkOutput(); err != nil {
 				return err
@@ -95,14 +112,19 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 }
 
 // rowsOf makes the rows from what the cluster has: templates by "kind/name" of the workload, holders by "kind/name:port".
-func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateSpec, holders map[string]string) []listed {
+func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateSpec, holders map[string][]holder) []listed {
 	rows := []listed{} // not nil: a script reads [] and not null
+	alone := map[string]bool{}
+	for name := range templates {
+		alone[name] = true
+	}
 	for i := range services {
 		s := &services[i]
 		var workloads []string
 		for name, t := range templates {
 			if len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(t.Labels)) {
 				workloads = append(workloads, name)
+				delete(alone, name)
 			}
 		}
 		slices.Sort(workloads)
@@ -119,16 +141,22 @@ func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateS
 				row.Why = err.Error()
 			} else {
 				row.Redirect = port.Via
-				row.Intercepted = holders[fmt.Sprintf("%s:%d", row.Workload, port.Port)]
+				row.Intercepts = holders[fmt.Sprintf("%s:%d", row.Workload, port.Port)]
+				for _, h := range row.Intercepts {
+					row.Redirect = cmp.Or(h.redirect, row.Redirect)
+				}
 			}
 			rows = append(rows, row)
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(alone)) {
+		rows = append(rows, listed{Workload: name, Why: "no service leads to it"})
 	}
 	return rows
 }
 
 // holders says who intercepts which container port, by "workload:port". Without detour in the cluster nobody does.
-func (a *app) holders(ctx context.Context, namespace string) (map[string]string, error) {
+func (a *app) holders(ctx context.Context, namespace string) (map[string][]holder, error) {
 	config, err := a.flags.ToRESTConfig()
 	if err != nil {
 		return nil, fmt.Errorf("read the kubeconfig: %w", err)
@@ -141,7 +169,7 @@ func (a *app) holders(ctx context.Context, namespace string) (map[string]string,
 		return nil, err
 	}
 	var list detour.InterceptList
-	holders := map[string]string{}
+	holders := map[string][]holder{}
 	if err := c.List(ctx, &list, client.InNamespace(namespace)); err != nil {
 		if explained := explain.Error(err, "list the intercepts of namespace "+namespace); !strings.Contains(explained.Error(), "not installed") {
 			return nil, explained
@@ -151,17 +179,20 @@ func (a *app) holders(ctx context.Context, namespace string) (map[string]string,
 	for _, i := range list.Items {
 		if w := i.Status.Workload; w != nil && i.Status.Phase != detour.PhaseRefused {
 			key := fmt.Sprintf("%s/%s:%d", strings.ToLower(w.Kind), w.Name, i.Status.ContainerPort)
-			who := fmt.Sprintf("%s (%s)", i.Status.Laptop, i.Status.Phase)
-			if i.Spec.Match != nil {
-				who += ": " + i.Status.Requests
-			}
-			if holders[key] != "" {
-				who = holders[key] + "; " + who
-			}
-			holders[key] = who
+			holders[key] = append(holders[key], holder{
+				Name: i.Name, Laptop: i.Status.Laptop, Phase: string(i.Status.Phase), Mode: strings.ToLower(string(i.Spec.Mode)), Requests: i.Status.Requests,
+				Agents: i.Status.Agents, Since: i.CreationTimestamp.Time, redirect: i.Status.Redirect,
+			})
 		}
 	}
 	return holders, nil
+}
+
+func cell(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
 }
 
 func printList(w io.Writer, rows []listed) {
@@ -170,13 +201,24 @@ func printList(w io.Writer, rows []listed) {
 		return
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SERVICE\tPORT\tWORKLOAD\tINTERCEPTABLE\tINTERCEPTED BY")
+	fmt.Fprintln(t, "SERVICE\tPORT\tWORKLOAD\tINTERCEPTABLE\tINTERCEPTED BY\tMODE\tGETS")
 	for _, r := range rows {
 		able := "yes, by " + r.Redirect
 		if r.Why != "" {
 			able = "no: " + r.Why
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", r.Service, r.Port, r.Workload, able, r.Intercepted)
+		first := fmt.Sprintf("%s\t%s\t%s\t%s", cell(r.Service), cell(r.Port), cell(r.Workload), able)
+		if len(r.Intercepts) == 0 {
+			fmt.Fprintln(t, first)
+		}
+		for _, h := range r.Intercepts {
+			who := h.Laptop
+			if h.Phase != string(detour.PhaseActive) {
+				who += " (" + h.Phase + ")"
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", first, who, h.Mode, h.Requests)
+			first = "\t\t\t"
+		}
 	}
 	_ = t.Flush()
 }

@@ -29,22 +29,27 @@ func TestRows(t *testing.T) {
 	dns := corev1.ServicePort{Name: "dns", Port: 53, TargetPort: intstr.FromInt32(53), Protocol: corev1.ProtocolUDP}
 	one := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(map[string]string{"app": "catalog", "version": "1"}), "deployment/other": template(nil)}
 	two := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(catalog), "deployment/canary": template(catalog)}
-	held := map[string]string{"deployment/catalog:8080": "eve@thinkpad (Active)", "deployment/other:8080": "mallory@mac (Active)"}
+	eve := []holder{{Name: "catalog-1", Laptop: "eve@thinkpad", Phase: "Active", Mode: "intercept", Requests: "all requests", redirect: "attach"}}
+	held := map[string][]holder{"deployment/catalog:8080": eve, "deployment/other:8080": {{Laptop: "mallory@mac"}}}
+	other := listed{Workload: "deployment/other", Why: "no service leads to it"}
+	catalogs := []listed{{Workload: "deployment/catalog", Why: other.Why}, other}
 
 	for name, c := range map[string]struct {
 		services  []corev1.Service
 		templates map[string]*corev1.PodTemplateSpec
 		want      []listed
 	}{
-		"nothing": {nil, one, []listed{}},
+		"nothing":   {nil, nil, []listed{}},
+		"workloads": {nil, one, catalogs},
 		"each port": {[]corev1.Service{service("catalog", catalog, http, number)}, one, []listed{
-			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Intercepted: "eve@thinkpad (Active)"},
-			{Service: "catalog", Port: "8080", Workload: "deployment/catalog", Intercepted: "eve@thinkpad (Active)"},
+			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Intercepts: eve},
+			{Service: "catalog", Port: "8080", Workload: "deployment/catalog", Intercepts: eve},
+			other,
 		}},
-		"no such pods":  {[]corev1.Service{service("cart", map[string]string{"app": "cart"}, http)}, one, []listed{{Service: "cart", Port: "80/http", Why: "no workload stands behind it"}}},
-		"no selector":   {[]corev1.Service{service("outside", nil, http)}, one, []listed{{Service: "outside", Port: "80/http", Why: "no workload stands behind it"}}},
+		"no such pods":  {[]corev1.Service{service("cart", map[string]string{"app": "cart"}, http)}, one, []listed{{Service: "cart", Port: "80/http", Why: "no workload stands behind it"}, catalogs[0], catalogs[1]}},
+		"no selector":   {[]corev1.Service{service("outside", nil, http)}, one, []listed{{Service: "outside", Port: "80/http", Why: "no workload stands behind it"}, catalogs[0], catalogs[1]}},
 		"two workloads": {[]corev1.Service{service("catalog", catalog, http)}, two, []listed{{Service: "catalog", Port: "80/http", Workload: "deployment/canary, deployment/catalog", Why: "several workloads stand behind it"}}},
-		"no ports":      {[]corev1.Service{service("headless", catalog)}, one, []listed{}},
+		"no ports":      {[]corev1.Service{service("headless", catalog)}, one, []listed{other}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := rowsOf(c.services, c.templates, held)
@@ -57,11 +62,15 @@ func TestRows(t *testing.T) {
 	}
 	t.Run("UDP", func(t *testing.T) {
 		rows := rowsOf([]corev1.Service{service("catalog", catalog, dns)}, one, held)
-		require.Len(t, rows, 1)
+		require.Len(t, rows, 2)
 		assert.Contains(t, rows[0].Why, "UDP")
 		assert.Empty(t, rows[0].Redirect)
 	})
 	t.Run("no services, for a script", func(t *testing.T) {
 		assert.Equal(t, "[]\n", string(printed(t, "json", rowsOf(nil, nil, nil), nil)))
+	})
+	t.Run("how it is redirected now", func(t *testing.T) {
+		rows := rowsOf([]corev1.Service{service("catalog", catalog, http)}, one, held)
+		assert.Equal(t, "attach", rows[0].Redirect)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -54,7 +55,7 @@ func TestPrintStatus(t *testing.T) {
 	intercepting := connected()
 	intercepting.Intercepts = []*daemonv1.Intercept{
 		{Name: "catalog-8080", Namespace: "shop", Service: "catalog", Port: "http", LocalPort: 8080, Workload: "deployment/catalog", Phase: "Active", Agents: "2/2", Redirect: inject.ViaNftables, Message: "deployment/catalog sends its traffic to eve@thinkpad", ContainerPort: 8080},
-		{Name: "db-5432", Namespace: "shop", Service: "db", LocalPort: 15432, Workload: "statefulset/db", Phase: "Pending", Agents: "0/1"},
+		{Name: "db-5432", Namespace: "shop", Service: "db", LocalPort: 15432, Workload: "statefulset/db", Phase: "Pending", Agents: "0/1", Wiretap: true, Dropped: 12},
 	}
 	down := connected()
 	down.TunnelUp, down.Problem = false, "the traffic-manager fell silent"
@@ -76,11 +77,16 @@ func TestPrintStatus(t *testing.T) {
 }
 
 func TestPrintList(t *testing.T) {
+	since := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	for name, rows := range map[string][]listed{
 		"list": {
-			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: inject.ViaTargetPort, Intercepted: "eve@thinkpad (Active)"},
+			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: inject.ViaTargetPort, Intercepts: []holder{
+				{Name: "catalog-1", Laptop: "eve@thinkpad", Phase: "Active", Mode: "intercept", Requests: "header x-dev=eve", Agents: "3/3", Since: since},
+				{Name: "catalog-2", Laptop: "bob@mac", Phase: "LaptopGone", Mode: "wiretap", Requests: "copies of all requests", Agents: "3/3", Since: since},
+			}},
 			{Service: "catalog", Port: "9090/grpc", Workload: "deployment/catalog", Redirect: inject.ViaNftables},
 			{Service: "legacy", Port: "8080", Why: "no workload stands behind it"},
+			{Workload: "deployment/worker", Why: "no service leads to it"},
 		},
 		"list-empty": {},
 	} {
