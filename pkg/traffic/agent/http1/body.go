@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 )
 
@@ -33,16 +32,14 @@ func copyChunks(w io.Writer, r *bufio.Reader) error {
 		if err != nil {
 			return err
 		}
-		digits, _, _ := strings.Cut(line, ";")
-		digits = strings.TrimRight(digits, " \t")
-		size, err := strconv.ParseUint(digits, 16, 62)
-		if err != nil || len(digits) > 15 || strings.ContainsAny(digits, "+-_") {
+		size, ok := chunk(line)
+		if !ok {
 			return fmt.Errorf("%w: the size of a chunk", ErrUnclear)
 		}
 		if size == 0 {
 			break
 		}
-		if err := copyN(w, r, int64(size)); err != nil {
+		if err := copyN(w, r, size); err != nil {
 			return err
 		}
 		if line, err := passLine(w, r); err != nil {

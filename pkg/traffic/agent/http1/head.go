@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 )
@@ -64,35 +65,66 @@ func ReadRequest(r *bufio.Reader) (*Head, error) {
 	if err != nil {
 		return h, err
 	}
+	if err := h.requestLine(string(line)); err != nil {
+		return h, err
+	}
+	fields, err := readFields(r, h)
+	if err != nil {
+		return h, err
+	}
+	return h, h.request(fields)
+}
+
+// ParseRequest is ReadRequest for bytes that were read already; io.ErrUnexpectedEOF means that the head is not whole. Raw is part of b.
+func ParseRequest(b []byte) (*Head, error) {
+	h := &Head{}
+	line, fields, err := h.whole(b)
+	if err != nil {
+		return h, err
+	}
+	if err := h.requestLine(line); err != nil {
+		return h, err
+	}
+	return h, h.request(fields)
+}
+
+// requestLine understands the first line of a request, without its end.
+func (h *Head) requestLine(line string) error {
 	method, rest, ok := strings.Cut(line, " ")
 	target, version, ok2 := strings.Cut(rest, " ")
 	if !ok || !ok2 || !isToken(method) || !isVisible(target) || !h.version(version) {
-		return h, fmt.Errorf("%w: the request line", ErrUnclear)
+		return fmt.Errorf("%w: the request line", ErrUnclear)
 	}
 	h.Method, h.Target = method, target
-	if err := readFields(r, h); err != nil {
-		return h, err
+	return nil
+}
+
+// request understands the fields of a request.
+func (h *Head) request(fields string) error {
+	if err := h.fields(fields); err != nil {
+		return err
 	}
-	hosts := len(h.Values("Host"))
-	if method == "CONNECT" || hosts > 1 || (hosts == 0 && h.Minor == 1) {
-		return h, fmt.Errorf("%w: the host", ErrUnclear)
+	hosts := h.count("Host")
+	if h.Method == "CONNECT" || hosts > 1 || (hosts == 0 && h.Minor == 1) {
+		return fmt.Errorf("%w: the host", ErrUnclear)
 	}
 	lengths, codings := h.Values("Content-Length"), h.Values("Transfer-Encoding")
 	switch {
 	case len(codings) == 1 && len(lengths) == 0 && h.Minor == 1 && strings.EqualFold(codings[0], "chunked"):
 		h.Framing = Chunked
 	case len(codings) == 0 && len(lengths) == 1:
+		var ok bool
 		if h.Length, ok = number(lengths[0]); !ok {
-			return h, fmt.Errorf("%w: Content-Length", ErrUnclear)
+			return fmt.Errorf("%w: Content-Length", ErrUnclear)
 		}
 		if h.Length > 0 {
 			h.Framing = Length
 		}
 	case len(codings) != 0 || len(lengths) != 0:
-		return h, fmt.Errorf("%w: the length of the body", ErrUnclear)
+		return fmt.Errorf("%w: the length of the body", ErrUnclear)
 	}
 	h.Close = h.closes()
-	return h, nil
+	return nil
 }
 
 // ReadResponse reads the head of an answer to a request with a method. An answer that is unclear in its length ends with its connection.
@@ -102,23 +134,54 @@ func ReadResponse(r *bufio.Reader, method string) (*Head, error) {
 	if err != nil {
 		return h, err
 	}
+	if err := h.statusLine(string(line)); err != nil {
+		return h, err
+	}
+	fields, err := readFields(r, h)
+	if err != nil {
+		return h, err
+	}
+	return h, h.response(fields, method)
+}
+
+// parseResponse is ReadResponse for bytes that were read already.
+func parseResponse(b []byte, method string) (*Head, error) {
+	h := &Head{}
+	line, fields, err := h.whole(b)
+	if err != nil {
+		return h, err
+	}
+	if err := h.statusLine(line); err != nil {
+		return h, err
+	}
+	return h, h.response(fields, method)
+}
+
+// statusLine understands the first line of an answer, without its end.
+func (h *Head) statusLine(line string) error {
 	version, rest, ok := strings.Cut(line, " ")
 	code, _, _ := strings.Cut(rest, " ")
 	status, err := strconv.ParseUint(code, 10, 16)
 	if !ok || err != nil || len(code) != 3 || !h.version(version) {
-		return h, fmt.Errorf("%w: the status line", ErrUnclear)
+		return fmt.Errorf("%w: the status line", ErrUnclear)
 	}
 	h.Status = int(status)
-	if err := readFields(r, h); err != nil {
-		return h, err
+	return nil
+}
+
+// response understands the fields of an answer to a request with a method.
+func (h *Head) response(fields, method string) error {
+	if err := h.fields(fields); err != nil {
+		return err
 	}
 	h.Close = h.closes()
 	lengths, codings := h.Values("Content-Length"), h.Values("Transfer-Encoding")
 	switch {
-	case method == "HEAD" || status < 200 || status == 204 || status == 304:
+	case method == "HEAD" || h.Status < 200 || h.Status == 204 || h.Status == 304:
 	case len(codings) == 1 && strings.EqualFold(codings[0], "chunked") && len(lengths) == 0:
 		h.Framing = Chunked
 	case len(codings) == 0 && len(lengths) == 1:
+		var ok bool
 		if h.Length, ok = number(lengths[0]); ok {
 			h.Framing = Length
 			break
@@ -127,7 +190,17 @@ func ReadResponse(r *bufio.Reader, method string) (*Head, error) {
 	default:
 		h.Framing, h.Close = UntilClose, true
 	}
-	return h, nil
+	return nil
+}
+
+// count is how many fields have a name.
+func (h *Head) count(name string) (n int) {
+	for _, f := range h.Fields {
+		if strings.EqualFold(f.Name, name) {
+			n++
+		}
+	}
+	return n
 }
 
 func (h *Head) version(s string) bool {
@@ -154,45 +227,75 @@ func (h *Head) closes() bool {
 	return h.Minor == 0 && !keep
 }
 
-// readLine takes one line, which ends with CRLF and nothing less.
-func readLine(r *bufio.Reader, h *Head) (string, error) {
+// readLine takes one line, which ends with CRLF and nothing less, and returns it without its end.
+func readLine(r *bufio.Reader, h *Head) ([]byte, error) {
 	start := len(h.Raw)
 	for {
 		part, err := r.ReadSlice('\n')
 		h.Raw = append(h.Raw, part...)
 		if len(h.Raw) > MaxHead {
-			return "", fmt.Errorf("%w: a head over %d bytes", ErrUnclear, MaxHead)
+			return nil, fmt.Errorf("%w: a head over %d bytes", ErrUnclear, MaxHead)
 		}
 		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
 		}
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		break
 	}
-	line := h.Raw[start:]
-	if !bytes.HasSuffix(line, []byte("\r\n")) {
-		return "", fmt.Errorf("%w: a line that does not end with CRLF", ErrUnclear)
+	line, ok := bytes.CutSuffix(h.Raw[start:], []byte("\r\n"))
+	if !ok {
+		return nil, fmt.Errorf("%w: a line that does not end with CRLF", ErrUnclear)
 	}
-	return string(line[:len(line)-2]), nil
+	return line, nil
 }
 
-func readFields(r *bufio.Reader, h *Head) error {
+// readFields takes the lines after the first, with the empty one.
+func readFields(r *bufio.Reader, h *Head) (string, error) {
+	start := len(h.Raw)
 	for {
 		line, err := readLine(r, h)
 		if err != nil {
-			return err
+			return "", err
 		}
-		if line == "" {
+		if len(line) == 0 {
+			return string(h.Raw[start:]), nil
+		}
+	}
+}
+
+// whole takes a head out of b, and returns its first line and the others.
+func (h *Head) whole(b []byte) (line, fields string, err error) {
+	end := bytes.Index(b[:min(len(b), MaxHead)], []byte("\r\n\r\n"))
+	if end < 0 {
+		return "", "", io.ErrUnexpectedEOF
+	}
+	h.Raw = b[:end+4]
+	line, fields, _ = strings.Cut(string(h.Raw), "\n")
+	line, ok := strings.CutSuffix(line, "\r")
+	if !ok {
+		return "", "", fmt.Errorf("%w: a line that does not end with CRLF", ErrUnclear)
+	}
+	return line, fields, nil
+}
+
+// fields understands lines that end with an empty one.
+func (h *Head) fields(lines string) error {
+	h.Fields = make([]Field, 0, 8)
+	for {
+		line, rest, _ := strings.Cut(lines, "\n")
+		line, ok := strings.CutSuffix(line, "\r")
+		if ok && line == "" {
 			return nil
 		}
-		name, value, ok := strings.Cut(line, ":")
+		name, value, colon := strings.Cut(line, ":")
 		value = strings.Trim(value, " \t")
-		if !ok || !isToken(name) || !isText(value) {
+		if !ok || !colon || !isToken(name) || !isText(value) {
 			return fmt.Errorf("%w: a header field", ErrUnclear)
 		}
 		h.Fields = append(h.Fields, Field{name, value})
+		lines = rest
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -125,6 +126,11 @@ func FuzzRequest(f *testing.F) {
 		h, err := ReadRequest(mine)
 		if !bytes.HasPrefix(sent, h.Raw) {
 			t.Fatal("what was taken is not what was sent")
+		}
+		if parsed, perr := ParseRequest(sent); perr == nil || err == nil {
+			if perr != nil || err != nil || !reflect.DeepEqual(parsed, h) {
+				t.Fatalf("parsed %+v (%v), read %+v (%v)", parsed, perr, h, err)
+			}
 		}
 		if err != nil {
 			return
