@@ -125,7 +125,7 @@ func (a *agent) healthz(w http.ResponseWriter, _ *http.Request) {
 
 // passthrough is what the passthrough needs to know of this agent.
 func (a *agent) passthrough(ctx context.Context, listeners map[uint16]*net.TCPListener) passthrough.Config {
-	return passthrough.Config{Listeners: listeners, Diverted: a.diverted, Changed: a.changed, Take: func(h passthrough.Handover) { a.take(ctx, h) }}
+	return passthrough.Config{Listeners: listeners, Owner: a.owner, Ours: a.ours, Changed: a.changed, Take: func(h passthrough.Handover) { a.take(ctx, h) }}
 }
 
 // take serves a connection that the passthrough gave away.
@@ -134,36 +134,39 @@ func (a *agent) take(ctx context.Context, h passthrough.Handover) {
 		defer h.Client.Close()
 		stop := context.AfterFunc(ctx, func() { _ = h.Client.Close() })
 		defer stop()
-		a.serve(ctx, h.Client, h.Port, h.First)
+		a.serve(ctx, h)
 	})
 }
 
-// serve carries a connection of which first was already read, as one that is all one or request by request.
-func (a *agent) serve(ctx context.Context, client *net.TCPConn, port uint16, first []byte) {
+// serve carries a connection of which some was already read, as one that is all one or request by request.
+func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
 	untouched := false
 	for {
-		if a.personal(port) && !untouched {
-			if len(first) == 0 {
-				first = sniffed(client)
+		if a.personal(h.Port) && !untouched {
+			if len(h.First) == 0 {
+				h.First = sniffed(h.Client)
 			}
 			switch {
-			case sniff.StartsTLS(first):
-				a.conns.Go(func() { a.lookAgain(ctx, port) })
+			case sniff.StartsTLS(h.First):
+				a.conns.Go(func() { a.lookAgain(ctx, h.Port) })
 				untouched = true
-			case sniff.Classify(first) == sniff.HTTP2:
-				a.http2.serve(ctx, client, port, first)
+			case sniff.Classify(h.First) == sniff.HTTP2:
+				if h.App != nil {
+					_ = h.App.Close()
+				}
+				a.http2.serve(ctx, h.Client, h.Port, h.First)
 				return
-			case sniff.BeginsRequest(first):
-				a.newExchange(client, port, first).serve(ctx)
+			case sniff.BeginsRequest(h.First):
+				a.newExchange(h).serve(ctx)
 				return
 			}
 		}
-		c := &connection{agent: a, client: client, port: port, untouched: untouched}
-		again, rest := c.serve(ctx, first)
+		c := &connection{agent: a, client: h.Client, app: h.App, port: h.Port, untouched: untouched}
+		again, rest := c.serve(ctx, h.First)
 		if !again {
 			return
 		}
-		first = rest
+		h.First, h.App = rest, nil
 	}
 }
 

@@ -20,6 +20,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return 
 type connection struct {
 	agent  *agent
 	client *net.TCPConn
+	app    *net.TCPConn // a connection to the app that is there already, or nil
 	port   uint16
 	// untouched is a connection of TLS that is not looked into.
 	untouched bool
@@ -299,6 +300,13 @@ func readReady(c *net.TCPConn, use func([]byte) error) error {
 
 // open joins the laptop of a target, or the app when there is none or the laptop cannot be had.
 func (c *connection) open(ctx context.Context, want *target) (*upstream, error) {
+	if app := c.app; app != nil {
+		c.app = nil
+		if want == nil && alive(app) {
+			return &upstream{Conn: app, ended: make(chan struct{})}, nil
+		}
+		_ = app.Close()
+	}
 	conn, got, err := c.agent.open(ctx, want, c.client, c.port)
 	if err != nil {
 		return nil, err

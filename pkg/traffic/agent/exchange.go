@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
+	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
@@ -71,8 +72,14 @@ func (p *prefixed) Read(b []byte) (int, error) {
 	return p.Conn.Read(b)
 }
 
-func (a *agent) newExchange(client net.Conn, port uint16, first []byte) *exchange {
-	return &exchange{agent: a, client: newLink(client, first), local: client, port: port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}}
+func (a *agent) newExchange(h passthrough.Handover) *exchange {
+	e := &exchange{agent: a, client: newLink(h.Client, h.First), local: h.Client, port: h.Port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}}
+	if h.App != nil {
+		app := newLink(h.App, nil)
+		app.used = h.Kept
+		e.upstreams[nil] = app
+	}
+	return e
 }
 
 // serve goes on until one side ends the connection.
@@ -109,12 +116,12 @@ func (e *exchange) serve(ctx context.Context) {
 
 // one is one request and its answers. It says whether the connection goes on.
 func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, err error) {
-	asked := &route.Request{Method: request.Method, Target: request.Target, Values: request.Values}
-	owner, want := e.agent.choose(e.port, asked)
+	r := asked(request)
+	owner, want := e.agent.choose(e.port, r)
 	e.seen = e.agent.see(e.port, request.Method, request.Target)
 	e.seen.owned(owner)
 	defer func() { e.seen.end() }()
-	taps := e.copies(ctx, asked)
+	taps := e.copies(ctx, r)
 	copies := make([]io.Writer, len(taps))
 	for i, t := range taps {
 		copies[i] = t

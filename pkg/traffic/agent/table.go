@@ -9,6 +9,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
+	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/route"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -40,10 +42,31 @@ func (t *target) skip() { t.skipUntil.Store(time.Now().Add(skipAfterFailure).Uni
 
 func (a *agent) table(port uint16) *table { return (*a.tables.Load())[port] }
 
-// diverted says whether what begins now on a port is not simply the app's.
-func (a *agent) diverted(port uint16) bool {
+// owner says whose it is what begins now on a port.
+func (a *agent) owner(port uint16) passthrough.Owner {
 	t := a.table(port)
-	return t != nil && (t.byRequest() || (t.global != nil && !t.global.out()))
+	switch {
+	case t == nil:
+		return passthrough.App
+	case t.tailed || t.global != nil && !t.global.out():
+		return passthrough.Elsewhere
+	case t.byRequest():
+		return passthrough.ByRequest
+	default:
+		return passthrough.App
+	}
+}
+
+// ours says whether a request is the app's, and nobody wants a copy of it.
+func (a *agent) ours(port uint16, h *http1.Head) bool {
+	r := asked(h)
+	_, want := a.choose(port, r)
+	return want == nil && len(a.tapped(port, r)) == 0
+}
+
+// asked is what a match looks at of a request.
+func asked(h *http1.Head) *route.Request {
+	return &route.Request{Method: h.Method, Target: h.Target, Values: h.Values}
 }
 
 // personal says whether a port has to be looked at request by request.

@@ -37,6 +37,9 @@ func (a *Answers) Between() bool {
 	return len(a.asked) == 0 && a.state == answerHead && len(a.line) == 0
 }
 
+// Lost says that it cannot be said any more, for as long as the connection lasts.
+func (a *Answers) Lost() bool { return a.state == answerLost }
+
 // Feed follows what the server says next.
 func (a *Answers) Feed(b []byte) {
 	for len(b) > 0 {

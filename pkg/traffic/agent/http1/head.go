@@ -57,6 +57,9 @@ func (h *Head) Values(name string) []string {
 	return all
 }
 
+// Has says whether there is a field with a name, whatever its case.
+func (h *Head) Has(name string) bool { return h.count(name) > 0 }
+
 // ReadRequest reads the head of a request. With ErrUnclear the head has Raw, which is what was taken from r. io.EOF means that
 // the client has no more to say.
 func ReadRequest(r *bufio.Reader) (*Head, error) {

@@ -52,8 +52,13 @@ func TestHTTP2ClientsMove(t *testing.T) {
 	running.Go(func() {
 		assert.NoError(t, Serve(ctx, Config{
 			Listeners: map[uint16]*net.TCPListener{uint16(app.Addr().(*net.TCPAddr).Port): l.(*net.TCPListener)},
-			Diverted:  func(uint16) bool { return diverted.Load() },
-			Changed:   changed,
+			Owner: func(uint16) Owner {
+				if diverted.Load() {
+					return Elsewhere
+				}
+				return App
+			},
+			Changed: changed,
 			Take: func(h Handover) {
 				running.Go(func() {
 					defer h.Client.Close()

@@ -58,6 +58,7 @@ type pair struct {
 	client, app socket
 	port        uint16
 	http        httpState
+	held        []byte // what the client said that is to be given away; until it is, the client is not heard
 }
 
 func newLoop(c Config) (l *loop, err error) {
@@ -107,7 +108,7 @@ func (l *loop) watch(s *socket, events uint32) error {
 // want changes what is heard of a socket.
 func (l *loop) want(s *socket) {
 	var events uint32
-	if !s.eof && !s.connecting && !s.peer.full() {
+	if !s.eof && !s.connecting && !s.peer.full() && (s.pair.held == nil || s == &s.pair.app) {
 		events |= unix.EPOLLIN
 	}
 	if s.connecting || s.full() {
@@ -261,7 +262,7 @@ func (l *loop) end(p *pair, reset bool) {
 
 // forget stops hearing of a socket.
 func (l *loop) forget(s *socket) {
-	if l.sockets[s.fd] == s {
+	if s.fd < len(l.sockets) && l.sockets[s.fd] == s {
 		l.sockets[s.fd] = nil
 		_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, s.fd, nil)
 	}

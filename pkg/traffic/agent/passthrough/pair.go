@@ -27,8 +27,8 @@ func (l *loop) accept(listener *socket) {
 	default:
 		return
 	}
-	if l.config.Diverted(listener.port) {
-		l.give(fd, listener.port, nil)
+	if l.config.Owner(listener.port) == Elsewhere {
+		l.give(fd, Handover{Port: listener.port})
 		return
 	}
 	p := &pair{port: listener.port}
@@ -39,7 +39,7 @@ func (l *loop) accept(listener *socket) {
 
 // connect dials the app on the address that the client used: it may not listen on any other.
 func (l *loop) connect(p *pair) {
-	refuse := func() { l.end(p, true) }
+	refuse := func() { l.refused(p) }
 	local, err := unix.Getsockname(p.client.fd)
 	if err != nil {
 		refuse()
@@ -76,8 +76,22 @@ func (l *loop) connect(p *pair) {
 		return
 	}
 	if err != nil || l.watch(&p.app, unix.EPOLLIN) != nil || l.watch(&p.client, unix.EPOLLIN) != nil {
-		refuse() // the handshake with the client is done, so a refusal becomes a reset
+		refuse()
 	}
+}
+
+// refused is a client whose app does not accept. The handshake is done, so a refusal becomes a reset, unless a laptop may want its requests.
+func (l *loop) refused(p *pair) {
+	if l.config.Owner(p.port) == ByRequest {
+		if p.app.fd >= 0 {
+			l.forget(&p.app)
+			_ = unix.Close(p.app.fd)
+			p.app.fd = -1
+		}
+		l.handOver(p, nil)
+		return
+	}
+	l.end(p, true)
 }
 
 // connected is the end of a dial that took its time.
@@ -85,7 +99,7 @@ func (l *loop) connected(app *socket) {
 	code, err := unix.GetsockoptInt(app.fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	app.connecting = false
 	if err != nil || code != 0 || l.watch(app.peer, unix.EPOLLIN) != nil {
-		l.end(app.pair, true)
+		l.refused(app.pair)
 		return
 	}
 	l.want(app)
@@ -112,8 +126,14 @@ func (l *loop) read(s *socket) {
 		}
 		b := l.buffer[:n]
 		if s == &p.client {
-			if p.http.clientSaid(b) && l.config.Diverted(p.port) && l.quiet(p) {
+			switch l.pass(p, b) {
+			case toApp:
+			case away:
 				l.handOver(p, b)
+				return
+			case hold:
+				p.held = append([]byte(nil), b...)
+				l.want(s)
 				return
 			}
 		} else {
@@ -126,12 +146,18 @@ func (l *loop) read(s *socket) {
 				continue
 			}
 		}
-		if !l.write(s.peer, b) {
+		if !l.write(s.peer, b) || !l.release(p) {
 			return
 		}
 		if n < len(l.buffer) {
 			s.bulk = 0
 			return // all was read
+		}
+		if p.http.answers != nil { // followed, so never spliced
+			if s.peer.full() {
+				return
+			}
+			continue
 		}
 		if s.bulk++; s.bulk >= bulkAfter || s.peer.full() {
 			return // the rest comes by splice, or the peer has to take it first
@@ -182,7 +208,7 @@ func (l *loop) review() {
 			continue
 		}
 		p := s.pair
-		if p.http.protocol != sniff.HTTP2 || p.http.leave != stay || !l.config.Diverted(p.port) {
+		if p.http.protocol != sniff.HTTP2 || p.http.leave != stay || l.config.Owner(p.port) == App {
 			continue
 		}
 		p.http.leave = due
@@ -197,7 +223,7 @@ func (l *loop) review() {
 func (l *loop) flush(s *socket) bool {
 	b := s.pending
 	s.pending = nil
-	if !l.write(s, b) || !l.drain(s) {
+	if !l.write(s, b) || !l.drain(s) || !l.release(s.pair) {
 		return false
 	}
 	if !s.full() && s.peer.eof {
@@ -211,6 +237,10 @@ func (l *loop) flush(s *socket) bool {
 // ended passes the end of what s says on.
 func (l *loop) ended(s *socket) {
 	s.eof = true
+	if s.pair.held != nil {
+		l.end(s.pair, true) // in the middle of an answer
+		return
+	}
 	if !s.peer.full() && !l.shut(s.peer) {
 		return
 	}
@@ -237,24 +267,41 @@ func (l *loop) quiet(p *pair) bool {
 	return err == nil && unread == 0 && !p.client.full() && !p.app.full()
 }
 
-// handOver gives the client away between two requests. The app sees its connection close.
+// handOver gives the client away between two requests. Where the app may still be wanted its connection goes along; otherwise it
+// sees it close.
 func (l *loop) handOver(p *pair, first []byte) {
+	var app *net.TCPConn
+	if p.app.fd >= 0 && !p.app.eof && !p.app.connecting && l.config.Owner(p.port) == ByRequest {
+		l.forget(&p.app)
+		app = conn(p.app.fd)
+		p.app.fd = -1
+	}
 	fd := p.client.fd
 	l.forget(&p.client)
 	p.client.fd = -1
 	l.end(p, false)
-	l.give(fd, p.port, append([]byte(nil), first...))
+	l.give(fd, Handover{Port: p.port, App: app, Kept: p.http.kept, First: append([]byte(nil), first...)})
 }
 
-// give hands a client's socket to Go's poller and then away.
-func (l *loop) give(fd int, port uint16, first []byte) {
-	file := os.NewFile(uintptr(fd), "client")
-	conn, err := net.FileConn(file) // duplicates
+// give hands a client's socket away.
+func (l *loop) give(fd int, h Handover) {
+	if h.Client = conn(fd); h.Client != nil {
+		l.config.Take(h)
+	} else if h.App != nil {
+		_ = h.App.Close()
+	}
+}
+
+// conn hands a socket to Go's poller; nil when that cannot be, and then the socket is closed.
+func conn(fd int) *net.TCPConn {
+	file := os.NewFile(uintptr(fd), "connection")
+	c, err := net.FileConn(file) // duplicates
 	if err != nil {
 		linger(fd)
-		_ = file.Close()
-		return
 	}
 	_ = file.Close()
-	l.config.Take(Handover{Port: port, Client: conn.(*net.TCPConn), First: first})
+	if err != nil {
+		return nil
+	}
+	return c.(*net.TCPConn)
 }

@@ -13,25 +13,42 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 )
 
 // Config says what belongs elsewhere.
 type Config struct {
 	// Listeners by the port of the app behind them. The app is asked on the address that the client used.
 	Listeners map[uint16]*net.TCPListener
-	// Diverted says whether what begins now on a port is not the app's. It is asked by several threads, often, and must not block.
-	Diverted func(port uint16) bool
+	// Owner says whose it is what begins now on a port. It is asked by several threads, often, and must not block; nor must Ours.
+	Owner func(port uint16) Owner
+	// Ours says whether a request on a port that is looked at by request is the app's.
+	Ours func(port uint16, r *http1.Head) bool
 	// Take gets what is diverted, in a loop's thread: it must not block.
 	Take func(Handover)
-	// Changed says that Diverted may answer differently from now on.
+	// Changed says that Owner and Ours may answer differently from now on.
 	Changed <-chan struct{}
 }
+
+// Owner is whose the traffic of a port is.
+type Owner int
+
+const (
+	App       Owner = iota
+	ByRequest       // the app's, but for some HTTP requests
+	Elsewhere
+)
 
 // Handover is a client's connection that the passthrough gives away: a new one, or an HTTP/1 connection between two requests.
 type Handover struct {
 	Port   uint16 // the app's
 	Client *net.TCPConn
-	First  []byte // what the client has sent and nobody has seen yet
+	// App is the connection to the app that was made for this client, where its requests are looked at one by one and some may be
+	// the app's. Nothing is under way on it. It may be nil.
+	App   *net.TCPConn
+	Kept  bool   // App was used before
+	First []byte // what the client has sent and nobody has seen yet
 }
 
 // maxLoops bounds the threads. There is one for two processors, because the app wants some too.

@@ -36,8 +36,14 @@ func front(t *testing.T, app net.Listener, diverted func() bool, take func(Hando
 	serving.Go(func() {
 		assert.NoError(t, Serve(ctx, Config{
 			Listeners: map[uint16]*net.TCPListener{port: l.(*net.TCPListener)},
-			Diverted:  func(p uint16) bool { assert.Equal(t, port, p); return diverted != nil && diverted() },
-			Take:      take,
+			Owner: func(p uint16) Owner {
+				assert.Equal(t, port, p)
+				if diverted != nil && diverted() {
+					return Elsewhere
+				}
+				return App
+			},
+			Take: take,
 		}))
 	})
 	t.Cleanup(func() { stop(); serving.Wait(); _ = l.Close() })
