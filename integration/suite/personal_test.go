@@ -56,7 +56,10 @@ func newIdleDeveloper(t *testing.T, i int) *developerLaptop {
 	d := &developerLaptop{Laptop: l, t: t}
 	d.config, err = l.Kubeconfig("")
 	require.NoError(t, err)
-	t.Cleanup(func() { _, _ = d.try("quit") })
+	t.Cleanup(func() {
+		_, _ = d.try("quit")
+		kubectl(t, "-n", "shop", "delete", "sessions", "--all") // of a laptop that vanished
+	})
 	return d
 }
 
