@@ -80,7 +80,8 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	if seen.After(last) {
 		last = seen
 	}
-	if idle := time.Since(last); idle > r.options.SessionTTL {
+	idle := time.Since(last)
+	if idle > r.options.SessionTTL {
 		r.options.Log.Info("deleting a session whose laptop is gone", "session", req.NamespacedName, "silent", idle.Round(time.Second))
 		return ctrl.Result{}, client.IgnoreNotFound(r.Delete(ctx, &s))
 	}
@@ -114,7 +115,7 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	default:
 		r.condition(&s, metav1.ConditionFalse, detour.ReasonLaptopGone, "the laptop is silent: its traffic goes to the cluster's pods")
 	}
-	return ctrl.Result{RequeueAfter: lastSeenStep}, r.update(ctx, &s, before)
+	return ctrl.Result{RequeueAfter: min(lastSeenStep, r.options.SessionTTL-idle+time.Millisecond)}, r.update(ctx, &s, before)
 }
 
 func (r *sessionReconciler) condition(s *detour.Session, status metav1.ConditionStatus, reason, message string) {
