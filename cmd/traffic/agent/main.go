@@ -1,5 +1,5 @@
-// Command traffic-agent is the sidecar of an intercepted pod, and the init container that redirects its ports. It is a program
-// of its own, apart from the traffic-manager, because every pod pays for its memory.
+// Command traffic-agent is the sidecar of an intercepted pod, the init container that redirects its ports, and what stands idle in place
+// of a replaced container. It is a program of its own, apart from the traffic-manager, because every pod pays for its memory.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent"
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
@@ -23,8 +24,13 @@ func main() {
 }
 
 func run(args []string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if len(args) > 0 && args[0] == "idle" {
+		return idle(ctx, args[1:])
+	}
 	if len(args) != 1 || (args[0] != "agent" && args[0] != "init") {
-		return fmt.Errorf("usage: traffic-agent agent|init")
+		return fmt.Errorf("usage: traffic-agent agent|init|idle [LINGER]")
 	}
 	config, err := agentconfig.FromEnv()
 	if err != nil {
@@ -33,7 +39,20 @@ func run(args []string) error {
 	if args[0] == "init" {
 		return redirect.Apply(config)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	return agent.Run(ctx, config, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+}
+
+// idle does nothing until it is told to end, and then for a moment more.
+func idle(ctx context.Context, args []string) error {
+	var linger time.Duration
+	if len(args) > 0 {
+		var err error
+		if linger, err = time.ParseDuration(args[0]); err != nil {
+			return fmt.Errorf("how long to linger: %w", err)
+		}
+	}
+	fmt.Fprintln(os.Stderr, "this container does not run: a laptop does its work, `kubectl get intercepts` says whose")
+	<-ctx.Done()
+	time.Sleep(linger)
+	return nil
 }

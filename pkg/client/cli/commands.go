@@ -188,7 +188,7 @@ func parsePort(s string) (local uint32, remote string, err error) {
 func (a *app) leaveCommand() *cobra.Command {
 	var port string
 	cmd := &cobra.Command{
-		Use: "leave SERVICE", Short: "Give a service's traffic back to the cluster", Args: cobra.ExactArgs(1), Example: "  detour leave catalog",
+		Use: "leave SERVICE|WORKLOAD", Short: "Give a service's traffic, or a workload's work, back to the cluster", Args: cobra.ExactArgs(1), Example: "  detour leave catalog\n  detour leave deployment/worker",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.checkOutput(); err != nil {
 				return err
@@ -207,7 +207,7 @@ func (a *app) leaveCommand() *cobra.Command {
 			}
 			return a.print(r, func(w io.Writer) {
 				for _, i := range r.Left {
-					fmt.Fprintf(w, "left: service %s, the cluster's pods answer again\n", i.Service)
+					printLeft(w, i)
 				}
 			})
 		},

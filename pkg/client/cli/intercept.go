@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,15 +13,14 @@ import (
 )
 
 func (a *app) interceptCommand() *cobra.Command {
-	var ports []string
-	var only matchFlags
-	var ttl time.Duration
-	var onFailure, mode string
+	var w wish
 	cmd := &cobra.Command{
-		Use: "intercept SERVICE --port LOCAL[:REMOTE] [-- COMMAND [ARGS...]]", Short: "Send a service's traffic, or only your requests, to a port of this laptop", Args: serviceAndCommand,
+		Use: "intercept SERVICE|WORKLOAD --port LOCAL[:REMOTE] [-- COMMAND [ARGS...]]", Short: "Send a service's traffic, or only your requests, to a port of this laptop", Args: serviceAndCommand,
 		Long: `Sends the traffic of one port of a service to 127.0.0.1:LOCAL. REMOTE is the service's port, by number or name; it may be left out when
 the service has one. With conditions (--me, --header, --query, --path, --path-prefix, --method) only the HTTP requests that meet all of them
 go to the laptop; everybody else's stay in the cluster.
+With --mode replace the app's container does not run meanwhile: not for its port's traffic, nor for work that it takes from a queue. A WORKLOAD
+such as deployment/worker, or its name alone, needs no port.
 Connects first when nothing is connected. Returns when the traffic really flows. With a COMMAND, it is run on the cluster's network, and
 the traffic goes back to the cluster when it ends; its exit code is detour's. Without root, LOCAL is a port of what such a COMMAND,
 ` + "`detour run` or `detour shell`" + ` runs.`,
@@ -31,36 +29,15 @@ the traffic goes back to the cluster when it ends; its exit code is detour's. Wi
   detour intercept catalog --port 8080 -- ./catalog --listen :8080
   detour intercept catalog --port 8080 --me
   detour intercept catalog --port 8080 --mode wiretap
+  detour intercept worker --mode replace -- ./worker
   detour intercept catalog --port 8080 --header x-dev=alice --path-prefix /api`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.checkOutput(); err != nil {
 				return err
 			}
-			match, err := only.match()
+			requests, err := w.requests(args[0])
 			if err != nil {
 				return err
-			}
-			if ttl < 0 || ttl%time.Second != 0 {
-				return fmt.Errorf("--ttl %s: write whole seconds, minutes or hours, as in --ttl 2h", ttl)
-			}
-			if onFailure != "fallback" && onFailure != "error" {
-				return fmt.Errorf("--on-failure %s is not known: use fallback (the cluster's pods answer) or error", onFailure)
-			}
-			if mode != "intercept" && mode != "wiretap" {
-				return fmt.Errorf("--mode %s is not known: use intercept or wiretap (a copy of the requests; the cluster's pods answer)", mode)
-			}
-			var requests []*daemonv1.InterceptRequest
-			for _, port := range ports {
-				local, remote, err := parsePort(port)
-				if err != nil {
-					return err
-				}
-				if remote == "" && len(ports) > 1 {
-					return fmt.Errorf("--port %s: with several ports say for each which of the service's it is, as in --port 8080:http --port 9090:grpc", port)
-				}
-				requests = append(requests, &daemonv1.InterceptRequest{
-					Service: args[0], LocalPort: local, Port: remote, Match: match, TtlSeconds: int64(ttl / time.Second), ErrorOnFailure: onFailure == "error", Wiretap: mode == "wiretap",
-				})
 			}
 			if len(args) > 1 {
 				return a.interceptFor(cmd.Context(), requests, args[1:])
@@ -68,12 +45,7 @@ the traffic goes back to the cluster when it ends; its exit code is detour's. Wi
 			return a.intercept(cmd.Context(), requests)
 		},
 	}
-	cmd.Flags().StringArrayVarP(&ports, "port", "p", nil, "LOCAL[:REMOTE] (required; repeatable)")
-	cmd.Flags().DurationVar(&ttl, "ttl", 0, "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
-	cmd.Flags().StringVar(&onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
-	_ = cmd.MarkFlagRequired("port")
-	cmd.Flags().StringVar(&mode, "mode", "intercept", "intercept, or wiretap for a copy of the requests while the cluster's pods answer")
-	only.add(cmd.Flags())
+	w.add(cmd.Flags())
 	a.outputFlag(cmd)
 	a.modeFlags(cmd)
 	return cmd
@@ -162,25 +134,5 @@ func (a *app) interceptOne(ctx context.Context, client daemonv1.DaemonServiceCli
 		if m.Intercept != nil {
 			return m.Intercept, nil
 		}
-	}
-}
-
-func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept) {
-	did := "intercepted"
-	if i.Wiretap {
-		did = "tapped"
-	}
-	fmt.Fprintf(w, did+": service %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
-	switch {
-	case i.Wiretap:
-		fmt.Fprintf(w, "gets: %s\n", i.Requests)
-	case i.Personal:
-		fmt.Fprintf(w, "only: %s\n", i.Requests)
-	}
-	if !i.Personal {
-		return
-	}
-	if line := curl(r.Match, i); line != "" {
-		fmt.Fprintf(w, "try: %s\n", line)
 	}
 }

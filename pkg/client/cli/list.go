@@ -111,7 +111,8 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 	return rowsOf(services.Items, templates, holders), nil
 }
 
-// rowsOf makes the rows from what the cluster has: templates by "kind/name" of the workload, holders by "kind/name:port".
+// rowsOf makes the rows from what the cluster has: templates by "kind/name" of the workload, holders by "kind/name:port", with port 0
+// for a workload that is replaced without its traffic.
 func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateSpec, holders map[string][]holder) []listed {
 	rows := []listed{} // not nil: a script reads [] and not null
 	alone := map[string]bool{}
@@ -141,7 +142,7 @@ func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateS
 				row.Why = err.Error()
 			} else {
 				row.Redirect = port.Via
-				row.Intercepts = holders[fmt.Sprintf("%s:%d", row.Workload, port.Port)]
+				row.Intercepts = slices.Concat(holders[fmt.Sprintf("%s:%d", row.Workload, port.Port)], holders[row.Workload+":0"])
 				for _, h := range row.Intercepts {
 					row.Redirect = cmp.Or(h.redirect, row.Redirect)
 				}
@@ -150,7 +151,7 @@ func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateS
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(alone)) {
-		rows = append(rows, listed{Workload: name, Why: "no service leads to it"})
+		rows = append(rows, listed{Workload: name, Why: "no service leads to it", Intercepts: holders[name+":0"]})
 	}
 	return rows
 }

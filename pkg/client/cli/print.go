@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
 
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -104,7 +105,17 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 		fmt.Fprintln(w, "intercepts  none")
 	}
 	for _, i := range s.Intercepts {
-		fmt.Fprintf(w, "intercept   service %s (%s) -> 127.0.0.1:%d, %s, agents %s\n", i.Service, i.Workload, i.LocalPort, i.Phase, i.Agents)
+		if i.LocalPort == 0 {
+			fmt.Fprintf(w, "intercept   %s, %s, pods %s\n", i.Workload, i.Phase, i.Agents)
+		} else {
+			fmt.Fprintf(w, "intercept   service %s (%s) -> 127.0.0.1:%d, %s, agents %s\n", i.Service, i.Workload, i.LocalPort, i.Phase, i.Agents)
+		}
+		switch i.Mode {
+		case string(detour.ModeWiretap):
+			fmt.Fprintf(w, "%-11s mode wiretap\n", "")
+		case string(detour.ModeReplace):
+			fmt.Fprintf(w, "%-11s mode replace: container %s does not run\n", "", i.Container)
+		}
 		if i.Personal {
 			fmt.Fprintf(w, "%-11s only %s\n", "", i.Requests)
 		}

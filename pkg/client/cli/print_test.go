@@ -55,7 +55,8 @@ func TestPrintStatus(t *testing.T) {
 	intercepting := connected()
 	intercepting.Intercepts = []*daemonv1.Intercept{
 		{Name: "catalog-8080", Namespace: "shop", Service: "catalog", Port: "http", LocalPort: 8080, Workload: "deployment/catalog", Phase: "Active", Agents: "2/2", Redirect: inject.ViaNftables, Message: "deployment/catalog sends its traffic to eve@thinkpad", ContainerPort: 8080},
-		{Name: "db-5432", Namespace: "shop", Service: "db", LocalPort: 15432, Workload: "statefulset/db", Phase: "Pending", Agents: "0/1", Wiretap: true, Dropped: 12},
+		{Name: "db-5432", Namespace: "shop", Service: "db", LocalPort: 15432, Workload: "statefulset/db", Phase: "Pending", Agents: "0/1", Mode: "Wiretap", Dropped: 12},
+		{Name: "worker-x", Namespace: "shop", Workload: "deployment/worker", Phase: "Active", Agents: "2/2", Mode: "Replace", Container: "app"},
 	}
 	down := connected()
 	down.TunnelUp, down.Problem = false, "the traffic-manager fell silent"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -153,12 +154,20 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 	}
 	printed := a.printIntercepts(a.ErrOut, requests, made) // standard output is the command's
 	<-over
-	for _, i := range made {
-		if _, err := client.Leave(context.WithoutCancel(ctx), &daemonv1.LeaveRequest{Service: i.Name}); err != nil {
-			return errors.Join(fmt.Errorf("leave service %s: %w", i.Service, err), code)
-		}
+	failures := make([]error, len(made))
+	var all sync.WaitGroup
+	for n, i := range made {
+		all.Go(func() {
+			if _, err := client.Leave(context.WithoutCancel(ctx), &daemonv1.LeaveRequest{Service: i.Name}); err != nil {
+				failures[n] = fmt.Errorf("leave %s: %w", nameOf(i), err)
+			}
+		})
 	}
-	fmt.Fprintf(a.ErrOut, "left: service %s, the cluster's pods answer again\n", made[0].Service)
+	all.Wait()
+	if err := errors.Join(failures...); err != nil {
+		return errors.Join(err, code)
+	}
+	printLeft(a.ErrOut, made[0])
 	if code == nil {
 		return printed
 	}

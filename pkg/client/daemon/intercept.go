@@ -1,9 +1,12 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +35,9 @@ type localIntercept struct {
 
 // intercept creates the object, waits until traffic flows, and takes everything back when it does not come to that.
 func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (_ *daemonv1.Intercept, err error) {
-	if c, err := dialLocal(s.place.Dial, uint16(req.LocalPort)); err != nil {
+	if req.Workload != "" {
+		// No traffic, only its work.
+	} else if c, err := dialLocal(s.place.Dial, uint16(req.LocalPort)); err != nil {
 		where := ""
 		if s.inside != nil {
 			where = " of what `detour run` starts"
@@ -43,16 +48,20 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 	}
 	i := detour.Intercept{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: s.namespace, GenerateName: objectName(req.Service) + "-",
+			Namespace: s.namespace, GenerateName: objectName(cmp.Or(req.Service, path.Base(req.Workload))) + "-",
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: detour.GroupVersion.String(), Kind: "Session", Name: s.object.Name, UID: s.object.UID}},
 		},
-		Spec: detour.InterceptSpec{Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: spec.ToAPI(req.Match)},
+		Spec: detour.InterceptSpec{
+			Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: spec.ToAPI(req.Match), Mode: detour.Mode(req.Mode), Container: req.Container,
+		},
+	}
+	if kind, name, ok := strings.Cut(req.Workload, "/"); ok {
+		i.Spec.Workload = &detour.WorkloadRef{Kind: kind, Name: name}
+	} else if req.Workload != "" {
+		i.Spec.Workload = &detour.WorkloadRef{Name: req.Workload}
 	}
 	if req.TtlSeconds > 0 {
 		i.Spec.TTL = &metav1.Duration{Duration: time.Duration(req.TtlSeconds) * time.Second}
-	}
-	if req.Wiretap {
-		i.Spec.Mode = detour.ModeWiretap
 	}
 	if req.ErrorOnFailure {
 		i.Spec.OnFailure = detour.OnFailureError
@@ -75,7 +84,9 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 		}
 	}()
 	// The laptop must be able to answer before the first agent asks.
-	s.relays.add(string(i.UID), uint16(req.LocalPort))
+	if req.LocalPort != 0 {
+		s.relays.add(string(i.UID), uint16(req.LocalPort))
+	}
 	waiting, cancel := context.WithTimeout(ctx, activeTimeout)
 	defer cancel()
 	last := ""
@@ -110,26 +121,32 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 }
 
 func whoAnswers(req *daemonv1.InterceptRequest) string {
-	if req.Wiretap {
+	if req.Mode == string(detour.ModeWiretap) {
 		return "the copies are dropped"
 	}
-	if req.ErrorOnFailure {
+	if req.ErrorOnFailure || req.Mode == string(detour.ModeReplace) {
 		return "nobody answers"
 	}
 	return "the cluster's pods answer"
 }
 
-// leave ends the intercept of a service or with a name.
+// leave ends the intercepts of a service or a workload, or the one with a name.
 func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*daemonv1.Intercept, error) {
 	s.mu.Lock()
 	var names, have []string
 	for name, l := range s.intercepts {
-		have = append(have, l.object.Spec.Service)
+		is := []string{name}
+		if l.object.Spec.Service != "" {
+			is = append(is, l.object.Spec.Service)
+		} else {
+			is = append(is, l.object.Status.Workload.Name, strings.ToLower(l.object.Status.Workload.Kind)+"/"+l.object.Status.Workload.Name)
+		}
+		have = append(have, is[len(is)-1])
 		port := ""
 		if l.object.Spec.Port != nil {
 			port = l.object.Spec.Port.String()
 		}
-		if (name == req.Service || l.object.Spec.Service == req.Service) && (req.Port == "" || req.Port == port) {
+		if slices.Contains(is, req.Service) && (req.Port == "" || req.Port == port) {
 			names = append(names, name)
 		}
 	}
@@ -138,8 +155,9 @@ func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*dae
 		if len(have) == 0 {
 			return nil, errors.New("there is no intercept to leave")
 		}
-		return nil, fmt.Errorf("service %s is not intercepted by this laptop: it intercepts %s", req.Service, strings.Join(have, ", "))
+		return nil, fmt.Errorf("%s is not intercepted by this laptop: it intercepts %s", req.Service, strings.Join(have, ", "))
 	}
+	s.suspend(ctx, names)
 	var left []*daemonv1.Intercept
 	for _, name := range names {
 		i, err := s.leaveOne(ctx, name)
@@ -151,7 +169,23 @@ func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*dae
 	return left, nil
 }
 
-// leaveOne suspends first, so that the laptop answers until every agent has turned away from it.
+// suspend asks the traffic-manager to give traffic and work back. Of several ports of a replaced container none is done without the others.
+func (s *session) suspend(ctx context.Context, names []string) {
+	for _, name := range names {
+		s.mu.Lock()
+		l := s.intercepts[name]
+		s.mu.Unlock()
+		if l == nil {
+			continue
+		}
+		i := l.object
+		if err := client.IgnoreNotFound(s.kube.Patch(ctx, &i, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"suspend":true}}`)))); err != nil {
+			s.log.Warn("suspending the intercept failed", "intercept", name, "err", err)
+		}
+	}
+}
+
+// leaveOne ends an intercept that was suspended: the laptop answers until every agent has turned away from it.
 func (s *session) leaveOne(ctx context.Context, name string) (*daemonv1.Intercept, error) {
 	s.mu.Lock()
 	l := s.intercepts[name]
@@ -160,16 +194,18 @@ func (s *session) leaveOne(ctx context.Context, name string) (*daemonv1.Intercep
 		return nil, fmt.Errorf("there is no intercept %s", name)
 	}
 	i := l.object
-	patch := client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"suspend":true}}`))
-	err := s.kube.Patch(ctx, &i, patch)
+	err := s.kube.Get(ctx, client.ObjectKeyFromObject(&i), &i)
 	deadline := time.Now().Add(suspendTimeout)
-	for err == nil && i.Status.Phase != detour.PhaseSuspended && time.Now().Before(deadline) {
+	if i.Spec.Mode == detour.ModeReplace {
+		deadline = time.Now().Add(activeTimeout) // the app's own container is rolled out meanwhile
+	}
+	for err == nil && i.Spec.Suspend && i.Status.Phase != detour.PhaseSuspended && i.Status.Phase != detour.PhaseRefused && time.Now().Before(deadline) {
 		if err = sleep(ctx, pollInterval); err == nil {
 			err = s.kube.Get(ctx, client.ObjectKeyFromObject(&i), &i)
 		}
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
-		s.log.Warn("suspending the intercept failed", "intercept", name, "err", err)
+		s.log.Warn("waiting until the intercept is suspended failed", "intercept", name, "err", err)
 	}
 	if err := client.IgnoreNotFound(s.kube.Delete(ctx, &i)); err != nil {
 		return nil, explain.Error(err, "delete the intercept "+name)
@@ -184,7 +220,7 @@ func (s *session) leaveOne(ctx context.Context, name string) (*daemonv1.Intercep
 func describe(i *detour.Intercept) *daemonv1.Intercept {
 	d := &daemonv1.Intercept{
 		Name: i.Name, Namespace: i.Namespace, Service: i.Spec.Service, LocalPort: uint32(i.Spec.LocalPort), Phase: string(i.Status.Phase),
-		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, Wiretap: i.Spec.Mode == detour.ModeWiretap, ServicePort: uint32(i.Status.ServicePort), Dropped: uint32(i.Status.Dropped),
+		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, Mode: string(i.Spec.Mode), Container: i.Status.Container, ServicePort: uint32(i.Status.ServicePort), Dropped: uint32(i.Status.Dropped),
 	}
 	if i.Spec.Port != nil {
 		d.Port = i.Spec.Port.String()

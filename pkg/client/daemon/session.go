@@ -307,6 +307,7 @@ func (s *session) close(ctx context.Context) {
 		names = append(names, name)
 	}
 	s.mu.Unlock()
+	s.suspend(ctx, names)
 	for _, name := range names {
 		if _, err := s.leaveOne(ctx, name); err != nil {
 			s.log.Warn("leaving an intercept failed", "intercept", name, "err", err)

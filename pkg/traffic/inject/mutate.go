@@ -44,10 +44,24 @@ func HasAgent(pod *corev1.Pod, port int32) bool {
 	return false
 }
 
-// Mutate adds the agent to a pod that does not have it. The pod's own containers keep everything but port names and probes.
-// A pod that has the agent stays as it is. After an error the pod is as it was.
+// Mutate adds the agent to a pod that does not have it, and puts idle containers in place of those that a laptop replaces. The pod's
+// other containers keep everything but port names and probes. A pod that has the agent stays as it is. After an error the pod is as
+// it was.
 func Mutate(pod *corev1.Pod, plan Plan, opt Options) error {
-	spec := &pod.Spec
+	mutated := pod.DeepCopy()
+	for _, name := range plan.Replaced {
+		if err := replace(&mutated.Spec, name, len(plan.Ports) > 0, opt); err != nil {
+			return err
+		}
+	}
+	if err := addAgent(&mutated.Spec, plan, opt); err != nil {
+		return err
+	}
+	*pod = *mutated
+	return nil
+}
+
+func addAgent(spec *corev1.PodSpec, plan Plan, opt Options) error {
 	switch {
 	case len(plan.Ports) == 0, slices.ContainsFunc(spec.InitContainers, func(c corev1.Container) bool { return c.Name == AgentContainer }):
 		return nil

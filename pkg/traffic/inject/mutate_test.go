@@ -94,6 +94,18 @@ func TestMutateGolden(t *testing.T) {
 				ReadinessProbe: &corev1.Probe{ProbeHandler: httpGet(intstr.FromString("http"))},
 			}}
 		}), Plan{Ports: []Port{symbolic()}}},
+		{"replaced", pod(named, func(p *corev1.Pod) {
+			c := &p.Spec.Containers[0]
+			c.Command, c.Args, c.WorkingDir = []string{"/catalog"}, []string{"--listen"}, "/srv"
+			c.Env, c.VolumeMounts = []corev1.EnvVar{{Name: "COLOUR", Value: "blue"}}, []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
+			c.SecurityContext = &corev1.SecurityContext{RunAsNonRoot: ptr(true)}
+			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "log", Image: "example.org/log:v1", LivenessProbe: &corev1.Probe{ProbeHandler: httpGet(intstr.FromInt32(8080))}})
+			p.Spec.Volumes = []corev1.Volume{{Name: "data"}}
+		}), Plan{Ports: []Port{numeric()}, Replaced: []string{"app"}}},
+		{"replaced-without-ports", pod(func(p *corev1.Pod) {
+			p.Spec.HostNetwork = true
+			p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr(int64(1000))}
+		}), Plan{Replaced: []string{"app"}}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -113,6 +125,7 @@ func TestMutateGolden(t *testing.T) {
 				assert.True(t, HasAgent(c.pod, p.Port))
 			}
 			assert.False(t, HasAgent(c.pod, 1))
+			assert.Equal(t, c.plan.Replaces("app"), IsReplaced(c.pod, "app"))
 
 			again := c.pod.DeepCopy()
 			require.NoError(t, Mutate(again, c.plan, options()))

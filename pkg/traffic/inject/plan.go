@@ -27,9 +27,11 @@ const (
 	firstAlias     = 9950
 )
 
-// Plan lists the app ports that the agent stands in front of.
+// Plan lists the app ports that the agent stands in front of, and the containers that do not run.
 type Plan struct {
-	Ports []Port `json:"ports"`
+	Ports []Port `json:"ports,omitempty"`
+	// Replaced are the containers whose work a laptop does: an idle one is in their place.
+	Replaced []string `json:"replaced,omitempty"`
 	// Restart is changed to make new pods although the ports are the same.
 	Restart string `json:"restart,omitempty"`
 }
@@ -94,7 +96,7 @@ func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 		return p
 	}
 	used := portsOf(&template.Spec)
-	kept := Plan{Restart: p.Restart}
+	kept := Plan{Replaced: p.Replaced, Restart: p.Restart}
 	for _, q := range p.Ports {
 		used[q.AgentPort] = true
 		if port.reaches(q) {

@@ -2,7 +2,6 @@ package manager
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -13,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -30,6 +28,7 @@ import (
 // interceptReconciler gets agents into the workload's pods and says when traffic really flows.
 type interceptReconciler struct {
 	client.Client
+	reader  client.Reader // past the cache
 	agents  *agents
 	options Options
 	wake    chan event.GenericEvent
@@ -53,6 +52,9 @@ func (r *interceptReconciler) setup(mgr ctrl.Manager) error {
 			return nil
 		}
 		var requests []reconcile.Request
+		if mayRestore(o) {
+			requests = append(requests, reconcile.Request{})
+		}
 		for i := range list.Items {
 			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
 		}
@@ -77,8 +79,12 @@ func refuse(reason, format string, args ...any) error {
 	return refusal{reason, fmt.Sprintf(format, args...)}
 }
 
-// Reconcile brings one intercept forward.
+// Reconcile brings one intercept forward. Without a name it restores what no intercept replaces any longer: one that is gone cannot
+// ask for it.
 func (r *interceptReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	if req.Name == "" {
+		return ctrl.Result{}, r.restore(ctx)
+	}
 	var i detour.Intercept
 	if err := r.Get(ctx, req.NamespacedName, &i); err != nil {
 		if apierrors.IsNotFound(err) {
@@ -86,12 +92,13 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
-	over, left, err := r.expired(ctx, &i)
-	if over || err != nil {
-		return ctrl.Result{}, err
+	over, left := expired(&i)
+	// A replaced container runs again before its intercept is gone: until then the laptop does its work.
+	if over && (i.Spec.Mode != detour.ModeReplace || i.Status.Phase == detour.PhaseSuspended || i.Status.Phase == detour.PhaseRefused) {
+		return ctrl.Result{}, r.end(ctx, &i)
 	}
 	before := i.Status.DeepCopy()
-	err = r.advance(ctx, &i)
+	err := r.advance(ctx, &i)
 	if no, ok := err.(refusal); ok { //nolint:errorlint // made here, never wrapped
 		r.agents.set(string(i.UID), nil)
 		set(&i, detour.PhaseRefused, metav1.ConditionFalse, no.reason, no.message)
@@ -157,8 +164,12 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		return err
 	}
 	i.Status.Workload = &detour.WorkloadRef{Kind: target.kind, Name: target.object.GetName()}
+	i.Status.Container = target.container
 	match := spec.FromAPI(i.Spec.Match)
 	i.Status.Requests = route.Describe(match)
+	if target.port.Port == 0 {
+		i.Status.Requests = "the work of container " + target.container
+	}
 	if i.Spec.Mode == detour.ModeWiretap {
 		i.Status.Requests = "copies of " + i.Status.Requests
 	}
@@ -176,35 +187,39 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if err != nil {
 		return refuse(detour.ReasonUnsupported, "%s/%s: %s: remove it and try again", strings.ToLower(target.kind), target.object.GetName(), err)
 	}
-	if i.Spec.Suspend {
+	over, _ := expired(i)
+	switch {
+	case target.container != "" && (i.Spec.Suspend || over):
+		return r.giveBack(ctx, i, target)
+	case i.Spec.Suspend:
 		return r.suspend(ctx, i, target)
 	}
 	byRequest := match != nil || i.Spec.Mode == detour.ModeWiretap
 	if says := inject.SaysTLS(target.appProtocol, target.template, target.port); byRequest && says != "" {
 		return refuseTLS(target, says)
 	}
-	if !plan.Covers(target.port) {
-		if err := r.annotate(ctx, target, plan.With(target.port, target.template)); err != nil {
+	if !target.covered(plan) {
+		if err := r.annotate(ctx, target, target.cover(plan)); err != nil {
 			return err
 		}
-		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonRollingOut, "rolling out "+target.name()+" with the traffic-agent")
+		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonRollingOut, "rolling out "+target.name()+" "+target.with())
 		return nil
 	}
 	pods, err := r.pods(ctx, target)
 	if err != nil {
 		return err
 	}
-	fails := i.Spec.OnFailure == detour.OnFailureError
+	fails := i.Spec.OnFailure == detour.OnFailureError || target.container != ""
 	if !session.Status.Connected {
 		if !fails {
 			r.agents.set(string(i.UID), nil)
 		}
-		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, gone(fails))
+		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, gone(fails, target.container != ""))
 		return nil
 	}
 	with, without := map[string]bool{}, 0
 	for _, p := range pods {
-		if inject.HasAgent(&p, target.port.Port) {
+		if target.changed(&p) {
 			with[string(p.UID)] = true
 		} else {
 			without++
@@ -213,10 +228,17 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if byRequest && r.agents.speaksTLS(with, target.port.Port) {
 		return refuseTLS(target, "found by trying")
 	}
+	if len(session.Status.Addresses) == 0 {
+		return nil
+	}
+	force := func() {
+		if target.port.Port != 0 {
+			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop})
+		}
+	}
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
 	if done, waiting := target.rolledOut(); !done || without > 0 {
-		// Not in force before every pod can do it: until then all answers come from the cluster.
-		message := fmt.Sprintf("rolling out %s with the traffic-agent (%d pods with it, %d still without)", target.name(), len(with), without)
+		message := fmt.Sprintf("rolling out %s %s (%d pods with it, %d still without)", target.name(), target.with(), len(with), without)
 		if trouble := troubleOf(pods); trouble != "" {
 			message += ": " + trouble
 		} else if done && without > 0 {
@@ -224,22 +246,28 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		} else if waiting != "" {
 			message += ": " + waiting
 		}
-		if i.Status.Phase != detour.PhaseActive {
+		if target.container != "" {
+			force() // in the new pods there is no app that could answer
+			if done {
+				if err := r.again(ctx, target, plan, pods); err != nil {
+					return err
+				}
+			}
+		}
+		// Not in force before every pod can do it: until then all answers come from the cluster.
+		if i.Status.Phase != detour.PhaseActive || (target.container != "" && without > 0) {
 			set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonRollingOut, message)
 			return nil
 		}
 	}
-	if len(session.Status.Addresses) == 0 {
-		return nil
-	}
-	r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop})
+	force()
 	confirmed, ready := 0, 0
 	for _, p := range pods {
 		if !podReady(&p) {
 			continue
 		}
 		ready++
-		if with[string(p.UID)] && r.agents.confirmed(string(p.UID)) {
+		if with[string(p.UID)] && (target.port.Port == 0 || r.agents.confirmed(string(p.UID))) {
 			confirmed++
 		}
 	}
@@ -249,7 +277,11 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.name(), confirmed, ready))
 		return nil
 	}
-	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s sends %s to %s", target.name(), i.Status.Requests, i.Status.Laptop))
+	message := fmt.Sprintf("%s sends %s to %s", target.name(), i.Status.Requests, i.Status.Laptop)
+	if target.container != "" {
+		message = fmt.Sprintf("container %s of %s does not run, %s does its work", target.container, target.name(), i.Status.Laptop)
+	}
+	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, message)
 	return nil
 }
 
@@ -258,24 +290,30 @@ func refuseTLS(target *workload, how string) error {
 	return refuse(detour.ReasonTLS, "port %d of %s speaks TLS (%s): requests cannot be told apart there, so intercept all of it, without conditions", target.port.Port, target.name(), how)
 }
 
-func gone(fails bool) string {
-	if fails {
+func gone(fails, replaced bool) string {
+	switch {
+	case replaced:
+		return "the laptop is silent: nobody does the replaced container's work until it is back or its session is given up"
+	case fails:
 		return "the laptop is silent: its traffic gets errors until it is back"
 	}
 	return "the laptop is silent: the cluster's pods answer until it is back"
 }
 
-// expired deletes an intercept whose time is over, and else says how long it has left.
-func (r *interceptReconciler) expired(ctx context.Context, i *detour.Intercept) (over bool, left time.Duration, err error) {
+// expired says whether the time of an intercept is over, and else how long it has left; 0 when it has no end.
+func expired(i *detour.Intercept) (over bool, left time.Duration) {
 	if i.Spec.TTL == nil {
-		return false, 0, nil
+		return false, 0
 	}
-	if left = time.Until(i.CreationTimestamp.Add(i.Spec.TTL.Duration)); left > 0 {
-		return false, left, nil
-	}
+	left = time.Until(i.CreationTimestamp.Add(i.Spec.TTL.Duration))
+	return left <= 0, max(left, 0)
+}
+
+// end deletes an intercept whose time is over.
+func (r *interceptReconciler) end(ctx context.Context, i *detour.Intercept) error {
 	r.agents.set(string(i.UID), nil)
 	r.options.Log.Info("deleting an intercept whose time is over", "intercept", client.ObjectKeyFromObject(i), "ttl", i.Spec.TTL.Duration)
-	return true, 0, client.IgnoreNotFound(r.Delete(ctx, i))
+	return client.IgnoreNotFound(r.Delete(ctx, i))
 }
 
 // suspend gives the traffic back and waits until the agents have confirmed it.
@@ -308,18 +346,34 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 		if other.UID == i.UID || other.Spec.Suspend || other.Status.Phase == detour.PhaseRefused || other.Status.Workload == nil || !other.DeletionTimestamp.IsZero() {
 			continue
 		}
-		if *other.Status.Workload != *i.Status.Workload || other.Status.ContainerPort != i.Status.ContainerPort || !precedes(&other, i) {
+		if *other.Status.Workload != *i.Status.Workload || !precedes(&other, i) {
 			continue
 		}
-		if !route.Ambiguous(spec.FromAPI(other.Spec.Match), spec.FromAPI(i.Spec.Match)) {
+		workload := strings.ToLower(i.Status.Workload.Kind) + "/" + i.Status.Workload.Name
+		since := other.CreationTimestamp.UTC().Format("15:04:05 MST")
+		if other.Spec.Session != i.Spec.Session {
+			switch detour.ModeReplace {
+			case other.Spec.Mode:
+				return refuse(detour.ReasonPortTaken, "%s is replaced by %s since %s (intercept %s): ask them to leave it", workload, other.Status.Laptop, since, other.Name)
+			case i.Spec.Mode:
+				return refuse(detour.ReasonPortTaken, "%s is intercepted by %s since %s (intercept %s), whose other requests would find no app: ask them to leave it", workload, other.Status.Laptop, since, other.Name)
+			}
+		}
+		if i.Status.ContainerPort == 0 && other.Status.Container != i.Status.Container {
+			continue
+		}
+		if other.Status.ContainerPort != i.Status.ContainerPort || !route.Ambiguous(spec.FromAPI(other.Spec.Match), spec.FromAPI(i.Spec.Match)) {
 			continue
 		}
 		if other.Spec.Match != nil {
 			return refuse(detour.ReasonPortTaken, "requests could match both this and the intercept %s of %s (%s) since %s: add a condition, so that one is more specific, or ask them to leave it",
-				other.Name, other.Status.Laptop, other.Status.Requests, other.CreationTimestamp.UTC().Format("15:04:05 MST"))
+				other.Name, other.Status.Laptop, other.Status.Requests, since)
 		}
-		return refuse(detour.ReasonPortTaken, "port %d of %s/%s is intercepted by %s since %s (intercept %s): ask them to leave it, or take only your requests with --me or --header", i.Status.ContainerPort,
-			strings.ToLower(i.Status.Workload.Kind), i.Status.Workload.Name, other.Status.Laptop, other.CreationTimestamp.UTC().Format("15:04:05 MST"), other.Name)
+		if i.Status.ContainerPort == 0 {
+			return refuse(detour.ReasonPortTaken, "%s is replaced by %s since %s (intercept %s): leave that one first", workload, other.Status.Laptop, since, other.Name)
+		}
+		return refuse(detour.ReasonPortTaken, "port %d of %s is intercepted by %s since %s (intercept %s): ask them to leave it, or take only your requests with --me or --header", i.Status.ContainerPort,
+			workload, other.Status.Laptop, since, other.Name)
 	}
 	return nil
 }
@@ -337,16 +391,4 @@ func precedes(a, b *detour.Intercept) bool {
 		return a.CreationTimestamp.Before(&b.CreationTimestamp)
 	}
 	return a.UID < b.UID
-}
-
-// annotate writes the plan into the pod template: an ordinary rollout follows.
-func (r *interceptReconciler) annotate(ctx context.Context, w *workload, plan inject.Plan) error {
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{"metadata": map[string]any{"annotations": map[string]any{inject.Annotation: plan.String()}}}}})
-	if err != nil {
-		return fmt.Errorf("encode the patch: %w", err)
-	}
-	if err := r.Patch(ctx, w.object, client.RawPatch(types.MergePatchType, patch)); err != nil {
-		return fmt.Errorf("annotate %s: %w", w.name(), err)
-	}
-	return nil
 }

@@ -116,7 +116,7 @@ func Run(ctx context.Context, o Options) error {
 
 	agents := newAgents(mgr.GetAPIReader(), direct, o)
 	sessions := &sessionReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), hub: hub, pool: pool, keys: keys, options: o, changed: make(chan sessionEvent, 64)}
-	intercepts := &interceptReconciler{Client: mgr.GetClient(), agents: agents, options: o}
+	intercepts := &interceptReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), agents: agents, options: o}
 	if err := sessions.setup(mgr); err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
 
-// workload is what stands behind a service, whatever its kind.
+// workload is what stands behind a service or is asked for by its name, whatever its kind.
 type workload struct {
 	servicePort int32
 	appProtocol string // of the service's port
@@ -24,13 +24,90 @@ type workload struct {
 	object      client.Object
 	template    *corev1.PodTemplateSpec
 	selector    labels.Selector
-	port        inject.Port
+	port        inject.Port // none when the workload was asked for by its name
+	container   string      // that is replaced, in mode Replace
 }
 
 func (w *workload) name() string { return strings.ToLower(w.kind) + "/" + w.object.GetName() }
 
-// resolve finds service, port and workload of an intercept.
+// resolve finds the workload of an intercept, and what of it.
 func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) (*workload, error) {
+	find := r.behindService
+	if i.Spec.Workload != nil {
+		find = r.byName
+	}
+	w, err := find(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	if i.Spec.Mode == detour.ModeReplace {
+		if w.container, err = inject.PickContainer(w.template, i.Spec.Container, w.port.Port); err != nil {
+			return nil, refuse(detour.ReasonWhichContainer, "%s cannot be replaced: %s", w.name(), err)
+		}
+	}
+	if reason := w.cannotRoll(); reason != "" {
+		return nil, refuse(detour.ReasonUnsupported, "%s %s", w.name(), reason)
+	}
+	return w, nil
+}
+
+// byName finds a workload that no port of a service leads to. A name without a kind must not mean a service as well, whose traffic
+// would find nobody.
+func (r *interceptReconciler) byName(ctx context.Context, i *detour.Intercept) (*workload, error) {
+	wanted := i.Spec.Workload
+	if wanted.Kind == "" {
+		var svc corev1.Service
+		err := r.Get(ctx, client.ObjectKey{Namespace: i.Namespace, Name: wanted.Name}, &svc)
+		if err == nil && len(svc.Spec.Ports) > 0 {
+			return nil, refuse(detour.ReasonPortAmbiguous, "%s is a service too: say with --port LOCAL where its traffic goes, or name the workload, as in deployment/%s, whose traffic then finds nobody", wanted.Name, wanted.Name)
+		}
+		if client.IgnoreNotFound(err) != nil {
+			return nil, err
+		}
+	}
+	found, err := r.workloads(ctx, i.Namespace, func(w *workload) bool {
+		return w.object.GetName() == wanted.Name && (wanted.Kind == "" || w.kind == wanted.Kind)
+	})
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(found) > 1:
+		return nil, refuse(detour.ReasonManyWorkloads, "there are several workloads %s (%s): say which", wanted.Name, namesOf(found))
+	case len(found) == 1:
+		return found[0], nil
+	case wanted.Kind == "":
+		return nil, refuse(detour.ReasonNoWorkload, "there is no Deployment, StatefulSet or DaemonSet %s in namespace %s", wanted.Name, i.Namespace)
+	}
+	return nil, refuse(detour.ReasonNoWorkload, "%s %s does not exist in namespace %s", strings.ToLower(wanted.Kind), wanted.Name, i.Namespace)
+}
+
+// workloads are those of a namespace, of all namespaces when it is empty.
+func (r *interceptReconciler) workloads(ctx context.Context, namespace string, which func(*workload) bool) ([]*workload, error) {
+	var found []*workload
+	for _, list := range workloadKinds() {
+		if err := r.List(ctx, list, client.InNamespace(namespace)); err != nil {
+			return nil, err
+		}
+		for _, w := range workloadsIn(list) {
+			if which(w) {
+				found = append(found, w)
+			}
+		}
+	}
+	return found, nil
+}
+
+func namesOf(workloads []*workload) string {
+	var names []string
+	for _, w := range workloads {
+		names = append(names, w.name())
+	}
+	return strings.Join(names, ", ")
+}
+
+// behindService finds service, port and workload.
+func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Intercept) (*workload, error) {
 	var svc corev1.Service
 	if err := r.Get(ctx, client.ObjectKey{Namespace: i.Namespace, Name: i.Spec.Service}, &svc); err != nil {
 		if apierrors.IsNotFound(err) {
@@ -46,27 +123,18 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 		_, err := inject.PlanPort(&svc, port, &corev1.PodTemplateSpec{})
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}
-	var found []*workload
-	for _, list := range workloadKinds() {
-		if err := r.List(ctx, list, client.InNamespace(i.Namespace)); err != nil {
-			return nil, err
-		}
-		for _, w := range workloadsIn(list) {
-			if labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(w.template.Labels)) {
-				found = append(found, w)
-			}
-		}
+	found, err := r.workloads(ctx, i.Namespace, func(w *workload) bool {
+		return labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(w.template.Labels))
+	})
+	if err != nil {
+		return nil, err
 	}
 	switch len(found) {
 	case 0:
 		return nil, refuse(detour.ReasonNoWorkload, "no Deployment, StatefulSet or DaemonSet stands behind service %s", svc.Name)
 	case 1:
 	default:
-		var names []string
-		for _, w := range found {
-			names = append(names, w.name())
-		}
-		return nil, refuse(detour.ReasonManyWorkloads, "service %s has several workloads (%s): intercept a service that selects one of them", svc.Name, strings.Join(names, ", "))
+		return nil, refuse(detour.ReasonManyWorkloads, "service %s has several workloads (%s): intercept a service that selects one of them", svc.Name, namesOf(found))
 	}
 	w := found[0]
 	w.servicePort = port.Port
@@ -75,9 +143,6 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 	}
 	if w.port, err = inject.PlanPort(&svc, port, w.template); err != nil {
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
-	}
-	if reason := w.cannotRoll(); reason != "" {
-		return nil, refuse(detour.ReasonUnsupported, "%s %s", w.name(), reason)
 	}
 	return w, nil
 }

@@ -521,8 +521,9 @@ type Intercept struct {
 	Requests      string                 `protobuf:"bytes,12,opt,name=requests,proto3" json:"requests,omitempty"`  // which go to the laptop, in words
 	Personal      bool                   `protobuf:"varint,13,opt,name=personal,proto3" json:"personal,omitempty"` // not all of them
 	ServicePort   uint32                 `protobuf:"varint,14,opt,name=service_port,json=servicePort,proto3" json:"service_port,omitempty"`
-	Wiretap       bool                   `protobuf:"varint,15,opt,name=wiretap,proto3" json:"wiretap,omitempty"`
-	Dropped       uint32                 `protobuf:"varint,16,opt,name=dropped,proto3" json:"dropped,omitempty"` // copies that this laptop did not get
+	Mode          string                 `protobuf:"bytes,15,opt,name=mode,proto3" json:"mode,omitempty"`           // as the Intercept object has it
+	Dropped       uint32                 `protobuf:"varint,16,opt,name=dropped,proto3" json:"dropped,omitempty"`    // copies that this laptop did not get
+	Container     string                 `protobuf:"bytes,20,opt,name=container,proto3" json:"container,omitempty"` // that does not run, in mode Replace
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -655,11 +656,11 @@ func (x *Intercept) GetServicePort() uint32 {
 	return 0
 }
 
-func (x *Intercept) GetWiretap() bool {
+func (x *Intercept) GetMode() string {
 	if x != nil {
-		return x.Wiretap
+		return x.Mode
 	}
-	return false
+	return ""
 }
 
 func (x *Intercept) GetDropped() uint32 {
@@ -667,6 +668,13 @@ func (x *Intercept) GetDropped() uint32 {
 		return x.Dropped
 	}
 	return 0
+}
+
+func (x *Intercept) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
 }
 
 type InterceptRequest struct {
@@ -677,7 +685,9 @@ type InterceptRequest struct {
 	Match          *v1.Match              `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`                              // absent: everything
 	TtlSeconds     int64                  `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: as long as the session
 	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"`
-	Wiretap        bool                   `protobuf:"varint,7,opt,name=wiretap,proto3" json:"wiretap,omitempty"`
+	Mode           string                 `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`            // as the Intercept object has it
+	Workload       string                 `protobuf:"bytes,20,opt,name=workload,proto3" json:"workload,omitempty"`   // KIND/NAME or NAME, in place of service and ports: only the work is taken over, no traffic
+	Container      string                 `protobuf:"bytes,21,opt,name=container,proto3" json:"container,omitempty"` // to replace; empty when it is clear which
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -754,11 +764,25 @@ func (x *InterceptRequest) GetErrorOnFailure() bool {
 	return false
 }
 
-func (x *InterceptRequest) GetWiretap() bool {
+func (x *InterceptRequest) GetMode() string {
 	if x != nil {
-		return x.Wiretap
+		return x.Mode
 	}
-	return false
+	return ""
+}
+
+func (x *InterceptRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *InterceptRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
 }
 
 type InterceptResponse struct {
@@ -823,7 +847,7 @@ func (x *InterceptResponse) GetIntercept() *Intercept {
 
 type LeaveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // or the intercept's name
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // or the intercept's or the workload's name
 	Port          string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1048,7 +1072,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"rttSeconds\x12\x1a\n" +
 	"\brootless\x18\x15 \x01(\bR\brootless\x12#\n" +
 	"\rnamespace_pid\x18\x16 \x01(\x05R\fnamespacePid\x12!\n" +
-	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\"\xc0\x03\n" +
+	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\"\xd8\x03\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -1065,9 +1089,10 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0econtainer_port\x18\v \x01(\rR\rcontainerPort\x12\x1a\n" +
 	"\brequests\x18\f \x01(\tR\brequests\x12\x1a\n" +
 	"\bpersonal\x18\r \x01(\bR\bpersonal\x12!\n" +
-	"\fservice_port\x18\x0e \x01(\rR\vservicePort\x12\x18\n" +
-	"\awiretap\x18\x0f \x01(\bR\awiretap\x12\x18\n" +
-	"\adropped\x18\x10 \x01(\rR\adropped\"\xf2\x01\n" +
+	"\fservice_port\x18\x0e \x01(\rR\vservicePort\x12\x12\n" +
+	"\x04mode\x18\x0f \x01(\tR\x04mode\x12\x18\n" +
+	"\adropped\x18\x10 \x01(\rR\adropped\x12\x1c\n" +
+	"\tcontainer\x18\x14 \x01(\tR\tcontainer\"\xa6\x02\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
@@ -1076,8 +1101,10 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x05match\x18\x04 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\x12\x1f\n" +
 	"\vttl_seconds\x18\x05 \x01(\x03R\n" +
 	"ttlSeconds\x12(\n" +
-	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\x12\x18\n" +
-	"\awiretap\x18\a \x01(\bR\awiretap\"\x84\x01\n" +
+	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\x12\x12\n" +
+	"\x04mode\x18\a \x01(\tR\x04mode\x12\x1a\n" +
+	"\bworkload\x18\x14 \x01(\tR\bworkload\x12\x1c\n" +
+	"\tcontainer\x18\x15 \x01(\tR\tcontainer\"\x84\x01\n" +
 	"\x11InterceptResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x12\x18\n" +
 	"\awarning\x18\x02 \x01(\tR\awarning\x129\n" +

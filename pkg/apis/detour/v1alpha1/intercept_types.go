@@ -5,28 +5,43 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// InterceptSpec asks for the traffic of one port of one service. Only Suspend may change.
+// InterceptSpec asks for the traffic of one port of one service, or (mode Replace) for the work of a workload. Only Suspend may change.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.match) == has(oldSelf.match) && (!has(self.match) || self.match == oldSelf.match)",message="only suspend can change; delete the intercept and create a new one"
-// +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && self.service == oldSelf.service && self.localPort == oldSelf.localPort && self.onFailure == oldSelf.onFailure && self.mode == oldSelf.mode && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
+// +kubebuilder:validation:XValidation:rule="has(self.service) == has(oldSelf.service) && has(self.workload) == has(oldSelf.workload) && (!has(self.workload) || self.workload == oldSelf.workload) && has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)",message="only suspend can change; delete the intercept and create a new one"
+// +kubebuilder:validation:XValidation:rule="has(self.service) != has(self.workload)",message="give service or workload, not both"
+// +kubebuilder:validation:XValidation:rule="has(self.service) == has(self.localPort) && (has(self.service) || !has(self.port))",message="a service's traffic needs a local port, a workload has no port"
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Replace' || (has(self.service) && !has(self.container))",message="workload and container are for mode Replace"
+// +kubebuilder:validation:XValidation:rule="self.mode != 'Replace' || !has(self.match)",message="a replaced container answers nobody, so mode Replace has no match"
+// +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && (!has(self.service) || !has(oldSelf.service) || self.service == oldSelf.service) && (!has(self.localPort) || !has(oldSelf.localPort) || self.localPort == oldSelf.localPort) && self.onFailure == oldSelf.onFailure && self.mode == oldSelf.mode && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
 type InterceptSpec struct {
 	// Session is the name of the Session, in the same namespace, whose laptop gets the traffic.
 	// +kubebuilder:validation:MinLength=1
 	Session string `json:"session"`
 	// Service is the name of the Service in the same namespace whose pods are intercepted.
 	// +kubebuilder:validation:MinLength=1
-	Service string `json:"service"`
+	// +optional
+	Service string `json:"service,omitempty"`
+	// Workload is what is replaced when no service stands before it, such as a worker that takes its work from a queue.
+	// +optional
+	Workload *WorkloadRef `json:"workload,omitempty"`
+	// Container is the one that is replaced, where the pod has several and the port does not tell.
+	// +kubebuilder:validation:MinLength=1
+	// +optional
+	Container string `json:"container,omitempty"`
 	// Port is the service port, by name or number. It may be absent when the service has one port.
 	// +optional
 	Port *intstr.IntOrString `json:"port,omitempty"`
 	// LocalPort is the port on the laptop's 127.0.0.1 where the process listens.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
-	LocalPort int32 `json:"localPort"`
+	// +optional
+	LocalPort int32 `json:"localPort,omitempty"`
 	// Match selects the requests that go to the laptop. When it is absent the intercept is global: everything does.
 	// +optional
 	Match *Match `json:"match,omitempty"`
-	// Mode is what the laptop gets: the traffic (Intercept), or a copy of the requests (Wiretap), whose answers nobody sees.
+	// Mode is what the laptop gets: the traffic (Intercept), a copy of the requests (Wiretap), whose answers nobody sees, or all that
+	// the app does (Replace): the app's container does not run meanwhile.
 	// +kubebuilder:default=Intercept
 	Mode Mode `json:"mode,omitempty"`
 	// TTL ends the intercept so long after its creation; it is deleted. Absent: it lives as long as its session.
@@ -43,13 +58,14 @@ type InterceptSpec struct {
 
 // Mode is what an intercept does with traffic.
 //
-// +kubebuilder:validation:Enum=Intercept;Wiretap
+// +kubebuilder:validation:Enum=Intercept;Wiretap;Replace
 type Mode string
 
 // The modes.
 const (
 	ModeIntercept Mode = "Intercept"
 	ModeWiretap   Mode = "Wiretap"
+	ModeReplace   Mode = "Replace"
 )
 
 // OnFailure is what becomes of traffic whose laptop cannot be had.
@@ -142,19 +158,22 @@ const (
 	ReasonServiceNotFound  = "ServiceNotFound"
 	ReasonPortNotFound     = "PortNotFound"
 	ReasonPortAmbiguous    = "PortAmbiguous"
-	ReasonNoWorkload       = "NoWorkload"    // no Deployment, StatefulSet or DaemonSet backs the service
-	ReasonManyWorkloads    = "ManyWorkloads" // more than one does
-	ReasonUnsupported      = "Unsupported"   // e.g. UDP port, hostNetwork pods, OnDelete strategy, ExternalName service
-	ReasonPortTaken        = "PortTaken"     // the message says who holds it and since when
-	ReasonRolloutFailed    = "RolloutFailed" // the new pods do not become ready
+	ReasonNoWorkload       = "NoWorkload"     // no Deployment, StatefulSet or DaemonSet backs the service
+	ReasonManyWorkloads    = "ManyWorkloads"  // more than one does
+	ReasonWhichContainer   = "WhichContainer" // to replace, of several
+	ReasonUnsupported      = "Unsupported"    // e.g. UDP port, hostNetwork pods, OnDelete strategy, ExternalName service
+	ReasonPortTaken        = "PortTaken"      // the message says who holds it and since when
+	ReasonRolloutFailed    = "RolloutFailed"  // the new pods do not become ready
 	ReasonSuspended        = "Suspended"
 	ReasonTLS              = "TLS" // the port speaks TLS, and its requests cannot be told apart
 )
 
 // WorkloadRef names a workload in the intercept's namespace.
 type WorkloadRef struct {
-	// Kind is Deployment, StatefulSet or DaemonSet.
-	Kind string `json:"kind"`
+	// Kind is Deployment, StatefulSet or DaemonSet. In a spec it may be absent where only one workload has the name.
+	// +optional
+	Kind string `json:"kind,omitempty"`
+	// +kubebuilder:validation:MinLength=1
 	Name string `json:"name"`
 }
 
@@ -167,6 +186,8 @@ type InterceptStatus struct {
 	ServicePort int32 `json:"servicePort,omitempty"`
 	// ContainerPort is the number of the port that the app listens on.
 	ContainerPort int32 `json:"containerPort,omitempty"`
+	// Container is the one that does not run, in mode Replace.
+	Container string `json:"container,omitempty"`
 	// Redirect is how traffic reaches the agent: "targetPort" or "nftables".
 	Redirect string `json:"redirect,omitempty"`
 	// Agents is "<confirmed>/<pods>".
@@ -182,13 +203,15 @@ type InterceptStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// Intercept sends the traffic of one service port to a session's laptop. It is owned by its Session.
+// Intercept sends the traffic of one service port to a session's laptop, or lets the laptop do a workload's work. It is owned by its Session.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:shortName=dint
 // +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.service`
 // +kubebuilder:printcolumn:name="Port",type=string,JSONPath=`.spec.port`
+// +kubebuilder:printcolumn:name="Workload",type=string,JSONPath=`.status.workload.name`
+// +kubebuilder:printcolumn:name="Mode",type=string,JSONPath=`.spec.mode`
 // +kubebuilder:printcolumn:name="Requests",type=string,JSONPath=`.status.requests`
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Agents",type=string,JSONPath=`.status.agents`

@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// wish is what the flags of `detour intercept` ask for.
+type wish struct {
+	ports                      []string
+	only                       matchFlags
+	ttl                        time.Duration
+	onFailure, mode, container string
+}
+
+func (w *wish) add(f *pflag.FlagSet) {
+	f.StringArrayVarP(&w.ports, "port", "p", nil, "LOCAL[:REMOTE] (required, but for a workload that is replaced; repeatable)")
+	f.DurationVar(&w.ttl, "ttl", 0, "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
+	f.StringVar(&w.onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
+	f.StringVar(&w.mode, "mode", "intercept", "intercept; wiretap for a copy of the requests while the cluster's pods answer; replace for the app's container not to run meanwhile")
+	f.StringVar(&w.container, "container", "", "with --mode replace: which container of the pod, where it is not clear")
+	w.only.add(f)
+}
+
+var modes = map[string]detour.Mode{"intercept": detour.ModeIntercept, "wiretap": detour.ModeWiretap, "replace": detour.ModeReplace}
+
+// requests are one for each port, or one for the workload.
+func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
+	match, err := w.only.match()
+	if err != nil {
+		return nil, err
+	}
+	if w.ttl < 0 || w.ttl%time.Second != 0 {
+		return nil, fmt.Errorf("--ttl %s: write whole seconds, minutes or hours, as in --ttl 2h", w.ttl)
+	}
+	if w.onFailure != "fallback" && w.onFailure != "error" {
+		return nil, fmt.Errorf("--on-failure %s is not known: use fallback (the cluster's pods answer) or error", w.onFailure)
+	}
+	mode, known := modes[w.mode]
+	replaces := mode == detour.ModeReplace
+	workload := strings.Contains(target, "/")
+	switch {
+	case !known:
+		return nil, fmt.Errorf("--mode %s is not known: use intercept, wiretap (a copy of the requests; the cluster's pods answer) or replace (the app's container does not run)", w.mode)
+	case replaces && match != nil:
+		return nil, errors.New("--mode replace takes everything, since the app does not run: leave out the conditions, or use --mode intercept")
+	case w.container != "" && !replaces:
+		return nil, errors.New("--container is for --mode replace")
+	case workload && !replaces:
+		return nil, fmt.Errorf("%s is not a service: name the service whose traffic you want, or use --mode replace", target)
+	case workload && len(w.ports) > 0:
+		return nil, fmt.Errorf("--port is of a service: name the service in place of %s, or leave out --port", target)
+	case len(w.ports) == 0 && !replaces:
+		return nil, errors.New("--port is missing: say where this laptop listens, as in --port 8080")
+	}
+	request := func() *daemonv1.InterceptRequest {
+		return &daemonv1.InterceptRequest{Match: match, TtlSeconds: int64(w.ttl / time.Second), ErrorOnFailure: w.onFailure == "error", Mode: string(mode), Container: w.container}
+	}
+	if len(w.ports) == 0 {
+		r := request()
+		if r.Workload, err = parseWorkload(target); err != nil {
+			return nil, err
+		}
+		return []*daemonv1.InterceptRequest{r}, nil
+	}
+	var all []*daemonv1.InterceptRequest
+	for _, port := range w.ports {
+		r := request()
+		r.Service = target
+		if r.LocalPort, r.Port, err = parsePort(port); err != nil {
+			return nil, err
+		}
+		if r.Port == "" && len(w.ports) > 1 {
+			return nil, fmt.Errorf("--port %s: with several ports say for each which of the service's it is, as in --port 8080:http --port 9090:grpc", port)
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// parseWorkload takes NAME and KIND/NAME, in kubectl's spellings, and gives the kind its name in the API.
+func parseWorkload(s string) (string, error) {
+	kind, name, ok := strings.Cut(s, "/")
+	if !ok {
+		return s, nil
+	}
+	for full, short := range map[string]string{"Deployment": "deploy", "StatefulSet": "sts", "DaemonSet": "ds"} {
+		lower := strings.ToLower(full)
+		switch strings.ToLower(kind) {
+		case lower, lower + "s", short:
+			if name == "" {
+				return "", fmt.Errorf("%s has no name after the kind: write for example %s/worker", s, kind)
+			}
+			return full + "/" + name, nil
+		}
+	}
+	return "", fmt.Errorf("%s is of no kind that can be replaced: use deployment/NAME, statefulset/NAME or daemonset/NAME", s)
+}
+
+// nameOf is what an intercept is of, for people.
+func nameOf(i *daemonv1.Intercept) string {
+	if i.Service == "" {
+		return i.Workload
+	}
+	return "service " + i.Service
+}
+
+func printLeft(w io.Writer, i *daemonv1.Intercept) {
+	if i.Mode == string(detour.ModeReplace) {
+		fmt.Fprintf(w, "left: %s, its container %s runs again\n", nameOf(i), i.Container)
+		return
+	}
+	fmt.Fprintf(w, "left: %s, the cluster's pods answer again\n", nameOf(i))
+}
+
+func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept) {
+	if i.Mode == string(detour.ModeReplace) {
+		fmt.Fprintf(w, "replaced: container %s of %s does not run (pods %s)\n", i.Container, i.Workload, i.Agents)
+	}
+	if i.LocalPort == 0 {
+		return
+	}
+	did := "intercepted"
+	if i.Mode == string(detour.ModeWiretap) {
+		did = "tapped"
+	}
+	fmt.Fprintf(w, did+": service %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
+	switch {
+	case i.Mode == string(detour.ModeWiretap):
+		fmt.Fprintf(w, "gets: %s\n", i.Requests)
+	case i.Personal:
+		fmt.Fprintf(w, "only: %s\n", i.Requests)
+	}
+	if !i.Personal {
+		return
+	}
+	if line := curl(r.Match, i); line != "" {
+		fmt.Fprintf(w, "try: %s\n", line)
+	}
+}

@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"testing"
+
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+func TestWish(t *testing.T) {
+	for name, c := range map[string]struct {
+		target string
+		flags  []string
+		want   []*daemonv1.InterceptRequest
+		err    string
+	}{
+		"a port": {"catalog", []string{"--port", "8080"}, []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 8080, Mode: "Intercept"}}, ""},
+		"two ports": {"catalog", []string{"--port", "1:http", "--port", "2:grpc", "--ttl", "2h"}, []*daemonv1.InterceptRequest{
+			{Service: "catalog", LocalPort: 1, Port: "http", Mode: "Intercept", TtlSeconds: 7200}, {Service: "catalog", LocalPort: 2, Port: "grpc", Mode: "Intercept", TtlSeconds: 7200},
+		}, ""},
+		"a wiretap":           {"catalog", []string{"--port", "1", "--mode", "wiretap", "--path", "/a"}, []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 1, Mode: "Wiretap", Match: &agentv1.Match{Path: "/a"}}}, ""},
+		"a replaced service":  {"catalog", []string{"--port", "1", "--mode", "replace"}, []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 1, Mode: "Replace"}}, ""},
+		"a replaced name":     {"worker", []string{"--mode", "replace", "--container", "app"}, []*daemonv1.InterceptRequest{{Workload: "worker", Mode: "Replace", Container: "app"}}, ""},
+		"a replaced workload": {"deploy/worker", []string{"--mode", "replace"}, []*daemonv1.InterceptRequest{{Workload: "Deployment/worker", Mode: "Replace"}}, ""},
+
+		"no port":                   {"catalog", nil, nil, "--port is missing"},
+		"an unknown mode":           {"catalog", []string{"--port", "1", "--mode", "steal"}, nil, "--mode steal is not known"},
+		"a workload's traffic":      {"deployment/worker", []string{"--port", "1"}, nil, "is not a service"},
+		"a workload with a port":    {"deployment/worker", []string{"--port", "1", "--mode", "replace"}, nil, "--port is of a service"},
+		"an unknown kind":           {"job/worker", []string{"--mode", "replace"}, nil, "of no kind that can be replaced"},
+		"a kind without a name":     {"deployment/", []string{"--mode", "replace"}, nil, "no name after the kind"},
+		"a container and no reason": {"catalog", []string{"--port", "1", "--container", "app"}, nil, "--container is for --mode replace"},
+		"conditions of a replaced":  {"catalog", []string{"--port", "1", "--mode", "replace", "--path", "/a"}, nil, "takes everything"},
+		"ports that are not clear":  {"catalog", []string{"--port", "1", "--port", "2:http"}, nil, "with several ports say for each"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var w wish
+			f := pflag.NewFlagSet("", pflag.ContinueOnError)
+			w.add(f)
+			require.NoError(t, f.Parse(c.flags))
+			got, err := w.requests(c.target)
+			if c.err != "" {
+				require.ErrorContains(t, err, c.err)
+				return
+			}
+			require.NoError(t, err)
+			require.Len(t, got, len(c.want))
+			for i := range got {
+				assert.True(t, proto.Equal(c.want[i], got[i]), "%v", got[i])
+			}
+		})
+	}
+}

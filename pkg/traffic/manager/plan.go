@@ -1,0 +1,81 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/detour-dev/detour/pkg/traffic/inject"
+)
+
+// restartAfter is how long a rollout that was to bring what the webhook missed is waited for before another one.
+const restartAfter = time.Minute
+
+// covered says whether new pods are made as the intercept needs them.
+func (w *workload) covered(p inject.Plan) bool {
+	return (w.port.Port == 0 || p.Covers(w.port)) && (w.container == "" || p.Replaces(w.container))
+}
+
+// cover adds to a plan what the intercept needs.
+func (w *workload) cover(p inject.Plan) inject.Plan {
+	if w.port.Port != 0 {
+		p = p.With(w.port, w.template)
+	}
+	if w.container != "" {
+		p = p.Replacing(w.container)
+	}
+	return p
+}
+
+// changed says whether a pod is as the intercept needs it.
+func (w *workload) changed(p *corev1.Pod) bool {
+	return (w.port.Port == 0 || inject.HasAgent(p, w.port.Port)) && (w.container == "" || inject.IsReplaced(p, w.container))
+}
+
+// with says what new pods get, for the user.
+func (w *workload) with() string {
+	if w.container != "" {
+		return "with an idle container in place of " + w.container
+	}
+	return "with the traffic-agent"
+}
+
+// again rolls out once more when a pod of the newest template was made without the webhook, because the traffic-manager was away.
+func (r *interceptReconciler) again(ctx context.Context, w *workload, plan inject.Plan, pods []corev1.Pod) error {
+	if last, err := time.Parse(time.RFC3339, plan.Restart); err == nil && time.Since(last) < restartAfter {
+		return nil
+	}
+	for _, p := range pods {
+		if p.DeletionTimestamp == nil && p.Annotations[inject.Annotation] == plan.String() && !w.changed(&p) {
+			r.options.Log.Info("rolling out again: a pod was made without the webhook", "workload", w.name(), "pod", p.Name)
+			plan.Restart = time.Now().UTC().Format(time.RFC3339)
+			return r.annotate(ctx, w, plan)
+		}
+	}
+	return nil
+}
+
+// annotate writes the plan into the pod template: an ordinary rollout follows. It fails when the workload has changed meanwhile, since
+// the plan was made of what it was.
+func (r *interceptReconciler) annotate(ctx context.Context, w *workload, plan inject.Plan) error {
+	var value any // without a plan there is no annotation
+	if !plan.Empty() {
+		value = plan.String()
+	}
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": w.object.GetResourceVersion()},
+		"spec":     map[string]any{"template": map[string]any{"metadata": map[string]any{"annotations": map[string]any{inject.Annotation: value}}}},
+	})
+	if err != nil {
+		return fmt.Errorf("encode the patch: %w", err)
+	}
+	if err := r.Patch(ctx, w.object, client.RawPatch(types.MergePatchType, patch)); err != nil {
+		return fmt.Errorf("annotate %s: %w", w.name(), err)
+	}
+	return nil
+}
