@@ -28,7 +28,7 @@ func run(root, version string) error {
 		programs           map[string]string
 	}{
 		{"traffic.tar", "detour.local/traffic:dev", []string{"/traffic"}, map[string]string{"/traffic": "./cmd/traffic", "/traffic-agent": "./cmd/traffic/agent"}},
-		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{"/bench": "./cmd/bench", "/echo": "./cmd/echo"}},
+		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{"/bench": "./cmd/bench", "/echo": "./cmd/echo", "/queue": "./cmd/queue"}},
 		{"shop.tar", "detour.local/shop:dev", nil, map[string]string{"/frontend": "./examples/shop/frontend", "/catalog": "./examples/shop/catalog", "/stock": "./examples/shop/stock"}},
 	}
 	bin := filepath.Join(root, "bin")
