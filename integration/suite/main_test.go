@@ -109,28 +109,36 @@ func laptopService(t *testing.T, port int) {
 	require.Eventually(t, func() bool { _, err := get(http.DefaultClient, "http://"+s.Addr); return err == nil }, 5*time.Second, 20*time.Millisecond)
 }
 
+// traced notes how far a request comes, for the message of its failure.
+func traced(ctx context.Context) (_ context.Context, reached func() string) {
+	var mu sync.Mutex
+	began, text := time.Now(), "nothing"
+	note := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		text += fmt.Sprintf(", after %s ", time.Since(began).Round(time.Millisecond)) + fmt.Sprintf(format, args...)
+	}
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		DNSDone:              func(i httptrace.DNSDoneInfo) { note("the name: %v", i.Addrs) },
+		ConnectStart:         func(_, to string) { note("the dial of %s", to) },
+		GotConn:              func(i httptrace.GotConnInfo) { note("a connection from %s, reused: %t", i.Conn.LocalAddr(), i.Reused) },
+		WroteRequest:         func(httptrace.WroteRequestInfo) { note("the request written") },
+		GotFirstResponseByte: func() { note("an answer") },
+	}), func() string { mu.Lock(); defer mu.Unlock(); return text }
+}
+
 // get returns a page's text; anything but 200 is an error.
 func get(c *http.Client, url string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	// A failure says how far the request came.
-	reached := "nothing"
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		DNSDone:      func(i httptrace.DNSDoneInfo) { reached = fmt.Sprint("the name: ", i.Addrs) },
-		ConnectStart: func(_, to string) { reached = "the dial of " + to },
-		GotConn: func(i httptrace.GotConnInfo) {
-			reached = fmt.Sprintf("a connection from %s, reused: %t", i.Conn.LocalAddr(), i.Reused)
-		},
-		WroteRequest:         func(httptrace.WroteRequestInfo) { reached += ", the request written" },
-		GotFirstResponseByte: func() { reached += ", an answer" },
-	})
+	ctx, reached := traced(ctx)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		return "", fmt.Errorf("%w (reached %s)", err, reached)
+		return "", fmt.Errorf("%w (reached %s)", err, reached())
 	}
 	defer resp.Body.Close()
 	var b bytes.Buffer

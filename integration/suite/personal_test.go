@@ -95,6 +95,7 @@ func (d *developerLaptop) detour(args ...string) string {
 func askAs(client *http.Client, who string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	ctx, reached := traced(ctx)
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://catalog.shop/", nil)
 	if err != nil {
 		return "", err
@@ -104,7 +105,7 @@ func askAs(client *http.Client, who string) (string, error) {
 	}
 	answer, err := client.Do(r)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w (reached %s)", err, reached())
 	}
 	defer answer.Body.Close()
 	page, err := io.ReadAll(answer.Body)

@@ -19,7 +19,6 @@ import (
 )
 
 const (
-	dialTimeout = 10 * time.Second
 	// udpIdle ends a UDP flow without traffic. A flow of DNS is one question and its answer, and there are very many of them.
 	udpIdle    = time.Minute
 	dnsIdle    = 5 * time.Second
@@ -36,8 +35,10 @@ type forwarder struct {
 	allow  func(netip.Addr) bool
 	target func(netip.AddrPort) netip.AddrPort // what is dialled in a destination's place; nil for the destination itself
 	dialer net.Dialer
-	flows  flowTable
-	wg     sync.WaitGroup
+	// attempts is how many dials of one destination there may be at a time; 0 is 1.
+	attempts int
+	flows    flowTable
+	wg       sync.WaitGroup
 }
 
 func (f *forwarder) attach(s *stack.Stack) {
@@ -60,9 +61,7 @@ func (f *forwarder) tcp(r *tcp.ForwarderRequest) {
 			r.Complete(true)
 			return
 		}
-		ctx, cancel := context.WithTimeout(f.ctx, dialTimeout)
-		defer cancel()
-		out, err := f.dial(ctx, "tcp", destination)
+		out, err := f.connect(f.ctx, destination)
 		if err != nil {
 			// Silence for a silent destination: the laptop's own time-out is the truth. Everything else is an answer.
 			var timeout net.Error

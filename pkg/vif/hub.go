@@ -97,7 +97,7 @@ func NewHub(c HubConfig) (*Hub, error) {
 		bind:    bind,
 		tun:     stack,
 		device:  device.NewDevice(stack, bind, wireguardLog(c.Log)),
-		forward: &forwarder{ctx: ctx, allow: allow},
+		forward: &forwarder{ctx: ctx, allow: allow, dialer: clusterDialer(), attempts: dialAttempts},
 		cancel:  cancel,
 		stopped: make(chan struct{}),
 		peers:   map[Key]*peerState{},

@@ -22,10 +22,13 @@ func serveRelay(ctx context.Context, hub *vif.Hub, a *agents, certs *certificate
 	config := &tls.Config{}
 	certs.configure(config)
 	config.MinVersion = tls.VersionTLS13
-	listener, err := tls.Listen("tcp", net.JoinHostPort("", fmt.Sprint(RelayPort)), config)
+	// An agent whose node is lost says no goodbye.
+	listening := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
+	plain, err := listening.Listen(ctx, "tcp", net.JoinHostPort("", fmt.Sprint(RelayPort)))
 	if err != nil {
 		return fmt.Errorf("listen for relayed connections: %w", err)
 	}
+	listener := tls.NewListener(plain, config)
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
 	var open sync.WaitGroup
