@@ -150,6 +150,40 @@ func mixed(connections int, marks ...string) (stop func() (int, []string)) {
 	return func() (int, []string) { cancel(); all.Wait(); return int(count.Load()), wrong }
 }
 
+// posts sends, on connections that it keeps, what a client may not send twice, until stop is called, which returns the failures. Any answer
+// will do: the catalog takes no POST.
+func posts(connections int, marks ...string) (stop func() []error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	var failed []error
+	for i := range connections {
+		all.Go(func() {
+			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: 10 * time.Second}
+			defer client.CloseIdleConnections()
+			for ctx.Err() == nil {
+				traced, reached := traced(context.Background())
+				r, err := http.NewRequestWithContext(traced, http.MethodPost, "http://catalog.shop/", strings.NewReader("order"))
+				if err == nil {
+					r.Header.Set("x-dev", marks[i%len(marks)])
+					var answer *http.Response
+					if answer, err = client.Do(r); err == nil {
+						_, err = io.Copy(io.Discard, answer.Body)
+						_ = answer.Body.Close()
+					}
+				}
+				if err != nil {
+					mu.Lock()
+					failed = append(failed, fmt.Errorf("%s: %w (reached %s)", time.Now().Format("15:04:05.000"), err, reached()))
+					mu.Unlock()
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+	}
+	return func() []error { cancel(); all.Wait(); return failed }
+}
+
 // Several developers share one service: each gets the requests with their mark, nobody else's, while it is rolled out and scaled, and
 // whatever becomes of their laptops.
 func TestPersonalIntercepts(t *testing.T) {
@@ -178,6 +212,7 @@ func TestPersonalIntercepts(t *testing.T) {
 
 	t.Run("64 connections, rolled out and scaled", func(t *testing.T) {
 		stop := mixed(64, "alice", "bob", "carol", "")
+		posted := posts(8, "alice", "carol")
 		kubectl(t, "-n", "shop", "rollout", "restart", "deployment/catalog")
 		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
 		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=5")
@@ -186,8 +221,10 @@ func TestPersonalIntercepts(t *testing.T) {
 		time.Sleep(6 * time.Second)
 		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=3")
 		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
+		failed := posted()
 		n, wrong := stop()
 		require.Empty(t, wrong)
+		require.Empty(t, failed, "a pod that ends asks its clients to go before")
 		t.Logf("%d requests, %d copies", n, copies.Load())
 		require.Greater(t, copies.Load(), int64(n)/2, "the wiretap got its copies, of what was not more than it could take")
 	})

@@ -29,8 +29,11 @@ func run(args []string) error {
 	if len(args) > 0 && args[0] == "idle" {
 		return idle(ctx, args[1:])
 	}
-	if len(args) != 1 || (args[0] != "agent" && args[0] != "init") {
-		return fmt.Errorf("usage: traffic-agent agent|init|idle [LINGER]")
+	if len(args) != 1 || (args[0] != "agent" && args[0] != "init" && args[0] != "pod-ends") {
+		return fmt.Errorf("usage: traffic-agent agent|init|pod-ends|idle [LINGER]")
+	}
+	if args[0] == "pod-ends" {
+		return agent.PodEnds(ctx)
 	}
 	config, err := agentconfig.FromEnv()
 	if err != nil {

@@ -31,6 +31,8 @@ const (
 	// skipAfterFailure is how long a laptop that did not answer is not asked again, so that requests do not queue behind time-outs.
 	skipAfterFailure = time.Second
 	appTimeout       = 5 * time.Second
+	// relayGone is how long what is sent to the laptop may stay unconfirmed by the traffic-manager before that counts as gone.
+	relayGone = 6 * time.Second
 	// readyAfter is when an agent is ready that has not heard its manager: the app must not wait for it longer.
 	readyAfter = 5 * time.Second
 	// silence is how long a client may say nothing before the app gets the chance to speak first.
@@ -46,19 +48,24 @@ type agent struct {
 	tables  atomic.Pointer[map[uint16]*table]
 	changed chan struct{} // tells the passthrough of new tables
 	found   chan struct{} // tells the manager of what is known of a port now
-	framed  sync.Map      // *connection of HTTP/2 that is all one
+	framed  sync.Map      // connections of HTTP/2, which can be asked to leave
 	ports   ports
 	http2   *http2Server
 	report  *report
-	conns   sync.WaitGroup
+	clients sync.WaitGroup // their connections
+	conns   sync.WaitGroup // what else runs
 	started time.Time
 	told    atomic.Bool // by the manager what is in force
+
+	podEnding atomic.Bool     // the pod ends
+	stopping  context.Context // and so does the agent, once this is done
+	stop      context.CancelFunc
 
 	pendingMu sync.Mutex
 	pending   *time.Timer // gives the traffic back to the app when the manager stays away
 }
 
-// Run serves until ctx ends and the connections are gone.
+// Run serves until ctx ends, and then what is under way for a while.
 func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error {
 	// The app's pod pays for our memory: collect early.
 	debug.SetGCPercent(50)
@@ -83,11 +90,19 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		}
 		listeners[p.App] = l.(*net.TCPListener)
 	}
-	health := &http.Server{Addr: ":" + strconv.Itoa(agentconfig.HealthPort), ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(a.healthz)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/readyz", a.healthz)
+	mux.HandleFunc("POST "+podEndsPath, a.servePodEnds)
+	health := &http.Server{Addr: ":" + strconv.Itoa(agentconfig.HealthPort), ReadHeaderTimeout: 5 * time.Second, Handler: mux}
 
-	tasks, ctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(ctx, a.stop)
+	defer stop()
+	tasks, ctx := errgroup.WithContext(context.WithoutCancel(ctx))
 	tasks.Go(func() error {
-		return passthrough.Serve(ctx, a.passthrough(ctx, listeners))
+		if err := a.accept(ctx, listeners); err != nil {
+			return err
+		}
+		return errEnded
 	})
 	tasks.Go(func() error {
 		if err := health.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
@@ -104,6 +119,26 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	err := tasks.Wait()
 	a.http2.close()
 	a.conns.Wait()
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	return err
+}
+
+// errEnded ends the tasks of an agent that has done what there was to do.
+var errEnded = errors.New("ended")
+
+// accept serves connections until the agent has to stop, and then what is under way for a while.
+func (a *agent) accept(ctx context.Context, listeners map[uint16]*net.TCPListener) error {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	stopped := context.AfterFunc(a.stopping, func() {
+		a.podEnds()
+		time.AfterFunc(endTimeout, end)
+	})
+	defer stopped()
+	err := passthrough.Serve(ctx, a.passthrough(ctx, listeners))
+	a.clients.Wait()
 	return err
 }
 
@@ -111,6 +146,7 @@ func newAgent(tls *tls.Config, log *slog.Logger) *agent {
 	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1), report: newReport()}
 	a.tables.Store(&map[uint16]*table{})
 	a.http2 = newHTTP2Server(a)
+	a.stopping, a.stop = context.WithCancel(context.Background())
 	return a
 }
 
@@ -125,14 +161,14 @@ func (a *agent) healthz(w http.ResponseWriter, _ *http.Request) {
 
 // passthrough is what the passthrough needs to know of this agent.
 func (a *agent) passthrough(ctx context.Context, listeners map[uint16]*net.TCPListener) passthrough.Config {
-	return passthrough.Config{Listeners: listeners, Owner: a.owner, Ours: a.ours, Changed: a.changed, Take: func(h passthrough.Handover) { a.take(ctx, h) }}
+	return passthrough.Config{Listeners: listeners, Owner: a.owner, Ours: a.ours, Changed: a.changed, Stop: a.stopping.Done(), Take: func(h passthrough.Handover) { a.take(ctx, h) }}
 }
 
 // take serves a connection that the passthrough gave away.
 func (a *agent) take(ctx context.Context, h passthrough.Handover) {
-	a.conns.Go(func() {
+	a.clients.Go(func() {
 		defer h.Client.Close()
-		stop := context.AfterFunc(ctx, func() { _ = h.Client.Close() })
+		stop := context.AfterFunc(ctx, func() { abort(h.Client) }) // what is cut must not look whole
 		defer stop()
 		a.serve(ctx, h)
 	})

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
@@ -31,11 +33,8 @@ type connection struct {
 	answered bool // the upstream has spoken since the client last did
 	upgraded bool // no longer HTTP
 
-	// writing is held while the client of an HTTP/2 connection is written to, by who carries the answers and by review.
-	writing sync.Mutex
-	frames  sniff.Frames // the upstream's
-	leave   bool         // the client has to be asked to open another connection
-	asked   bool
+	frames frameWriter   // to the client of an HTTP/2 connection
+	spoken atomic.Uint64 // how often either side has said something
 }
 
 // upstream is one side a connection can be joined to.
@@ -73,6 +72,10 @@ func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest 
 	seen.went(want, up.target)
 	c.join(up)
 	defer c.agent.framed.Delete(c)
+	watching, done := context.WithCancel(ctx)
+	defer done()
+	forget := context.AfterFunc(c.agent.stopping, func() { c.endWhenQuiet(watching) })
+	defer forget()
 	err = c.fromClient(ctx, first)
 	c.mu.Lock()
 	up = c.up
@@ -83,6 +86,11 @@ func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest 
 		_ = up.Close()
 		<-up.ended
 		return true, leaves.rest
+	case errors.Is(err, os.ErrDeadlineExceeded): // endWhenQuiet's
+		c.mu.Lock()
+		up.left = true
+		c.mu.Unlock()
+		_ = up.Close()
 	case err != nil:
 		abort(up.Conn)
 	default:
@@ -121,6 +129,7 @@ func (c *connection) fromClient(ctx context.Context, first []byte) error {
 
 // clientSaid passes b on, and changes the upstream before where b begins a request that belongs elsewhere.
 func (c *connection) clientSaid(ctx context.Context, b []byte) error {
+	c.spoken.Add(1)
 	c.mu.Lock()
 	begins := c.proto == sniff.Unknown
 	switch {
@@ -129,6 +138,9 @@ func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 	case begins:
 		if c.proto = sniff.Classify(b); c.proto == sniff.HTTP2 {
 			c.agent.framed.Store(c, nil)
+			if c.agent.podEnding.Load() {
+				defer c.frames.ask(c.client)
+			}
 		}
 	}
 	up := c.up
@@ -178,11 +190,12 @@ func (c *connection) fromUpstream(up *upstream) {
 
 func (c *connection) copyBack(up *upstream) error {
 	write := func(b []byte) error {
+		c.spoken.Add(1)
 		c.mu.Lock()
 		if c.proto == sniff.HTTP2 {
 			c.answered = true
 			c.mu.Unlock()
-			return c.writeFrames(b)
+			return c.frames.write(c.client, b)
 		}
 		if !c.answered {
 			c.answered = true
@@ -221,32 +234,12 @@ func (c *connection) copyBack(up *upstream) error {
 	}
 }
 
-// writeFrames gives the client what the upstream says in HTTP/2, and asks it to leave where that is due.
-func (c *connection) writeFrames(b []byte) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	end := c.frames.Feed(b)
-	if c.leave && !c.asked && end >= 0 {
-		c.asked = true
-		b = slices.Concat(b[:end], sniff.Goaway, b[end:])
-	}
-	_, err := c.client.Write(b)
-	return err
-}
-
-// review asks the client of an HTTP/2 connection to open another one when this one's upstream is not the wanted one any more.
+// review asks the client of an HTTP/2 connection to open another one when this one's upstream is not the wanted one any more, or the pod
+// ends.
 func (c *connection) review() {
-	if !c.agent.personal(c.port) && c.agent.wanted(c.port) == c.target() {
-		return
+	if c.agent.podEnding.Load() || c.agent.personal(c.port) || c.agent.wanted(c.port) != c.target() {
+		c.frames.ask(c.client)
 	}
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	c.leave = true
-	if c.asked || !c.frames.Between() {
-		return
-	}
-	c.asked = true
-	_, _ = c.client.Write(sniff.Goaway)
 }
 
 func (c *connection) target() *target {

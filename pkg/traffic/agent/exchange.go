@@ -2,12 +2,15 @@ package agent
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -34,6 +37,8 @@ type exchange struct {
 	upstreams map[*target]*link
 	taps      map[*target]*tap
 	seen      *seen // the request that is served now
+	idle      idle
+	kept      bool // a request has been answered
 }
 
 // link is one side: reading from it first sends on what was gathered for the other side.
@@ -43,6 +48,15 @@ type link struct {
 	w    *bufio.Writer
 	to   *link // who gets what is read here
 	used bool
+	// forget is set where the connection ends with a context.
+	forget func() bool
+}
+
+func (l *link) Close() error {
+	if l.forget != nil {
+		l.forget()
+	}
+	return l.Conn.Close()
 }
 
 func newLink(c net.Conn, first []byte) *link {
@@ -73,7 +87,7 @@ func (p *prefixed) Read(b []byte) (int, error) {
 }
 
 func (a *agent) newExchange(h passthrough.Handover) *exchange {
-	e := &exchange{agent: a, client: newLink(h.Client, h.First), local: h.Client, port: h.Port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}}
+	e := &exchange{agent: a, client: newLink(h.Client, h.First), local: h.Client, port: h.Port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}, kept: h.Kept}
 	if h.App != nil {
 		app := newLink(h.App, nil)
 		app.used = h.Kept
@@ -92,8 +106,17 @@ func (e *exchange) serve(ctx context.Context) {
 			t.end()
 		}
 	}()
+	for _, u := range e.upstreams {
+		u.forget = context.AfterFunc(ctx, func() { _ = u.Conn.Close() })
+	}
+	forget := e.idle.endWith(e.agent.stopping, e.local)
+	defer forget()
 	for {
 		e.client.to = nil
+		if !e.begins() {
+			_ = e.finish()
+			return
+		}
 		request, err := http1.ReadRequest(e.client.r)
 		switch {
 		case errors.Is(err, http1.ErrUnclear):
@@ -112,6 +135,17 @@ func (e *exchange) serve(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// begins waits for the next request. It says whether to read one: not when the agent ends.
+func (e *exchange) begins() bool {
+	if e.client.r.Buffered() > 0 {
+		return true
+	}
+	e.idle.wait(true)
+	_, err := e.client.r.Peek(1)
+	e.idle.wait(false)
+	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // one is one request and its answers. It says whether the connection goes on.
@@ -134,12 +168,16 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 			e.seen.answered(503)
 			return false, e.unavailable()
 		}
+		if err != nil && e.kept {
+			return false, e.finish() // the app has ended since, in order: so do we
+		}
 		if err != nil {
 			return false, err
 		}
 		e.seen.went(owner, key)
 		again, lost, err := e.with(up, request, copies)
 		if again && err == nil {
+			e.kept = true
 			return true, nil
 		}
 		_ = up.Close()
@@ -231,6 +269,10 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 		}
 		answered = true
 		e.seen.answered(answer.Status)
+		leaves := e.agent.podEnding.Load() && answer.Status >= 200 && !answer.Close && !request.Close
+		if leaves {
+			answer.Raw = closing(answer.Raw)
+		}
 		if _, err := e.client.w.Write(answer.Raw); err != nil {
 			return false, false, e.fail(up, &sending, err)
 		}
@@ -261,8 +303,14 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 		if errors.Is(sent, http1.ErrUnclear) {
 			return false, false, e.tunnel(up, &sending)
 		}
-		return sent == nil && !request.Close, false, sent
+		return sent == nil && !request.Close && !leaves, false, sent
 	}
+}
+
+// closing is the head of an answer that says that its connection ends with it. The line comes first, because some clients look at one only.
+func closing(head []byte) []byte {
+	line := bytes.Index(head, []byte("\r\n")) + 2
+	return slices.Concat(head[:line], []byte("Connection: close\r\n"), head[line:])
 }
 
 // fail ends both sides, so that the sender ends too.
@@ -340,6 +388,7 @@ func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, 
 		return nil, nil, err
 	}
 	u := newLink(c, nil)
+	u.forget = context.AfterFunc(ctx, func() { _ = c.Close() })
 	if old := e.upstreams[got]; old != nil {
 		_ = old.Close()
 	}

@@ -78,10 +78,26 @@ type transport interface {
 // http2Conn is a client's connection, with what was read of it before.
 type http2Conn struct {
 	net.Conn
-	first []byte
-	port  uint16
-	gone  chan struct{}
-	once  sync.Once
+	agent  *agent
+	first  []byte
+	port   uint16
+	frames frameWriter
+	gone   chan struct{}
+	once   sync.Once
+}
+
+func (c *http2Conn) Write(b []byte) (int, error) {
+	if err := c.frames.write(c.Conn, b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// review asks the client to open another connection when the pod ends. Which laptop or app gets a stream is decided for each.
+func (c *http2Conn) review() {
+	if c.agent.podEnding.Load() {
+		c.frames.ask(c.Conn)
+	}
 }
 
 func (c *http2Conn) Read(b []byte) (int, error) {
@@ -295,7 +311,10 @@ func (s *http2Server) drop(t *target) {
 // serve carries one connection to its end.
 func (s *http2Server) serve(ctx context.Context, client net.Conn, port uint16, first []byte) {
 	s.start.Do(func() { s.done.Go(func() { _ = s.server.Serve(s) }) })
-	c := &http2Conn{Conn: client, first: first, port: port, gone: make(chan struct{})}
+	c := &http2Conn{Conn: client, agent: s.agent, first: first, port: port, gone: make(chan struct{})}
+	s.agent.framed.Store(c, nil)
+	defer s.agent.framed.Delete(c)
+	c.review()
 	select {
 	case s.conns <- c:
 		<-c.gone

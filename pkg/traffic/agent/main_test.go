@@ -22,7 +22,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -47,7 +46,7 @@ func newPod(t *testing.T, host string, appPort uint16, authority *x509.CertPool)
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	serving.Go(func() { // as Run does
-		assert.NoError(t, passthrough.Serve(ctx, a.passthrough(ctx, map[uint16]*net.TCPListener{appPort: l.(*net.TCPListener)})))
+		assert.NoError(t, a.accept(ctx, map[uint16]*net.TCPListener{appPort: l.(*net.TCPListener)}))
 	})
 	stop := func() {
 		cancel()

@@ -57,8 +57,12 @@ func (a *agent) owner(port uint16) passthrough.Owner {
 	}
 }
 
-// ours says whether a request is the app's, and nobody wants a copy of it.
+// ours says whether a request is the app's, and nobody wants a copy of it. When the pod ends its answer has to say so, which the
+// passthrough cannot.
 func (a *agent) ours(port uint16, h *http1.Head) bool {
+	if a.podEnding.Load() {
+		return false
+	}
 	r := asked(h)
 	_, want := a.choose(port, r)
 	return want == nil && len(a.tapped(port, r)) == 0
@@ -187,6 +191,5 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 	case a.changed <- struct{}{}:
 	default:
 	}
-	// Each for itself: a client that takes nothing must not hold up the others.
-	a.framed.Range(func(c, _ any) bool { a.conns.Go(c.(*connection).review); return true })
+	a.review()
 }

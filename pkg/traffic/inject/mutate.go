@@ -129,6 +129,8 @@ func agentContainer(spec *corev1.PodSpec, opt Options, env []corev1.EnvVar, port
 			RunAsUser: ptr(int64(agentconfig.UserID)), RunAsGroup: ptr(int64(agentconfig.UserID)), RunAsNonRoot: ptr(true), ReadOnlyRootFilesystem: ptr(true), AllowPrivilegeEscalation: ptr(false),
 			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
+		// The kubelet runs it when the pod begins to end, long before it stops the agent: clients are asked to go elsewhere while all still works.
+		Lifecycle:                &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/traffic-agent", "pod-ends"}}}},
 		VolumeMounts:             []corev1.VolumeMount{{Name: tokenVolume, MountPath: agentconfig.TokenDir, ReadOnly: true}},
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}

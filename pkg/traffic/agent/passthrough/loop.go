@@ -30,7 +30,9 @@ type loop struct {
 	// that has its descriptor now.
 	sockets    []*socket
 	generation int32
+	pairs      int // that are open
 	stopping   atomic.Bool
+	finishing  atomic.Bool // nothing new is taken
 	stopped    bool
 	pipes      []*pipe
 	sleeps     int // how often to sleep before looking again
@@ -57,6 +59,7 @@ type socket struct {
 type pair struct {
 	client, app socket
 	port        uint16
+	ended       bool
 	http        httpState
 	held        []byte // what the client said that is to be given away; until it is, the client is not heard
 }
@@ -128,9 +131,14 @@ func (l *loop) want(s *socket) {
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_MOD, s.fd, &unix.EpollEvent{Events: events, Fd: int32(s.fd), Pad: s.generation})
 }
 
-// stop and changed are called by others than the loop's thread.
+// stop, finish and changed are called by others than the loop's thread.
 func (l *loop) stop() {
 	l.stopping.Store(true)
+	l.changed()
+}
+
+func (l *loop) finish() {
+	l.finishing.Store(true)
 	l.changed()
 }
 
@@ -170,6 +178,10 @@ func (l *loop) run() {
 		}
 		for i := range max(n, 0) {
 			l.handle(&events[i])
+		}
+		if l.finishing.Load() {
+			l.closeListeners()
+			l.stopped = l.stopped || l.pairs == 0
 		}
 	}
 }
@@ -242,8 +254,25 @@ func (l *loop) broken(s *socket) {
 	l.forget(s)
 }
 
+// closeListeners takes what waits at the listeners, and then nothing more.
+func (l *loop) closeListeners() {
+	for fd, s := range l.sockets {
+		if s == nil || s.pair != nil || s.fd == l.wake {
+			continue
+		}
+		for l.accept(s) {
+		}
+		l.sockets[fd] = nil
+		_ = unix.Close(fd)
+	}
+}
+
 // end closes a pair, with a reset to both when it did not end in order.
 func (l *loop) end(p *pair, reset bool) {
+	if !p.ended {
+		p.ended = true
+		l.pairs--
+	}
 	for _, s := range []*socket{&p.client, &p.app} {
 		if s.fd < 0 {
 			continue

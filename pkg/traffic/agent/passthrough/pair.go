@@ -16,25 +16,28 @@ import (
 // outOfDescriptors is the pause after an accept that failed for want of descriptors or memory: those who wait keep waiting.
 const outOfDescriptors = 10 * time.Millisecond
 
-// accept joins a new client to the app, or gives it away. It takes one at a time, so that the loops share them.
-func (l *loop) accept(listener *socket) {
+// accept joins a new client to the app, or gives it away. It takes one at a time, so that the loops share them, and says whether there was
+// one.
+func (l *loop) accept(listener *socket) bool {
 	fd, _, err := unix.Accept4(listener.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 	switch err { //nolint:errorlint // an errno as it is
 	case nil:
 	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 		time.Sleep(outOfDescriptors)
-		return
+		return false
 	default:
-		return
+		return false
 	}
 	if l.config.Owner(listener.port) == Elsewhere {
 		l.give(fd, Handover{Port: listener.port})
-		return
+		return true
 	}
 	p := &pair{port: listener.port}
 	p.client = socket{fd: fd, pair: p, peer: &p.app}
 	p.app = socket{fd: -1, pair: p, peer: &p.client}
+	l.pairs++
 	l.connect(p)
+	return true
 }
 
 // connect dials the app on the address that the client used: it may not listen on any other.

@@ -29,6 +29,8 @@ type Config struct {
 	Take func(Handover)
 	// Changed says that Owner and Ours may answer differently from now on.
 	Changed <-chan struct{}
+	// Stop, when closed, says that nothing new is to be taken after what waits at the listeners.
+	Stop <-chan struct{}
 }
 
 // Owner is whose the traffic of a port is.
@@ -54,7 +56,8 @@ type Handover struct {
 // maxLoops bounds the threads. There is one for two processors, because the app wants some too.
 const maxLoops = 4
 
-// Serve joins connections until ctx ends; then it resets those that are open.
+// Serve joins connections until ctx ends; then it resets those that are open. When Stop is closed it goes on until they have ended. It
+// closes the listeners.
 func Serve(ctx context.Context, c Config) error {
 	loops := make([]*loop, 0, maxLoops)
 	defer func() {
@@ -69,21 +72,34 @@ func Serve(ctx context.Context, c Config) error {
 		}
 		loops = append(loops, l)
 	}
+	// The loops have the sockets under descriptors of their own.
+	for _, l := range c.Listeners {
+		_ = l.Close()
+	}
 	var running sync.WaitGroup
 	for _, l := range loops {
 		running.Go(l.run)
 	}
-	for {
+	ended := make(chan struct{})
+	go func() { running.Wait(); close(ended) }()
+	for stop := c.Stop; ; {
 		select {
 		case <-c.Changed:
 			for _, l := range loops {
 				l.changed()
 			}
+		case <-stop:
+			stop = nil
+			for _, l := range loops {
+				l.finish()
+			}
+		case <-ended:
+			return nil
 		case <-ctx.Done():
 			for _, l := range loops {
 				l.stop()
 			}
-			running.Wait()
+			<-ended
 			return nil
 		}
 	}

@@ -261,3 +261,41 @@ func TestHandover(t *testing.T) {
 	require.Empty(t, h.First)
 	require.NoError(t, h.Client.Close())
 }
+
+// A passthrough that is to stop takes nothing new and goes on until the last connection has ended.
+func TestStopLetsConnectionsEnd(t *testing.T) {
+	server := app(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- Serve(t.Context(), Config{
+			Listeners: map[uint16]*net.TCPListener{uint16(server.Addr().(*net.TCPAddr).Port): l.(*net.TCPListener)},
+			Owner:     func(uint16) Owner { return App },
+			Stop:      stop,
+		})
+	}()
+	say := func(c *net.TCPConn) {
+		_, err := c.Write([]byte("hello"))
+		require.NoError(t, err)
+		_, err = io.ReadFull(c, make([]byte, 5))
+		require.NoError(t, err)
+	}
+	open := dial(t, l.Addr().String())
+	say(open)
+	waiting := dial(t, l.Addr().String())
+	close(stop)
+	say(waiting)
+	say(open)
+	require.Eventually(t, func() bool {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, open.Close())
+	say(waiting)
+	require.NoError(t, waiting.Close())
+	require.NoError(t, <-ended)
+}

@@ -1,0 +1,220 @@
+package agent
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// held is a service that answers when the test says so.
+func held(name string) (h http.Handler, asked <-chan struct{}, answer func()) {
+	begun, release := make(chan struct{}, 100), make(chan struct{})
+	var once sync.Once
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/held" {
+			begun <- struct{}{}
+			<-release
+		}
+		fmt.Fprint(w, name)
+	}), begun, func() { once.Do(func() { close(release) }) }
+}
+
+// ending is a pod in front of an app, with a personal intercept of alice's, whose laptop holds back the answers for /held.
+func ending(t *testing.T) (p *pod, asked <-chan struct{}, answer func()) {
+	t.Helper()
+	serveApp := handler(t, says("app"))
+	h, asked, answer := held("alice")
+	alice := newLaptop(t, ok, handler(t, h))
+	t.Cleanup(answer)
+	p = newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), alice.authority)
+	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+	return p, asked, answer
+}
+
+// A pod that ends asks its clients to go elsewhere, with the next answer.
+func TestLeavingClosesAfterTheAnswer(t *testing.T) {
+	p, _, _ := ending(t)
+	for _, who := range []string{"alice", "nobody"} {
+		b := p.browse(t)
+		p.podEnding.Store(false)
+		ask := func(who string) (closes bool) {
+			_, err := fmt.Fprintf(b, "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: %s\r\n\r\n", who)
+			require.NoError(t, err)
+			answer, err := http.ReadResponse(b.in, nil)
+			require.NoError(t, err)
+			assert.NotEmpty(t, text(t, answer))
+			return answer.Close
+		}
+		assert.False(t, ask(who))
+		p.podEnds()
+		assert.True(t, ask(who))
+		_, err := b.in.ReadByte()
+		assert.ErrorIs(t, err, io.EOF, "and closes, in order")
+	}
+}
+
+// An app that has ended before its agent: what a kept connection asks next finds it closed, and not reset.
+func TestAppEndsFirst(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_ = l.Close()
+		r, err := http.ReadRequest(bufio.NewReader(c))
+		if err == nil {
+			_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.URL.Path), r.URL.Path)
+		}
+		_ = c.Close()
+	}()
+	m := newLaptop(t, ok, answers("laptop"))
+	p := newPod(t, "127.0.0.1", uint16(l.Addr().(*net.TCPAddr).Port), m.authority)
+	p.setRoutes([]*agentv1.Intercept{p.person("alice", m.address)})
+	b := p.browse(t)
+	require.Equal(t, "/last", b.get(t, "/last"))
+	_, err = io.WriteString(b, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	require.NoError(t, err)
+	_, err = b.in.ReadByte()
+	require.ErrorIs(t, err, io.EOF)
+}
+
+func TestClosingHead(t *testing.T) {
+	assert.Equal(t, "HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n", string(closing([]byte("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n"))))
+	assert.Equal(t, "HTTP/1.1 204\r\nConnection: close\r\n\r\n", string(closing([]byte("HTTP/1.1 204\r\n\r\n"))))
+}
+
+// An agent that has to end closes what is idle, in order, and finishes what is under way.
+func TestStoppingFinishesWhatIsUnderWay(t *testing.T) {
+	p, asked, answer := ending(t)
+	idle, busy, global := p.browse(t), p.browse(t), p.browse(t)
+	_, err := io.WriteString(idle, "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n")
+	require.NoError(t, err)
+	assert.Equal(t, "alice", idle.answer(t))
+	_, err = io.WriteString(busy, "GET /held HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n")
+	require.NoError(t, err)
+	<-asked
+	waiting := p.dial(t) // perhaps not yet accepted
+	_, err = io.WriteString(waiting, "GET /waiting HTTP/1.1\r\nHost: a\r\nX-Dev: bob\r\n\r\n")
+	require.NoError(t, err)
+	_, err = io.WriteString(global, "\x00\x01\x02") // not HTTP, and the app says nothing
+	require.NoError(t, err)
+
+	p.agent.stop()
+	_, err = idle.in.ReadByte()
+	require.ErrorIs(t, err, io.EOF)
+	r, err := http.ReadResponse(bufio.NewReader(waiting), nil)
+	require.NoError(t, err)
+	assert.Equal(t, "app /waiting ", text(t, r))
+	answer()
+	r, err = http.ReadResponse(busy.in, nil)
+	require.NoError(t, err)
+	assert.True(t, r.Close)
+	assert.Equal(t, "alice", text(t, r))
+	_, err = busy.in.ReadByte()
+	require.ErrorIs(t, err, io.EOF)
+	_, err = net.Dial("tcp", p.address)
+	require.Error(t, err, "nothing new is taken")
+}
+
+// Where all of a connection goes to one place, nobody knows where an answer ends: it is closed when nothing has been said for a while.
+func TestStoppingClosesWhatIsQuiet(t *testing.T) {
+	h, asked, answer := held("laptop")
+	t.Cleanup(answer)
+	m := newLaptop(t, ok, handler(t, h))
+	p := newPod(t, "127.0.0.1", app(t), m.authority)
+	p.intercept(m.address)
+	idle, busy := p.browse(t), p.browse(t)
+	assert.Equal(t, "laptop", idle.get(t, "/"))
+	_, err := io.WriteString(busy, "GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
+	require.NoError(t, err)
+	<-asked
+	p.agent.stop()
+	_, err = idle.in.ReadByte()
+	require.ErrorIs(t, err, io.EOF)
+	answer()
+	assert.Equal(t, "laptop", busy.answer(t))
+	_, err = busy.in.ReadByte()
+	require.ErrorIs(t, err, io.EOF)
+}
+
+// Clients of HTTP/2 are asked to leave with GOAWAY; their streams are finished.
+func TestHTTP2ClientsLeave(t *testing.T) {
+	for _, global := range []bool{false, true} {
+		t.Run(fmt.Sprintf("global %t", global), func(t *testing.T) {
+			p, asked, answer := ending(t)
+			if global {
+				alice := (*p.tables.Load())[p.port].personal[0]
+				p.intercept(alice.RelayAddress)
+			}
+			transport := transports(t)["HTTP/2"]
+			ask := func(path string) (conn net.Conn, body string) {
+				r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+path, nil)
+				require.NoError(t, err)
+				r.Header.Set("X-Dev", "alice")
+				r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { conn = i.Conn }}))
+				answer, err := transport.RoundTrip(r)
+				require.NoError(t, err)
+				defer answer.Body.Close()
+				return conn, text(t, answer)
+			}
+			first, _ := ask("/")
+			var slow sync.WaitGroup
+			slow.Go(func() {
+				_, body := ask("/held")
+				assert.Equal(t, "alice", body)
+			})
+			<-asked
+			p.podEnds()
+			require.Eventually(t, func() bool { c, body := ask("/"); return body == "alice" && c != first }, patience, 1)
+			p.agent.stop()
+			answer()
+			slow.Wait()
+		})
+	}
+}
+
+// An agent ends although a laptop never answers.
+func TestEndsWithoutAnAnswer(t *testing.T) {
+	for _, transport := range transports(t) {
+		p, asked, _ := ending(t)
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+"/held", nil)
+		require.NoError(t, err)
+		r.Header.Set("X-Dev", "alice")
+		var client sync.WaitGroup
+		client.Go(func() {
+			answer, err := transport.RoundTrip(r)
+			if err == nil {
+				_, err = io.ReadAll(answer.Body)
+				_ = answer.Body.Close()
+			}
+			assert.Error(t, err, "what was cut does not look whole")
+		})
+		<-asked
+		p.stop()
+		client.Wait()
+	}
+}
+
+// Only the pod itself may say that it ends.
+func TestLeaveIsForThePod(t *testing.T) {
+	for from, want := range map[string]bool{"127.0.0.1:4711": true, "[::1]:4711": true, "10.1.2.3:4711": false, "nonsense": false} {
+		a := newAgent(nil, nil)
+		r := httptest.NewRequest(http.MethodPost, podEndsPath, nil)
+		r.RemoteAddr = from
+		a.servePodEnds(httptest.NewRecorder(), r)
+		assert.Equal(t, want, a.podEnding.Load(), from)
+	}
+}
