@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
@@ -21,6 +22,8 @@ import (
 const (
 	reconnectMin = 200 * time.Millisecond
 	reconnectMax = 2 * time.Second
+	// connectTimeout is how long a manager may take to answer a dial. Where it has just ended nobody does.
+	connectTimeout = 3 * time.Second
 	// forgetAfter is how long the last configuration holds without a manager. Then the app answers again.
 	forgetAfter = 10 * time.Second
 )
@@ -74,6 +77,7 @@ func (a *agent) session(ctx context.Context) error {
 	}
 	conn, err := grpc.NewClient(a.config.Manager, grpc.WithTransportCredentials(credentials.NewTLS(a.tls.Clone())),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
 		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10))
 	if err != nil {
 		return err
