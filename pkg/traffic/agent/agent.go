@@ -28,9 +28,9 @@ import (
 const (
 	// relayTimeout is how long the laptop may take to accept a connection before the app gets it.
 	relayTimeout = 2 * time.Second
-	// skipAfterFailure is how long a laptop that did not answer is not asked again, so that requests do not queue behind time-outs.
-	skipAfterFailure = time.Second
-	appTimeout       = 5 * time.Second
+	// askAgain is how often it is tried whether a laptop that was silent can be reached again.
+	askAgain   = 500 * time.Millisecond
+	appTimeout = 5 * time.Second
 	// relayGone is how long what is sent to the laptop may stay unconfirmed by the traffic-manager before that counts as gone.
 	relayGone = 6 * time.Second
 	// readyAfter is when an agent is ready that has not heard its manager: the app must not wait for it longer.

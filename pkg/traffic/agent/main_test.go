@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -168,6 +169,7 @@ type laptop struct {
 	authority   *x509.CertPool
 	certificate *x509.Certificate
 	headers     chan *agentv1.RelayHeader // of every connection, in order
+	status      atomic.Int32
 }
 
 // newLaptop answers headers with status, and leaves the connections that it accepts to handle.
@@ -176,6 +178,7 @@ func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) 
 	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
 	require.NoError(t, err)
 	m := &laptop{authority: authority, certificate: leaf, headers: make(chan *agentv1.RelayHeader, 100)}
+	m.status.Store(int32(status))
 	port := serve(t, "127.0.0.1", func(raw *net.TCPConn) {
 		c := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13})
 		defer c.Close()
@@ -184,6 +187,7 @@ func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) 
 			return
 		}
 		m.headers <- header
+		status := agentv1.RelayStatus(m.status.Load())
 		if relay.WriteStatus(c, status) == nil && status == agentv1.RelayStatus_RELAY_STATUS_OK {
 			handle(c)
 		}

@@ -2,10 +2,10 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -26,19 +26,16 @@ type table struct {
 // target is an intercept in force.
 type target struct {
 	*agentv1.Intercept
-	match     *route.Match // nil for a global one
-	skipUntil atomic.Int64 // Unix nanoseconds
-	pool      sync.Once    // makes transport
+	match     *route.Match    // nil for a global one
+	silent    atomic.Bool     // could not be reached, and is left out until it can
+	ctx       context.Context // ends with the intercept
+	end       context.CancelFunc
+	pool      sync.Once // makes transport
 	transport transport
 }
 
-func (t *target) skipped() bool { return time.Now().UnixNano() < t.skipUntil.Load() }
-
 // out says whether the app has to answer in place of a laptop that could not be reached lately.
-func (t *target) out() bool { return !t.ErrorOnFailure && t.skipped() }
-
-// skip leaves a laptop out for a moment that could not be reached.
-func (t *target) skip() { t.skipUntil.Store(time.Now().Add(skipAfterFailure).UnixNano()) }
+func (t *target) out() bool { return !t.ErrorOnFailure && t.silent.Load() }
 
 func (a *agent) table(port uint16) *table { return (*a.tables.Load())[port] }
 
@@ -100,7 +97,7 @@ func (a *agent) tapped(port uint16, r *route.Request) []*target {
 	for _, tap := range t.taps {
 		switch {
 		case tap.match != nil && !tap.match.Matches(r):
-		case tap.skipped():
+		case tap.silent.Load():
 			a.report.drop(tap, 1)
 		default:
 			all = append(all, tap)
@@ -156,6 +153,7 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 		now := old[i.Uid]
 		if now == nil || !proto.Equal(now.Intercept, i) {
 			now = &target{Intercept: i}
+			now.ctx, now.end = context.WithCancel(a.http2.ctx)
 			if i.Match != nil {
 				match, err := route.Compile(i.Match)
 				if err != nil {
@@ -184,9 +182,15 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 	}
 	a.tables.Store(&tables)
 	for _, gone := range old {
+		gone.end()
 		a.http2.drop(gone)
 		a.report.forget(gone)
 	}
+	a.tellChanged()
+}
+
+// tellChanged lets all that is open look again where it belongs.
+func (a *agent) tellChanged() {
 	select {
 	case a.changed <- struct{}{}:
 	default:

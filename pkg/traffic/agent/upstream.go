@@ -58,29 +58,58 @@ func (a *agent) dialApp(ctx context.Context, client net.Conn, port uint16) (net.
 
 // dialLaptop opens a relayed connection. Nothing of the client's has been sent when it fails.
 func (a *agent) dialLaptop(ctx context.Context, t *target, client net.Conn) (net.Conn, error) {
-	if t.skipped() {
+	if t.silent.Load() {
 		return nil, errors.New("the laptop could not be reached a moment ago")
 	}
+	header := &agentv1.RelayHeader{InterceptUid: t.Uid, Token: t.Token, Source: client.RemoteAddr().String(), Destination: client.LocalAddr().String()}
+	conn, silent, err := a.relayed(ctx, t, header)
+	if silent && ctx.Err() == nil {
+		a.leaveOut(t, header)
+	}
+	return conn, err
+}
+
+// relayed asks the traffic-manager for a connection to the laptop. silent says that nobody has said anything of it.
+func (a *agent) relayed(ctx context.Context, t *target, header *agentv1.RelayHeader) (_ net.Conn, silent bool, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
 	d := tls.Dialer{Config: a.tls, NetDialer: &relayDialer}
 	conn, err := d.DialContext(ctx, "tcp", t.RelayAddress)
 	if err != nil {
-		t.skip()
-		return nil, fmt.Errorf("dial the relay: %w", err)
+		return nil, true, fmt.Errorf("dial the relay: %w", err)
 	}
 	deadline, _ := ctx.Deadline()
 	_ = conn.SetDeadline(deadline)
-	status, err := openRelay(conn, &agentv1.RelayHeader{InterceptUid: t.Uid, Token: t.Token, Source: client.RemoteAddr().String(), Destination: client.LocalAddr().String()})
+	status, err := openRelay(conn, header)
 	if err != nil || status != agentv1.RelayStatus_RELAY_STATUS_OK {
 		_ = conn.Close()
-		if err != nil || status == agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE {
-			t.skip()
-		}
-		return nil, errors.Join(fmt.Errorf("the relay answered %s", status), err)
+		silent = err != nil || status == agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE
+		return nil, silent, errors.Join(fmt.Errorf("the relay answered %s", status), err)
 	}
 	_ = conn.SetDeadline(time.Time{})
-	return conn, nil
+	return conn, false, nil
+}
+
+// leaveOut passes a laptop over that was silent, until it is not: that is found out in the background, so that no request waits for it.
+func (a *agent) leaveOut(t *target, header *agentv1.RelayHeader) {
+	if !t.silent.CompareAndSwap(false, true) {
+		return
+	}
+	a.conns.Go(func() {
+		for t.silent.Load() {
+			select {
+			case <-time.After(askAgain):
+			case <-t.ctx.Done():
+				return
+			}
+			conn, silent, _ := a.relayed(t.ctx, t, header)
+			if conn != nil {
+				_ = conn.Close()
+			}
+			t.silent.Store(silent)
+		}
+		a.tellChanged()
+	})
 }
 
 func openRelay(conn net.Conn, h *agentv1.RelayHeader) (agentv1.RelayStatus, error) {
