@@ -42,6 +42,11 @@ func ordinaryUser(t *testing.T) *user {
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, string(out))
+	// The repository may be where nobody but root comes.
+	own, err := exec.LookPath("detour")
+	require.NoError(t, err)
+	out, err = exec.Command("install", "-D", "-m", "755", own, filepath.Join(dir, "bin", "detour")).CombinedOutput()
+	require.NoError(t, err, string(out))
 	config, err := exec.Command("kubectl", "config", "view", "--flatten", "--raw").Output()
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "kubeconfig"), config, 0o600))
@@ -70,7 +75,7 @@ func (u *user) command(args ...string) *exec.Cmd {
 	cmd := exec.Command("unshare", append(prefix, args...)...)
 	cmd.Dir = u.dir
 	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + u.dir, "KUBECONFIG=" + filepath.Join(u.dir, "kubeconfig"),
+		"PATH=" + filepath.Join(u.dir, "bin") + ":" + os.Getenv("PATH"), "HOME=" + u.dir, "KUBECONFIG=" + filepath.Join(u.dir, "kubeconfig"),
 		"XDG_RUNTIME_DIR=" + u.runtime, "XDG_STATE_HOME=" + u.runtime + "/state", "COLOUR=blue",
 	}
 	return cmd
