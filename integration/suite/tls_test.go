@@ -111,7 +111,12 @@ func TestTLSPort(t *testing.T) {
 			everybody("cluster")
 		}
 	}
-	require.Equal(t, "", kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name"))
+	require.NotContains(t, kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name"), "/web", "what was refused is gone")
+
+	out, err := command("detour", "intercept", "web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "other")
+	require.Error(t, err)
+	require.Contains(t, out, "the pods of deployment/web do not use Secret other themselves")
+	require.Contains(t, out, "(the pods use web-tls)")
 
 	laptop := startEcho(t, "-https=127.0.0.1:18443", "-certificates", directory, "-edition", "laptop")
 	require.Eventually(t, func() bool {
@@ -126,11 +131,56 @@ func TestTLSPort(t *testing.T) {
 		client.CloseIdleConnections() // what was open stays where it was
 	}
 	everybody("laptop")
-	laptop()
+	detour(t, "leave", "web")
 	for _, client := range clients {
 		client.CloseIdleConnections()
 	}
 	everybody("cluster")
+
+	// With the pods' certificate their agents look inside.
+	out = detour(t, "intercept", "web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "web-tls")
+	require.Contains(t, out, "try: curl -k -H 'x-dev: alice' https://web.shop/")
+	require.NotContains(t, out, "warning")
+	for _, client := range clients {
+		client.CloseIdleConnections()
+	}
+	mine := func(want string) {
+		t.Helper()
+		for protocol, client := range clients {
+			for range 5 {
+				for who, edition := range map[string]string{"alice": want, "carol": "cluster"} {
+					page, err := askSecure(client, who)
+					require.NoError(t, err)
+					require.Equal(t, fmt.Sprintf(`{"edition":%q,"protocol":%q,"name":"web.shop","body":"body"}`, edition, protocol), page)
+				}
+			}
+		}
+	}
+	mine("laptop")
+	laptop()
+	for _, client := range clients {
+		require.Eventually(t, func() bool {
+			page, err := askSecure(client, "alice")
+			return err == nil && editionOf(page) == "cluster"
+		}, 10*time.Second, 20*time.Millisecond)
+	}
+	mine("cluster")
+	detour(t, "leave", "web")
+
+	laptopService(t, 18443)
+	out = detour(t, "intercept", "web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "web-tls")
+	require.Contains(t, out, "warning: what listens on local port 18443 does not speak TLS")
+	mine("cluster")
+	detour(t, "leave", "web")
+	detour(t, "intercept", "web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "web-tls", "--local-plaintext")
+	for _, client := range clients {
+		page, err := askSecure(client, "alice")
+		require.NoError(t, err)
+		require.Equal(t, "laptop", editionOf(page))
+		page, err = askSecure(client, "carol")
+		require.NoError(t, err)
+		require.Equal(t, "cluster", editionOf(page))
+	}
 	detour(t, "leave", "web")
 }
 

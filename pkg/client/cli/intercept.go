@@ -30,7 +30,8 @@ the traffic goes back to the cluster when it ends; its exit code is detour's. Wi
   detour intercept catalog --port 8080 --me
   detour intercept catalog --port 8080 --mode wiretap
   detour intercept worker --mode replace -- ./worker
-  detour intercept catalog --port 8080 --header x-dev=alice --path-prefix /api`,
+  detour intercept catalog --port 8080 --header x-dev=alice --path-prefix /api
+  detour intercept web --port 8443 --me --tls-secret web-tls`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.checkOutput(); err != nil {
 				return err

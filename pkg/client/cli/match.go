@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -100,8 +101,13 @@ func curl(m *agentv1.Match, i *daemonv1.Intercept) string {
 		}
 		query = append(query, q.Name+"="+q.Value)
 	}
+	scheme, usual := "http", uint32(80)
+	if i.TlsSecret != "" {
+		scheme, usual = "https", 443
+		words = slices.Insert(words, 1, "-k")
+	}
 	target := i.Service + "." + i.Namespace
-	if i.ServicePort != 80 {
+	if i.ServicePort != usual {
 		target += fmt.Sprintf(":%d", i.ServicePort)
 	}
 	target += m.Path + m.PathPrefix
@@ -111,7 +117,7 @@ func curl(m *agentv1.Match, i *daemonv1.Intercept) string {
 	if len(query) > 0 {
 		target += "?" + strings.Join(query, "&")
 	}
-	return strings.Join(append(words, quote("http://"+target)), " ")
+	return strings.Join(append(words, quote(scheme+"://"+target)), " ")
 }
 
 // quote makes one word of a shell.

@@ -19,6 +19,8 @@ type wish struct {
 	only                       matchFlags
 	ttl                        time.Duration
 	onFailure, mode, container string
+	secret                     string
+	plaintext                  bool
 }
 
 func (w *wish) add(f *pflag.FlagSet) {
@@ -27,6 +29,8 @@ func (w *wish) add(f *pflag.FlagSet) {
 	f.StringVar(&w.onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
 	f.StringVar(&w.mode, "mode", "intercept", "intercept; wiretap for a copy of the requests while the cluster's pods answer; replace for the app's container not to run meanwhile")
 	f.StringVar(&w.container, "container", "", "with --mode replace: which container of the pod, where it is not clear")
+	f.StringVar(&w.secret, "tls-secret", "", "where the port speaks TLS: the Secret of its pods with their certificate, with which the agents in them tell requests apart")
+	f.BoolVar(&w.plaintext, "local-plaintext", false, "with --tls-secret: the process on this laptop does not speak TLS")
 	w.only.add(f)
 }
 
@@ -58,11 +62,15 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 		return nil, fmt.Errorf("%s is not a service: name the service whose traffic you want, or use --mode replace", target)
 	case workload && len(w.ports) > 0:
 		return nil, fmt.Errorf("--port is of a service: name the service in place of %s, or leave out --port", target)
+	case w.secret != "" && match == nil && mode != detour.ModeWiretap:
+		return nil, errors.New("--tls-secret is for a part of the requests: all of a port goes to this laptop as it is, TLS included")
+	case w.plaintext && w.secret == "":
+		return nil, errors.New("--local-plaintext is for --tls-secret: without it nobody looks into TLS")
 	case len(w.ports) == 0 && !replaces:
 		return nil, errors.New("--port is missing: say where this laptop listens, as in --port 8080")
 	}
 	request := func() *daemonv1.InterceptRequest {
-		return &daemonv1.InterceptRequest{Match: match, TtlSeconds: int64(w.ttl / time.Second), ErrorOnFailure: w.onFailure == "error", Mode: string(mode), Container: w.container}
+		return &daemonv1.InterceptRequest{Match: match, TtlSeconds: int64(w.ttl / time.Second), ErrorOnFailure: w.onFailure == "error", Mode: string(mode), Container: w.container, TlsSecret: w.secret, LocalPlaintext: w.plaintext}
 	}
 	if len(w.ports) == 0 {
 		r := request()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/traffic/agent/secure"
 	"github.com/detour-dev/detour/pkg/traffic/route/spec"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -43,8 +45,8 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 			where = " of what `detour run` starts"
 		}
 		tell(&daemonv1.InterceptResponse{Warning: fmt.Sprintf("nothing listens on local port %d%s yet: until it does, %s", req.LocalPort, where, whoAnswers(req))})
-	} else {
-		_ = c.Close()
+	} else if warning := whatItSpeaks(ctx, c, req); warning != "" {
+		tell(&daemonv1.InterceptResponse{Warning: warning})
 	}
 	i := detour.Intercept{
 		ObjectMeta: metav1.ObjectMeta{
@@ -59,6 +61,9 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 		i.Spec.Workload = &detour.WorkloadRef{Kind: kind, Name: name}
 	} else if req.Workload != "" {
 		i.Spec.Workload = &detour.WorkloadRef{Name: req.Workload}
+	}
+	if req.TlsSecret != "" {
+		i.Spec.TLS = &detour.TLS{Secret: req.TlsSecret, LocalPlaintext: req.LocalPlaintext}
 	}
 	if req.TtlSeconds > 0 {
 		i.Spec.TTL = &metav1.Duration{Duration: time.Duration(req.TtlSeconds) * time.Second}
@@ -118,6 +123,23 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 			return nil, fmt.Errorf("the intercept did not become active within %s: %s", activeTimeout, message)
 		}
 	}
+}
+
+// whatItSpeaks says when the local process speaks TLS where it should not, or does not where it should. It closes c.
+func whatItSpeaks(ctx context.Context, c net.Conn, req *daemonv1.InterceptRequest) string {
+	if req.TlsSecret == "" {
+		_ = c.Close()
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, localTimeout)
+	defer cancel()
+	switch secured := secure.Speaks(ctx, c); {
+	case !secured && !req.LocalPlaintext:
+		return fmt.Sprintf("what listens on local port %d does not speak TLS: add --local-plaintext, or until it does %s", req.LocalPort, whoAnswers(req))
+	case secured && req.LocalPlaintext:
+		return fmt.Sprintf("what listens on local port %d speaks TLS: leave out --local-plaintext", req.LocalPort)
+	}
+	return ""
 }
 
 func whoAnswers(req *daemonv1.InterceptRequest) string {
@@ -224,6 +246,9 @@ func describe(i *detour.Intercept) *daemonv1.Intercept {
 	}
 	if i.Spec.Port != nil {
 		d.Port = i.Spec.Port.String()
+	}
+	if i.Spec.TLS != nil {
+		d.TlsSecret = i.Spec.TLS.Secret
 	}
 	if w := i.Status.Workload; w != nil {
 		d.Workload = strings.ToLower(w.Kind) + "/" + w.Name

@@ -111,6 +111,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		return nil
 	})
 	tasks.Go(func() error { a.control(ctx); return nil })
+	tasks.Go(func() error { a.refresh(ctx); return nil })
 	tasks.Go(func() error {
 		<-ctx.Done()
 		_ = health.Close()
@@ -184,6 +185,9 @@ func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
 			}
 			switch {
 			case sniff.StartsTLS(h.First):
+				if a.serveTLS(ctx, &h) {
+					return
+				}
 				a.conns.Go(func() { a.lookAgain(ctx, h.Port) })
 				untouched = true
 			case sniff.Classify(h.First) == sniff.HTTP2:
@@ -193,7 +197,7 @@ func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
 				a.http2.serve(ctx, h.Client, h.Port, h.First)
 				return
 			case sniff.BeginsRequest(h.First):
-				a.newExchange(h).serve(ctx)
+				a.newExchange(h.Client, h).serve(ctx)
 				return
 			}
 		}

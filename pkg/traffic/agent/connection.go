@@ -313,10 +313,23 @@ func closeWrite(c net.Conn) {
 	}
 }
 
-// abort closes with a reset where the transport has one.
+// abort closes with a reset where the transport has one: an end in the order of TLS would make what was cut look whole.
 func abort(c net.Conn) {
-	if t, ok := c.(*net.TCPConn); ok {
+	below := bottom(c)
+	if t, ok := below.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
 	}
+	_ = below.Close()
 	_ = c.Close()
+}
+
+// bottom is the connection that carries the others.
+func bottom(c net.Conn) net.Conn {
+	for {
+		upper, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = upper.NetConn()
+	}
 }

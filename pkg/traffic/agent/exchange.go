@@ -86,8 +86,8 @@ func (p *prefixed) Read(b []byte) (int, error) {
 	return p.Conn.Read(b)
 }
 
-func (a *agent) newExchange(h passthrough.Handover) *exchange {
-	e := &exchange{agent: a, client: newLink(h.Client, h.First), local: h.Client, port: h.Port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}, kept: h.Kept}
+func (a *agent) newExchange(client net.Conn, h passthrough.Handover) *exchange {
+	e := &exchange{agent: a, client: newLink(client, h.First), local: client, port: h.Port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}, kept: h.Kept}
 	if h.App != nil {
 		app := newLink(h.App, nil)
 		app.used = h.Kept
@@ -98,14 +98,7 @@ func (a *agent) newExchange(h passthrough.Handover) *exchange {
 
 // serve goes on until one side ends the connection.
 func (e *exchange) serve(ctx context.Context) {
-	defer func() {
-		for _, u := range e.upstreams {
-			_ = u.Close()
-		}
-		for _, t := range e.taps {
-			t.end()
-		}
-	}()
+	defer e.end()
 	for _, u := range e.upstreams {
 		u.forget = context.AfterFunc(ctx, func() { _ = u.Conn.Close() })
 	}
@@ -146,6 +139,15 @@ func (e *exchange) begins() bool {
 	_, err := e.client.r.Peek(1)
 	e.idle.wait(false)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+func (e *exchange) end() {
+	for _, u := range e.upstreams {
+		_ = u.Close()
+	}
+	for _, t := range e.taps {
+		t.end()
+	}
 }
 
 // one is one request and its answers. It says whether the connection goes on.
@@ -398,10 +400,7 @@ func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, 
 
 // alive says whether a connection on which nothing is expected is neither closed nor has something come.
 func alive(c net.Conn) bool {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
-	}
-	s, ok := c.(syscall.Conn)
+	s, ok := bottom(c).(syscall.Conn)
 	if !ok {
 		return true
 	}
@@ -409,10 +408,20 @@ func alive(c net.Conn) bool {
 	if err != nil {
 		return false
 	}
-	quiet := false
+	quiet, closed := false, false
 	err = raw.Control(func(fd uintptr) {
-		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = errors.Is(err, syscall.EAGAIN)
+		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet, closed = errors.Is(err, syscall.EAGAIN), err == nil && n == 0
 	})
-	return err == nil && quiet
+	if err != nil || quiet || closed {
+		return err == nil && quiet
+	}
+	if _, ok := c.(*tls.Conn); !ok {
+		return false
+	}
+	// TLS has things of its own to say, such as tickets, which only it can tell from the other side's.
+	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
+	n, err := c.Read(make([]byte, 1))
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }

@@ -35,8 +35,12 @@ type http2Server struct {
 type upstreamConn struct {
 	net.Conn
 	of     *target
+	client *secured // whose it is alone; nil where clients share it
 	server *http2Server
 }
+
+// NetConn is the connection below.
+func (c *upstreamConn) NetConn() net.Conn { return c.Conn }
 
 func (c *upstreamConn) Close() error {
 	c.server.mu.Lock()
@@ -46,20 +50,20 @@ func (c *upstreamConn) Close() error {
 }
 
 // keep remembers a connection that is pooled.
-func (s *http2Server) keep(c net.Conn, of *target) net.Conn {
-	kept := &upstreamConn{Conn: c, of: of, server: s}
+func (s *http2Server) keep(c net.Conn, of *target, client *secured) net.Conn {
+	kept := &upstreamConn{Conn: c, of: of, client: client, server: s}
 	s.mu.Lock()
 	s.open[kept] = struct{}{}
 	s.mu.Unlock()
 	return kept
 }
 
-// closeUpstreams closes the pooled connections of a target, or all.
-func (s *http2Server) closeUpstreams(which func(*target) bool) {
+// closeUpstreams closes some of the pooled connections.
+func (s *http2Server) closeUpstreams(which func(*upstreamConn) bool) {
 	s.mu.Lock()
 	var closing []*upstreamConn
 	for c := range s.open {
-		if which(c.of) {
+		if which(c) {
 			closing = append(closing, c)
 		}
 	}
@@ -153,7 +157,7 @@ func newHTTP2Server(a *agent) *http2Server {
 		if err != nil {
 			return nil, err
 		}
-		return s.keep(c, nil), nil
+		return s.keep(c, nil, nil), nil
 	})
 	return s
 }
@@ -167,7 +171,7 @@ func rewrite(r *httputil.ProxyRequest) {
 	}
 	out := *r.In.URL
 	r.Out.URL = &out
-	r.Out.URL.Scheme, r.Out.URL.Host = "http", local
+	r.Out.URL.Host = local
 	r.Out.Host = r.In.Host
 	if _, ok := r.In.Header["User-Agent"]; !ok {
 		r.Out.Header["User-Agent"] = nil // none is none
@@ -240,25 +244,39 @@ func (w *watched) Close() error {
 // ask asks a laptop, or the app when want is nil or cannot be had, and says whom in the end.
 func (s *http2Server) ask(r *http.Request, want *target, client *http2Conn) (*http.Response, *target, error) {
 	if want == nil {
-		answer, err := s.app.RoundTrip(r)
+		answer, err := s.to(nil, r, client).RoundTrip(r)
 		return answer, nil, err
 	}
-	want.connect(s.agent, client)
 	first := r.Clone(r.Context())
 	if r.Body != nil {
 		first.Body = io.NopCloser(r.Body) // nothing is read of it when the dial fails
 	}
-	answer, err := want.transport.RoundTrip(first)
+	answer, err := s.to(want, first, client).RoundTrip(first)
 	if errors.Is(err, errLaptop) && !want.ErrorOnFailure {
-		answer, err = s.app.RoundTrip(r)
+		answer, err = s.to(nil, r, client).RoundTrip(r)
 		return answer, nil, err
 	}
 	return answer, want, err
 }
 
+// to is the way to a laptop, or to the app when t is nil, for a client's request.
+func (s *http2Server) to(t *target, r *http.Request, client *http2Conn) transport {
+	r.URL.Scheme = "http"
+	if own := securedOf(client); own != nil {
+		if t == nil || !t.LocalPlaintext {
+			r.URL.Scheme = "https"
+		}
+		return own.transport(t, r, client)
+	}
+	if t == nil {
+		return s.app
+	}
+	t.connect(s.agent, client)
+	return t.transport
+}
+
 // tap sends a copy of a request to a laptop, of the body as much as it takes in time, and drops the answer.
 func (s *http2Server) tap(r *http.Request, t *target, client *http2Conn) {
-	t.connect(s.agent, client)
 	// The copy outlives the request by as long as it takes to hand over what was gathered.
 	ctx, cancel := context.WithTimeout(s.ctx, tapTimeout)
 	theirs := r.Clone(ctx)
@@ -273,7 +291,7 @@ func (s *http2Server) tap(r *http.Request, t *target, client *http2Conn) {
 	}
 	s.agent.conns.Go(func() {
 		defer cancel()
-		answer, err := t.transport.RoundTrip(theirs)
+		answer, err := s.to(t, theirs, client).RoundTrip(theirs)
 		if err != nil {
 			copied.drop(err)
 			s.agent.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
@@ -289,11 +307,11 @@ func (s *http2Server) tap(r *http.Request, t *target, client *http2Conn) {
 func (t *target) connect(a *agent, client net.Conn) {
 	t.pool.Do(func() {
 		t.transport = newTransport(func(ctx context.Context) (net.Conn, error) {
-			c, err := a.dialLaptop(ctx, t, client)
+			c, err := a.dialRelay(ctx, t, client)
 			if err != nil {
 				return nil, errors.Join(errLaptop, err)
 			}
-			return a.http2.keep(c, t), nil
+			return a.http2.keep(c, t, nil), nil
 		})
 	})
 }
@@ -305,7 +323,7 @@ func (s *http2Server) drop(t *target) {
 		return
 	}
 	t.transport.CloseIdleConnections()
-	time.AfterFunc(drainTimeout, func() { s.closeUpstreams(func(of *target) bool { return of == t }) })
+	time.AfterFunc(drainTimeout, func() { s.closeUpstreams(func(c *upstreamConn) bool { return c.of == t }) })
 }
 
 // serve carries one connection to its end.
@@ -348,5 +366,5 @@ func (s *http2Server) close() {
 	_ = s.server.Close()
 	_ = s.Close()
 	s.done.Wait()
-	s.closeUpstreams(func(*target) bool { return true })
+	s.closeUpstreams(func(*upstreamConn) bool { return true })
 }

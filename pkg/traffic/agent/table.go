@@ -26,12 +26,13 @@ type table struct {
 // target is an intercept in force.
 type target struct {
 	*agentv1.Intercept
-	match     *route.Match    // nil for a global one
-	silent    atomic.Bool     // could not be reached, and is left out until it can
-	ctx       context.Context // ends with the intercept
-	end       context.CancelFunc
-	pool      sync.Once // makes transport
-	transport transport
+	match      *route.Match    // nil for a global one
+	silent     atomic.Bool     // could not be reached, and is left out until it can
+	ctx        context.Context // ends with the intercept
+	end        context.CancelFunc
+	plainUntil atomic.Int64 // Unix nanoseconds: its process does not speak TLS
+	pool       sync.Once    // makes transport
+	transport  transport
 }
 
 // out says whether the app has to answer in place of a laptop that could not be reached lately.

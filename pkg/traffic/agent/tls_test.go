@@ -1,17 +1,25 @@
 package agent
 
 import (
+	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/secure"
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -72,9 +80,9 @@ func TestLook(t *testing.T) {
 	require.Len(t, states, 1)
 	assert.Equal(t, uint32(secured), states[0].Port)
 	assert.True(t, states[0].Tls)
-	assert.True(t, p.ports[plain].known)
-	assert.False(t, p.ports[absent].known, "it is asked again")
-	assert.False(t, p.ports[unasked].known, "a global intercept needs not know")
+	assert.True(t, p.ports[plain].get().known)
+	assert.False(t, p.ports[absent].get().known, "it is asked again")
+	assert.False(t, p.ports[unasked].get().known, "a global intercept needs not know")
 }
 
 // A client that is slow to say hello in TLS, as one that opened its connection ahead, reaches the app as well.
@@ -91,4 +99,253 @@ func TestTLSLate(t *testing.T) {
 	answer, err := io.ReadAll(c)
 	require.NoError(t, err)
 	assert.Contains(t, string(answer), "app / ")
+}
+
+// secret writes a certificate as a Secret is mounted.
+func secret(t *testing.T, certificate tls.Certificate) *secure.Certificate {
+	t.Helper()
+	dir := t.TempDir()
+	private, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
+	require.NoError(t, err)
+	for name, block := range map[string]*pem.Block{"tls.crt": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}, "tls.key": {Type: "PRIVATE KEY", Bytes: private}} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600))
+	}
+	return secure.NewCertificate("web-tls", dir)
+}
+
+// looked is a pod whose agent has the app's certificate, and whose service alice (over TLS) and bob (in the clear) intercept for themselves.
+func looked(t *testing.T, change func(*tls.Config)) (p *pod, roots *x509.CertPool) {
+	t.Helper()
+	certificate, roots := newCertificate(t)
+	config := &tls.Config{Certificates: []tls.Certificate{certificate}}
+	change(config)
+	developer, _ := newCertificate(t)
+	serveAlice := handler(t, says("alice"))
+	alice := newLaptop(t, ok, func(c net.Conn) {
+		serveAlice(tls.Server(c, &tls.Config{Certificates: []tls.Certificate{developer}, NextProtos: []string{"h2", "http/1.1"}}))
+	})
+	bob := newLaptop(t, ok, handler(t, says("bob")))
+	bob.authority.AddCert(alice.certificate)
+	p = newPod(t, "127.0.0.1", tlsApp(t, config), bob.authority)
+	p.ports = ports{p.port: {certificate: secret(t, certificate)}}
+	mine, his := p.person("alice", alice.address), p.person("bob", bob.address)
+	his.LocalPlaintext = true
+	p.setRoutes([]*agentv1.Intercept{mine, his})
+	p.look(t.Context())
+	return p, roots
+}
+
+func secureTransports(t *testing.T, roots *x509.CertPool) map[string]*http.Transport {
+	t.Helper()
+	all := map[string]*http.Transport{}
+	for version, set := range map[string]func(*http.Protocols){"HTTP/1.1": func(v *http.Protocols) { v.SetHTTP1(true) }, "HTTP/2.0": func(v *http.Protocols) { v.SetHTTP2(true) }} {
+		protocols := new(http.Protocols)
+		set(protocols)
+		all[version] = &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: serverName}}
+		t.Cleanup(all[version].CloseIdleConnections)
+	}
+	return all
+}
+
+func (p *pod) askSecure(ctx context.Context, transport *http.Transport, method, path, who, body string) (*http.Response, string, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "https://"+p.address+path, strings.NewReader(body))
+	if err != nil {
+		return nil, "", err
+	}
+	if who != "" {
+		r.Header.Set("X-Dev", who)
+	}
+	answer, err := transport.RoundTrip(r)
+	if err != nil {
+		return nil, "", err
+	}
+	defer answer.Body.Close()
+	page, err := io.ReadAll(answer.Body)
+	return answer, string(page), err
+}
+
+// With the app's certificate each request goes where it belongs, by either version of HTTP, on connections that are kept; clients see the
+// app's certificate and its choice of protocol.
+func TestTLSIsRoutedByRequest(t *testing.T) {
+	p, roots := looked(t, func(*tls.Config) {})
+	require.Empty(t, p.ports.states())
+	for version, transport := range secureTransports(t, roots) {
+		t.Run(version, func(t *testing.T) {
+			var clients sync.WaitGroup
+			for client := range 8 {
+				clients.Go(func() {
+					for i := range 20 {
+						who := []string{"alice", "bob", "carol", ""}[(client+i)%4]
+						want := who
+						if who == "carol" || who == "" {
+							want = "app"
+						}
+						body := strings.Repeat("b", i*1000)
+						answer, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/a%2Fb?x=1", who, body)
+						if assert.NoError(t, err) {
+							assert.Equal(t, want+" /a%2Fb?x=1 "+body, page)
+							assert.Equal(t, version, answer.Proto)
+							assert.Equal(t, http.StatusOK, answer.StatusCode)
+						}
+					}
+				})
+			}
+			clients.Wait()
+			answer, page, err := p.askSecure(t.Context(), transport, http.MethodGet, "/trailers", "alice", "")
+			require.NoError(t, err)
+			assert.Equal(t, "alice", page)
+			assert.Equal(t, "42", answer.Trailer.Get("X-Sum"))
+		})
+	}
+}
+
+// What an app or a client makes of TLS that nobody can stand between passes untouched.
+func TestTLSThatCannotBeLookedInto(t *testing.T) {
+	other, otherRoots := newCertificate(t)
+	for name, c := range map[string]struct {
+		change  func(*tls.Config)
+		client  func(*tls.Config)
+		problem string
+	}{
+		"another certificate": {func(c *tls.Config) { c.Certificates = []tls.Certificate{other} }, func(c *tls.Config) { c.RootCAs = otherRoots }, "the app shows another certificate than that of Secret web-tls"},
+		"client certificates": {
+			func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert },
+			func(c *tls.Config) { c.Certificates = []tls.Certificate{other} },
+			"the app asks for a certificate of its clients, which nobody else can show in their place",
+		},
+		"an old client": {func(c *tls.Config) { c.MinVersion = tls.VersionTLS10 }, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }, ""},
+		"another name": {
+			func(c *tls.Config) {
+				mine := c.Certificates[0]
+				c.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+					if h.ServerName == serverName {
+						return &mine, nil
+					}
+					return &other, nil
+				}
+				c.Certificates = nil
+			},
+			func(c *tls.Config) { c.RootCAs, c.ServerName, c.InsecureSkipVerify = nil, "another.name", true }, "",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, roots := looked(t, c.change)
+			states := p.ports.states()
+			if c.problem == "" {
+				require.Empty(t, states)
+			} else {
+				require.Len(t, states, 1)
+				require.Equal(t, c.problem, states[0].Problem)
+				require.False(t, states[0].Tls)
+			}
+			for _, transport := range secureTransports(t, roots) {
+				c.client(transport.TLSClientConfig)
+				_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "alice", "body")
+				require.NoError(t, err)
+				assert.Equal(t, "app / body", page)
+			}
+		})
+	}
+}
+
+// A laptop whose process does not speak TLS, or that is gone, leaves its requests to the app.
+func TestTLSFailsOpen(t *testing.T) {
+	p, roots := looked(t, func(*tls.Config) {})
+	plain := newLaptop(t, ok, answers("plain"))
+	p.tls.RootCAs.AddCert(plain.certificate)
+	mine := p.person("alice", plain.address)
+	gone := p.person("bob", fmt.Sprintf("127.0.0.1:%d", nobody(t)))
+	p.setRoutes([]*agentv1.Intercept{mine, gone})
+	for version, transport := range secureTransports(t, roots) {
+		t.Run(version, func(t *testing.T) {
+			for range 3 {
+				for _, who := range []string{"alice", "bob", ""} {
+					_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", who, "body")
+					require.NoError(t, err)
+					assert.Equal(t, "app / body", page)
+				}
+			}
+		})
+	}
+}
+
+// A secret that is renewed is taken up, and one that is of no use any more leaves TLS alone.
+func TestTLSFollowsTheSecret(t *testing.T) {
+	p, roots := looked(t, func(*tls.Config) {})
+	transport := secureTransports(t, roots)["HTTP/1.1"]
+	_, page, err := p.askSecure(t.Context(), transport, http.MethodGet, "/", "alice", "")
+	require.NoError(t, err)
+	require.Equal(t, "alice / ", page)
+	other, _ := newCertificate(t)
+	p.ports[p.port].certificate = secret(t, other)
+	p.lookAndTell(t.Context(), p.port)
+	require.Len(t, p.found, 1)
+	require.Contains(t, p.ports.states()[0].Problem, "another certificate")
+	transport.CloseIdleConnections()
+	_, page, err = p.askSecure(t.Context(), transport, http.MethodGet, "/", "alice", "")
+	require.NoError(t, err)
+	require.Equal(t, "app / ", page)
+}
+
+// Inside TLS there may be anything: what is not HTTP reaches the app, whoever speaks first.
+func TestTLSWithoutHTTP(t *testing.T) {
+	certificate, roots := newCertificate(t)
+	for name, app := range map[string]func(net.Conn){
+		"the client first": func(c net.Conn) { _, _ = io.Copy(c, c) },
+		"the app first": func(c net.Conn) {
+			_, _ = io.WriteString(c, "220 mail\r\n")
+			_, _ = io.Copy(c, c)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			alice := newLaptop(t, ok, answers("alice"))
+			number := serve(t, "127.0.0.1", func(c *net.TCPConn) {
+				s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{certificate}})
+				app(s)
+				_ = s.Close()
+			})
+			p := newPod(t, "127.0.0.1", number, alice.authority)
+			p.ports = ports{p.port: {certificate: secret(t, certificate)}}
+			p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+			c := tls.Client(p.dial(t), &tls.Config{RootCAs: roots, ServerName: serverName})
+			if name == "the app first" {
+				b := make([]byte, 10)
+				_, err := io.ReadFull(c, b)
+				require.NoError(t, err)
+				require.Equal(t, "220 mail\r\n", string(b))
+			}
+			_, err := io.WriteString(c, "*1\r\n$4\r\nPING\r\n")
+			require.NoError(t, err)
+			require.NoError(t, c.CloseWrite())
+			got, err := io.ReadAll(c)
+			require.NoError(t, err)
+			require.Equal(t, "*1\r\n$4\r\nPING\r\n", string(got))
+			require.Empty(t, alice.headers)
+		})
+	}
+}
+
+// Copies of requests inside TLS go to the laptop, of either version.
+func TestTLSIsTapped(t *testing.T) {
+	p, roots := looked(t, func(*tls.Config) {})
+	copies := make(chan string, 10)
+	watch := handler(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		copies <- r.Method + " " + string(body)
+	}))
+	carol := newLaptop(t, ok, watch)
+	p.tls.RootCAs.AddCert(carol.certificate)
+	p.setRoutes([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Wiretap: true, LocalPlaintext: true}})
+	for version, transport := range secureTransports(t, roots) {
+		_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "", version)
+		require.NoError(t, err)
+		assert.Equal(t, "app / "+version, page)
+		transport.CloseIdleConnections()
+		select {
+		case c := <-copies:
+			assert.Equal(t, "POST "+version, c)
+		case <-time.After(patience):
+			t.Fatal("no copy came")
+		}
+	}
 }

@@ -42,6 +42,9 @@ func (a *agent) open(ctx context.Context, want *target, client net.Conn, port ui
 		a.log.Debug("the laptop cannot be had, the app answers", "intercept", want.Uid, "err", err)
 	}
 	conn, err := a.dialApp(ctx, client, port)
+	if s := securedOf(client); s != nil && err == nil {
+		conn, err = orClose(conn)(s.dialApp(ctx, conn))
+	}
 	return conn, nil, err
 }
 
@@ -56,8 +59,17 @@ func (a *agent) dialApp(ctx context.Context, client net.Conn, port uint16) (net.
 	return conn, nil
 }
 
-// dialLaptop opens a relayed connection. Nothing of the client's has been sent when it fails.
+// dialLaptop opens a relayed connection, with TLS inside when the client's ended here and the laptop speaks it. Nothing of the client's
+// has been sent when it fails.
 func (a *agent) dialLaptop(ctx context.Context, t *target, client net.Conn) (net.Conn, error) {
+	conn, err := a.dialRelay(ctx, t, client)
+	if s := securedOf(client); s != nil && err == nil && !t.LocalPlaintext {
+		return orClose(conn)(s.dialLaptop(ctx, t, conn))
+	}
+	return conn, err
+}
+
+func (a *agent) dialRelay(ctx context.Context, t *target, client net.Conn) (net.Conn, error) {
 	if t.silent.Load() {
 		return nil, errors.New("the laptop could not be reached a moment ago")
 	}

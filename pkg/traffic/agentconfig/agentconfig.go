@@ -13,6 +13,8 @@ const (
 	// TokenDir and TokenFile are where the pod's token for the traffic-manager is mounted.
 	TokenDir  = "/var/run/secrets/detour.dev"
 	TokenFile = TokenDir + "/token"
+	// CertificatesDir is where the pod's own Secrets are mounted, by name, with which the agent may look into TLS.
+	CertificatesDir = "/var/run/secrets/detour.dev-certificates"
 	// Audience is whom that token is for.
 	Audience = "detour-traffic-manager"
 	// HealthPort answers /readyz for the kubelet.
@@ -36,6 +38,8 @@ type Port struct {
 	Agent uint16 `json:"agent"`
 	// Redirect says that the init container sends what arrives for App to Agent.
 	Redirect bool `json:"redirect,omitempty"`
+	// Secret is the name of the Secret with the app's certificate, when the agent has it.
+	Secret string `json:"secret,omitempty"`
 }
 
 // Alias is a port that leads to the app although its own port is redirected: the kubelet's probes use it.

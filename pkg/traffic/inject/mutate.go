@@ -28,8 +28,8 @@ type Options struct {
 	CA         []byte // PEM
 }
 
-// HasAgent says whether the pod's agent stands in front of an app port.
-func HasAgent(pod *corev1.Pod, port int32) bool {
+// HasAgent says whether the pod's agent stands in front of an app port, with the certificate of a Secret when one is named.
+func HasAgent(pod *corev1.Pod, port int32, secret string) bool {
 	for _, c := range pod.Spec.InitContainers {
 		if c.Name != AgentContainer {
 			continue
@@ -37,7 +37,9 @@ func HasAgent(pod *corev1.Pod, port int32) bool {
 		for _, e := range c.Env {
 			var config agentconfig.Config
 			if e.Name == agentconfig.Env && json.Unmarshal([]byte(e.Value), &config) == nil {
-				return slices.ContainsFunc(config.Ports, func(p agentconfig.Port) bool { return int32(p.App) == port })
+				return slices.ContainsFunc(config.Ports, func(p agentconfig.Port) bool {
+					return int32(p.App) == port && (secret == "" || p.Secret == secret)
+				})
 			}
 		}
 	}
@@ -73,12 +75,18 @@ func addAgent(spec *corev1.PodSpec, plan Plan, opt Options) error {
 	config := agentconfig.Config{Manager: opt.Manager, Server: opt.Server, CA: string(opt.CA)}
 	var agentPorts []corev1.ContainerPort
 	used, redirected := portsOf(spec), map[int32]bool{}
+	own, secrets := SecretsOf(spec), []string{}
 	for _, p := range plan.Ports {
 		if used[p.AgentPort] {
 			return fmt.Errorf("port %d, which the traffic-agent was to have, is used by a container of the pod: run `detour intercept` again", p.AgentPort)
 		}
 		used[p.AgentPort] = true
-		config.Ports = append(config.Ports, agentconfig.Port{App: uint16(p.Port), Agent: uint16(p.AgentPort), Redirect: p.Via == ViaNftables})
+		if !slices.Contains(own, p.Secret) {
+			p.Secret = "" // the pod has no use for it any more, so nor has its agent
+		} else if !slices.Contains(secrets, p.Secret) {
+			secrets = append(secrets, p.Secret)
+		}
+		config.Ports = append(config.Ports, agentconfig.Port{App: uint16(p.Port), Agent: uint16(p.AgentPort), Redirect: p.Via == ViaNftables, Secret: p.Secret})
 		port := corev1.ContainerPort{ContainerPort: p.AgentPort, Protocol: corev1.ProtocolTCP}
 		if p.Via == ViaTargetPort {
 			port.Name = p.Name
@@ -103,6 +111,7 @@ func addAgent(spec *corev1.PodSpec, plan Plan, opt Options) error {
 	// the kubelet stops native sidecars in reverse order it is there until all else is gone. It blocks nobody: it is ready once it
 	// listens.
 	added := []corev1.Container{agentContainer(spec, opt, env, agentPorts)}
+	mountCertificates(spec, &added[0], secrets)
 	if len(redirected) > 0 {
 		added = append(added, initContainer(spec, opt, env))
 	}

@@ -122,9 +122,9 @@ func TestMutateGolden(t *testing.T) {
 			assert.JSONEq(t, string(want), string(got))
 
 			for _, p := range c.plan.Ports {
-				assert.True(t, HasAgent(c.pod, p.Port))
+				assert.True(t, HasAgent(c.pod, p.Port, p.Secret))
 			}
-			assert.False(t, HasAgent(c.pod, 1))
+			assert.False(t, HasAgent(c.pod, 1, ""))
 			assert.Equal(t, c.plan.Replaces("app"), IsReplaced(c.pod, "app"))
 
 			again := c.pod.DeepCopy()

@@ -3,6 +3,7 @@
 package inject
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -43,6 +44,8 @@ type Port struct {
 	Name      string `json:"name,omitempty"` // the symbolic name, when it is taken over
 	Via       string `json:"via"`
 	AgentPort int32  `json:"agentPort"`
+	// Secret is one of the pod's own, with the app's certificate: the agent has it too, and looks into TLS.
+	Secret string `json:"secret,omitempty"`
 }
 
 // ParsePlan reads an annotation.
@@ -84,9 +87,19 @@ func (p Port) reaches(want Port) bool {
 	return p.Port == want.Port && (p.Via == ViaNftables || p.Via == want.Via && p.Name == want.Name)
 }
 
-// Covers says whether the agent already stands in front of port.
+// Covers says whether the agent already stands in front of port, and has the certificate that it needs.
 func (p Plan) Covers(port Port) bool {
-	return slices.ContainsFunc(p.Ports, func(q Port) bool { return q.reaches(port) })
+	return slices.ContainsFunc(p.Ports, func(q Port) bool { return q.reaches(port) && (port.Secret == "" || q.Secret == port.Secret) })
+}
+
+// SecretOf is the Secret with which the agent looks into a port's TLS.
+func (p Plan) SecretOf(port Port) string {
+	for _, q := range p.Ports {
+		if q.reaches(port) {
+			return q.Secret
+		}
+	}
+	return ""
 }
 
 // With adds a port, on an agent port that neither the plan nor the pod uses. It gives back the same plan when it covers the
@@ -99,12 +112,22 @@ func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 	kept := Plan{Replaced: p.Replaced, Restart: p.Restart}
 	for _, q := range p.Ports {
 		used[q.AgentPort] = true
+		if q.reaches(port) {
+			// It lacks the certificate alone.
+			secret := port.Secret
+			port = q
+			port.Secret = secret
+			continue
+		}
 		if port.reaches(q) {
+			port.Secret = cmp.Or(port.Secret, q.Secret)
 			continue // redirected from now on, so its name need not be taken
 		}
 		kept.Ports = append(kept.Ports, q)
 	}
-	port.AgentPort = firstFree(firstAgentPort, used)
+	if port.AgentPort == 0 {
+		port.AgentPort = firstFree(firstAgentPort, used)
+	}
 	kept.Ports = append(kept.Ports, port)
 	return kept
 }

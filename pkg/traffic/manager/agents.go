@@ -36,6 +36,7 @@ type desired struct {
 	address   string          // the laptop's VIF address
 	match     *agentv1.Match  // nil for everything
 	wiretap   bool            // copies only
+	plaintext bool            // without TLS, where the agent looks into it
 	errors    bool            // an error and not the app, when the laptop cannot be had
 	laptop    string          // user@host
 }
@@ -61,7 +62,7 @@ type agentState struct {
 	wake    chan struct{}
 	applied uint64
 	tokens  map[string][]byte
-	tls     map[int32]bool // ports of the app that speak TLS, of those whose requests have to be told apart
+	ports   map[int32]*agentv1.PortState // what it found out about the app's ports
 }
 
 func newAgents(_ client.Reader, reviewer client.Client, o Options) *agents {
@@ -80,7 +81,7 @@ func (a *agents) set(uid string, d *desired) {
 		delete(a.inForce, uid)
 		delete(a.dropped, uid)
 	} else {
-		if had && old.port == d.port && old.address == d.address && proto.Equal(old.match, d.match) && samePods(old.pods, d.pods) {
+		if had && old.port == d.port && old.address == d.address && proto.Equal(old.match, d.match) && old.plaintext == d.plaintext && samePods(old.pods, d.pods) {
 			return
 		}
 		a.inForce[uid] = *d
@@ -120,16 +121,16 @@ func (a *agents) confirmed(pod string) bool {
 	return s != nil && s.applied >= a.generation
 }
 
-// speaksTLS says whether the app of one of the pods was found to speak TLS on a port.
-func (a *agents) speaksTLS(pods map[string]bool, port int32) bool {
+// found is what the agents of pods have found out about a port's TLS that keeps them from looking inside, or nil.
+func (a *agents) found(pods map[string]bool, port int32) *agentv1.PortState {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for pod := range pods {
-		if s := a.connected[pod]; s != nil && s.tls[port] {
-			return true
+		if s := a.connected[pod]; s != nil && s.ports[port] != nil {
+			return s.ports[port]
 		}
 	}
-	return false
+	return nil
 }
 
 // relayTarget is the laptop's address of an intercept, if the token is one that was given for it.
@@ -204,9 +205,9 @@ func (a *agents) Connect(stream grpc.BidiStreamingServer[agentv1.AgentMessage, a
 			if applied := m.GetApplied(); applied != nil {
 				a.mu.Lock()
 				s.applied = applied.Generation
-				s.tls = map[int32]bool{}
+				s.ports = map[int32]*agentv1.PortState{}
 				for _, p := range applied.Ports {
-					s.tls[int32(p.Port)] = p.Tls
+					s.ports[int32(p.Port)] = p
 				}
 				a.mu.Unlock()
 				a.notify()
@@ -246,7 +247,7 @@ func (a *agents) configOf(s *agentState) *agentv1.Config {
 		}
 		tokens[uid] = token
 		config.Intercepts = append(config.Intercepts, &agentv1.Intercept{
-			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)), Match: d.match, ErrorOnFailure: d.errors, Wiretap: d.wiretap,
+			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)), Match: d.match, ErrorOnFailure: d.errors, Wiretap: d.wiretap, LocalPlaintext: d.plaintext,
 		})
 	}
 	s.tokens = tokens

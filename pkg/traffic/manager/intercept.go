@@ -195,8 +195,8 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		return r.suspend(ctx, i, target)
 	}
 	byRequest := match != nil || i.Spec.Mode == detour.ModeWiretap
-	if says := inject.SaysTLS(target.appProtocol, target.template, target.port); byRequest && says != "" {
-		return refuseTLS(target, says)
+	if err := target.setSecret(i, plan, byRequest); err != nil {
+		return err
 	}
 	if !target.covered(plan) {
 		if err := r.annotate(ctx, target, target.cover(plan)); err != nil {
@@ -225,15 +225,15 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 			without++
 		}
 	}
-	if byRequest && r.agents.speaksTLS(with, target.port.Port) {
-		return refuseTLS(target, "found by trying")
+	if found := r.agents.found(with, target.port.Port); byRequest && found != nil {
+		return target.refuseTLS(found)
 	}
 	if len(session.Status.Addresses) == 0 {
 		return nil
 	}
 	force := func() {
 		if target.port.Port != 0 {
-			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop})
+			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop, plaintext: i.Spec.TLS != nil && i.Spec.TLS.LocalPlaintext})
 		}
 	}
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
@@ -285,11 +285,6 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	return nil
 }
 
-// refuseTLS says no to an intercept that would have to look inside TLS: it must not take everything instead, nor nothing in silence.
-func refuseTLS(target *workload, how string) error {
-	return refuse(detour.ReasonTLS, "port %d of %s speaks TLS (%s): requests cannot be told apart there, so intercept all of it, without conditions", target.port.Port, target.name(), how)
-}
-
 func gone(fails, replaced bool) string {
 	switch {
 	case replaced:
@@ -324,7 +319,7 @@ func (r *interceptReconciler) suspend(ctx context.Context, i *detour.Intercept, 
 		return err
 	}
 	for _, p := range pods {
-		if podReady(&p) && inject.HasAgent(&p, target.port.Port) && !r.agents.confirmed(string(p.UID)) {
+		if podReady(&p) && inject.HasAgent(&p, target.port.Port, target.port.Secret) && !r.agents.confirmed(string(p.UID)) {
 			set(i, detour.PhaseSuspending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, "giving the traffic back to the cluster")
 			return nil
 		}
@@ -340,14 +335,17 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 		return err
 	}
 	for _, other := range list.Items {
-		if i.Spec.Mode == detour.ModeWiretap || other.Spec.Mode == detour.ModeWiretap {
-			continue // copies take nothing from anybody
-		}
 		if other.UID == i.UID || other.Spec.Suspend || other.Status.Phase == detour.PhaseRefused || other.Status.Workload == nil || !other.DeletionTimestamp.IsZero() {
 			continue
 		}
 		if *other.Status.Workload != *i.Status.Workload || !precedes(&other, i) {
 			continue
+		}
+		if mine, theirs := i.Spec.TLS, other.Spec.TLS; mine != nil && theirs != nil && mine.Secret != theirs.Secret && other.Status.ContainerPort == i.Status.ContainerPort {
+			return refuse(detour.ReasonPortTaken, "port %d is looked into with Secret %s for the intercept %s of %s: name the same one", i.Status.ContainerPort, theirs.Secret, other.Name, other.Status.Laptop)
+		}
+		if i.Spec.Mode == detour.ModeWiretap || other.Spec.Mode == detour.ModeWiretap {
+			continue // copies take nothing from anybody
 		}
 		workload := strings.ToLower(i.Status.Workload.Kind) + "/" + i.Status.Workload.Name
 		since := other.CreationTimestamp.UTC().Format("15:04:05 MST")

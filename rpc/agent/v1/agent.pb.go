@@ -397,8 +397,9 @@ func (x *Applied) GetPorts() []*PortState {
 
 type PortState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"` // the app's port number
-	Tls           bool                   `protobuf:"varint,2,opt,name=tls,proto3" json:"tls,omitempty"`   // the app speaks TLS there, and the agent has no certificate with which it could look inside
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`      // the app's port number
+	Tls           bool                   `protobuf:"varint,2,opt,name=tls,proto3" json:"tls,omitempty"`        // the app speaks TLS there, and the agent has no certificate with which it could look inside
+	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"` // why it cannot look inside although it has one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -445,6 +446,13 @@ func (x *PortState) GetTls() bool {
 		return x.Tls
 	}
 	return false
+}
+
+func (x *PortState) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 type Config struct {
@@ -693,6 +701,7 @@ type Intercept struct {
 	Token          []byte                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                                            // opens relayed connections for this intercept, this agent and this manager only
 	Match          *Match                 `protobuf:"bytes,5,opt,name=match,proto3" json:"match,omitempty"`                                            // absent: everything on the port
 	Wiretap        bool                   `protobuf:"varint,7,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                                       // the laptop gets copies of requests, the app answers
+	LocalPlaintext bool                   `protobuf:"varint,8,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"`   // what the agent has looked into goes to the laptop without TLS
 	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"` // not the app but an error, when the laptop cannot be had
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -766,6 +775,13 @@ func (x *Intercept) GetMatch() *Match {
 func (x *Intercept) GetWiretap() bool {
 	if x != nil {
 		return x.Wiretap
+	}
+	return false
+}
+
+func (x *Intercept) GetLocalPlaintext() bool {
+	if x != nil {
+		return x.LocalPlaintext
 	}
 	return false
 }
@@ -1011,10 +1027,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\rR\bdraining\x120\n" +
-	"\x05ports\x18\x03 \x03(\v2\x1a.detour.agent.v1.PortStateR\x05ports\"1\n" +
+	"\x05ports\x18\x03 \x03(\v2\x1a.detour.agent.v1.PortStateR\x05ports\"K\n" +
 	"\tPortState\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x10\n" +
-	"\x03tls\x18\x02 \x01(\bR\x03tls\"|\n" +
+	"\x03tls\x18\x02 \x01(\bR\x03tls\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"|\n" +
 	"\x06Config\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -1043,14 +1060,15 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\rintercept_uid\x18\t \x01(\tR\finterceptUid\x12\x16\n" +
 	"\x06copied\x18\n" +
 	" \x03(\tR\x06copiedB\x0e\n" +
-	"\f_grpc_status\"\xde\x01\n" +
+	"\f_grpc_status\"\x87\x02\n" +
 	"\tIntercept\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
 	"\rrelay_address\x18\x03 \x01(\tR\frelayAddress\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\fR\x05token\x12,\n" +
 	"\x05match\x18\x05 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\x12\x18\n" +
-	"\awiretap\x18\a \x01(\bR\awiretap\x12(\n" +
+	"\awiretap\x18\a \x01(\bR\awiretap\x12'\n" +
+	"\x0flocal_plaintext\x18\b \x01(\bR\x0elocalPlaintext\x12(\n" +
 	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\"\xd4\x01\n" +
 	"\x05Match\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x125\n" +

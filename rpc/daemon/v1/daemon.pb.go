@@ -524,6 +524,7 @@ type Intercept struct {
 	Mode          string                 `protobuf:"bytes,15,opt,name=mode,proto3" json:"mode,omitempty"`           // as the Intercept object has it
 	Dropped       uint32                 `protobuf:"varint,16,opt,name=dropped,proto3" json:"dropped,omitempty"`    // copies that this laptop did not get
 	Container     string                 `protobuf:"bytes,20,opt,name=container,proto3" json:"container,omitempty"` // that does not run, in mode Replace
+	TlsSecret     string                 `protobuf:"bytes,17,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -677,6 +678,13 @@ func (x *Intercept) GetContainer() string {
 	return ""
 }
 
+func (x *Intercept) GetTlsSecret() string {
+	if x != nil {
+		return x.TlsSecret
+	}
+	return ""
+}
+
 type InterceptRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Service        string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -685,9 +693,11 @@ type InterceptRequest struct {
 	Match          *v1.Match              `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`                              // absent: everything
 	TtlSeconds     int64                  `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: as long as the session
 	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"`
-	Mode           string                 `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`            // as the Intercept object has it
-	Workload       string                 `protobuf:"bytes,20,opt,name=workload,proto3" json:"workload,omitempty"`   // KIND/NAME or NAME, in place of service and ports: only the work is taken over, no traffic
-	Container      string                 `protobuf:"bytes,21,opt,name=container,proto3" json:"container,omitempty"` // to replace; empty when it is clear which
+	Mode           string                 `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`                                            // as the Intercept object has it
+	Workload       string                 `protobuf:"bytes,20,opt,name=workload,proto3" json:"workload,omitempty"`                                   // KIND/NAME or NAME, in place of service and ports: only the work is taken over, no traffic
+	Container      string                 `protobuf:"bytes,21,opt,name=container,proto3" json:"container,omitempty"`                                 // to replace; empty when it is clear which
+	TlsSecret      string                 `protobuf:"bytes,8,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`                 // a Secret of the pods, to look into TLS
+	LocalPlaintext bool                   `protobuf:"varint,9,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"` // the local process does not speak TLS
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -783,6 +793,20 @@ func (x *InterceptRequest) GetContainer() string {
 		return x.Container
 	}
 	return ""
+}
+
+func (x *InterceptRequest) GetTlsSecret() string {
+	if x != nil {
+		return x.TlsSecret
+	}
+	return ""
+}
+
+func (x *InterceptRequest) GetLocalPlaintext() bool {
+	if x != nil {
+		return x.LocalPlaintext
+	}
+	return false
 }
 
 type InterceptResponse struct {
@@ -1072,7 +1096,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"rttSeconds\x12\x1a\n" +
 	"\brootless\x18\x15 \x01(\bR\brootless\x12#\n" +
 	"\rnamespace_pid\x18\x16 \x01(\x05R\fnamespacePid\x12!\n" +
-	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\"\xd8\x03\n" +
+	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\"\xf7\x03\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -1092,7 +1116,9 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\fservice_port\x18\x0e \x01(\rR\vservicePort\x12\x12\n" +
 	"\x04mode\x18\x0f \x01(\tR\x04mode\x12\x18\n" +
 	"\adropped\x18\x10 \x01(\rR\adropped\x12\x1c\n" +
-	"\tcontainer\x18\x14 \x01(\tR\tcontainer\"\xa6\x02\n" +
+	"\tcontainer\x18\x14 \x01(\tR\tcontainer\x12\x1d\n" +
+	"\n" +
+	"tls_secret\x18\x11 \x01(\tR\ttlsSecret\"\xee\x02\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
@@ -1104,7 +1130,10 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\x12\x12\n" +
 	"\x04mode\x18\a \x01(\tR\x04mode\x12\x1a\n" +
 	"\bworkload\x18\x14 \x01(\tR\bworkload\x12\x1c\n" +
-	"\tcontainer\x18\x15 \x01(\tR\tcontainer\"\x84\x01\n" +
+	"\tcontainer\x18\x15 \x01(\tR\tcontainer\x12\x1d\n" +
+	"\n" +
+	"tls_secret\x18\b \x01(\tR\ttlsSecret\x12'\n" +
+	"\x0flocal_plaintext\x18\t \x01(\bR\x0elocalPlaintext\"\x84\x01\n" +
 	"\x11InterceptResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x12\x18\n" +
 	"\awarning\x18\x02 \x01(\tR\awarning\x129\n" +

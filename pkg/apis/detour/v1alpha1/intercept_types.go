@@ -14,6 +14,8 @@ import (
 // +kubebuilder:validation:XValidation:rule="self.mode == 'Replace' || (has(self.service) && !has(self.container))",message="workload and container are for mode Replace"
 // +kubebuilder:validation:XValidation:rule="self.mode != 'Replace' || !has(self.match)",message="a replaced container answers nobody, so mode Replace has no match"
 // +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && (!has(self.service) || !has(oldSelf.service) || self.service == oldSelf.service) && (!has(self.localPort) || !has(oldSelf.localPort) || self.localPort == oldSelf.localPort) && self.onFailure == oldSelf.onFailure && self.mode == oldSelf.mode && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
+// +kubebuilder:validation:XValidation:rule="has(self.tls) == has(oldSelf.tls) && (!has(self.tls) || self.tls == oldSelf.tls)",message="only suspend can change; delete the intercept and create a new one"
+// +kubebuilder:validation:XValidation:rule="!has(self.tls) || has(self.match) || self.mode == 'Wiretap'",message="all of a port goes to the laptop as it is, TLS included: give a match, or no tls"
 type InterceptSpec struct {
 	// Session is the name of the Session, in the same namespace, whose laptop gets the traffic.
 	// +kubebuilder:validation:MinLength=1
@@ -40,6 +42,9 @@ type InterceptSpec struct {
 	// Match selects the requests that go to the laptop. When it is absent the intercept is global: everything does.
 	// +optional
 	Match *Match `json:"match,omitempty"`
+	// TLS lets the agents look into a port that speaks it. Needed for a match or a wiretap of such a port; all of it needs none of this.
+	// +optional
+	TLS *TLS `json:"tls,omitempty"`
 	// Mode is what the laptop gets: the traffic (Intercept), a copy of the requests (Wiretap), whose answers nobody sees, or all that
 	// the app does (Replace): the app's container does not run meanwhile.
 	// +kubebuilder:default=Intercept
@@ -54,6 +59,17 @@ type InterceptSpec struct {
 	// it can wait until every agent has switched before the laptop stops answering.
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
+}
+
+// TLS is how the agents look into it.
+type TLS struct {
+	// Secret is one that the pods use themselves, with the app's certificate and key (tls.crt, tls.key). It stays in the pods.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Secret string `json:"secret"`
+	// LocalPlaintext sends the requests to the laptop's process without TLS.
+	// +optional
+	LocalPlaintext bool `json:"localPlaintext,omitempty"`
 }
 
 // Mode is what an intercept does with traffic.

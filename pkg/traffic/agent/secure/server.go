@@ -72,3 +72,6 @@ func Speaks(ctx context.Context, conn net.Conn) bool {
 	}
 	return !errors.Is(err, ErrNotTLS)
 }
+
+// NetConn is the connection below.
+func (h *hearing) NetConn() net.Conn { return h.Conn }
