@@ -87,6 +87,12 @@ func TestMutateGolden(t *testing.T) {
 			p.Spec.InitContainers = []corev1.Container{{Name: "migrate", Image: "example.org/catalog:v1"}}
 			p.Spec.Volumes = []corev1.Volume{{Name: "data"}}
 		}), Plan{Ports: []Port{numeric()}}},
+		{"certificate", pod(func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "tls", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "web-tls"}}}}
+		}), Plan{Ports: []Port{
+			{Container: "app", Port: 8080, Name: "http", Via: ViaTargetPort, AgentPort: 9900, Secret: "web-tls"},
+			{Container: "app", Port: 8443, Via: ViaNftables, AgentPort: 9901, Secret: "web-tls"},
+		}}},
 		{"native-sidecar", pod(func(p *corev1.Pod) {
 			p.Spec.Containers[0].Ports = nil
 			p.Spec.InitContainers = []corev1.Container{{
