@@ -1,4 +1,4 @@
-// Package badnet is a bad network for the suites: a TCP relay that can be slow, narrow, silent or broken, changed at any time. It
+// Package badnet is a bad network for the suites: relays of TCP and UDP that can be slow, narrow, silent, lossy or broken, changed at any time. It
 // needs neither privileges nor tc, and it is in the way of the connections only that were told to go through it.
 package badnet
 
