@@ -28,7 +28,7 @@ func main() {
 
 func command() *cobra.Command {
 	root := &cobra.Command{Use: "traffic", Short: "The in-cluster side of detour", SilenceUsage: true, SilenceErrors: true, Version: version.Version}
-	o := manager.Options{PodName: os.Getenv("POD_NAME"), PodNamespace: os.Getenv("POD_NAMESPACE"), PodIP: os.Getenv("POD_IP")}
+	o := manager.Options{PodName: os.Getenv("POD_NAME"), PodNamespace: os.Getenv("POD_NAMESPACE"), PodIP: os.Getenv("POD_IP"), NodeName: os.Getenv("NODE_NAME")}
 	level := "info"
 	cmd := &cobra.Command{
 		Use: "manager", Short: "Run the traffic-manager", Args: cobra.NoArgs,
@@ -47,6 +47,8 @@ func command() *cobra.Command {
 	f.StringVar(&o.SessionCIDR, "session-cidr", "198.18.0.0/16", "IPv4 addresses of the laptops")
 	f.StringVar(&o.SessionCIDR6, "session-cidr6", "fd64:6574:6f75:72::/64", "IPv6 addresses of the laptops, empty for none")
 	f.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "the cluster's DNS domain")
+	f.StringVar(&o.UDP, "udp", "", "how laptops reach the manager's UDP port: NodePort, LoadBalancer, HostPort; empty for not at all")
+	f.Uint16Var(&o.UDPHostPort, "udp-host-port", manager.UDPPort, "with HostPort: the port of the node")
 	f.DurationVar(&o.StaleAfter, "stale-after", 5*time.Second, "a laptop that is silent for longer is gone, its traffic goes to the cluster's pods")
 	f.DurationVar(&o.SessionTTL, "session-ttl", 10*time.Minute, "a session is deleted after its laptop has been silent for so long")
 	f.StringVar(&level, "log-level", level, "debug, info, warn or error")

@@ -13,45 +13,93 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 )
 
-// latestName is the endpoint that means "whatever stream was opened last": the laptop's only way to its one peer.
-const latestName = "latest"
+// wire carries messages to one other end: a stream, or an address that a UDP socket sends to.
+type wire interface {
+	conn.Endpoint
+	// send may drop messages, as any network may; an error says that none will arrive.
+	send(messages [][]byte) error
+}
 
-// streamBind is a conn.Bind whose wires are the streams given to serve. Each stream is an endpoint; WireGuard roams to the
-// stream that a peer's last authentic message came from.
-type streamBind struct {
+// pathBind is a conn.Bind of many wires at once. The hub answers a laptop on the wire that WireGuard roamed to: that of the last
+// authentic message. A laptop has one peer and several ways to it, and chooses for each message itself.
+type pathBind struct {
 	received chan *chunk
-	// onePeer says that every stream leads to the same peer (a laptop's do), so the newest will do for one that has ended.
-	onePeer bool
+	// choose is the laptop's choice; nil in the hub.
+	choose func() wire
+	// probe takes the messages that are not WireGuard's. It must not keep them.
+	probe func(from wire, message []byte)
 
 	mu      sync.Mutex
 	closing chan struct{} // closed by Close, made anew by Open
 	streams map[string]*stream
-	latest  *stream
 	count   uint64
 }
 
-func newStreamBind(onePeer bool) *streamBind {
+func newPathBind(choose func() wire, probe func(wire, []byte)) *pathBind {
 	closed := make(chan struct{})
 	close(closed)
-	return &streamBind{onePeer: onePeer, received: make(chan *chunk, 16), closing: closed, streams: map[string]*stream{}}
+	return &pathBind{choose: choose, probe: probe, received: make(chan *chunk, 16), closing: closed, streams: map[string]*stream{}}
 }
 
-// serve carries WireGuard messages over rw until it ends or ctx does, and closes rw. opened, if any, is called when messages can be sent.
-func (b *streamBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func()) error {
+// chunk is some messages from one wire on their way to WireGuard.
+type chunk struct {
+	buf      []byte
+	used     int      // bytes of buf, by add
+	messages [][]byte // slices of buf
+	next     int      // the first message not yet handed on
+	from     conn.Endpoint
+}
+
+var chunks = sync.Pool{New: func() any { return &chunk{buf: make([]byte, readChunk)} }}
+
+func newChunk(from conn.Endpoint) *chunk {
+	c := chunks.Get().(*chunk)
+	c.used, c.messages, c.next, c.from = 0, c.messages[:0], 0, from
+	return c
+}
+
+func (c *chunk) put() {
+	c.from = nil
+	chunks.Put(c)
+}
+
+// add copies a message, and says whether there was room.
+func (c *chunk) add(message []byte) bool {
+	if len(c.buf)-c.used < len(message) {
+		return false
+	}
+	n := copy(c.buf[c.used:], message)
+	c.messages = append(c.messages, c.buf[c.used:c.used+n])
+	c.used += n
+	return true
+}
+
+// deliver hands a chunk to WireGuard, and says whether it was taken.
+func (b *pathBind) deliver(c *chunk, done <-chan struct{}) bool {
+	b.mu.Lock()
+	closing := b.closing
+	b.mu.Unlock()
+	select {
+	case b.received <- c:
+		return true
+	case <-done:
+	case <-closing:
+	}
+	c.put()
+	return false
+}
+
+// serve carries messages over rw until it ends or ctx does, and closes rw. opened, if any, is called when messages can be sent.
+func (b *pathBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func(*stream)) error {
 	b.mu.Lock()
 	b.count++
 	s := newStream(fmt.Sprintf("stream-%d", b.count), rw)
 	b.streams[s.id] = s
-	b.latest = s
-	closing := b.closing
 	b.mu.Unlock()
 
 	defer func() {
 		b.mu.Lock()
 		delete(b.streams, s.id)
-		if b.latest == s {
-			b.latest = nil
-		}
 		b.mu.Unlock()
 	}()
 
@@ -61,18 +109,10 @@ func (b *streamBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened fu
 	loops.Go(func() error { defer s.close(); return s.writeLoop() })
 	loops.Go(func() error {
 		defer s.close()
-		return s.readLoop(func(c *chunk) bool {
-			select {
-			case b.received <- c:
-				return true
-			case <-s.done:
-			case <-closing:
-			}
-			return false
-		})
+		return s.readLoop(b.probe, func(c *chunk) bool { return b.deliver(c, s.done) })
 	})
 	if opened != nil {
-		opened()
+		opened(s)
 	}
 	err := loops.Wait()
 	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
@@ -81,15 +121,18 @@ func (b *streamBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened fu
 	return err
 }
 
-// open says whether the stream of that name is still there.
-func (b *streamBind) open(name string) bool {
+// open says whether the wire of that name is still there. An address has no end.
+func (b *pathBind) open(name string) bool {
+	if _, err := netip.ParseAddrPort(name); err == nil {
+		return true
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	_, ok := b.streams[name]
 	return ok
 }
 
-func (b *streamBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
+func (b *pathBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	select {
@@ -102,7 +145,7 @@ func (b *streamBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 }
 
 // receiver hands chunks on, message by message, to WireGuard's buffers.
-func (b *streamBind) receiver(closing chan struct{}) conn.ReceiveFunc {
+func (b *pathBind) receiver(closing chan struct{}) conn.ReceiveFunc {
 	var current *chunk
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		if current == nil {
@@ -123,8 +166,7 @@ func (b *streamBind) receiver(closing chan struct{}) conn.ReceiveFunc {
 			if current.next < len(current.messages) {
 				break
 			}
-			current.from = nil
-			chunks.Put(current)
+			current.put()
 			current = nil
 			select {
 			case current = <-b.received:
@@ -136,7 +178,7 @@ func (b *streamBind) receiver(closing chan struct{}) conn.ReceiveFunc {
 	}
 }
 
-func (b *streamBind) Close() error {
+func (b *pathBind) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	select {
@@ -147,48 +189,41 @@ func (b *streamBind) Close() error {
 	return nil
 }
 
-func (b *streamBind) SetMark(uint32) error { return nil }
+func (b *pathBind) SetMark(uint32) error { return nil }
 
-func (b *streamBind) Send(bufs [][]byte, ep conn.Endpoint) error {
-	var to *stream
-	switch ep := ep.(type) {
-	case *stream:
-		to = ep
-	case latestEndpoint:
-	default:
+func (b *pathBind) Send(bufs [][]byte, ep conn.Endpoint) error {
+	if b.choose != nil {
+		if w := b.choose(); w != nil {
+			return w.send(bufs)
+		}
+		return errNoWay
+	}
+	w, ok := ep.(wire)
+	if !ok {
 		return conn.ErrWrongEndpointType
 	}
-	b.mu.Lock()
-	if to == nil || b.streams[to.id] != to {
-		to = nil
-		if b.onePeer {
-			to = b.latest
-		}
-	}
-	b.mu.Unlock()
-	if to == nil {
-		return errNoStream
-	}
-	to.send(bufs)
-	return nil
+	return w.send(bufs)
 }
 
-var errNoStream = errors.New("no tunnel is open to this peer")
+var errNoWay = errors.New("no tunnel is open to this peer")
 
-func (b *streamBind) ParseEndpoint(s string) (conn.Endpoint, error) {
-	if s == latestName {
-		return latestEndpoint{}, nil
+// ParseEndpoint knows one name, which a laptop gives to WireGuard: where messages go is chosen later.
+func (b *pathBind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	if s == chosenName {
+		return chosenEndpoint{}, nil
 	}
 	return nil, fmt.Errorf("unknown endpoint %q", s)
 }
 
-func (b *streamBind) BatchSize() int { return conn.IdealBatchSize }
+func (b *pathBind) BatchSize() int { return conn.IdealBatchSize }
 
-type latestEndpoint struct{}
+const chosenName = "chosen"
 
-func (latestEndpoint) ClearSrc()           {}
-func (latestEndpoint) SrcToString() string { return "" }
-func (latestEndpoint) DstToString() string { return latestName }
-func (latestEndpoint) DstToBytes() []byte  { return []byte(latestName) }
-func (latestEndpoint) DstIP() netip.Addr   { return netip.Addr{} }
-func (latestEndpoint) SrcIP() netip.Addr   { return netip.Addr{} }
+type chosenEndpoint struct{}
+
+func (chosenEndpoint) ClearSrc()           {}
+func (chosenEndpoint) SrcToString() string { return "" }
+func (chosenEndpoint) DstToString() string { return chosenName }
+func (chosenEndpoint) DstToBytes() []byte  { return []byte(chosenName) }
+func (chosenEndpoint) DstIP() netip.Addr   { return netip.Addr{} }
+func (chosenEndpoint) SrcIP() netip.Addr   { return netip.Addr{} }

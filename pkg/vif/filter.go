@@ -18,10 +18,11 @@ const (
 )
 
 // filteredTUN keeps the cluster out of the laptop: from the tunnel it lets in answers to the laptop's own flows, new TCP
-// connections to one port, and ICMP. It keeps no connection state: a new TCP connection is a SYN without ACK.
+// connections to one port, and ICMP. It needs no connection state for that: a new TCP connection is a SYN without ACK.
 type filteredTUN struct {
 	tun.Device
-	port   uint16                 // the TCP port that is open; 0 for none
+	port   uint16 // the TCP port that is open; 0 for none
+	flows  flowMemory
 	sentAt [1 << 16]atomic.Uint32 // by local UDP port: when the laptop last sent from it, in Unix seconds
 }
 
@@ -29,8 +30,12 @@ func (f *filteredTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) 
 	n, err := f.Device.Read(bufs, sizes, offset)
 	now := uint32(time.Now().Unix())
 	for i := range n {
-		if protocol, transport := transportOf(bufs[i][offset : offset+sizes[i]]); protocol == protocolUDP && len(transport) >= 2 {
+		packet := bufs[i][offset : offset+sizes[i]]
+		switch protocol, transport := transportOf(packet); {
+		case protocol == protocolUDP && len(transport) >= 2:
 			f.sentAt[binary.BigEndian.Uint16(transport)].Store(now)
+		case protocol == protocolTCP && len(transport) >= 14:
+			f.flows.note(packet, transport, true)
 		}
 	}
 	return n, err
@@ -61,9 +66,12 @@ func (f *filteredTUN) lets(packet []byte, now uint32) bool {
 		if len(transport) < 14 {
 			return false
 		}
-		const syn, ack = 0x02, 0x10
-		opens := transport[13]&(syn|ack) == syn
-		return !opens || (f.port != 0 && binary.BigEndian.Uint16(transport[2:]) == f.port)
+		opens := transport[13]&(flagSYN|flagACK) == flagSYN
+		if opens && (f.port == 0 || binary.BigEndian.Uint16(transport[2:]) != f.port) {
+			return false
+		}
+		f.flows.note(packet, transport, false)
+		return true
 	case protocolUDP:
 		if len(transport) < 4 {
 			return false

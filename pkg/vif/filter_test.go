@@ -101,8 +101,8 @@ func newFilter(port uint16) *filteredTUN {
 // The filter learns from what the laptop sends, and of a batch passes on exactly what is let in.
 func TestFilterLearnsAndSorts(t *testing.T) {
 	const offset = 16
-	wire := &wire{sends: udpPacketFrom(4, 53535)}
-	f := &filteredTUN{Device: wire, port: openPort}
+	kernel := &kernelSide{sends: udpPacketFrom(4, 53535)}
+	f := &filteredTUN{Device: kernel, port: openPort}
 	batch := func(packets ...[]byte) [][]byte {
 		var all [][]byte
 		for _, p := range packets {
@@ -115,29 +115,29 @@ func TestFilterLearnsAndSorts(t *testing.T) {
 	n, err := f.Write(batch(answer, forbidden), offset)
 	assert.NoError(t, err)
 	assert.Equal(t, 2, n, "what is dropped counts as written: it is not to be sent again")
-	assert.Empty(t, wire.received)
+	assert.Empty(t, kernel.received)
 
 	bufs, sizes := [][]byte{make([]byte, 1500)}, make([]int, 1)
 	_, err = f.Read(bufs, sizes, offset)
 	assert.NoError(t, err)
 	_, err = f.Write(batch(forbidden, answer, forbidden, other), offset)
 	assert.NoError(t, err)
-	assert.Equal(t, [][]byte{answer, other}, wire.received)
+	assert.Equal(t, [][]byte{answer, other}, kernel.received)
 }
 
-// wire stands for the kernel's side of a TUN: it keeps what it is given.
-type wire struct {
+// kernelSide stands for the kernel's side of a TUN: it keeps what it is given.
+type kernelSide struct {
 	tun.Device
 	sends    []byte
 	received [][]byte
 }
 
-func (w *wire) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+func (w *kernelSide) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	sizes[0] = copy(bufs[0][offset:], w.sends)
 	return 1, nil
 }
 
-func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
+func (w *kernelSide) Write(bufs [][]byte, offset int) (int, error) {
 	for _, b := range bufs {
 		w.received = append(w.received, b[offset:])
 	}

@@ -89,12 +89,12 @@ func TestStreamCarriesMessages(t *testing.T) {
 	received := make(chan string, 1000)
 	go func() { ended <- out.writeLoop() }()
 	go func() {
-		ended <- in.readLoop(func(c *chunk) bool {
+		ended <- in.readLoop(nil, func(c *chunk) bool {
 			assert.Same(t, in, c.from)
 			for _, m := range c.messages {
 				received <- string(m)
 			}
-			chunks.Put(c)
+			c.put()
 			return true
 		})
 	}()
@@ -104,7 +104,7 @@ func TestStreamCarriesMessages(t *testing.T) {
 	}
 	sent = append(sent, strings.Repeat("z", maxMessage))
 	for _, m := range sent {
-		out.send([][]byte{[]byte(m)})
+		require.NoError(t, out.send([][]byte{[]byte(m)}))
 	}
 	for _, want := range sent {
 		require.Equal(t, want, <-received)
@@ -121,7 +121,7 @@ func TestStreamRefusesNonsense(t *testing.T) {
 	near, far := sockets(t)
 	_, err := io.WriteString(near, "GET /tunnel HTTP/1.1\r\n\r\n")
 	require.NoError(t, err)
-	err = newStream("in", far).readLoop(func(*chunk) bool { t.Error("there is no message"); return true })
+	err = newStream("in", far).readLoop(nil, func(*chunk) bool { t.Error("there is no message"); return true })
 	require.ErrorIs(t, err, errFrameTooLong)
 }
 
@@ -132,17 +132,17 @@ func TestParsePeers(t *testing.T) {
 	}{
 		"no peers": {"private_key=aa\nlisten_port=0\n", map[string]peerCounters{}},
 		"one": {
-			"private_key=aa\npublic_key=b1\nendpoint=stream-3\nlast_handshake_time_sec=1\ntx_bytes=7\nrx_bytes=42\nallowed_ip=100.64.0.2/32\n",
-			map[string]peerCounters{"b1": {42, "stream-3"}},
+			"private_key=aa\npublic_key=b1\nendpoint=stream-3\nlast_handshake_time_sec=1\nlast_handshake_time_nsec=5\ntx_bytes=7\nrx_bytes=42\nallowed_ip=100.64.0.2/32\n",
+			map[string]peerCounters{"b1": {received: 42, endpoint: "stream-3", handshake: 1e9 + 5}},
 		},
 		"two, the second never heard": {
 			"public_key=b1\nrx_bytes=1\nendpoint=stream-1\npublic_key=b2\nrx_bytes=0\n",
-			map[string]peerCounters{"b1": {1, "stream-1"}, "b2": {0, ""}},
+			map[string]peerCounters{"b1": {received: 1, endpoint: "stream-1"}, "b2": {}},
 		},
-		"a large counter":           {"public_key=b1\nrx_bytes=18446744073709551615\n", map[string]peerCounters{"b1": {1<<64 - 1, ""}}},
+		"a large counter":           {"public_key=b1\nrx_bytes=18446744073709551615\n", map[string]peerCounters{"b1": {received: 1<<64 - 1}}},
 		"not a number":              {"public_key=b1\nrx_bytes=many\n", map[string]peerCounters{"b1": {}}},
-		"an endpoint with an equal": {"public_key=b1\nendpoint=a=b\n", map[string]peerCounters{"b1": {0, "a=b"}}},
-		"no line end":               {"public_key=b1\nrx_bytes=5", map[string]peerCounters{"b1": {5, ""}}},
+		"an endpoint with an equal": {"public_key=b1\nendpoint=a=b\n", map[string]peerCounters{"b1": {endpoint: "a=b"}}},
+		"no line end":               {"public_key=b1\nrx_bytes=5", map[string]peerCounters{"b1": {received: 5}}},
 		"empty":                     {"", map[string]peerCounters{}},
 	} {
 		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, parsePeers(c.state)) })

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"math"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,6 +19,7 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/replay"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -32,6 +36,9 @@ const (
 	statsInterval = 250 * time.Millisecond
 	// streamGrace is how long a peer whose stream has closed still counts as there: the time for a reconnect.
 	streamGrace = 1500 * time.Millisecond
+	// A laptop's datagrams are expected from so many addresses at once, and for so long after its last probe from there.
+	maxSources   = 8
+	sourceMemory = time.Minute
 )
 
 // HubConfig describes the cluster's end.
@@ -44,6 +51,8 @@ type HubConfig struct {
 	Log *slog.Logger
 	// Allow says whether a laptop may reach a destination. Required.
 	Allow func(netip.Addr) bool
+	// UDPPort is where datagrams are taken too; 0 for nowhere.
+	UDPPort uint16
 }
 
 // Peer is a laptop that may connect.
@@ -52,18 +61,32 @@ type Peer struct {
 	Addresses []netip.Addr
 }
 
-// Hub is the cluster's end of every laptop's VIF: WireGuard over streams, and a netstack that forwards TCP and UDP.
+// Hub is the cluster's end of every laptop's VIF: WireGuard over streams and datagrams, and a netstack that forwards TCP and UDP.
 type Hub struct {
 	log     *slog.Logger
-	bind    *streamBind
+	key     Key
+	bind    *pathBind
+	socket  *udpSocket // nil without UDP
 	tun     *netstackTUN
 	device  *device.Device
 	forward *forwarder
+	relayed flowTable // the connections that the hub dialled
 	cancel  context.CancelFunc
 	stopped chan struct{}
+	// instance tells this process from the one before in the answers to probes.
+	instance uint64
 
-	mu    sync.Mutex
-	peers map[Key]*peerState
+	mu      sync.Mutex
+	peers   map[Key]*peerState
+	byProbe map[probeID]*peerState
+	sources map[netip.AddrPort]*source
+}
+
+// source is where datagrams of a laptop come from. Only a probe that the laptop sealed makes one.
+type source struct {
+	peer   *peerState
+	seen   time.Time
+	joiner joiner
 }
 
 type peerState struct {
@@ -71,6 +94,10 @@ type peerState struct {
 	received     uint64 // bytes, WireGuard's counter
 	last         time.Time
 	streamClosed time.Time // when its stream was found closed; zero while open
+	stream       string    // the last that it sent a probe on
+	pinged       time.Time // when its last probe came
+	prober       *prober   // nil when its key is none
+	pings        replay.Filter
 }
 
 // NewHub starts a hub. Close frees all of it.
@@ -88,20 +115,23 @@ func NewHub(c HubConfig) (*Hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	bind := newStreamBind(false)
 	// The hub serves nothing on its own addresses: a laptop that dials them is refused at once, which RTT makes use of.
 	allow := func(a netip.Addr) bool { return !slices.Contains(c.Addresses, a) && c.Allow(a) }
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &Hub{
-		log:     c.Log,
-		bind:    bind,
-		tun:     stack,
-		device:  device.NewDevice(stack, bind, wireguardLog(c.Log)),
-		forward: &forwarder{ctx: ctx, allow: allow, dialer: clusterDialer(), attempts: dialAttempts},
-		cancel:  cancel,
-		stopped: make(chan struct{}),
-		peers:   map[Key]*peerState{},
+		log:      c.Log,
+		key:      c.PrivateKey,
+		tun:      stack,
+		forward:  &forwarder{ctx: ctx, allow: allow, dialer: clusterDialer(), attempts: dialAttempts},
+		cancel:   cancel,
+		stopped:  make(chan struct{}),
+		instance: rand.Uint64(),
+		peers:    map[Key]*peerState{},
+		byProbe:  map[probeID]*peerState{},
+		sources:  map[netip.AddrPort]*source{},
 	}
+	h.bind = newPathBind(nil, h.answer)
+	h.device = device.NewDevice(stack, h.bind, wireguardLog(c.Log))
 	h.forward.attach(stack.stack)
 	if err := h.device.IpcSet("private_key=" + c.PrivateKey.hex() + "\n"); err != nil {
 		cancel()
@@ -112,6 +142,14 @@ func NewHub(c HubConfig) (*Hub, error) {
 		cancel()
 		h.device.Close()
 		return nil, fmt.Errorf("start WireGuard: %w", err)
+	}
+	if c.UDPPort != 0 {
+		if h.socket, err = listenUDP(c.UDPPort); err != nil {
+			cancel()
+			h.device.Close()
+			return nil, err
+		}
+		h.socket.start(h.bind, h.joinerOf)
 	}
 	go h.watch(ctx)
 	return h, nil
@@ -146,20 +184,102 @@ func (h *Hub) SetPeers(peers []Peer) error {
 	if err := h.device.IpcSet(conf.String()); err != nil {
 		return fmt.Errorf("set the peers: %w", err)
 	}
-	for key := range h.peers {
+	for key, old := range h.peers {
 		if _, ok := wanted[key]; !ok {
 			delete(h.peers, key)
+			delete(h.byProbe, probeIDOf(key))
+			maps.DeleteFunc(h.sources, func(_ netip.AddrPort, s *source) bool { return s.peer == old })
 		}
 	}
 	for key, p := range wanted {
 		if old, ok := h.peers[key]; ok {
 			old.Peer = p
-		} else {
-			h.peers[key] = &peerState{Peer: p}
+			continue
 		}
+		state := &peerState{Peer: p}
+		var err error
+		if state.prober, err = newProber(h.key, key, key); err != nil {
+			h.log.Warn("a laptop's key is none that probes can be made of", "err", err)
+		} else {
+			h.byProbe[state.prober.id] = state
+		}
+		h.peers[key] = state
 	}
 	for _, a := range gone {
 		h.forward.flows.reset(a)
+		h.relayed.reset(a)
+	}
+	return nil
+}
+
+// answer takes a probe. One that is not from a laptop, or has come before, gets no answer: a stranger learns nothing and nobody can
+// have this hub send anything to others.
+func (h *Hub) answer(from wire, m []byte) {
+	id, ok := probeOf(pingType, m)
+	if !ok {
+		return
+	}
+	h.mu.Lock()
+	p := h.byProbe[id]
+	h.mu.Unlock()
+	if p == nil {
+		return
+	}
+	number, _, ok := p.prober.open(pingType, m)
+	if !ok {
+		return
+	}
+	h.mu.Lock()
+	if ok = p.pings.ValidateCounter(number, math.MaxUint64); ok {
+		p.pinged = time.Now()
+		switch w := from.(type) {
+		case *udpWire:
+			h.know(w.address(), p)
+		case *stream:
+			p.stream = w.id
+		}
+	}
+	h.mu.Unlock()
+	if !ok {
+		return
+	}
+	if err := from.send([][]byte{p.prober.seal(pongType, number, h.instance, len(m))}); err != nil {
+		h.log.Debug("a probe was not answered", "to", from.DstToString(), "err", err)
+	}
+}
+
+// know remembers where datagrams of a laptop come from, the latest few; h.mu is held.
+func (h *Hub) know(from netip.AddrPort, p *peerState) {
+	now := time.Now()
+	if s, ok := h.sources[from]; ok && s.peer == p {
+		s.seen = now
+		return
+	}
+	var oldest netip.AddrPort
+	count := 0
+	for a, s := range h.sources {
+		if s.peer != p {
+			continue
+		}
+		if now.Sub(s.seen) > sourceMemory {
+			delete(h.sources, a)
+			continue
+		}
+		if count++; !oldest.IsValid() || s.seen.Before(h.sources[oldest].seen) {
+			oldest = a
+		}
+	}
+	if count >= maxSources {
+		delete(h.sources, oldest)
+	}
+	h.sources[from] = &source{peer: p, seen: now}
+}
+
+func (h *Hub) joinerOf(from netip.AddrPort) *joiner {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s, ok := h.sources[from]; ok {
+		return &s.joiner
 	}
 	return nil
 }
@@ -196,7 +316,7 @@ func (h *Hub) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	// No keep-alive: liveness is WireGuard's.
 	endpoint.SocketOptions().SetDelayOption(false)
 	c := &laptopConn{tcpFlow: tcpFlow{TCPConn: gonet.NewTCPConn(&queue, endpoint), endpoint: endpoint}}
-	c.remove = h.forward.flows.add(to.Addr(), c.Abort)
+	c.remove = h.relayed.add(to.Addr(), c.Abort)
 	return c, nil
 }
 
@@ -232,8 +352,9 @@ func (h *Hub) LastReceived(k Key) time.Time {
 	return time.Time{}
 }
 
-// ResetPeer resets all flows from and to a laptop.
-func (h *Hub) ResetPeer(k Key) {
+// ResetRelayed resets the connections that were dialled to a laptop: somebody in the cluster waits for its answers. The laptop's own
+// flows stay, for when it comes back.
+func (h *Hub) ResetRelayed(k Key) {
 	h.mu.Lock()
 	var addresses []netip.Addr
 	if p, ok := h.peers[k]; ok {
@@ -241,7 +362,7 @@ func (h *Hub) ResetPeer(k Key) {
 	}
 	h.mu.Unlock()
 	for _, a := range addresses {
-		h.forward.flows.reset(a)
+		h.relayed.reset(a)
 	}
 }
 
@@ -249,7 +370,11 @@ func (h *Hub) ResetPeer(k Key) {
 func (h *Hub) Close() error {
 	h.cancel()
 	h.forward.flows.reset(netip.Addr{})
+	h.relayed.reset(netip.Addr{})
 	h.device.Close()
+	if h.socket != nil {
+		h.socket.close()
+	}
 	h.forward.wg.Wait()
 	h.tun.stack.Wait()
 	<-h.stopped
@@ -288,17 +413,28 @@ func (h *Hub) note(peers map[string]peerCounters) {
 		if c.received > state.received {
 			state.received, state.last = c.received, now
 		}
-		if h.bind.open(c.endpoint) {
+		heard := state.last
+		if state.pinged.After(heard) {
+			heard = state.pinged
+		}
+		switch {
+		case !h.bind.open(c.endpoint):
+			if state.streamClosed.IsZero() {
+				state.streamClosed = now
+			}
+		case c.endpoint != state.stream && !h.bind.open(state.stream) && now.Sub(heard) > streamGrace:
+			// Datagrams have no end, but a process that ends takes its stream along.
+			state.streamClosed = heard
+		default:
 			state.streamClosed = time.Time{}
-		} else if state.streamClosed.IsZero() {
-			state.streamClosed = now
 		}
 	}
 }
 
 type peerCounters struct {
-	received uint64
-	endpoint string
+	received  uint64
+	endpoint  string
+	handshake int64 // Unix nanoseconds; 0 for never
 }
 
 // parsePeers reads WireGuard's configuration protocol (https://www.wireguard.com/xplatform/).
@@ -317,6 +453,12 @@ func parsePeers(state string) map[string]peerCounters {
 			p.endpoint = value
 		case "rx_bytes":
 			p.received, _ = strconv.ParseUint(value, 10, 64)
+		case "last_handshake_time_sec":
+			seconds, _ := strconv.ParseInt(value, 10, 64)
+			p.handshake = seconds * int64(time.Second)
+		case "last_handshake_time_nsec":
+			rest, _ := strconv.ParseInt(value, 10, 64)
+			p.handshake += rest
 		default:
 			continue
 		}

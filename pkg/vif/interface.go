@@ -17,11 +17,25 @@ import (
 )
 
 const (
-	redialMin = 200 * time.Millisecond
-	redialMax = 5 * time.Second
-	// deadAfter is how long the cluster may be silent before the stream is given up and dialled anew. The hub speaks each second.
+	// A stream that ended is dialled again after a pause that grows, at first to redialSoon: a traffic-manager that restarts is back
+	// within seconds.
+	redialMin  = 200 * time.Millisecond
+	redialSoon = time.Second
+	redialMax  = 5 * time.Second
+	soon       = 30 * time.Second
+	// deadAfter is how long the cluster may be silent before it counts as gone, and a stream before it is dialled anew.
 	deadAfter = 6 * time.Second
+	// Pauses between attempts at a handshake.
+	greetMin = 250 * time.Millisecond
+	greetMax = 5 * time.Second
 )
+
+// Stream is what carries WireGuard's messages until a direct path is found, and when none is.
+type Stream struct {
+	io.ReadWriteCloser
+	// Transport is its name for people.
+	Transport string
+}
 
 // Config describes the laptop's end.
 type Config struct {
@@ -37,7 +51,7 @@ type Config struct {
 	// InboundPort is the one TCP port of Addresses that the cluster may connect to.
 	InboundPort uint16
 	// Dial opens the stream that carries WireGuard. It is called again, for ever, when the stream ends.
-	Dial func(context.Context) (io.ReadWriteCloser, error)
+	Dial func(context.Context) (Stream, error)
 	// Namespace holds the interface; nil for the network of this process. Config.Dial is the host's in any case.
 	Namespace *Namespace
 	// HostLoopback lets processes in the Namespace reach the host's 127.0.0.1, as the address HostLoopback.
@@ -50,7 +64,8 @@ type Interface struct {
 	log    *slog.Logger
 	name   string
 	peer   Key
-	bind   *streamBind
+	ladder *ladder
+	tun    *filteredTUN
 	device *device.Device
 	host   hostInterface
 	cancel context.CancelFunc
@@ -119,13 +134,14 @@ func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask for the interface's name: %w", err)
 	}
-	bind := newStreamBind(true)
-	i := &Interface{
-		log: c.Log, name: name, peer: c.PeerKey, bind: bind, host: host, heard: make(chan struct{}),
-		device: device.NewDevice(&filteredTUN{Device: t, port: c.InboundPort}, bind, wireguardLog(c.Log)),
+	prober, err := newProber(c.PrivateKey, c.PeerKey, c.PrivateKey.PublicKey())
+	if err != nil {
+		return nil, err
 	}
+	i := &Interface{log: c.Log, name: name, peer: c.PeerKey, ladder: newLadder(prober, c.Log), tun: &filteredTUN{Device: t, port: c.InboundPort}, host: host, heard: make(chan struct{})}
+	i.device = device.NewDevice(i.tun, i.ladder.bind, wireguardLog(c.Log))
 	var conf strings.Builder
-	fmt.Fprintf(&conf, "private_key=%s\npublic_key=%s\nendpoint=%s\npersistent_keepalive_interval=%d\n", c.PrivateKey.hex(), c.PeerKey.hex(), latestName, keepalive)
+	fmt.Fprintf(&conf, "private_key=%s\npublic_key=%s\nendpoint=%s\npersistent_keepalive_interval=%d\n", c.PrivateKey.hex(), c.PeerKey.hex(), chosenName, keepalive)
 	// The one peer may send from any address: which packets get in is the filter's business, where they go the routes'.
 	conf.WriteString("replace_allowed_ips=true\nallowed_ip=0.0.0.0/0\nallowed_ip=::/0\n")
 	if err := i.device.IpcSet(conf.String()); err != nil {
@@ -136,6 +152,8 @@ func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
 	i.cancel = cancel
 	i.done.Go(func() { i.dial(ctx, c.Dial) })
 	i.done.Go(func() { i.watch(ctx) })
+	i.done.Go(func() { i.ladder.run(ctx) })
+	i.done.Go(func() { i.follow(ctx) })
 	return i, nil
 }
 
@@ -144,6 +162,12 @@ func (i *Interface) Name() string { return i.name }
 
 // SetRoutes makes routes the whole set of networks behind the VIF.
 func (i *Interface) SetRoutes(routes []netip.Prefix) error { return i.host.setRoutes(routes) }
+
+// SetDirect makes these the hub's addresses for datagrams, the preferred ones first. They are probed, and used while they work.
+func (i *Interface) SetDirect(addresses []netip.AddrPort) { i.ladder.setDirect(addresses) }
+
+// Path is the way to the cluster now.
+func (i *Interface) Path() Path { return i.ladder.path() }
 
 // Ready waits for the first authentic packet of the cluster.
 func (i *Interface) Ready(ctx context.Context) error {
@@ -183,17 +207,17 @@ func (i *Interface) Close() error {
 }
 
 // dial keeps one stream open, with a growing pause between failures.
-func (i *Interface) dial(ctx context.Context, open func(context.Context) (io.ReadWriteCloser, error)) {
-	pause := redialMin
+func (i *Interface) dial(ctx context.Context, open func(context.Context) (Stream, error)) {
+	pause, worked := redialMin, time.Now()
 	for ctx.Err() == nil {
-		rw, err := open(ctx)
+		stream, err := open(ctx)
 		if err == nil {
 			i.setProblem(nil)
-			i.log.Debug("the tunnel's stream is open")
+			i.log.Debug("the tunnel's stream is open", "transport", stream.Transport)
 			opened := time.Now()
-			err = i.serve(ctx, rw)
+			err = i.serve(ctx, stream)
 			if time.Since(opened) > deadAfter {
-				pause = redialMin
+				pause, worked = redialMin, time.Now()
 			}
 		}
 		if ctx.Err() != nil {
@@ -207,35 +231,39 @@ func (i *Interface) dial(ctx context.Context, open func(context.Context) (io.Rea
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
-		pause = min(pause*2, redialMax)
+		longest := redialMax
+		if time.Since(worked) < soon {
+			longest = redialSoon
+		}
+		pause = min(pause*2, longest)
 	}
 }
 
 // serve runs one stream and ends it when the cluster falls silent on it.
-func (i *Interface) serve(ctx context.Context, rw io.ReadWriteCloser) error {
+func (i *Interface) serve(ctx context.Context, opened Stream) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	opened := time.Now()
 	var watch sync.WaitGroup
-	watch.Go(func() {
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				i.mu.Lock()
-				last := i.last
-				i.mu.Unlock()
-				if time.Since(opened) > deadAfter && time.Since(last) > deadAfter {
-					cancel(errSilent)
+	remove := func() {}
+	err := i.ladder.bind.serve(ctx, opened, func(s *stream) {
+		remove = i.ladder.addStream(s, opened.Transport)
+		watch.Go(func() {
+			tick := time.NewTicker(time.Second)
+			defer tick.Stop()
+			for {
+				select {
+				case <-ctx.Done():
 					return
+				case <-tick.C:
+					if i.ladder.silent(s) > deadAfter {
+						cancel(errSilent)
+						return
+					}
 				}
 			}
-		}
+		})
 	})
-	err := i.bind.serve(ctx, rw, func() { watch.Go(func() { i.greet(ctx, opened) }) })
+	remove()
 	if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
 		err = errSilent
 	}
@@ -244,28 +272,86 @@ func (i *Interface) serve(ctx context.Context, rw io.ReadWriteCloser) error {
 	return err
 }
 
-// greet starts a handshake on a new stream, and again after a growing pause while nothing is heard: the hub may learn of
-// this laptop a moment later than the laptop of the hub, and WireGuard alone would wait 5 s before it tries again.
-func (i *Interface) greet(ctx context.Context, opened time.Time) {
-	for pause := 250 * time.Millisecond; ; pause *= 2 {
-		i.mu.Lock()
-		heard := i.last.After(opened)
-		i.mu.Unlock()
-		if heard {
-			return
-		}
-		if peer := i.device.LookupPeer(device.NoisePublicKey(i.peer)); peer != nil {
-			peer.ExpireCurrentKeypairs()
-			if err := peer.SendHandshakeInitiation(false); err != nil {
-				i.log.Debug("starting a handshake failed", "err", err)
-			}
-		}
+// follow brings WireGuard's session, and what the hub knows of this laptop, along when the path or the hub changes.
+func (i *Interface) follow(ctx context.Context) {
+	var (
+		greeting  time.Time // since when a handshake is wanted; zero when there is none to wait for
+		pause     time.Duration
+		restarted bool // flows of the hub's former process have to end
+		known     bool // an instance of the hub is
+		resets    int
+	)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	greet := func() {
+		greeting, pause = time.Now(), greetMin
+		i.greet()
+		timer.Reset(pause)
+	}
+	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-i.ladder.moved:
+			if !known && greeting.IsZero() {
+				greet()
+			} else if peer := i.device.LookupPeer(device.NoisePublicKey(i.peer)); peer != nil {
+				peer.SendKeepalive() // the hub answers where it last heard this laptop
+			}
+		case <-i.ladder.restarted:
+			if known {
+				i.log.Info("another process of the traffic-manager answers: connections through the one before are reset")
+				restarted = true
+			}
+			if known || greeting.IsZero() && !i.shook(time.Time{}) {
+				greet()
+			}
+			known = true
+		case <-timer.C:
+			switch {
+			case !greeting.IsZero() && !i.shook(greeting):
+				// The hub may learn of this laptop a moment later than the laptop of the hub, and WireGuard alone would wait 5 s.
+				pause = min(pause*2, greetMax)
+				i.greet()
+				timer.Reset(pause)
+				continue
+			case !greeting.IsZero():
+				greeting = time.Time{}
+				if restarted {
+					restarted, resets = false, 3
+				}
+			}
+			if resets > 0 {
+				resets--
+				if err := i.tun.resetFlows(); err != nil {
+					i.log.Warn("resetting connections failed", "err", err)
+				}
+				timer.Reset(time.Second)
+			}
 		}
 	}
+}
+
+// greet starts a handshake at once.
+func (i *Interface) greet() {
+	peer := i.device.LookupPeer(device.NoisePublicKey(i.peer))
+	if peer == nil {
+		return
+	}
+	peer.ExpireCurrentKeypairs()
+	if err := peer.SendHandshakeInitiation(false); err != nil {
+		i.log.Debug("starting a handshake failed", "err", err)
+	}
+}
+
+// shook says whether a handshake was completed after a time; the zero time asks whether there ever was one.
+func (i *Interface) shook(after time.Time) bool {
+	state, err := i.device.IpcGet()
+	if err != nil {
+		return false
+	}
+	at := parsePeers(state)[i.peer.hex()].handshake
+	return at != 0 && time.Unix(0, at).After(after)
 }
 
 var errSilent = errors.New("the traffic-manager fell silent")

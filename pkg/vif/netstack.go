@@ -31,6 +31,10 @@ const (
 	// (RFC 9293, 3.6.1), packets of the old connection that come late, WireGuard's replay protection and the order of a stream
 	// keep away.
 	timeWait = 5 * time.Millisecond
+	// maxRTO is the longest pause between two attempts to send a segment: what waits goes on so soon after a laptop that slept is
+	// back. maxRetries keep it waiting for longer than the Session of a silent laptop lives; then the flow is reset.
+	maxRTO     = 2 * time.Second
+	maxRetries = 1000
 )
 
 // netstackTUN is a tun.Device whose other side is a gVisor network stack.
@@ -55,7 +59,12 @@ func newNetstack(addresses []netip.Addr, mtu int) (*netstackTUN, error) {
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	wait := tcpip.TCPTimeWaitTimeoutOption(timeWait)
-	for _, option := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send, &moderate, &wait} {
+	// Netstack's RACK waits for a time-out for each segment when many are lost at once, as at a change of path. Without it SACK
+	// repairs all within some round trips.
+	recovery := tcpip.TCPRecovery(0)
+	longest := tcpip.TCPMaxRTOOption(maxRTO)
+	retries := tcpip.TCPMaxRetriesOption(maxRetries)
+	for _, option := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send, &moderate, &wait, &recovery, &longest, &retries} {
 		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
 			return nil, fmt.Errorf("set a TCP option of netstack: %s", err)
 		}

@@ -66,15 +66,19 @@ func newStream(id string, rw io.ReadWriteCloser) *stream {
 }
 
 // send queues messages for the writer, which writes all that has gathered at once.
-func (s *stream) send(messages [][]byte) {
+func (s *stream) send(messages [][]byte) error {
 	size := 0
 	for _, m := range messages {
 		size += frameHeader + len(m)
 	}
 	s.mu.Lock()
-	if len(s.queue) > 0 && len(s.queue)+size > sendQueue && !s.waitForRoom(size) {
+	if len(s.queue) > 0 && len(s.queue)+size > sendQueue && !s.waitForRoom(size) || s.closed {
+		closed := s.closed
 		s.mu.Unlock()
-		return
+		if closed {
+			return errNoWay
+		}
+		return nil
 	}
 	for _, m := range messages {
 		s.queue = binary.BigEndian.AppendUint32(s.queue, uint32(len(m)))
@@ -85,6 +89,7 @@ func (s *stream) send(messages [][]byte) {
 	case s.work <- struct{}{}:
 	default:
 	}
+	return nil
 }
 
 func (s *stream) waitForRoom(size int) bool {
@@ -123,38 +128,33 @@ func (s *stream) writeLoop() error {
 	}
 }
 
-// chunk is a piece of a stream with the whole messages in it.
-type chunk struct {
-	buf      []byte
-	messages [][]byte
-	next     int // the first message not yet handed on
-	from     *stream
-}
-
-var chunks = sync.Pool{New: func() any { return &chunk{buf: make([]byte, readChunk)} }}
-
-func (s *stream) readLoop(deliver func(*chunk) bool) error {
+func (s *stream) readLoop(probe func(wire, []byte), deliver func(*chunk) bool) error {
 	var rest []byte
 	for {
-		c := chunks.Get().(*chunk)
-		c.messages, c.next, c.from = c.messages[:0], 0, s
+		c := newChunk(s)
 		have := copy(c.buf, rest)
 		n, err := s.rw.Read(c.buf[have:])
 		if err != nil {
-			chunks.Put(c)
+			c.put()
 			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			return fmt.Errorf("read from the tunnel: %w", err)
 		}
-		left, err := splitFrames(c.buf[:have+n], func(m []byte) { c.messages = append(c.messages, m) })
+		left, err := splitFrames(c.buf[:have+n], func(m []byte) {
+			if isProbe(m) {
+				probe(s, m)
+				return
+			}
+			c.messages = append(c.messages, m)
+		})
 		if err != nil {
-			chunks.Put(c)
+			c.put()
 			return err
 		}
 		rest = append(rest[:0], left...)
 		if len(c.messages) == 0 {
-			chunks.Put(c)
+			c.put()
 			continue
 		}
 		if !deliver(c) {

@@ -101,7 +101,7 @@ func (a *app) connectRequest() (*daemonv1.ConnectRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &daemonv1.ConnectRequest{Kubeconfig: packed, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback}
+	req := &daemonv1.ConnectRequest{Kubeconfig: packed, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport}
 	if *a.flags.Context != "" {
 		req.Context = *a.flags.Context
 	}

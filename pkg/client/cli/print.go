@@ -77,6 +77,12 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 		return
 	}
 	tunnel := "up, " + s.Transport
+	if s.TransportAddress != "" {
+		tunnel += " to " + s.TransportAddress
+	}
+	if s.TransportSinceUnix > 0 {
+		tunnel += " since " + time.Unix(s.TransportSinceUnix, 0).Format(time.DateTime)
+	}
 	if s.RttSeconds > 0 {
 		tunnel += fmt.Sprintf(", round trip %s", time.Duration(s.RttSeconds*float64(time.Second)).Round(10*time.Microsecond))
 	}

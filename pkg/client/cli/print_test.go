@@ -46,12 +46,15 @@ func connected() *daemonv1.StatusResponse {
 	return &daemonv1.StatusResponse{
 		Connected: true, TunnelUp: true, Context: "staging", Server: "https://k8s.example:6443", Namespace: "shop",
 		Session: "eve-thinkpad", User: "eve", Host: "thinkpad", Addresses: []string{"100.64.0.2", "fd00::2"}, Subnets: []string{"10.42.0.0/24", "10.96.0.0/16"},
-		Interface: "detour0", Transport: "api-server-upgrade", DnsServers: []string{"10.96.0.10"}, ClusterDomain: "cluster.local",
+		Interface: "detour0", Transport: "api-server-upgrade", TransportSinceUnix: 1800000003, DnsServers: []string{"10.96.0.10"}, ClusterDomain: "cluster.local",
 		ClientVersion: "v0.1.0", ManagerVersion: "v0.1.1", SinceUnix: 1800000000, RttSeconds: 0.0123456,
 	}
 }
 
 func TestPrintStatus(t *testing.T) {
+	local := time.Local
+	time.Local = time.UTC
+	t.Cleanup(func() { time.Local = local })
 	intercepting := connected()
 	intercepting.Intercepts = []*daemonv1.Intercept{
 		{Name: "catalog-8080", Namespace: "shop", Service: "catalog", Port: "http", LocalPort: 8080, Workload: "deployment/catalog", Phase: "Active", Agents: "2/2", Redirect: inject.ViaNftables, Message: "deployment/catalog sends its traffic to eve@thinkpad", ContainerPort: 8080},
@@ -60,12 +63,15 @@ func TestPrintStatus(t *testing.T) {
 	}
 	down := connected()
 	down.TunnelUp, down.Problem = false, "the traffic-manager fell silent"
+	direct := connected()
+	direct.Transport, direct.TransportAddress, direct.RttSeconds = "direct-udp", "203.0.113.7:30777", 0.000456
 	unmeasured := connected()
 	unmeasured.RttSeconds = 0
 	for name, s := range map[string]*daemonv1.StatusResponse{
 		"status-not-connected": {ClientVersion: "v0.1.0"},
 		"status-connected":     connected(),
 		"status-unmeasured":    unmeasured,
+		"status-direct":        direct,
 		"status-tunnel-down":   down,
 		"status-intercepting":  intercepting,
 	} {

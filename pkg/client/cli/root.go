@@ -33,6 +33,7 @@ type app struct {
 	output           string
 	rootless         bool
 	hostLoopback     bool
+	transport        string
 }
 
 // Command is the root command.

@@ -120,6 +120,12 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 		return true, nil
 	}
 	s.forgetEnded(ctx)
+	if !slices.Equal(fresh.Status.UDPEndpoints, s.object.Status.UDPEndpoints) {
+		s.offerDirect(ctx, fresh.Status.UDPEndpoints)
+		s.mu.Lock()
+		s.object.Status.UDPEndpoints = fresh.Status.UDPEndpoints
+		s.mu.Unlock()
+	}
 	if slices.Equal(fresh.Status.Subnets, s.object.Status.Subnets) || len(fresh.Status.Subnets) == 0 {
 		return false, nil
 	}

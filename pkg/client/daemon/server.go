@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/version"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
@@ -124,6 +126,9 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 		if now.context == req.Context && now.namespace == req.Namespace {
 			if req.HostLoopback && !now.request.HostLoopback {
 				return status.Error(codes.FailedPrecondition, "already connected without --host-loopback: run `detour quit` first")
+			}
+			if req.Transport != "" && req.Transport != cmp.Or(now.request.Transport, tunnel.Auto) {
+				return status.Errorf(codes.FailedPrecondition, "already connected without --transport %s: run `detour quit` first", req.Transport)
 			}
 			return stream.Send(&daemonv1.ConnectResponse{Status: now.status(stream.Context())})
 		}

@@ -212,6 +212,7 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 		}
 		return explain.Error(err, "open the tunnel")
 	}
+	s.offerDirect(ctx, status.UDPEndpoints)
 	if s.relays, err = newRelayServer(addresses, s.place, s.log); err != nil {
 		return err
 	}
@@ -331,9 +332,15 @@ func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 	}
 	r := &daemonv1.StatusResponse{
 		Connected: !ended, TunnelUp: !ended && s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
-		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(), Transport: "api-server-upgrade",
+		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(),
 		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version, ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(),
 		Rootless: s.paths.Rootless, NamespacePid: int32(pid), NamespaceId: id,
+	}
+	path := s.vif.Path()
+	if r.Transport, r.TransportAddress = path.Transport, path.Address; r.Transport != "" {
+		r.TransportSinceUnix = path.Since.Unix()
+	} else {
+		r.TunnelUp = false
 	}
 	if r.TunnelUp && s.hub.IsValid() {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)

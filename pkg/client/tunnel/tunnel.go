@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -25,6 +26,20 @@ const (
 
 // ErrNotInstalled says that there is no traffic-manager to open a tunnel to.
 var ErrNotInstalled = errors.New("the traffic-manager is not installed in the cluster: run `detour install`, or ask an administrator to")
+
+// Auto, upgrade and portforward are what a user may choose with --transport: the best path there is, or only one.
+const (
+	Auto        = "auto"
+	OnlyUpgrade = "upgrade"
+)
+
+// CheckTransport says what is wrong with a --transport.
+func CheckTransport(name string) error {
+	if !slices.Contains([]string{"", Auto, OnlyUpgrade}, name) {
+		return fmt.Errorf("--transport %s is not known: use %s or %s", name, Auto, OnlyUpgrade)
+	}
+	return nil
+}
 
 // Dialer opens tunnels with one set of credentials.
 type Dialer struct {
@@ -54,19 +69,22 @@ func New(config *rest.Config, namespace string) (*Dialer, error) {
 	return &Dialer{transport: transport, url: path.String()}, nil
 }
 
+// Upgrade is the transport of a stream through the API server's service proxy.
+const Upgrade = "api-server-upgrade"
+
 // Open opens a stream. What the API server refuses comes back as its own error (k8s.io/apimachinery/pkg/api/errors).
-func (d *Dialer) Open(ctx context.Context) (io.ReadWriteCloser, error) {
+func (d *Dialer) Open(ctx context.Context) (vif.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, upgradeTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url, nil)
 	if err != nil {
-		return nil, fmt.Errorf("make the request for the tunnel: %w", err)
+		return vif.Stream{}, fmt.Errorf("make the request for the tunnel: %w", err)
 	}
 	request.Header.Set("Connection", "Upgrade")
 	request.Header.Set("Upgrade", vif.UpgradeProtocol)
 	response, err := d.transport.RoundTrip(request)
 	if err != nil {
-		return nil, fmt.Errorf("open the tunnel: %w", err)
+		return vif.Stream{}, fmt.Errorf("open the tunnel: %w", err)
 	}
 	if response.StatusCode != http.StatusSwitchingProtocols {
 		defer response.Body.Close()
@@ -74,14 +92,14 @@ func (d *Dialer) Open(ctx context.Context) (io.ReadWriteCloser, error) {
 		if apierrors.IsNotFound(err) {
 			err = errors.Join(ErrNotInstalled, err)
 		}
-		return nil, fmt.Errorf("open the tunnel: %w", err)
+		return vif.Stream{}, fmt.Errorf("open the tunnel: %w", err)
 	}
 	stream, ok := response.Body.(io.ReadWriteCloser)
 	if !ok || response.Header.Get("Upgrade") != vif.UpgradeProtocol {
 		_ = response.Body.Close()
-		return nil, fmt.Errorf("open the tunnel: the way to the API server does not pass HTTP upgrades on")
+		return vif.Stream{}, fmt.Errorf("open the tunnel: the way to the API server does not pass HTTP upgrades on")
 	}
-	return stream, nil
+	return vif.Stream{ReadWriteCloser: stream, Transport: Upgrade}, nil
 }
 
 // refusal reads the API server's reason.

@@ -36,6 +36,7 @@ const (
 	TunnelPort  = 8081
 	AgentPort   = 8082
 	RelayPort   = 8083
+	UDPPort     = 8084
 	WebhookPort = 9443
 )
 
@@ -46,6 +47,9 @@ type Options struct {
 	AgentPullPolicy              string
 	SessionCIDR, SessionCIDR6    string
 	ClusterDomain                string
+	UDP                          string // how laptops reach UDPPort: UDPNodePort, UDPLoadBalancer, UDPHostPort; empty for not at all
+	UDPHostPort                  uint16
+	NodeName                     string
 	StaleAfter                   time.Duration // a laptop that is silent for longer is gone
 	SessionTTL                   time.Duration // and after this its session is deleted
 	Log                          *slog.Logger
@@ -59,6 +63,9 @@ func (o Options) serverName() string { return ServiceName + "." + o.PodNamespace
 // Run runs the traffic-manager until ctx ends.
 func Run(ctx context.Context, o Options) error {
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
+	if err := checkUDP(o.UDP); err != nil {
+		return err
+	}
 	pool, err := parsePool(o.SessionCIDR, o.SessionCIDR6)
 	if err != nil {
 		return err
@@ -108,7 +115,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("make the controller manager: %w", err)
 	}
-	hub, err := vif.NewHub(vif.HubConfig{PrivateKey: keys.wireguard, Addresses: pool.own(), Log: o.Log, Allow: mayReach})
+	config := vif.HubConfig{PrivateKey: keys.wireguard, Addresses: pool.own(), Log: o.Log, Allow: mayReach}
+	if o.UDP != "" {
+		config.UDPPort = UDPPort
+	}
+	hub, err := vif.NewHub(config)
 	if err != nil {
 		return err
 	}

@@ -98,6 +98,10 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	if s.Status.DNS, err = r.dns(ctx); err != nil {
 		return ctrl.Result{}, err
 	}
+	if s.Status.UDPEndpoints, err = r.udpEndpoints(ctx); err != nil {
+		return ctrl.Result{}, err
+	}
+	s.Status.ManagerPod = r.options.PodName
 	s.Status.ManagerPublicKey = r.keys.wireguard.PublicKey().String()
 	s.Status.ManagerVersion = version.Version
 	s.Status.Connected = r.hub.Connected(key, r.options.StaleAfter)
@@ -105,7 +109,6 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	case !compatible(s.Spec.ClientVersion, version.Version):
 		r.condition(&s, metav1.ConditionFalse, detour.ReasonVersionMismatch, fmt.Sprintf("detour %s on the laptop cannot work with the traffic-manager %s: install the same version, or run detour install again", s.Spec.ClientVersion, version.Version))
 	case s.Status.Connected:
-		s.Status.ManagerPod = r.options.PodName
 		if s.Status.LastSeen == nil || seen.Sub(s.Status.LastSeen.Time) > lastSeenStep || !before.Connected {
 			s.Status.LastSeen = &metav1.Time{Time: seen}
 		}
@@ -243,7 +246,7 @@ func (r *sessionReconciler) notice(ctx context.Context, s *detour.Session, key v
 		return
 	}
 	if was && !now {
-		r.hub.ResetPeer(key)
+		r.hub.ResetRelayed(key)
 	}
 	select {
 	case r.changed <- sessionEvent{Object: s}:

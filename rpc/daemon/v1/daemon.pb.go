@@ -121,6 +121,7 @@ type ConnectRequest struct {
 	ManagerNamespace string                 `protobuf:"bytes,4,opt,name=manager_namespace,json=managerNamespace,proto3" json:"manager_namespace,omitempty"`
 	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`                                      // who asks, for the Session
 	HostLoopback     bool                   `protobuf:"varint,6,opt,name=host_loopback,json=hostLoopback,proto3" json:"host_loopback,omitempty"` // rootless mode: the laptop's 127.0.0.1 can be reached from inside
+	Transport        string                 `protobuf:"bytes,7,opt,name=transport,proto3" json:"transport,omitempty"`                            // auto, upgrade or portforward; empty for auto
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -195,6 +196,13 @@ func (x *ConnectRequest) GetHostLoopback() bool {
 		return x.HostLoopback
 	}
 	return false
+}
+
+func (x *ConnectRequest) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
 }
 
 type ConnectResponse struct {
@@ -286,32 +294,34 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type StatusResponse struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Connected      bool                   `protobuf:"varint,1,opt,name=connected,proto3" json:"connected,omitempty"`               // a session exists
-	TunnelUp       bool                   `protobuf:"varint,2,opt,name=tunnel_up,json=tunnelUp,proto3" json:"tunnel_up,omitempty"` // and its tunnel is alive
-	Context        string                 `protobuf:"bytes,3,opt,name=context,proto3" json:"context,omitempty"`
-	Server         string                 `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`
-	Namespace      string                 `protobuf:"bytes,5,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Session        string                 `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
-	User           string                 `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
-	Host           string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`
-	Addresses      []string               `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	Subnets        []string               `protobuf:"bytes,10,rep,name=subnets,proto3" json:"subnets,omitempty"`
-	Interface      string                 `protobuf:"bytes,11,opt,name=interface,proto3" json:"interface,omitempty"`
-	Transport      string                 `protobuf:"bytes,12,opt,name=transport,proto3" json:"transport,omitempty"` // "api-server-upgrade"
-	DnsServers     []string               `protobuf:"bytes,13,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
-	ClusterDomain  string                 `protobuf:"bytes,14,opt,name=cluster_domain,json=clusterDomain,proto3" json:"cluster_domain,omitempty"`
-	ClientVersion  string                 `protobuf:"bytes,15,opt,name=client_version,json=clientVersion,proto3" json:"client_version,omitempty"`
-	ManagerVersion string                 `protobuf:"bytes,16,opt,name=manager_version,json=managerVersion,proto3" json:"manager_version,omitempty"`
-	Intercepts     []*Intercept           `protobuf:"bytes,17,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
-	Problem        string                 `protobuf:"bytes,18,opt,name=problem,proto3" json:"problem,omitempty"`                                // one sentence when something is wrong
-	SinceUnix      int64                  `protobuf:"varint,19,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`          // when the session was made, seconds
-	RttSeconds     float64                `protobuf:"fixed64,20,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"`      // last measured round trip to the manager, 0 when unknown
-	Rootless       bool                   `protobuf:"varint,21,opt,name=rootless,proto3" json:"rootless,omitempty"`                             // the network is in namespaces, for `detour run`
-	NamespacePid   int32                  `protobuf:"varint,22,opt,name=namespace_pid,json=namespacePid,proto3" json:"namespace_pid,omitempty"` // rootless mode: the process whose namespaces they are
-	NamespaceId    string                 `protobuf:"bytes,23,opt,name=namespace_id,json=namespaceId,proto3" json:"namespace_id,omitempty"`     // rootless mode: what /proc/self/ns/net says in there
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Connected          bool                   `protobuf:"varint,1,opt,name=connected,proto3" json:"connected,omitempty"`               // a session exists
+	TunnelUp           bool                   `protobuf:"varint,2,opt,name=tunnel_up,json=tunnelUp,proto3" json:"tunnel_up,omitempty"` // and its tunnel is alive
+	Context            string                 `protobuf:"bytes,3,opt,name=context,proto3" json:"context,omitempty"`
+	Server             string                 `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`
+	Namespace          string                 `protobuf:"bytes,5,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Session            string                 `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
+	User               string                 `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
+	Host               string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`
+	Addresses          []string               `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Subnets            []string               `protobuf:"bytes,10,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	Interface          string                 `protobuf:"bytes,11,opt,name=interface,proto3" json:"interface,omitempty"`
+	Transport          string                 `protobuf:"bytes,12,opt,name=transport,proto3" json:"transport,omitempty"` // the path of the tunnel now: "direct-udp", "api-server-upgrade", "port-forward"; empty when there is none
+	DnsServers         []string               `protobuf:"bytes,13,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
+	ClusterDomain      string                 `protobuf:"bytes,14,opt,name=cluster_domain,json=clusterDomain,proto3" json:"cluster_domain,omitempty"`
+	ClientVersion      string                 `protobuf:"bytes,15,opt,name=client_version,json=clientVersion,proto3" json:"client_version,omitempty"`
+	ManagerVersion     string                 `protobuf:"bytes,16,opt,name=manager_version,json=managerVersion,proto3" json:"manager_version,omitempty"`
+	Intercepts         []*Intercept           `protobuf:"bytes,17,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
+	Problem            string                 `protobuf:"bytes,18,opt,name=problem,proto3" json:"problem,omitempty"`                                                    // one sentence when something is wrong
+	SinceUnix          int64                  `protobuf:"varint,19,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`                              // when the session was made, seconds
+	RttSeconds         float64                `protobuf:"fixed64,20,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"`                          // last measured round trip to the manager, 0 when unknown
+	Rootless           bool                   `protobuf:"varint,21,opt,name=rootless,proto3" json:"rootless,omitempty"`                                                 // the network is in namespaces, for `detour run`
+	NamespacePid       int32                  `protobuf:"varint,22,opt,name=namespace_pid,json=namespacePid,proto3" json:"namespace_pid,omitempty"`                     // rootless mode: the process whose namespaces they are
+	NamespaceId        string                 `protobuf:"bytes,23,opt,name=namespace_id,json=namespaceId,proto3" json:"namespace_id,omitempty"`                         // rootless mode: what /proc/self/ns/net says in there
+	TransportAddress   string                 `protobuf:"bytes,24,opt,name=transport_address,json=transportAddress,proto3" json:"transport_address,omitempty"`          // where direct-udp goes
+	TransportSinceUnix int64                  `protobuf:"varint,25,opt,name=transport_since_unix,json=transportSinceUnix,proto3" json:"transport_since_unix,omitempty"` // since when the tunnel takes this path, seconds
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -503,6 +513,20 @@ func (x *StatusResponse) GetNamespaceId() string {
 		return x.NamespaceId
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetTransportAddress() string {
+	if x != nil {
+		return x.TransportAddress
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetTransportSinceUnix() int64 {
+	if x != nil {
+		return x.TransportSinceUnix
+	}
+	return 0
 }
 
 type Intercept struct {
@@ -1053,7 +1077,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0eVersionRequest\"=\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xce\x01\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xec\x01\n" +
 	"\x0eConnectRequest\x12\x1e\n" +
 	"\n" +
 	"kubeconfig\x18\x01 \x01(\fR\n" +
@@ -1062,11 +1086,12 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12+\n" +
 	"\x11manager_namespace\x18\x04 \x01(\tR\x10managerNamespace\x12\x12\n" +
 	"\x04user\x18\x05 \x01(\tR\x04user\x12#\n" +
-	"\rhost_loopback\x18\x06 \x01(\bR\fhostLoopback\"g\n" +
+	"\rhost_loopback\x18\x06 \x01(\bR\fhostLoopback\x12\x1c\n" +
+	"\ttransport\x18\a \x01(\tR\ttransport\"g\n" +
 	"\x0fConnectResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x128\n" +
 	"\x06status\x18\x02 \x01(\v2 .detour.daemon.v1.StatusResponseR\x06status\"\x0f\n" +
-	"\rStatusRequest\"\xe4\x05\n" +
+	"\rStatusRequest\"\xc3\x06\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1b\n" +
 	"\ttunnel_up\x18\x02 \x01(\bR\btunnelUp\x12\x18\n" +
@@ -1096,7 +1121,9 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"rttSeconds\x12\x1a\n" +
 	"\brootless\x18\x15 \x01(\bR\brootless\x12#\n" +
 	"\rnamespace_pid\x18\x16 \x01(\x05R\fnamespacePid\x12!\n" +
-	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\"\xf7\x03\n" +
+	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\x12+\n" +
+	"\x11transport_address\x18\x18 \x01(\tR\x10transportAddress\x120\n" +
+	"\x14transport_since_unix\x18\x19 \x01(\x03R\x12transportSinceUnix\"\xf7\x03\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +

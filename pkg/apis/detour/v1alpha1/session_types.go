@@ -51,12 +51,16 @@ type SessionStatus struct {
 	ManagerPublicKey string `json:"managerPublicKey,omitempty"`
 	// ManagerVersion is the version of the traffic-manager.
 	ManagerVersion string `json:"managerVersion,omitempty"`
-	// ManagerPod is the name of the traffic-manager pod that carries the tunnel now.
+	// ManagerPod is the name of the traffic-manager pod that looks after the session.
 	ManagerPod string `json:"managerPod,omitempty"`
 	// Subnets are the CIDRs of pods and services that the laptop should route to the VIF.
 	Subnets []string `json:"subnets,omitempty"`
 	// DNS is the cluster's DNS.
 	DNS DNS `json:"dns,omitempty"`
+	// UDPEndpoints are where the traffic-manager takes WireGuard's messages as UDP datagrams, as host:port, the preferred ones first.
+	// A laptop that does not reach them stays on its tunnel through the API server.
+	// +kubebuilder:validation:MaxItems=16
+	UDPEndpoints []string `json:"udpEndpoints,omitempty"`
 	// Connected is true while the laptop's tunnel is alive.
 	Connected bool `json:"connected,omitempty"`
 	// LastSeen is when an authenticated packet of the laptop last arrived, updated at most every 30 s.

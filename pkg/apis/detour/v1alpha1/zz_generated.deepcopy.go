@@ -274,6 +274,11 @@ func (in *SessionStatus) DeepCopyInto(out *SessionStatus) {
 		copy(*out, *in)
 	}
 	in.DNS.DeepCopyInto(&out.DNS)
+	if in.UDPEndpoints != nil {
+		in, out := &in.UDPEndpoints, &out.UDPEndpoints
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.LastSeen != nil {
 		in, out := &in.LastSeen, &out.LastSeen
 		*out = (*in).DeepCopy()

@@ -1,0 +1,60 @@
+package daemon
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/detour-dev/detour/pkg/client/tunnel"
+)
+
+const resolveTimeout = 2 * time.Second
+
+// offerDirect tells the tunnel where the traffic-manager takes datagrams. One that is inside of the cluster's networks would be
+// reached through the tunnel itself.
+func (s *session) offerDirect(ctx context.Context, endpoints []string) {
+	if s.request.Transport != "" && s.request.Transport != tunnel.Auto {
+		return
+	}
+	s.mu.Lock()
+	subnets := s.subnets
+	s.mu.Unlock()
+	var all []netip.AddrPort
+	for _, e := range endpoints {
+		host, port, err := net.SplitHostPort(e)
+		if err != nil {
+			continue
+		}
+		number, err := strconv.ParseUint(port, 10, 16)
+		if err != nil {
+			continue
+		}
+		for _, a := range s.lookUp(ctx, host) {
+			to := netip.AddrPortFrom(a, uint16(number))
+			if !slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(a) }) && !slices.Contains(all, to) {
+				all = append(all, to)
+			}
+		}
+	}
+	s.vif.SetDirect(all)
+}
+
+// lookUp finds the addresses of a load balancer that has only a name.
+func (s *session) lookUp(ctx context.Context, host string) []netip.Addr {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a.Unmap()}
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		s.log.Debug("a direct address of the traffic-manager is not known here", "host", host, "err", err)
+	}
+	for i, a := range found {
+		found[i] = a.Unmap()
+	}
+	return found
+}

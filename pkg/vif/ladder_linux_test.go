@@ -1,0 +1,385 @@
+package vif
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// patience is for what must happen, however busy the machine is.
+const patience = 20 * time.Second
+
+// rungs is a laptop and a hub with a stream and a direct path between them, either of which can be cut.
+type rungs struct {
+	t              *testing.T
+	hubKey, laptop Key
+	hub            atomic.Pointer[Hub]
+	*Interface
+	udp      uint16
+	relay    *net.UDPConn // what the laptop takes for the hub
+	blocked  atomic.Bool
+	captured atomic.Pointer[[]byte] // the last datagram of the laptop's
+	mu       sync.Mutex
+	refusing bool
+	open     []net.Conn
+}
+
+func climb(t *testing.T) *rungs {
+	t.Helper()
+	r := &rungs{t: t}
+	hubKey, err := NewPrivateKey()
+	require.NoError(t, err)
+	laptopKey, err := NewPrivateKey()
+	require.NoError(t, err)
+	r.hubKey, r.laptop = hubKey, laptopKey.PublicKey()
+	free, err := net.ListenUDP("udp4", nil)
+	require.NoError(t, err)
+	r.udp = free.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	require.NoError(t, free.Close())
+	r.hub.Store(newHub(t, hubKey, r.udp, r.laptop))
+	t.Cleanup(func() { require.NoError(t, r.hub.Load().Close()) })
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ctx, stop := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			r.mu.Lock()
+			if r.refusing {
+				_ = c.Close()
+			} else {
+				r.open = append(r.open, c)
+				serving.Go(func() { _ = r.hub.Load().ServeStream(ctx, c) })
+			}
+			r.mu.Unlock()
+		}
+	})
+	r.relay, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	require.NoError(t, r.relay.SetReadBuffer(4<<20))
+	serving.Go(func() { r.passDatagrams(&serving) })
+	t.Cleanup(func() { stop(); _ = listener.Close(); _ = r.relay.Close(); serving.Wait() })
+
+	c := Config{PrivateKey: laptopKey, PeerKey: hubKey.PublicKey(), Addresses: []netip.Addr{laptopAddress}, Routes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("198.18.0.0/24")}}
+	c.Dial = func(ctx context.Context) (Stream, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
+		return Stream{ReadWriteCloser: conn, Transport: "stream"}, err
+	}
+	onLaptop(t, func() (err error) {
+		r.Interface, err = Up(t.Context(), c)
+		return err
+	})
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	waiting, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	require.NoError(t, r.Ready(waiting))
+	require.Equal(t, "stream", r.Path().Transport, "it begins on the stream")
+	return r
+}
+
+// passDatagrams relays between the laptop and the hub, like a NAT does.
+func (r *rungs) passDatagrams(serving *sync.WaitGroup) {
+	out := map[netip.AddrPort]*net.UDPConn{}
+	defer func() {
+		for _, c := range out {
+			_ = c.Close()
+		}
+	}()
+	buf := make([]byte, 2<<10)
+	for {
+		n, from, err := r.relay.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		if r.blocked.Load() {
+			continue
+		}
+		copied := bytes.Clone(buf[:n])
+		r.captured.Store(&copied)
+		c := out[from]
+		if c == nil {
+			if c, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(r.udp)}); err != nil {
+				return
+			}
+			out[from] = c
+			_ = c.SetReadBuffer(4 << 20)
+			serving.Go(func() {
+				back := make([]byte, 2<<10)
+				for {
+					n, err := c.Read(back)
+					if errors.Is(err, net.ErrClosed) {
+						return
+					}
+					if err == nil && !r.blocked.Load() {
+						_, _ = r.relay.WriteToUDPAddrPort(back[:n], from)
+					}
+				}
+			})
+		}
+		_, _ = c.Write(copied)
+	}
+}
+
+// cut ends the streams; refuse keeps new ones away.
+func (r *rungs) cut(refuse bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refusing = refuse
+	for _, c := range r.open {
+		_ = c.Close()
+	}
+	r.open = nil
+}
+
+func (r *rungs) direct() netip.AddrPort { return r.relay.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+func (r *rungs) eventually(transport string) {
+	r.t.Helper()
+	require.Eventually(r.t, func() bool { return r.Path().Transport == transport }, patience, 20*time.Millisecond, "the path is to be %q", transport)
+}
+
+// flowing checks that a connection carries bytes both ways.
+func flowing(t *testing.T, c net.Conn) {
+	t.Helper()
+	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+	_, err := c.Write([]byte("still there?"))
+	require.NoError(t, err)
+	got := make([]byte, 12)
+	_, err = io.ReadFull(c, got)
+	require.NoError(t, err)
+	require.Equal(t, "still there?", string(got))
+}
+
+// download reads from a service that sends noise until stop, which checks all that came.
+func download(t *testing.T) (received *atomic.Int64, stop func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", netip.AddrPortFrom(service, 0).String())
+	require.NoError(t, err)
+	block, sent := noise(1<<20), sha256.New()
+	stopping := make(chan struct{})
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for {
+			select {
+			case <-stopping:
+				return
+			default:
+			}
+			n, err := c.Write(block)
+			_, _ = sent.Write(block[:n])
+			if err != nil {
+				return
+			}
+		}
+	})
+	c, err := dialFromLaptop("tcp", l.Addr().String())
+	require.NoError(t, err)
+	received = new(atomic.Int64)
+	got := sha256.New()
+	ended := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 1<<20)
+		for {
+			n, err := c.Read(buf)
+			_, _ = got.Write(buf[:n])
+			received.Add(int64(n))
+			if err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	return received, func() {
+		close(stopping)
+		require.ErrorIs(t, <-ended, io.EOF, "the download goes on to its end")
+		serving.Wait()
+		require.Equal(t, sent.Sum(nil), got.Sum(nil), "all that was sent came, in order")
+		_ = c.Close()
+		_ = l.Close()
+	}
+}
+
+// A download, an idle connection and one with a question now and then go on whatever becomes of the paths.
+func TestConnectionsSurviveEveryChangeOfPath(t *testing.T) {
+	r := climb(t)
+	asking, err := dialFromLaptop("tcp", echo(t).String())
+	require.NoError(t, err)
+	defer asking.Close()
+	idle, err := dialFromLaptop("tcp", echo(t).String())
+	require.NoError(t, err)
+	defer idle.Close()
+	received, stop := download(t)
+	progress := func() {
+		t.Helper()
+		flowing(t, asking)
+		before := received.Load()
+		require.Eventually(t, func() bool { return received.Load() > before+1<<20 }, patience, 10*time.Millisecond, "the download goes on")
+	}
+	progress()
+
+	r.SetDirect([]netip.AddrPort{r.direct()})
+	r.eventually(DirectUDP)
+	require.Equal(t, r.direct().String(), r.Path().Address)
+	require.NotZero(t, r.Path().RTT)
+	progress()
+
+	r.blocked.Store(true)
+	r.eventually("stream")
+	progress()
+	r.blocked.Store(false)
+	r.eventually(DirectUDP)
+	progress()
+
+	r.cut(true)
+	progress()
+	require.Equal(t, DirectUDP, r.Path().Transport)
+	r.blocked.Store(true)
+	r.eventually("")
+	r.blocked.Store(false)
+	r.eventually(DirectUDP)
+	progress()
+	r.cut(false)
+
+	r.SetDirect(nil)
+	r.eventually("stream")
+	progress()
+	stop()
+	flowing(t, idle)
+}
+
+func TestBulkOverDatagrams(t *testing.T) {
+	r := climb(t)
+	r.SetDirect([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.udp)})
+	r.eventually(DirectUDP)
+	r.cut(true)
+	c, err := dialFromLaptop("tcp", echo(t).String())
+	require.NoError(t, err)
+	defer c.Close()
+	sent := noise(20 << 20)
+	var writing sync.WaitGroup
+	writing.Go(func() { _, _ = c.Write(sent); _ = c.(*net.TCPConn).CloseWrite() })
+	got, err := io.ReadAll(c)
+	writing.Wait()
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(sent, got), "what comes back is what was sent")
+	require.Equal(t, DirectUDP, r.Path().Transport)
+}
+
+// Who has no session learns nothing from the hub's port, and breaks nothing.
+func TestStrangersGetNoAnswer(t *testing.T) {
+	r := climb(t)
+	r.SetDirect([]netip.AddrPort{r.direct()})
+	r.eventually(DirectUDP)
+	require.Eventually(t, func() bool { m := r.captured.Load(); return m != nil && (*m)[0] == pingType }, patience, time.Millisecond)
+	replayed := *r.captured.Load()
+
+	stranger, err := net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(r.udp)})
+	require.NoError(t, err)
+	defer stranger.Close()
+	private, err := NewPrivateKey()
+	require.NoError(t, err)
+	unknown, err := newProber(private, r.hubKey.PublicKey(), private.PublicKey())
+	require.NoError(t, err)
+	forged := bytes.Clone(replayed)
+	forged[len(forged)-1] ^= 1
+	messages := [][]byte{replayed, forged, unknown.seal(pingType, 1, 0, maxDatagram), {}, {pingType}, {pongType, 0, 0, 0}, make([]byte, 148), noise(60000), {1, 0, 0, 0}, {4, 0, 0, 0}, {pieceType, 2, 1, 0, 0, 0, 0, 0, 9}}
+	messages = append(messages, pieces(t, noise(5000), 1)...)
+	initiation := make([]byte, 148) // of WireGuard, with a wrong MAC
+	initiation[0] = 1
+	messages = append(messages, initiation)
+	for range 20 {
+		for _, m := range messages {
+			_, err := stranger.Write(m)
+			require.NoError(t, err)
+		}
+	}
+	require.NoError(t, stranger.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
+	n, err := stranger.Read(make([]byte, 2<<10))
+	require.Error(t, err, "%d bytes came back", n)
+	hub := r.hub.Load()
+	hub.mu.Lock()
+	known := len(hub.sources)
+	hub.mu.Unlock()
+	require.Equal(t, 1, known, "nobody else is remembered")
+
+	c, err := dialFromLaptop("tcp", echo(t).String())
+	require.NoError(t, err)
+	defer c.Close()
+	flowing(t, c)
+}
+
+// What went through a hub that is gone is reset, also when nobody says anything; what is new goes through the next one.
+func TestConnectionsOfAFormerHubAreReset(t *testing.T) {
+	for name, direct := range map[string]bool{"over a stream": false, "over datagrams": true} {
+		t.Run(name, func(t *testing.T) {
+			r := climb(t)
+			if direct {
+				r.SetDirect([]netip.AddrPort{r.direct()})
+				r.eventually(DirectUDP)
+			}
+			var idle []net.Conn
+			for range 5 {
+				c, err := dialFromLaptop("tcp", echo(t).String())
+				require.NoError(t, err)
+				defer c.Close()
+				flowing(t, c)
+				idle = append(idle, c)
+			}
+			old := r.hub.Load()
+			r.cut(true)
+			// Not its Close, which would reset the flows in order: a process that is killed says nothing.
+			r.blocked.Store(true)
+			require.NoError(t, old.Close())
+			r.hub.Store(newHub(t, r.hubKey, r.udp, r.laptop))
+			r.blocked.Store(false)
+			r.cut(false)
+			for _, c := range idle {
+				require.NoError(t, c.SetReadDeadline(time.Now().Add(patience)))
+				_, err := c.Read(make([]byte, 1))
+				require.ErrorIs(t, err, syscall.ECONNRESET)
+			}
+			c, err := dialFromLaptop("tcp", echo(t).String())
+			require.NoError(t, err)
+			defer c.Close()
+			flowing(t, c)
+			require.Empty(t, slices.DeleteFunc(r.tun.flows.all(), func(id tcpFlowID) bool { return id.local == c.LocalAddr().(*net.TCPAddr).AddrPort() }), "they are forgotten")
+		})
+	}
+}
+
+// A laptop whose process has ended is gone at once also where its path has no end that anybody would notice.
+func TestALaptopOnDatagramsIsGone(t *testing.T) {
+	r := climb(t)
+	r.SetDirect([]netip.AddrPort{r.direct()})
+	r.eventually(DirectUDP)
+	connected := func() bool { return r.hub.Load().Connected(r.laptop, time.Hour) }
+	require.Eventually(t, connected, patience, 10*time.Millisecond)
+	r.cut(true)
+	require.Never(t, func() bool { return !connected() }, 3*streamGrace, 50*time.Millisecond, "it is there without a stream")
+	r.blocked.Store(true)
+	require.Eventually(t, func() bool { return !connected() }, patience, 10*time.Millisecond)
+	r.blocked.Store(false)
+	require.Eventually(t, connected, patience, 10*time.Millisecond)
+}

@@ -1,0 +1,171 @@
+package vif
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func noise(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
+	return b
+}
+
+// pieces cuts a message into slices of their own.
+func pieces(t *testing.T, message []byte, id uint32) [][]byte {
+	t.Helper()
+	buf, n, size := cut(make([]byte, 0, gsoBytes), message, id)
+	require.Len(t, buf, n*size)
+	var all [][]byte
+	for at := 0; at < len(buf); at += size {
+		all = append(all, bytes.Clone(buf[at:at+size]))
+	}
+	return all
+}
+
+func TestPiecesMakeTheMessageAgain(t *testing.T) {
+	for _, size := range []int{maxDatagram + 1, 2*maxDatagram - 1, 2*(maxDatagram-pieceHeader) + 1, StreamMTU + 32, 60000} {
+		message := noise(size)
+		all := pieces(t, message, 7)
+		for _, p := range all {
+			require.LessOrEqual(t, len(p), maxDatagram)
+			require.Len(t, p, len(all[0]), "all are as long, for GSO")
+			require.True(t, isPiece(p))
+			require.False(t, isProbe(p))
+		}
+		for name, order := range map[string]func(int) int{
+			"in order":  func(i int) int { return i },
+			"backwards": func(i int) int { return len(all) - 1 - i },
+		} {
+			var j joiner
+			var got []byte
+			for i := range all {
+				require.Nil(t, got, name)
+				got = j.add(all[order(i)])
+			}
+			require.Equal(t, message, got, "%d bytes, %s", size, name)
+			require.Nil(t, j.add(all[0]), "a piece that comes again begins a message that never ends")
+		}
+	}
+	_, n, _ := cut(make([]byte, 0, gsoBytes), noise(maxMessage), 1)
+	require.Zero(t, n, "there is no room for the headers of the longest message")
+	_, n, _ = cut(make([]byte, 0, 20000), noise(StreamMTU), 1)
+	require.NotZero(t, n)
+	_, n, _ = cut(make([]byte, 15000, 20000), noise(StreamMTU), 1)
+	require.Zero(t, n, "no room is left")
+}
+
+func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
+	a, b := noise(5000), noise(9000)
+	as, bs := pieces(t, a, 1), pieces(t, b, 2)
+	var j joiner
+	var got [][]byte
+	for i := range max(len(as), len(bs)) {
+		for _, all := range [][][]byte{as, bs} {
+			if i < len(all) {
+				if m := j.add(all[i]); m != nil {
+					got = append(got, bytes.Clone(m))
+				}
+			}
+		}
+	}
+	assert.Equal(t, [][]byte{a, b}, got)
+
+	t.Run("a lost piece costs only its own message", func(t *testing.T) {
+		var j joiner
+		for _, p := range as[1:] {
+			require.Nil(t, j.add(p))
+		}
+		var got []byte
+		for _, p := range pieces(t, b, 1+underWay) { // in the place of the other one
+			got = j.add(p)
+		}
+		require.Equal(t, b, got)
+		require.Nil(t, j.add(as[0]))
+	})
+}
+
+// FuzzJoin: whatever comes, nothing breaks, no message is longer than one can be, and the memory is bounded.
+func FuzzJoin(f *testing.F) {
+	buf, _, size := cut(make([]byte, 0, gsoBytes), noise(3000), 9)
+	f.Add(buf, uint16(size))
+	f.Add([]byte{pieceType, 64, 63, 255, 0, 0, 0, 1, 2}, uint16(9))
+	f.Add([]byte{pieceType, 0, 0, 0, 0, 0, 0, 1, 2, pieceType, 1, 0, 0, 0, 0, 0, 1, 2}, uint16(9))
+	f.Fuzz(func(t *testing.T, raw []byte, size uint16) {
+		var j joiner
+		for len(raw) > 0 && size > 0 {
+			n := min(len(raw), int(size))
+			if isPiece(raw[:n]) {
+				require.LessOrEqual(t, len(j.add(raw[:n])), maxMessage)
+			}
+			raw = raw[n:]
+		}
+		for _, m := range j.messages {
+			require.LessOrEqual(t, cap(m.contents), 2*maxMessage)
+		}
+	})
+}
+
+func probers(t *testing.T) (laptop, hub *prober) {
+	t.Helper()
+	a, err := NewPrivateKey()
+	require.NoError(t, err)
+	b, err := NewPrivateKey()
+	require.NoError(t, err)
+	laptop, err = newProber(a, b.PublicKey(), a.PublicKey())
+	require.NoError(t, err)
+	hub, err = newProber(b, a.PublicKey(), a.PublicKey())
+	require.NoError(t, err)
+	return laptop, hub
+}
+
+func TestProbes(t *testing.T) {
+	laptop, hub := probers(t)
+	stranger, _ := probers(t)
+	for _, size := range []int{0, minProbe, maxDatagram} {
+		ping := laptop.seal(pingType, 42, 7, size)
+		require.Len(t, ping, max(size, minProbe))
+		require.True(t, isProbe(ping))
+		number, instance, ok := hub.open(pingType, ping)
+		require.True(t, ok)
+		require.Equal(t, []uint64{42, 7}, []uint64{number, instance})
+
+		_, _, ok = laptop.open(pongType, ping)
+		require.False(t, ok, "a ping is not a pong")
+		asPong := bytes.Clone(ping)
+		asPong[0] = pongType
+		_, _, ok = laptop.open(pongType, asPong)
+		require.False(t, ok, "nor is one that says so")
+		for i := range ping {
+			bad := bytes.Clone(ping)
+			bad[i] ^= 1
+			_, _, ok = hub.open(pingType, bad)
+			require.False(t, ok, "byte %d changed", i)
+		}
+		_, _, ok = hub.open(pingType, stranger.seal(pingType, 1, 0, size))
+		require.False(t, ok)
+	}
+	_, err := newProber(Key{1}, Key{}, Key{})
+	require.Error(t, err, "a key that would make the secret nobody's is refused")
+}
+
+func FuzzProbe(f *testing.F) {
+	f.Add([]byte{pingType}, byte(pingType))
+	f.Add(make([]byte, minProbe), byte(pongType))
+	f.Fuzz(func(t *testing.T, m []byte, kind byte) {
+		key := Key{1, 2, 3}
+		p, err := newProber(key, key.PublicKey(), key.PublicKey())
+		require.NoError(t, err)
+		_, _, ok := p.open(kind, m)
+		require.False(t, ok)
+		if len(m) >= probeHeader {
+			copy(m[4:], p.id[:])
+			_, _, ok = p.open(kind, m)
+			require.False(t, ok)
+		}
+	})
+}
