@@ -18,7 +18,7 @@ func (a *app) modeFlags(cmd *cobra.Command) {
 	a.managerFlag(cmd)
 	cmd.Flags().BoolVar(&a.rootless, "rootless", canRootless(), "keep the network in namespaces, for `detour run`, and leave the laptop alone; false: a network interface of the laptop, with sudo")
 	cmd.Flags().BoolVar(&a.hostLoopback, "host-loopback", false, "with --rootless: let processes inside reach this laptop's 127.0.0.1, as "+vif.HostLoopback.String())
-	cmd.Flags().StringVar(&a.transport, "transport", "", "the tunnel's path: auto, the best that works, or only upgrade (default auto)")
+	cmd.Flags().StringVar(&a.transport, "transport", "", "the tunnel's path: auto, the best that works, or only upgrade or portforward (default auto)")
 }
 
 // canRootless is the mode when nobody says which: root has no need of namespaces, and only Linux has them.

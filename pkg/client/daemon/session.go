@@ -187,10 +187,11 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 	if err := s.enter(ctx, config.Host); err != nil {
 		return err
 	}
-	dialer, err := tunnel.New(config, managerNamespace)
+	dialer, err := tunnel.New(config, managerNamespace, s.request.Transport, s.managerPod)
 	if err != nil {
 		return err
 	}
+	s.cleanup = append(s.cleanup, func(context.Context) { dialer.Close() })
 	progress("opening the tunnel through the API server")
 	s.vif, err = vif.Up(ctx, vif.Config{
 		PrivateKey: key, PeerKey: managerKey, Addresses: addresses, Routes: s.subnets, InboundPort: relay.LaptopPort, Dial: dialer.Open, Log: s.log,

@@ -2,12 +2,16 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"time"
 
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 )
 
@@ -40,6 +44,18 @@ func (s *session) offerDirect(ctx context.Context, endpoints []string) {
 		}
 	}
 	s.vif.SetDirect(all)
+}
+
+// managerPod asks who looks after the session now: a traffic-manager that is new has another name.
+func (s *session) managerPod(ctx context.Context) (string, error) {
+	var fresh detour.Session
+	if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&s.object), &fresh); err != nil {
+		return "", err
+	}
+	if fresh.Status.ManagerPod == "" {
+		return "", errors.New("the traffic-manager has not said its name yet")
+	}
+	return fresh.Status.ManagerPod, nil
 }
 
 // lookUp finds the addresses of a load balancer that has only a name.

@@ -1,5 +1,6 @@
 // Package tunnel opens the stream that carries WireGuard: an HTTP upgrade to the traffic-manager through the API server's own
-// service proxy. It needs nothing that kubectl does not need: the same address, the same credentials, the same HTTP proxy.
+// service proxy, or through a port-forward where the API server does not reach pods. It needs nothing that kubectl does not need: the
+// same address, the same credentials, the same HTTP proxy.
 package tunnel
 
 import (
@@ -9,7 +10,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -27,28 +30,45 @@ const (
 // ErrNotInstalled says that there is no traffic-manager to open a tunnel to.
 var ErrNotInstalled = errors.New("the traffic-manager is not installed in the cluster: run `detour install`, or ask an administrator to")
 
-// Auto, upgrade and portforward are what a user may choose with --transport: the best path there is, or only one.
+var errNoUpgrade = errors.New("the way to the API server does not pass HTTP upgrades on")
+
+// What a user may choose with --transport: the best path that works, or only one.
 const (
-	Auto        = "auto"
-	OnlyUpgrade = "upgrade"
+	Auto            = "auto"
+	OnlyUpgrade     = "upgrade"
+	OnlyPortForward = "portforward"
+)
+
+// The names of the streams for people.
+const (
+	Upgrade     = "api-server-upgrade"
+	PortForward = "port-forward"
 )
 
 // CheckTransport says what is wrong with a --transport.
 func CheckTransport(name string) error {
-	if !slices.Contains([]string{"", Auto, OnlyUpgrade}, name) {
-		return fmt.Errorf("--transport %s is not known: use %s or %s", name, Auto, OnlyUpgrade)
+	if !slices.Contains([]string{"", Auto, OnlyUpgrade, OnlyPortForward}, name) {
+		return fmt.Errorf("--transport %s is not known: use %s, %s or %s", name, Auto, OnlyUpgrade, OnlyPortForward)
 	}
 	return nil
 }
 
 // Dialer opens tunnels with one set of credentials.
 type Dialer struct {
+	config    *rest.Config
 	transport http.RoundTripper
-	url       string
+	base      *url.URL
+	namespace string
+	only      string
+	pod       func(context.Context) (string, error)
+
+	mu    sync.Mutex
+	spare vif.Stream // was opened in place of a worse one, and waits for its Open
 }
 
-// New makes a Dialer to the traffic-manager in a namespace.
-func New(config *rest.Config, namespace string) (*Dialer, error) {
+// New makes a Dialer to the traffic-manager in a namespace, that opens what a --transport says. pod finds the name of the
+// traffic-manager's pod.
+func New(config *rest.Config, namespace, only string, pod func(context.Context) (string, error)) (*Dialer, error) {
 	config = rest.CopyConfig(config)
 	// An upgrade is HTTP/1.1's. The request must outlive any timeout of ordinary ones.
 	config.NextProtos = []string{"http/1.1"}
@@ -65,18 +85,26 @@ func New(config *rest.Config, namespace string) (*Dialer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
-	path := base.JoinPath("api", "v1", "namespaces", namespace, "services", "traffic-manager:tunnel", "proxy", "tunnel")
-	return &Dialer{transport: transport, url: path.String()}, nil
+	return &Dialer{config: config, transport: transport, base: base, namespace: namespace, only: only, pod: pod}, nil
 }
-
-// Upgrade is the transport of a stream through the API server's service proxy.
-const Upgrade = "api-server-upgrade"
 
 // Open opens a stream. What the API server refuses comes back as its own error (k8s.io/apimachinery/pkg/api/errors).
 func (d *Dialer) Open(ctx context.Context) (vif.Stream, error) {
+	switch d.only {
+	case OnlyUpgrade:
+		return d.openUpgrade(ctx)
+	case OnlyPortForward:
+		return d.openForward(ctx)
+	default:
+		return d.openAny(ctx)
+	}
+}
+
+func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, upgradeTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url, nil)
+	path := d.base.JoinPath("api", "v1", "namespaces", d.namespace, "services", "traffic-manager:tunnel", "proxy", "tunnel")
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, path.String(), nil)
 	if err != nil {
 		return vif.Stream{}, fmt.Errorf("make the request for the tunnel: %w", err)
 	}
@@ -97,7 +125,7 @@ func (d *Dialer) Open(ctx context.Context) (vif.Stream, error) {
 	stream, ok := response.Body.(io.ReadWriteCloser)
 	if !ok || response.Header.Get("Upgrade") != vif.UpgradeProtocol {
 		_ = response.Body.Close()
-		return vif.Stream{}, fmt.Errorf("open the tunnel: the way to the API server does not pass HTTP upgrades on")
+		return vif.Stream{}, fmt.Errorf("open the tunnel: %w", errNoUpgrade)
 	}
 	return vif.Stream{ReadWriteCloser: stream, Transport: Upgrade}, nil
 }
