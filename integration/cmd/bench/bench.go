@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -202,9 +203,50 @@ func (b *bench) intercept(ctx context.Context) error {
 
 func (b *bench) program() string { return filepath.Join(b.root, "bin", "bench") }
 
-// out: from the laptop to a service, through the VIF and by a plain route.
+// out: from the laptop to a service, through the VIF over each of the tunnel's paths, and by a plain route.
 func (b *bench) out(ctx context.Context) error {
-	return b.path(ctx, "out.upgrade", []string{"up", "down", "lat1", "rps16"}, end{from: b.laptop, to: b.address["direct"]}, end{from: b.plain, to: b.address["direct"]})
+	for _, p := range []struct{ name, flag, transport string }{
+		{"out.upgrade", "upgrade", "api-server-upgrade"}, {"out.udp", "auto", "direct-udp"}, {"out.portforward", "portforward", "port-forward"},
+	} {
+		if !strings.HasPrefix(p.name, b.only) && !strings.HasPrefix(b.only, p.name) {
+			continue
+		}
+		if _, err := b.detour(ctx, "quit"); err != nil {
+			return err
+		}
+		if _, err := b.detour(ctx, "connect", "-n", namespace, "--transport", p.flag); err != nil {
+			return err
+		}
+		if err := b.onPath(ctx, p.transport); err != nil {
+			return err
+		}
+		if err := b.path(ctx, p.name, []string{"up", "down", "lat1", "rps16"}, end{from: b.laptop, to: b.address["direct"]}, end{from: b.plain, to: b.address["direct"]}); err != nil {
+			return err
+		}
+		if err := b.onPath(ctx, p.transport); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onPath waits until the tunnel takes a path.
+func (b *bench) onPath(ctx context.Context, transport string) error {
+	var status struct{ Transport string }
+	for range 50 {
+		out, err := b.detour(ctx, "status", "-o", "json")
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
+			return err
+		}
+		if status.Transport == transport {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return fmt.Errorf("the tunnel's path is %q and not %q", status.Transport, transport)
 }
 
 // in: from the cluster's side to a service, once answered on the laptop and once in its pod.
