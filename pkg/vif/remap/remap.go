@@ -1,0 +1,93 @@
+// Package remap shows networks of the cluster at other addresses on the laptop, one to one and without any state, because the laptop has
+// a network of its own at the cluster's addresses. It changes packets and nothing else; DNS answers are dnsproxy's business.
+package remap
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// Pair is a network as it is in the cluster, and where the laptop sees it. Both have the same size.
+type Pair struct{ Real, Seen netip.Prefix }
+
+// String is how a user writes it.
+func (p Pair) String() string { return p.Real.String() + "=" + p.Seen.String() }
+
+// Check says what is wrong with a pair.
+func (p Pair) Check() error {
+	if p.Real.Addr().Is4() != p.Seen.Addr().Is4() || p.Real.Bits() != p.Seen.Bits() {
+		return fmt.Errorf("%s and %s are not of the same size and kind", p.Real, p.Seen)
+	}
+	if p.Real.Masked() != p.Real || p.Seen.Masked() != p.Seen {
+		return fmt.Errorf("%s has bits behind its length", p)
+	}
+	if p.Real.Overlaps(p.Seen) {
+		return fmt.Errorf("%s and %s overlap", p.Real, p.Seen)
+	}
+	return nil
+}
+
+// Table is some pairs. No two of their networks overlap.
+type Table []Pair
+
+// Check says what is wrong with a table.
+func (t Table) Check() error {
+	var all []error
+	for i, p := range t {
+		all = append(all, p.Check())
+		for _, other := range t[:i] {
+			if p.Real.Overlaps(other.Real) || p.Seen.Overlaps(other.Seen) || p.Real.Overlaps(other.Seen) || p.Seen.Overlaps(other.Real) {
+				all = append(all, fmt.Errorf("%s and %s overlap", other, p))
+			}
+		}
+	}
+	return errors.Join(all...)
+}
+
+// Seen is where the laptop sees an address of the cluster.
+func (t Table) Seen(a netip.Addr) netip.Addr {
+	for _, p := range t {
+		if p.Real.Contains(a) {
+			return move(a, p.Seen)
+		}
+	}
+	return a
+}
+
+// Real is the cluster's address that the laptop sees as a.
+func (t Table) Real(a netip.Addr) netip.Addr {
+	for _, p := range t {
+		if p.Seen.Contains(a) {
+			return move(a, p.Real)
+		}
+	}
+	return a
+}
+
+// Hides says whether an address is the laptop's own business, because the cluster's network there is seen elsewhere.
+func (t Table) Hides(a netip.Addr) bool {
+	for _, p := range t {
+		if p.Real.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// move puts an address at the same place of another network.
+func move(a netip.Addr, to netip.Prefix) netip.Addr {
+	host, network := a.AsSlice(), to.Addr().AsSlice()
+	for i := range host {
+		mask := byte(0xff)
+		switch bits := to.Bits() - 8*i; {
+		case bits <= 0:
+			mask = 0
+		case bits < 8:
+			mask <<= 8 - bits
+		}
+		host[i] = host[i]&^mask | network[i]&mask
+	}
+	moved, _ := netip.AddrFromSlice(host)
+	return moved
+}
