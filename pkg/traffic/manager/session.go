@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,9 +15,12 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
@@ -41,6 +44,7 @@ type sessionReconciler struct {
 	keys    *keys
 	options Options
 	changed chan sessionEvent
+	known   atomic.Pointer[[]netip.Prefix] // the networks that the sessions were told last
 
 	mu        sync.Mutex
 	connected map[client.ObjectKey]bool
@@ -49,12 +53,31 @@ type sessionReconciler struct {
 
 func (r *sessionReconciler) setup(mgr ctrl.Manager) error {
 	r.connected = map[client.ObjectKey]bool{}
-	err := ctrl.NewControllerManagedBy(mgr).Named("session").For(&detour.Session{}).
-		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).Complete(r)
-	if err != nil {
+	sessions := ctrl.NewControllerManagedBy(mgr).Named("session").For(&detour.Session{}).
+		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(otherNode())).
+		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(r.elsewhere(podAddresses))).
+		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(r.elsewhere(clusterIPs)))
+	// The ServiceCIDR API is of Kubernetes 1.33.
+	if _, err := mgr.GetRESTMapper().RESTMapping(networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR").GroupKind(), networkingv1.SchemeGroupVersion.Version); err == nil {
+		sessions = sessions.Watches(&networkingv1.ServiceCIDR{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(predicate.GenerationChangedPredicate{}))
+	}
+	if err := sessions.Complete(r); err != nil {
 		return fmt.Errorf("set up the session controller: %w", err)
 	}
 	return nil
+}
+
+// all are all sessions, for an event that concerns each.
+func (r *sessionReconciler) all(ctx context.Context, _ client.Object) (requests []reconcile.Request) {
+	var list detour.SessionList
+	if err := r.List(ctx, &list); err != nil {
+		r.options.Log.Warn("listing the sessions failed", "err", err)
+	}
+	for i := range list.Items {
+		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+	}
+	return requests
 }
 
 // Reconcile brings a session's status up to date.
@@ -92,7 +115,7 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		r.condition(&s, metav1.ConditionFalse, detour.ReasonNoAddressLeft, "no laptop address is left: widen sessionCIDR in the chart, or delete sessions that are no longer used")
 		return ctrl.Result{RequeueAfter: 10 * time.Second}, r.update(ctx, &s, before)
 	}
-	if s.Status.Subnets, err = r.subnets(ctx); err != nil {
+	if s.Status.Subnets, s.Status.NodeAddresses, err = r.networks(ctx); err != nil {
 		return ctrl.Result{}, err
 	}
 	if s.Status.DNS, err = r.dns(ctx); err != nil {
@@ -155,38 +178,6 @@ func (r *sessionReconciler) assign(ctx context.Context, s *detour.Session) error
 	}
 	before := detour.SessionStatus{}
 	return r.update(ctx, s, &before)
-}
-
-// subnets are the networks that a laptop routes to the VIF: services, pods, and the manager's own addresses.
-func (r *sessionReconciler) subnets(ctx context.Context) ([]string, error) {
-	set := map[string]bool{}
-	for _, a := range r.pool.own() {
-		set[netip.PrefixFrom(a, a.BitLen()).String()] = true
-	}
-	var cidrs networkingv1.ServiceCIDRList
-	if err := r.List(ctx, &cidrs); err != nil && !meta.IsNoMatchError(err) {
-		return nil, fmt.Errorf("list the service networks: %w", err)
-	}
-	for _, c := range cidrs.Items {
-		for _, s := range c.Spec.CIDRs {
-			set[s] = true
-		}
-	}
-	var nodes corev1.NodeList
-	if err := r.List(ctx, &nodes); err != nil {
-		return nil, fmt.Errorf("list the nodes: %w", err)
-	}
-	for _, n := range nodes.Items {
-		for _, s := range n.Spec.PodCIDRs {
-			set[s] = true
-		}
-	}
-	var all []string
-	for s := range set {
-		all = append(all, s)
-	}
-	slices.Sort(all)
-	return all, nil
 }
 
 func (r *sessionReconciler) dns(ctx context.Context) (detour.DNS, error) {

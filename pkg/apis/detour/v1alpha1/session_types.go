@@ -55,6 +55,8 @@ type SessionStatus struct {
 	ManagerPod string `json:"managerPod,omitempty"`
 	// Subnets are the CIDRs of pods and services that the laptop should route to the VIF.
 	Subnets []string `json:"subnets,omitempty"`
+	// NodeAddresses are addresses of nodes that lie in Subnets; the laptop reaches them as it did before.
+	NodeAddresses []string `json:"nodeAddresses,omitempty"`
 	// DNS is the cluster's DNS.
 	DNS DNS `json:"dns,omitempty"`
 	// UDPEndpoints are where the traffic-manager takes WireGuard's messages as UDP datagrams, as host:port, the preferred ones first.

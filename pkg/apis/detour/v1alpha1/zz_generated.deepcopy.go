@@ -273,6 +273,11 @@ func (in *SessionStatus) DeepCopyInto(out *SessionStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.NodeAddresses != nil {
+		in, out := &in.NodeAddresses, &out.NodeAddresses
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	in.DNS.DeepCopyInto(&out.DNS)
 	if in.UDPEndpoints != nil {
 		in, out := &in.UDPEndpoints, &out.UDPEndpoints
