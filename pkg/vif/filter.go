@@ -13,6 +13,11 @@ const (
 	protocolTCP    = 6
 	protocolUDP    = 17
 	protocolICMPv6 = 58
+	// laterUDP stands for a fragment of a datagram that is not its first one. A UDP header is always whole in the first, so this
+	// one cannot change where the datagram goes, and without a first one that was let in nothing comes of it.
+	laterUDP = 256
+	// fragment is IPv6's extension header.
+	fragmentHeader = 44
 	// udpMemory is how long an answer to a datagram of the laptop's is let in.
 	udpMemory = 5 * 60 // seconds
 )
@@ -79,7 +84,7 @@ func (f *filteredTUN) lets(packet []byte, now uint32) bool {
 		sent := f.sentAt[binary.BigEndian.Uint16(transport[2:])].Load()
 		// Signed: the datagram may have been sent a moment after now was read.
 		return sent != 0 && int32(now-sent) < udpMemory
-	case protocolICMP, protocolICMPv6:
+	case protocolICMP, protocolICMPv6, laterUDP:
 		return true
 	default:
 		return false
@@ -87,24 +92,35 @@ func (f *filteredTUN) lets(packet []byte, now uint32) bool {
 }
 
 // transportOf finds the transport header of an IP packet. Protocol 0 means that the packet is no use: too short, or a fragment
-// without the header, which the large MTU of the VIF makes needless. IPv6 extension headers count as protocols of their own, which
-// nothing behind the VIF speaks.
-func transportOf(packet []byte) (protocol byte, transport []byte) {
+// without the header that is not of a datagram (the large MTU of the VIF makes those needless). IPv6 extension headers count as
+// protocols of their own, which nothing behind the VIF speaks, but for a datagram's fragments.
+func transportOf(packet []byte) (protocol int, transport []byte) {
 	if len(packet) < 20 {
 		return 0, nil
 	}
 	switch packet[0] >> 4 {
 	case 4:
 		length := int(packet[0]&0x0f) * 4
-		if length < 20 || len(packet) < length || binary.BigEndian.Uint16(packet[6:])&0x1fff != 0 {
+		if length < 20 || len(packet) < length {
 			return 0, nil
 		}
-		return packet[9], packet[length:]
+		if binary.BigEndian.Uint16(packet[6:])&0x1fff == 0 {
+			return int(packet[9]), packet[length:]
+		}
+		if packet[9] == protocolUDP {
+			return laterUDP, nil
+		}
 	case 6:
 		if len(packet) < 40 {
 			return 0, nil
 		}
-		return packet[6], packet[40:]
+		if packet[6] == fragmentHeader && len(packet) >= 48 && packet[40] == protocolUDP {
+			if binary.BigEndian.Uint16(packet[42:])&^7 == 0 {
+				return protocolUDP, packet[48:]
+			}
+			return laterUDP, nil
+		}
+		return int(packet[6]), packet[40:]
 	}
 	return 0, nil
 }

@@ -38,44 +38,50 @@ func TestWhatIsLetIn(t *testing.T) {
 		packet []byte
 		want   bool
 	}{
-		"SYN to the open port":                    {tcpPacket(4, openPort, syn), true},
-		"SYN to another port":                     {tcpPacket(4, 22, syn), false},
-		"SYN to another port, IPv6":               {tcpPacket(6, 22, syn), false},
-		"SYN to the open port, IPv6":              {tcpPacket(6, openPort, syn), true},
-		"SYN and FIN, a scanner's":                {tcpPacket(4, 22, syn|fin), false},
-		"SYN with ECN":                            {tcpPacket(4, 22, syn|0xc0), false},
-		"SYN to port 0":                           {tcpPacket(4, 0, syn), false},
-		"answer to the laptop's SYN":              {tcpPacket(4, 51234, syn|ack), true},
-		"segment of an open connection":           {tcpPacket(4, 51234, ack), true},
-		"end of a connection":                     {tcpPacket(6, 51234, fin|ack), true},
-		"refusal":                                 {tcpPacket(4, 51234, rst|ack), true},
-		"SYN behind IPv4 options":                 {withIPv4Options(tcpPacket(4, 22, syn)), false},
-		"SYN to the open port behind options":     {withIPv4Options(tcpPacket(4, openPort, syn)), true},
-		"SYN behind an IPv6 extension header":     {withExtension(tcpPacket(6, 22, syn), 60), false},
-		"SYN behind IPv6 hop-by-hop options":      {withExtension(tcpPacket(6, 22, syn), 0), false},
-		"datagram behind an IPv6 fragment header": {withExtension(udpPacket(6, sentFrom), 44), false},
-		"answer to a datagram":                    {udpPacket(4, sentFrom), true},
-		"answer to a datagram, IPv6":              {udpPacket(6, sentFrom), true},
-		"answer within the same moment":           {udpPacket(4, sentANewDay), true},
-		"answer that comes much too late":         {udpPacket(4, sentLongAgo), false},
-		"datagram nobody asked for":               {udpPacket(4, neverSent), false},
-		"datagram to the open port":               {udpPacket(4, openPort), false},
-		"first fragment of a SYN":                 {fragment(tcpPacket(4, 22, syn), ipv4Fragment), false},
-		"later fragment":                          {fragment(tcpPacket(4, 51234, ack), 1), false},
-		"later fragment of an answer":             {fragment(udpPacket(4, sentFrom), 185), false},
-		"later fragment of a ping":                {fragment(icmpPacket(4), 1), false},
-		"TCP header cut short":                    {tcpPacket(4, openPort, syn)[:20+13], false},
-		"UDP header cut short":                    {udpPacket(4, sentFrom)[:20+3], false},
-		"ping":                                    {icmpPacket(4), true},
-		"ping, IPv6":                              {icmpPacket(6), true},
-		"SCTP":                                    {packet(4, 132, make([]byte, 12)), false},
-		"IP in IP":                                {packet(4, 4, tcpPacket(4, 22, syn)), false},
-		"GRE, IPv6":                               {packet(6, 47, make([]byte, 8)), false},
-		"empty":                                   {nil, false},
-		"IP version 5":                            {append([]byte{0x50}, make([]byte, 60)...), false},
-		"header length below the least":           {append([]byte{0x44}, tcpPacket(4, openPort, syn)[1:]...), false},
-		"header longer than the packet":           {append([]byte{0x4f}, tcpPacket(4, 51234, ack)[1:]...), false},
-		"IPv6 header cut short":                   {tcpPacket(6, openPort, syn)[:39], false},
+		"SYN to the open port":                  {tcpPacket(4, openPort, syn), true},
+		"SYN to another port":                   {tcpPacket(4, 22, syn), false},
+		"SYN to another port, IPv6":             {tcpPacket(6, 22, syn), false},
+		"SYN to the open port, IPv6":            {tcpPacket(6, openPort, syn), true},
+		"SYN and FIN, a scanner's":              {tcpPacket(4, 22, syn|fin), false},
+		"SYN with ECN":                          {tcpPacket(4, 22, syn|0xc0), false},
+		"SYN to port 0":                         {tcpPacket(4, 0, syn), false},
+		"answer to the laptop's SYN":            {tcpPacket(4, 51234, syn|ack), true},
+		"segment of an open connection":         {tcpPacket(4, 51234, ack), true},
+		"end of a connection":                   {tcpPacket(6, 51234, fin|ack), true},
+		"refusal":                               {tcpPacket(4, 51234, rst|ack), true},
+		"SYN behind IPv4 options":               {withIPv4Options(tcpPacket(4, 22, syn)), false},
+		"SYN to the open port behind options":   {withIPv4Options(tcpPacket(4, openPort, syn)), true},
+		"SYN behind an IPv6 extension header":   {withExtension(tcpPacket(6, 22, syn), 60), false},
+		"SYN behind IPv6 hop-by-hop options":    {withExtension(tcpPacket(6, 22, syn), 0), false},
+		"SYN behind an IPv6 fragment header":    {withExtension(tcpPacket(6, 22, syn), 44), false},
+		"later fragment, IPv6":                  {withExtension(udpPacket(6, neverSent), 44), true},
+		"first fragment nobody asked for, IPv6": {firstFragment(udpPacket(6, neverSent)), false},
+		"first fragment of an answer, IPv6":     {firstFragment(udpPacket(6, sentFrom)), true},
+		"first fragment of a SYN, IPv6":         {firstFragment(tcpPacket(6, 22, syn)), false},
+		"first fragment nobody asked for":       {fragment(udpPacket(4, neverSent), ipv4Fragment), false},
+		"first fragment of an answer":           {fragment(udpPacket(4, sentFrom), ipv4Fragment), true},
+		"answer to a datagram":                  {udpPacket(4, sentFrom), true},
+		"answer to a datagram, IPv6":            {udpPacket(6, sentFrom), true},
+		"answer within the same moment":         {udpPacket(4, sentANewDay), true},
+		"answer that comes much too late":       {udpPacket(4, sentLongAgo), false},
+		"datagram nobody asked for":             {udpPacket(4, neverSent), false},
+		"datagram to the open port":             {udpPacket(4, openPort), false},
+		"first fragment of a SYN":               {fragment(tcpPacket(4, 22, syn), ipv4Fragment), false},
+		"later fragment":                        {fragment(tcpPacket(4, 51234, ack), 1), false},
+		"later fragment of an answer":           {fragment(udpPacket(4, sentFrom), 185), true},
+		"later fragment of a ping":              {fragment(icmpPacket(4), 1), false},
+		"TCP header cut short":                  {tcpPacket(4, openPort, syn)[:20+13], false},
+		"UDP header cut short":                  {udpPacket(4, sentFrom)[:20+3], false},
+		"ping":                                  {icmpPacket(4), true},
+		"ping, IPv6":                            {icmpPacket(6), true},
+		"SCTP":                                  {packet(4, 132, make([]byte, 12)), false},
+		"IP in IP":                              {packet(4, 4, tcpPacket(4, 22, syn)), false},
+		"GRE, IPv6":                             {packet(6, 47, make([]byte, 8)), false},
+		"empty":                                 {nil, false},
+		"IP version 5":                          {append([]byte{0x50}, make([]byte, 60)...), false},
+		"header length below the least":         {append([]byte{0x44}, tcpPacket(4, openPort, syn)[1:]...), false},
+		"header longer than the packet":         {append([]byte{0x4f}, tcpPacket(4, 51234, ack)[1:]...), false},
+		"IPv6 header cut short":                 {tcpPacket(6, openPort, syn)[:39], false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFilter(openPort)
@@ -163,11 +169,22 @@ func FuzzFilter(f *testing.F) {
 		switch header.IPVersion(b) {
 		case header.IPv4Version:
 			ip := header.IPv4(b)
-			assert.Zero(t, ip.FragmentOffset())
+			if ip.FragmentOffset() != 0 {
+				assert.Equal(t, header.UDPProtocolNumber, ip.TransportProtocol())
+				return
+			}
 			assert.LessOrEqual(t, int(ip.HeaderLength()), len(b))
 			network, transport = ip, b[ip.HeaderLength():]
 		case header.IPv6Version:
 			network, transport = header.IPv6(b), b[header.IPv6MinimumSize:]
+			if header.IPv6(b).NextHeader() == fragmentHeader {
+				part := header.IPv6Fragment(transport)
+				assert.Equal(t, header.UDPProtocolNumber, part.TransportProtocol())
+				if part.FragmentOffset() == 0 {
+					assert.Contains(t, []uint16{sentFrom, sentANewDay}, header.UDP(transport[8:]).DestinationPort())
+				}
+				return
+			}
 		default:
 			t.Fatal("neither IPv4 nor IPv6")
 		}
@@ -245,6 +262,13 @@ func withIPv4Options(b []byte) []byte {
 	out[0] = 0x46
 	binary.BigEndian.PutUint16(out[2:], uint16(len(b)+4))
 	return append(out, b[20:]...)
+}
+
+// firstFragment puts an IPv6 fragment header with more fragments to come in front of the transport header.
+func firstFragment(b []byte) []byte {
+	out := withExtension(b, fragmentHeader)
+	out[42], out[43] = 0, 1
+	return out
 }
 
 // withExtension puts an IPv6 extension header of 8 bytes in front of the transport header.
