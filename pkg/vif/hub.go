@@ -133,6 +133,7 @@ func NewHub(c HubConfig) (*Hub, error) {
 	h.bind = newPathBind(nil, h.answer)
 	h.device = device.NewDevice(stack, h.bind, wireguardLog(c.Log))
 	h.forward.attach(stack.stack)
+	attachPinger(stack.stack, h.forward, c.Addresses, c.Log)
 	if err := h.device.IpcSet("private_key=" + c.PrivateKey.hex() + "\n"); err != nil {
 		cancel()
 		h.device.Close()

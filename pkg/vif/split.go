@@ -55,6 +55,7 @@ func newSplitTUN(device tun.Device, mtu int, hostLoopback bool, log *slog.Logger
 	s.cluster.Store(&[]netip.Prefix{})
 	s.close = sync.OnceValue(s.end)
 	s.forward.attach(outside.stack)
+	attachPinger(outside.stack, s.forward, nil, log)
 	s.done.Go(s.answer)
 	return s, nil
 }
@@ -102,29 +103,35 @@ const (
 	wayOutside
 )
 
-// way says where a packet goes. Only TCP and UDP go outside: netstack would answer a ping of any address itself, and say that
-// everybody is there.
+// way says where a packet goes. Outside there are only TCP, UDP and pings.
 func (s *splitTUN) way(packet []byte) int {
 	if len(packet) < 20 {
 		return wayNowhere
 	}
 	var to netip.Addr
-	var protocol byte
 	switch {
 	case packet[0]>>4 == 4:
-		to, protocol = netip.AddrFrom4([4]byte(packet[16:20])), packet[9]
+		to = netip.AddrFrom4([4]byte(packet[16:20]))
 	case packet[0]>>4 == 6 && len(packet) >= 40:
-		to, protocol = netip.AddrFrom16([16]byte(packet[24:40])), packet[6]
+		to = netip.AddrFrom16([16]byte(packet[24:40]))
 	default:
 		return wayNowhere
 	}
 	if slices.ContainsFunc(*s.cluster.Load(), func(p netip.Prefix) bool { return p.Contains(to) }) {
 		return wayCluster
 	}
-	if protocol != protocolTCP && protocol != protocolUDP || to.IsMulticast() {
+	if to.IsMulticast() {
 		return wayNowhere
 	}
-	return wayOutside
+	switch protocol, transport := transportOf(packet); protocol {
+	case protocolTCP, protocolUDP, laterUDP:
+		return wayOutside
+	case protocolICMP, protocolICMPv6:
+		if len(transport) > 0 && isEcho(to, transport[0]) {
+			return wayOutside
+		}
+	}
+	return wayNowhere
 }
 
 // answer carries what netstack sends back to the processes inside.
