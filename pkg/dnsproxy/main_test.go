@@ -131,7 +131,6 @@ func start(t testing.TB, cluster, upstream []string) *Proxy {
 // startWith adds to a configuration what is the same in each test.
 func startWith(t testing.TB, c Config) *Proxy {
 	c.Listen, c.Domain, c.Namespace = netip.MustParseAddrPort("127.0.0.1:0"), "cluster.local", "shop"
-	c.Subnets = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00::/64")}
 	p, err := Start(c)
 	for range 10 { // the UDP port that the kernel chose may be taken for TCP
 		if err == nil {
@@ -141,6 +140,7 @@ func startWith(t testing.TB, c Config) *Proxy {
 	}
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, p.Close()) })
+	p.SetNetworks([]netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00::/64")}, nil)
 	return p
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -47,9 +48,9 @@ type Config struct {
 	Cluster   []string // host:port of the cluster's DNS
 	Domain    string   // "cluster.local"
 	Namespace string   // where single names are looked up
-	Subnets   []netip.Prefix
 	Upstream  []string // host:port of the previous resolvers
-	Names     Names    // may be nil: then all is asked
+	Rules     Rules
+	Names     Names // may be nil: then all is asked
 	Log       *slog.Logger
 }
 
@@ -60,6 +61,9 @@ type Proxy struct {
 	servers []*dns.Server
 	done    sync.WaitGroup
 	cache   cache
+
+	networks atomic.Pointer[networks]
+	others   atomic.Pointer[[]string] // the resolvers besides the proxy
 
 	mu         sync.Mutex
 	namespaces map[string]namespaceEntry
@@ -97,7 +101,10 @@ func newProxy(c Config) *Proxy {
 	if c.Names == nil {
 		c.Names = nothing{}
 	}
-	return &Proxy{config: c, domain: "." + strings.ToLower(dns.Fqdn(c.Domain)), namespaces: map[string]namespaceEntry{}}
+	p := &Proxy{config: c, domain: "." + strings.ToLower(dns.Fqdn(c.Domain)), namespaces: map[string]namespaceEntry{}}
+	p.SetNetworks(nil, nil)
+	p.SetUpstream(c.Upstream)
+	return p
 }
 
 // nothing is what is known where nothing may be watched.
@@ -110,6 +117,9 @@ func (nothing) Namespace(string) (exists bool, known bool) { return false, false
 func (p *Proxy) Addr() netip.AddrPort {
 	return p.servers[0].PacketConn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
+
+// SetUpstream says whom to ask for what is not the cluster's, as host:port.
+func (p *Proxy) SetUpstream(all []string) { p.others.Store(&all) }
 
 // Close stops answering and waits for what is under way.
 func (p *Proxy) Close() error {
@@ -152,7 +162,7 @@ type servers struct {
 func (p *Proxy) cluster() servers { return servers{p.config.Cluster, p.config.Network.Dial} }
 
 func (p *Proxy) upstream() servers {
-	return servers{p.config.Upstream, new(net.Dialer).DialContext}
+	return servers{*p.others.Load(), new(net.Dialer).DialContext}
 }
 
 // exchange asks servers in turn and returns the first answer, or nil. One that cannot or does not want to answer is not the

@@ -32,12 +32,23 @@ func (p *Proxy) answer(ctx context.Context, query *dns.Msg, network string) *dns
 		return new(dns.Msg).SetRcode(query, dns.RcodeFormatError)
 	}
 	name := strings.ToLower(dns.Fqdn(query.Question[0].Name))
+	if query.Opcode != dns.OpcodeQuery {
+		return p.unruled(ctx, query, name, network)
+	}
+	if target, ok := p.mapped(name); ok {
+		return p.mappedTo(ctx, query, target, network)
+	}
+	return p.ruled(ctx, query, name, network)
+}
+
+// unruled finds who knows a name that no rule is about.
+func (p *Proxy) unruled(ctx context.Context, query *dns.Msg, name, network string) *dns.Msg {
 	switch {
 	case strings.HasSuffix(name, p.domain):
 		return p.inDomain(ctx, query, query.Question[0].Name, network)
 	case strings.HasSuffix(name, ".arpa."):
-		if p.ours(name) {
-			return p.inCluster(ctx, query, name, network)
+		if full, ok := p.ours(name); ok {
+			return p.inCluster(ctx, query, full, network)
 		}
 	case strings.HasSuffix(name, ".svc."):
 		return p.inDomain(ctx, query, strings.TrimSuffix(name, ".")+p.domain, network)
@@ -101,8 +112,13 @@ func (p *Proxy) inDomain(ctx context.Context, query *dns.Msg, full, network stri
 	return p.inCluster(ctx, query, full, network)
 }
 
-// inCluster answers a question for a name that is whole: from what is known here, from what was asked before, or by asking.
+// inCluster answers a question for a name that is whole.
 func (p *Proxy) inCluster(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
+	return p.seen(p.fromCluster(ctx, query, full, network))
+}
+
+// fromCluster answers from what is known here, from what was asked before, or by asking.
+func (p *Proxy) fromCluster(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
 	if e := query.IsEdns0(); e != nil && e.Version() != 0 {
 		// The one thing of EDNS that may not be passed on: what a later version means is not known here (RFC 6891).
 		return new(dns.Msg).SetRcode(query, dns.RcodeBadVers).SetEdns0(ednsSize, false)
@@ -194,20 +210,6 @@ func rename(all []dns.RR, from, to string) {
 			rr.Header().Name = to
 		}
 	}
-}
-
-// ours says whether a reverse name is of an address behind the VIF.
-func (p *Proxy) ours(reverse string) bool {
-	address, err := records.Reverse(reverse)
-	if err != nil {
-		return false
-	}
-	for _, s := range p.config.Subnets {
-		if s.Contains(address) {
-			return true
-		}
-	}
-	return false
 }
 
 // namespace says whether a namespace exists, and whether that is known. Where the user may not list namespaces the cluster's DNS is

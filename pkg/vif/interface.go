@@ -14,6 +14,8 @@ import (
 
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/detour-dev/detour/pkg/vif/remap"
 )
 
 const (
@@ -42,8 +44,10 @@ type Config struct {
 	PrivateKey, PeerKey Key
 	// Addresses are the laptop's on the VIF, at most one per IP family.
 	Addresses []netip.Addr
-	// Routes are the networks behind the VIF.
+	// Routes are the networks behind the VIF, as the laptop sees them.
 	Routes []netip.Prefix
+	// Remap are networks of the cluster that the laptop sees at other addresses.
+	Remap remap.Table
 	// Name of the interface; "detour%d" lets the kernel number it, and is the default.
 	Name string
 	// MTU is StreamMTU when 0.
@@ -68,6 +72,7 @@ type Interface struct {
 	tun    *filteredTUN
 	device *device.Device
 	host   hostInterface
+	remap  *remappedTUN
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 
@@ -110,7 +115,7 @@ func Up(ctx context.Context, c Config) (*Interface, error) {
 		_ = i.Close()
 		return nil, err
 	}
-	if err := i.SetRoutes(c.Routes); err != nil {
+	if err := i.SetRoutes(c.Routes, c.Remap); err != nil {
 		_ = i.Close()
 		return nil, err
 	}
@@ -138,7 +143,8 @@ func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Interface{log: c.Log, name: name, peer: c.PeerKey, ladder: newLadder(prober, c.Log), tun: &filteredTUN{Device: t, port: c.InboundPort}, host: host, heard: make(chan struct{})}
+	seen := &remappedTUN{Device: t}
+	i := &Interface{log: c.Log, name: name, peer: c.PeerKey, ladder: newLadder(prober, c.Log), tun: &filteredTUN{Device: seen, port: c.InboundPort}, host: host, remap: seen, heard: make(chan struct{})}
 	i.device = device.NewDevice(i.tun, i.ladder.bind, wireguardLog(c.Log))
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "private_key=%s\npublic_key=%s\nendpoint=%s\npersistent_keepalive_interval=%d\n", c.PrivateKey.hex(), c.PeerKey.hex(), chosenName, keepalive)
@@ -160,8 +166,11 @@ func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
 // Name is the interface's name.
 func (i *Interface) Name() string { return i.name }
 
-// SetRoutes makes routes the whole set of networks behind the VIF.
-func (i *Interface) SetRoutes(routes []netip.Prefix) error { return i.host.setRoutes(routes) }
+// SetRoutes makes routes the whole set of networks behind the VIF, and table of those that are seen elsewhere than they are.
+func (i *Interface) SetRoutes(routes []netip.Prefix, table remap.Table) error {
+	i.remap.set(table)
+	return i.host.setRoutes(routes)
+}
 
 // SetDirect makes these the hub's addresses for datagrams, the preferred ones first. They are probed, and used while they work.
 func (i *Interface) SetDirect(addresses []netip.AddrPort) { i.ladder.setDirect(addresses) }

@@ -29,7 +29,7 @@ func (a *app) managerFlag(cmd *cobra.Command) {
 func (a *app) connectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "connect", Short: "Put this laptop on the cluster's network", Args: cobra.NoArgs,
-		Example: "  detour connect\n  detour connect -n shop --context staging",
+		Example: "  detour connect\n  detour connect -n shop --context staging\n  detour connect --also-proxy 10.20.0.0/16 --include-suffix corp.example.com\n  detour connect --map-subnet auto",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.checkOutput(); err != nil {
 				return err
@@ -101,7 +101,7 @@ func (a *app) connectRequest() (*daemonv1.ConnectRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &daemonv1.ConnectRequest{Kubeconfig: packed, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport}
+	req := &daemonv1.ConnectRequest{Kubeconfig: packed, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport, Wishes: &a.wishes}
 	if *a.flags.Context != "" {
 		req.Context = *a.flags.Context
 	}

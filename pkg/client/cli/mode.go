@@ -16,6 +16,7 @@ import (
 // modeFlags are of the commands that connect.
 func (a *app) modeFlags(cmd *cobra.Command) {
 	a.managerFlag(cmd)
+	wishFlags(cmd.Flags(), &a.wishes)
 	cmd.Flags().BoolVar(&a.rootless, "rootless", canRootless(), "keep the network in namespaces, for `detour run`, and leave the laptop alone; false: a network interface of the laptop, with sudo")
 	cmd.Flags().BoolVar(&a.hostLoopback, "host-loopback", false, "with --rootless: let processes inside reach this laptop's 127.0.0.1, as "+vif.HostLoopback.String())
 	cmd.Flags().StringVar(&a.transport, "transport", "", "the tunnel's path: auto, the best that works, or only upgrade or portforward (default auto)")
@@ -47,7 +48,7 @@ func (a *app) choose(cmd *cobra.Command) error {
 	if a.hostLoopback && !a.paths.Rootless {
 		return errors.New("--host-loopback is for --rootless: otherwise the laptop's loopback is the laptop's own")
 	}
-	return nil
+	return a.checkWishes()
 }
 
 // answers says whether a daemon runs; one that does not answer does, for the command itself to say so.

@@ -68,6 +68,22 @@ func (a *app) printTo(w io.Writer, value any, people func(io.Writer)) error {
 	return err
 }
 
+// networks are the cluster's, with what the user wants otherwise.
+func networks(s *daemonv1.StatusResponse) string {
+	text := strings.Join(s.Subnets, ", ")
+	for _, m := range s.Mapped {
+		real, seen, _ := strings.Cut(m, "=")
+		text += fmt.Sprintf(" (%s is seen at %s)", real, seen)
+	}
+	for _, p := range s.GetWishes().GetAlsoProxy() {
+		text += ", also " + p
+	}
+	for _, p := range s.GetWishes().GetNeverProxy() {
+		text += ", never " + p
+	}
+	return text
+}
+
 func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 	if !s.Connected {
 		fmt.Fprintln(w, "not connected")
@@ -97,7 +113,7 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 		{"connected", fmt.Sprintf("context %s, namespace %s (%s)", s.Context, s.Namespace, s.Server)},
 		{"tunnel", tunnel},
 		{"interface", fmt.Sprintf("%s, %s%s", s.Interface, strings.Join(s.Addresses, ", "), where)},
-		{"networks", strings.Join(s.Subnets, ", ")},
+		{"networks", networks(s)},
 		{"DNS", fmt.Sprintf("%s (%s)", strings.Join(s.DnsServers, ", "), s.ClusterDomain)},
 		{"session", fmt.Sprintf("%s (%s@%s)", s.Session, s.User, s.Host)},
 	}

@@ -34,6 +34,7 @@ type app struct {
 	rootless         bool
 	hostLoopback     bool
 	transport        string
+	wishes           daemonv1.Wishes
 }
 
 // Command is the root command.

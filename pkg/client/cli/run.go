@@ -88,8 +88,8 @@ func (a *app) connected(ctx context.Context, client daemonv1.DaemonServiceClient
 	if *a.flags.Context != "" && *a.flags.Context != s.Context {
 		return nil, fmt.Errorf("connected to context %s, not to %s: run `detour quit` first", s.Context, *a.flags.Context)
 	}
-	if a.hostLoopback || a.transport != "" {
-		return a.connect(ctx, client) // the daemon knows whether the session has it
+	if a.hostLoopback || a.transport != "" || a.wished() {
+		return a.connect(ctx, client) // the daemon knows whether the session has that
 	}
 	return s, nil
 }

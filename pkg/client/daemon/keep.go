@@ -110,6 +110,7 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	if s.isEnded() {
 		return false, nil
 	}
+	s.followResolvers()
 	ctx, done := context.WithTimeout(ctx, keepInterval)
 	defer done()
 	var fresh detour.Session
@@ -126,20 +127,13 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 		s.object.Status.UDPEndpoints = fresh.Status.UDPEndpoints
 		s.mu.Unlock()
 	}
-	if slices.Equal(fresh.Status.Subnets, s.object.Status.Subnets) || len(fresh.Status.Subnets) == 0 {
+	if len(fresh.Status.Subnets) == 0 || slices.Equal(fresh.Status.Subnets, s.object.Status.Subnets) && slices.Equal(fresh.Status.NodeAddresses, s.object.Status.NodeAddresses) {
 		return false, nil
 	}
-	subnets, err := parseSubnets(fresh.Status.Subnets)
-	if err != nil {
+	if err := s.follow(fresh.Status); err != nil {
+		s.log.Warn("following the cluster's networks failed", "err", err)
 		return false, err
 	}
-	s.log.Info("the cluster's networks changed", "subnets", fresh.Status.Subnets)
-	if err := s.vif.SetRoutes(subnets); err != nil {
-		return false, err
-	}
-	s.mu.Lock()
-	s.object.Status.Subnets, s.subnets = fresh.Status.Subnets, subnets
-	s.mu.Unlock()
 	return false, nil
 }
 

@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/detour-dev/detour/pkg/client/tunnel"
+	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/version"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
@@ -47,7 +50,7 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 		return errors.New("a daemon runs already")
 	}
 	if !p.Rootless {
-		if err := p.Resolver().Restore(); err != nil {
+		if err := dnsproxy.PutBack(p.Resolver()); err != nil {
 			return err
 		}
 	}
@@ -130,6 +133,9 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 			if req.Transport != "" && req.Transport != cmp.Or(now.request.Transport, tunnel.Auto) {
 				return status.Errorf(codes.FailedPrecondition, "already connected without --transport %s: run `detour quit` first", req.Transport)
 			}
+			if flags := others(req.Wishes, now.request.Wishes); len(flags) > 0 {
+				return status.Errorf(codes.FailedPrecondition, "already connected with another %s: run `detour quit` first", strings.Join(flags, ", "))
+			}
 			return stream.Send(&daemonv1.ConnectResponse{Status: now.status(stream.Context())})
 		}
 		return status.Errorf(codes.FailedPrecondition, "already connected to namespace %s of context %s: run `detour quit` first", now.namespace, now.context)
@@ -194,4 +200,24 @@ func (s *Server) Quit(ctx context.Context, _ *daemonv1.QuitRequest) (*daemonv1.Q
 	was := s.end(ctx)
 	s.quit()
 	return &daemonv1.QuitResponse{WasConnected: was}, nil
+}
+
+// others lists the flags that were given and are not what the session was made with.
+func others(wanted, has *daemonv1.Wishes) (flags []string) {
+	for _, f := range []struct {
+		name        string
+		wanted, has []string
+	}{
+		{"--also-proxy", wanted.GetAlsoProxy(), has.GetAlsoProxy()},
+		{"--never-proxy", wanted.GetNeverProxy(), has.GetNeverProxy()},
+		{"--map-subnet", wanted.GetMapSubnet(), has.GetMapSubnet()},
+		{"--include-suffix", wanted.GetIncludeSuffix(), has.GetIncludeSuffix()},
+		{"--exclude-suffix", wanted.GetExcludeSuffix(), has.GetExcludeSuffix()},
+		{"--map", wanted.GetMap(), has.GetMap()},
+	} {
+		if len(f.wanted) > 0 && !slices.Equal(f.wanted, f.has) {
+			flags = append(flags, f.name)
+		}
+	}
+	return flags
 }

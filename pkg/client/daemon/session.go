@@ -1,13 +1,12 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +24,7 @@ import (
 	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/names"
+	"github.com/detour-dev/detour/pkg/client/routes"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
@@ -50,8 +50,13 @@ type session struct {
 	since           time.Time
 	vif             *vif.Interface
 	dns             *dnsproxy.Proxy
-	hub             netip.Addr
-	subnets         []netip.Prefix
+	system          dnsproxy.System
+	hub             netip.Addr // as the laptop sees it
+	apiServer       []netip.Addr
+	routing         routes.Wishes
+	names           dnsproxy.Rules
+	networks        routes.Plan
+	unreached       error // which networks of the cluster collide with the laptop's since the session was made
 	relays          *relayServer
 	proof           []byte                  // see tail
 	inside          *vif.Namespace          // nil: the network is the laptop's own
@@ -75,6 +80,12 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, paths Paths, log
 		return nil, err
 	}
 	s := &session{paths: paths, log: log, context: req.Context, server: config.Host, namespace: req.Namespace, since: time.Now(), intercepts: map[string]*localIntercept{}, request: req}
+	if s.routing, err = routes.Parse(req.GetWishes().GetAlsoProxy(), req.GetWishes().GetNeverProxy(), req.GetWishes().GetMapSubnet()); err != nil {
+		return nil, err
+	}
+	if s.names, err = dnsproxy.ParseRules(req.GetWishes().GetIncludeSuffix(), req.GetWishes().GetExcludeSuffix(), req.GetWishes().GetMap()); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
@@ -173,19 +184,22 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 		}
 		addresses = append(addresses, a)
 	}
-	if s.subnets, err = parseSubnets(status.Subnets); err != nil {
+	if s.apiServer, err = wayToServer(ctx, config); err != nil {
 		return err
 	}
 	if s.proof, err = key.Proof(managerKey, relay.TailProof); err != nil {
 		return err
 	}
-	for _, p := range s.subnets {
-		if p.IsSingleIP() && p.Addr().Is4() {
-			s.hub = p.Addr()
-		}
-	}
-	if err := s.enter(ctx, config.Host); err != nil {
+	if err := s.enter(ctx); err != nil {
 		return err
+	}
+	if s.networks, err = s.plan(ctx); err != nil {
+		return err
+	}
+	for _, text := range status.Subnets {
+		if p, err := netip.ParsePrefix(text); err == nil && p.IsSingleIP() && p.Addr().Is4() {
+			s.hub = s.networks.Remap.Seen(p.Addr())
+		}
 	}
 	dialer, err := tunnel.New(config, managerNamespace, s.request.Transport, s.managerPod)
 	if err != nil {
@@ -194,7 +208,7 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 	s.cleanup = append(s.cleanup, func(context.Context) { dialer.Close() })
 	progress("opening the tunnel through the API server")
 	s.vif, err = vif.Up(ctx, vif.Config{
-		PrivateKey: key, PeerKey: managerKey, Addresses: addresses, Routes: s.subnets, InboundPort: relay.LaptopPort, Dial: dialer.Open, Log: s.log,
+		PrivateKey: key, PeerKey: managerKey, Addresses: addresses, Routes: s.networks.Routes, Remap: s.networks.Remap, InboundPort: relay.LaptopPort, Dial: dialer.Open, Log: s.log,
 		Namespace: s.inside, HostLoopback: s.request.HostLoopback,
 	})
 	if err != nil {
@@ -235,13 +249,18 @@ func parseSubnets(texts []string) ([]netip.Prefix, error) {
 
 func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 	files := s.paths.Resolver()
-	upstream, _, err := files.Upstream()
+	if s.system = dnsproxy.Plain(files); s.inside == nil {
+		s.system = dnsproxy.FindSystem(context.Background(), files, s.log)
+	}
+	upstream, err := s.system.Upstream()
 	if err != nil {
 		return err
 	}
 	var servers []string
-	for _, ip := range s.object.Status.DNS.Servers {
-		servers = append(servers, net.JoinHostPort(ip, "53"))
+	for _, text := range s.object.Status.DNS.Servers {
+		if ip, err := netip.ParseAddr(text); err == nil {
+			servers = append(servers, netip.AddrPortFrom(s.networks.Remap.Seen(ip), 53).String())
+		}
 	}
 	if len(servers) == 0 {
 		s.log.Warn("the cluster's DNS was not found: names of services do not resolve")
@@ -256,10 +275,11 @@ func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 		return err
 	}
 	s.cleanup = append(s.cleanup, func(context.Context) { known.Close() })
-	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Network: s.place, Cluster: servers, Domain: domain, Namespace: s.namespace, Subnets: s.subnets, Upstream: upstream, Names: known, Log: s.log})
+	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Network: s.place, Cluster: servers, Domain: domain, Namespace: s.namespace, Upstream: upstream, Names: known, Rules: s.names, Log: s.log})
 	if err != nil {
 		return err
 	}
+	s.dns.SetNetworks(s.networks.Routes, s.networks.Remap)
 	s.cleanup = append(s.cleanup, func(context.Context) {
 		if err := s.dns.Close(); err != nil {
 			s.log.Debug("closing the DNS failed", "err", err)
@@ -269,36 +289,26 @@ func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 	if s.inside != nil {
 		return s.insideResolver(files, listen, search)
 	}
-	if err := files.Set(listen, search); err != nil {
-		return err
-	}
+	// Also when only a part of it is set.
 	s.cleanup = append(s.cleanup, func(context.Context) {
-		if err := files.Restore(); err != nil {
+		if err := s.system.Restore(); err != nil {
 			s.log.Warn("putting the resolver back failed", "err", err)
 		}
 	})
-	return nil
+	return s.system.Set(s.vif.Name(), listen, search)
 }
 
-// checkServer refuses networks that would swallow the API server itself: the tunnel would run into itself.
-func checkServer(ctx context.Context, host string, subnets []netip.Prefix) error {
-	u, err := url.Parse(host)
-	if err != nil {
-		return fmt.Errorf("the API server's address: %w", err)
+// followResolvers learns of other resolvers, when the laptop has come into another network.
+func (s *session) followResolvers() {
+	if s.dns == nil {
+		return
 	}
-	name := u.Hostname()
-	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
-	if err != nil {
-		return nil //nolint:nilerr // a proxy may resolve it; then it is not dialled from here
+	if err := s.system.Keep(); err != nil {
+		s.log.Warn("making the cluster's names known again failed", "err", err)
 	}
-	for _, a := range addresses {
-		for _, p := range subnets {
-			if p.Contains(a.Unmap()) {
-				return fmt.Errorf("the API server's address %s lies in the cluster's network %s: use an address from outside of the cluster in the kubeconfig", a.Unmap(), p)
-			}
-		}
+	if all, err := s.system.Upstream(); err == nil && len(all) > 0 {
+		s.dns.SetUpstream(all)
 	}
-	return nil
 }
 
 // close undoes everything, last to first.
@@ -335,7 +345,7 @@ func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 		Connected: !ended, TunnelUp: !ended && s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
 		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(),
 		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version, ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(),
-		Rootless: s.paths.Rootless, NamespacePid: int32(pid), NamespaceId: id,
+		Rootless: s.paths.Rootless, NamespacePid: int32(pid), NamespaceId: id, Wishes: s.request.Wishes,
 	}
 	path := s.vif.Path()
 	if r.Transport, r.TransportAddress = path.Transport, path.Address; r.Transport != "" {
@@ -358,8 +368,11 @@ func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.problem != nil {
-		r.Problem = s.problem.Error()
+	if problem := cmp.Or(s.problem, s.unreached); problem != nil {
+		r.Problem = problem.Error()
+	}
+	for _, p := range s.networks.Remap {
+		r.Mapped = append(r.Mapped, p.String())
 	}
 	for _, l := range s.intercepts {
 		var i detour.Intercept

@@ -17,14 +17,14 @@ import (
 
 const resolveTimeout = 2 * time.Second
 
-// offerDirect tells the tunnel where the traffic-manager takes datagrams. One that is inside of the cluster's networks would be
-// reached through the tunnel itself.
+// offerDirect tells the tunnel where the traffic-manager takes datagrams. One to which a route leads through the VIF
+// would be reached through the tunnel itself.
 func (s *session) offerDirect(ctx context.Context, endpoints []string) {
 	if s.request.Transport != "" && s.request.Transport != tunnel.Auto {
 		return
 	}
 	s.mu.Lock()
-	subnets := s.subnets
+	routes := s.networks.Routes
 	s.mu.Unlock()
 	var all []netip.AddrPort
 	for _, e := range endpoints {
@@ -38,7 +38,7 @@ func (s *session) offerDirect(ctx context.Context, endpoints []string) {
 		}
 		for _, a := range s.lookUp(ctx, host) {
 			to := netip.AddrPortFrom(a, uint16(number))
-			if !slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(a) }) && !slices.Contains(all, to) {
+			if !slices.ContainsFunc(routes, func(p netip.Prefix) bool { return p.Contains(a) }) && !slices.Contains(all, to) {
 				all = append(all, to)
 			}
 		}

@@ -122,6 +122,7 @@ type ConnectRequest struct {
 	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`                                      // who asks, for the Session
 	HostLoopback     bool                   `protobuf:"varint,6,opt,name=host_loopback,json=hostLoopback,proto3" json:"host_loopback,omitempty"` // rootless mode: the laptop's 127.0.0.1 can be reached from inside
 	Transport        string                 `protobuf:"bytes,7,opt,name=transport,proto3" json:"transport,omitempty"`                            // auto, upgrade or portforward; empty for auto
+	Wishes           *Wishes                `protobuf:"bytes,17,opt,name=wishes,proto3" json:"wishes,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -205,6 +206,98 @@ func (x *ConnectRequest) GetTransport() string {
 	return ""
 }
 
+func (x *ConnectRequest) GetWishes() *Wishes {
+	if x != nil {
+		return x.Wishes
+	}
+	return nil
+}
+
+// Wishes are what the user wants otherwise than usual of networks and names.
+type Wishes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AlsoProxy     []string               `protobuf:"bytes,1,rep,name=also_proxy,json=alsoProxy,proto3" json:"also_proxy,omitempty"`             // CIDRs that lead to the cluster too
+	NeverProxy    []string               `protobuf:"bytes,2,rep,name=never_proxy,json=neverProxy,proto3" json:"never_proxy,omitempty"`          // CIDRs that do not
+	MapSubnet     []string               `protobuf:"bytes,3,rep,name=map_subnet,json=mapSubnet,proto3" json:"map_subnet,omitempty"`             // CIDR=CIDR, CIDR=auto, auto: networks that the laptop sees at other addresses
+	IncludeSuffix []string               `protobuf:"bytes,4,rep,name=include_suffix,json=includeSuffix,proto3" json:"include_suffix,omitempty"` // names that the cluster's DNS is asked for
+	ExcludeSuffix []string               `protobuf:"bytes,5,rep,name=exclude_suffix,json=excludeSuffix,proto3" json:"exclude_suffix,omitempty"` // names that it is never asked for
+	Map           []string               `protobuf:"bytes,6,rep,name=map,proto3" json:"map,omitempty"`                                          // NAME=TARGET: names that are an address or another name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Wishes) Reset() {
+	*x = Wishes{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Wishes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Wishes) ProtoMessage() {}
+
+func (x *Wishes) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Wishes.ProtoReflect.Descriptor instead.
+func (*Wishes) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Wishes) GetAlsoProxy() []string {
+	if x != nil {
+		return x.AlsoProxy
+	}
+	return nil
+}
+
+func (x *Wishes) GetNeverProxy() []string {
+	if x != nil {
+		return x.NeverProxy
+	}
+	return nil
+}
+
+func (x *Wishes) GetMapSubnet() []string {
+	if x != nil {
+		return x.MapSubnet
+	}
+	return nil
+}
+
+func (x *Wishes) GetIncludeSuffix() []string {
+	if x != nil {
+		return x.IncludeSuffix
+	}
+	return nil
+}
+
+func (x *Wishes) GetExcludeSuffix() []string {
+	if x != nil {
+		return x.ExcludeSuffix
+	}
+	return nil
+}
+
+func (x *Wishes) GetMap() []string {
+	if x != nil {
+		return x.Map
+	}
+	return nil
+}
+
 type ConnectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Progress      string                 `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
@@ -215,7 +308,7 @@ type ConnectResponse struct {
 
 func (x *ConnectResponse) Reset() {
 	*x = ConnectResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[3]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -227,7 +320,7 @@ func (x *ConnectResponse) String() string {
 func (*ConnectResponse) ProtoMessage() {}
 
 func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[3]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -240,7 +333,7 @@ func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
 func (*ConnectResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{3}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ConnectResponse) GetProgress() string {
@@ -265,7 +358,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[4]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -277,7 +370,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[4]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -290,7 +383,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{4}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{5}
 }
 
 type StatusResponse struct {
@@ -320,13 +413,15 @@ type StatusResponse struct {
 	NamespaceId        string                 `protobuf:"bytes,23,opt,name=namespace_id,json=namespaceId,proto3" json:"namespace_id,omitempty"`                         // rootless mode: what /proc/self/ns/net says in there
 	TransportAddress   string                 `protobuf:"bytes,24,opt,name=transport_address,json=transportAddress,proto3" json:"transport_address,omitempty"`          // where direct-udp goes
 	TransportSinceUnix int64                  `protobuf:"varint,25,opt,name=transport_since_unix,json=transportSinceUnix,proto3" json:"transport_since_unix,omitempty"` // since when the tunnel takes this path, seconds
+	Wishes             *Wishes                `protobuf:"bytes,30,opt,name=wishes,proto3" json:"wishes,omitempty"`
+	Mapped             []string               `protobuf:"bytes,31,rep,name=mapped,proto3" json:"mapped,omitempty"` // CIDR=CIDR: networks of the cluster, and where the laptop sees them
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[5]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +433,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[5]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +446,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{5}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StatusResponse) GetConnected() bool {
@@ -529,6 +624,20 @@ func (x *StatusResponse) GetTransportSinceUnix() int64 {
 	return 0
 }
 
+func (x *StatusResponse) GetWishes() *Wishes {
+	if x != nil {
+		return x.Wishes
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetMapped() []string {
+	if x != nil {
+		return x.Mapped
+	}
+	return nil
+}
+
 type Intercept struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -555,7 +664,7 @@ type Intercept struct {
 
 func (x *Intercept) Reset() {
 	*x = Intercept{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[6]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +676,7 @@ func (x *Intercept) String() string {
 func (*Intercept) ProtoMessage() {}
 
 func (x *Intercept) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[6]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +689,7 @@ func (x *Intercept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intercept.ProtoReflect.Descriptor instead.
 func (*Intercept) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{6}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Intercept) GetName() string {
@@ -728,7 +837,7 @@ type InterceptRequest struct {
 
 func (x *InterceptRequest) Reset() {
 	*x = InterceptRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[7]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +849,7 @@ func (x *InterceptRequest) String() string {
 func (*InterceptRequest) ProtoMessage() {}
 
 func (x *InterceptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[7]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +862,7 @@ func (x *InterceptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptRequest.ProtoReflect.Descriptor instead.
 func (*InterceptRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{7}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InterceptRequest) GetService() string {
@@ -844,7 +953,7 @@ type InterceptResponse struct {
 
 func (x *InterceptResponse) Reset() {
 	*x = InterceptResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[8]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +965,7 @@ func (x *InterceptResponse) String() string {
 func (*InterceptResponse) ProtoMessage() {}
 
 func (x *InterceptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[8]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +978,7 @@ func (x *InterceptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptResponse.ProtoReflect.Descriptor instead.
 func (*InterceptResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{8}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InterceptResponse) GetProgress() string {
@@ -903,7 +1012,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[9]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1024,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[9]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1037,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{9}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LeaveRequest) GetService() string {
@@ -954,7 +1063,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[10]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1075,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[10]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1088,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{10}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LeaveResponse) GetLeft() []*Intercept {
@@ -997,7 +1106,7 @@ type QuitRequest struct {
 
 func (x *QuitRequest) Reset() {
 	*x = QuitRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[11]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1118,7 @@ func (x *QuitRequest) String() string {
 func (*QuitRequest) ProtoMessage() {}
 
 func (x *QuitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[11]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1131,7 @@ func (x *QuitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuitRequest.ProtoReflect.Descriptor instead.
 func (*QuitRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{11}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{12}
 }
 
 type QuitResponse struct {
@@ -1034,7 +1143,7 @@ type QuitResponse struct {
 
 func (x *QuitResponse) Reset() {
 	*x = QuitResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[12]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1155,7 @@ func (x *QuitResponse) String() string {
 func (*QuitResponse) ProtoMessage() {}
 
 func (x *QuitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[12]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1168,7 @@ func (x *QuitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuitResponse.ProtoReflect.Descriptor instead.
 func (*QuitResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{12}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *QuitResponse) GetWasConnected() bool {
@@ -1077,7 +1186,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0eVersionRequest\"=\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xec\x01\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\x9e\x02\n" +
 	"\x0eConnectRequest\x12\x1e\n" +
 	"\n" +
 	"kubeconfig\x18\x01 \x01(\fR\n" +
@@ -1087,11 +1196,22 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x11manager_namespace\x18\x04 \x01(\tR\x10managerNamespace\x12\x12\n" +
 	"\x04user\x18\x05 \x01(\tR\x04user\x12#\n" +
 	"\rhost_loopback\x18\x06 \x01(\bR\fhostLoopback\x12\x1c\n" +
-	"\ttransport\x18\a \x01(\tR\ttransport\"g\n" +
+	"\ttransport\x18\a \x01(\tR\ttransport\x120\n" +
+	"\x06wishes\x18\x11 \x01(\v2\x18.detour.daemon.v1.WishesR\x06wishes\"\xc7\x01\n" +
+	"\x06Wishes\x12\x1d\n" +
+	"\n" +
+	"also_proxy\x18\x01 \x03(\tR\talsoProxy\x12\x1f\n" +
+	"\vnever_proxy\x18\x02 \x03(\tR\n" +
+	"neverProxy\x12\x1d\n" +
+	"\n" +
+	"map_subnet\x18\x03 \x03(\tR\tmapSubnet\x12%\n" +
+	"\x0einclude_suffix\x18\x04 \x03(\tR\rincludeSuffix\x12%\n" +
+	"\x0eexclude_suffix\x18\x05 \x03(\tR\rexcludeSuffix\x12\x10\n" +
+	"\x03map\x18\x06 \x03(\tR\x03map\"g\n" +
 	"\x0fConnectResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x128\n" +
 	"\x06status\x18\x02 \x01(\v2 .detour.daemon.v1.StatusResponseR\x06status\"\x0f\n" +
-	"\rStatusRequest\"\xc3\x06\n" +
+	"\rStatusRequest\"\x8d\a\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1b\n" +
 	"\ttunnel_up\x18\x02 \x01(\bR\btunnelUp\x12\x18\n" +
@@ -1123,7 +1243,9 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\rnamespace_pid\x18\x16 \x01(\x05R\fnamespacePid\x12!\n" +
 	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\x12+\n" +
 	"\x11transport_address\x18\x18 \x01(\tR\x10transportAddress\x120\n" +
-	"\x14transport_since_unix\x18\x19 \x01(\x03R\x12transportSinceUnix\"\xf7\x03\n" +
+	"\x14transport_since_unix\x18\x19 \x01(\x03R\x12transportSinceUnix\x120\n" +
+	"\x06wishes\x18\x1e \x01(\v2\x18.detour.daemon.v1.WishesR\x06wishes\x12\x16\n" +
+	"\x06mapped\x18\x1f \x03(\tR\x06mapped\"\xf7\x03\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -1194,50 +1316,53 @@ func file_daemon_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_daemon_v1_daemon_proto_rawDescData
 }
 
-var file_daemon_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_daemon_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_daemon_v1_daemon_proto_goTypes = []any{
 	(*VersionRequest)(nil),    // 0: detour.daemon.v1.VersionRequest
 	(*VersionResponse)(nil),   // 1: detour.daemon.v1.VersionResponse
 	(*ConnectRequest)(nil),    // 2: detour.daemon.v1.ConnectRequest
-	(*ConnectResponse)(nil),   // 3: detour.daemon.v1.ConnectResponse
-	(*StatusRequest)(nil),     // 4: detour.daemon.v1.StatusRequest
-	(*StatusResponse)(nil),    // 5: detour.daemon.v1.StatusResponse
-	(*Intercept)(nil),         // 6: detour.daemon.v1.Intercept
-	(*InterceptRequest)(nil),  // 7: detour.daemon.v1.InterceptRequest
-	(*InterceptResponse)(nil), // 8: detour.daemon.v1.InterceptResponse
-	(*LeaveRequest)(nil),      // 9: detour.daemon.v1.LeaveRequest
-	(*LeaveResponse)(nil),     // 10: detour.daemon.v1.LeaveResponse
-	(*QuitRequest)(nil),       // 11: detour.daemon.v1.QuitRequest
-	(*QuitResponse)(nil),      // 12: detour.daemon.v1.QuitResponse
-	(*v1.Match)(nil),          // 13: detour.agent.v1.Match
-	(*v11.TailRequest)(nil),   // 14: detour.tail.v1.TailRequest
-	(*v11.TailResponse)(nil),  // 15: detour.tail.v1.TailResponse
+	(*Wishes)(nil),            // 3: detour.daemon.v1.Wishes
+	(*ConnectResponse)(nil),   // 4: detour.daemon.v1.ConnectResponse
+	(*StatusRequest)(nil),     // 5: detour.daemon.v1.StatusRequest
+	(*StatusResponse)(nil),    // 6: detour.daemon.v1.StatusResponse
+	(*Intercept)(nil),         // 7: detour.daemon.v1.Intercept
+	(*InterceptRequest)(nil),  // 8: detour.daemon.v1.InterceptRequest
+	(*InterceptResponse)(nil), // 9: detour.daemon.v1.InterceptResponse
+	(*LeaveRequest)(nil),      // 10: detour.daemon.v1.LeaveRequest
+	(*LeaveResponse)(nil),     // 11: detour.daemon.v1.LeaveResponse
+	(*QuitRequest)(nil),       // 12: detour.daemon.v1.QuitRequest
+	(*QuitResponse)(nil),      // 13: detour.daemon.v1.QuitResponse
+	(*v1.Match)(nil),          // 14: detour.agent.v1.Match
+	(*v11.TailRequest)(nil),   // 15: detour.tail.v1.TailRequest
+	(*v11.TailResponse)(nil),  // 16: detour.tail.v1.TailResponse
 }
 var file_daemon_v1_daemon_proto_depIdxs = []int32{
-	5,  // 0: detour.daemon.v1.ConnectResponse.status:type_name -> detour.daemon.v1.StatusResponse
-	6,  // 1: detour.daemon.v1.StatusResponse.intercepts:type_name -> detour.daemon.v1.Intercept
-	13, // 2: detour.daemon.v1.InterceptRequest.match:type_name -> detour.agent.v1.Match
-	6,  // 3: detour.daemon.v1.InterceptResponse.intercept:type_name -> detour.daemon.v1.Intercept
-	6,  // 4: detour.daemon.v1.LeaveResponse.left:type_name -> detour.daemon.v1.Intercept
-	0,  // 5: detour.daemon.v1.DaemonService.Version:input_type -> detour.daemon.v1.VersionRequest
-	2,  // 6: detour.daemon.v1.DaemonService.Connect:input_type -> detour.daemon.v1.ConnectRequest
-	4,  // 7: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
-	7,  // 8: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
-	9,  // 9: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
-	14, // 10: detour.daemon.v1.DaemonService.Tail:input_type -> detour.tail.v1.TailRequest
-	11, // 11: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
-	1,  // 12: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
-	3,  // 13: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
-	5,  // 14: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
-	8,  // 15: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
-	10, // 16: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
-	15, // 17: detour.daemon.v1.DaemonService.Tail:output_type -> detour.tail.v1.TailResponse
-	12, // 18: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
-	12, // [12:19] is the sub-list for method output_type
-	5,  // [5:12] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	3,  // 0: detour.daemon.v1.ConnectRequest.wishes:type_name -> detour.daemon.v1.Wishes
+	6,  // 1: detour.daemon.v1.ConnectResponse.status:type_name -> detour.daemon.v1.StatusResponse
+	7,  // 2: detour.daemon.v1.StatusResponse.intercepts:type_name -> detour.daemon.v1.Intercept
+	3,  // 3: detour.daemon.v1.StatusResponse.wishes:type_name -> detour.daemon.v1.Wishes
+	14, // 4: detour.daemon.v1.InterceptRequest.match:type_name -> detour.agent.v1.Match
+	7,  // 5: detour.daemon.v1.InterceptResponse.intercept:type_name -> detour.daemon.v1.Intercept
+	7,  // 6: detour.daemon.v1.LeaveResponse.left:type_name -> detour.daemon.v1.Intercept
+	0,  // 7: detour.daemon.v1.DaemonService.Version:input_type -> detour.daemon.v1.VersionRequest
+	2,  // 8: detour.daemon.v1.DaemonService.Connect:input_type -> detour.daemon.v1.ConnectRequest
+	5,  // 9: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
+	8,  // 10: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
+	10, // 11: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
+	15, // 12: detour.daemon.v1.DaemonService.Tail:input_type -> detour.tail.v1.TailRequest
+	12, // 13: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
+	1,  // 14: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
+	4,  // 15: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
+	6,  // 16: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
+	9,  // 17: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
+	11, // 18: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
+	16, // 19: detour.daemon.v1.DaemonService.Tail:output_type -> detour.tail.v1.TailResponse
+	13, // 20: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
+	14, // [14:21] is the sub-list for method output_type
+	7,  // [7:14] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_daemon_v1_daemon_proto_init() }
@@ -1251,7 +1376,7 @@ func file_daemon_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_daemon_v1_daemon_proto_rawDesc), len(file_daemon_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,61 @@
+package dnsproxy
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+)
+
+// System is the laptop's own name resolution, which is told to ask the proxy.
+type System interface {
+	// Upstream are the resolvers besides the proxy as host:port, those that were there before or have come since.
+	Upstream() ([]string, error)
+	// Set makes server, which is reached over an interface, the resolver of the cluster's names at least. search are the suffixes to look
+	// for short names with.
+	Set(link string, server netip.Addr, search []string) error
+	// Keep sets it again when somebody else has changed it, as happens when a laptop comes into another network.
+	Keep() error
+	// Restore undoes Set.
+	Restore() error
+}
+
+// plain is a system whose programs read /etc/resolv.conf and nothing else.
+type plain struct {
+	ResolvConf
+	server netip.Addr
+	search []string
+}
+
+// Plain only reads and writes the file.
+func Plain(file ResolvConf) System { return &plain{ResolvConf: file} }
+
+func (p *plain) Upstream() ([]string, error) {
+	file := p.ResolvConf
+	if p.untouched() {
+		file.Path = p.backup()
+	}
+	servers, _, err := file.Upstream()
+	return servers, err
+}
+
+func (p *plain) Set(_ string, server netip.Addr, search []string) error {
+	p.server, p.search = server, search
+	return p.ResolvConf.Set(server, search)
+}
+
+func (p *plain) Keep() error {
+	if !p.server.IsValid() || p.untouched() {
+		return nil
+	}
+	return p.ResolvConf.Set(p.server, p.search)
+}
+
+// untouched says whether the file is as it was set.
+func (p *plain) untouched() bool {
+	ours, err := os.ReadFile(p.written())
+	if err != nil {
+		return false
+	}
+	now, err := os.ReadFile(p.Path)
+	return err == nil && bytes.Equal(now, ours)
+}
