@@ -31,8 +31,13 @@ func serve(ctx context.Context, web, bulk string) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	datagrams, err := net.ListenPacket("udp", bulk)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	go echo(datagrams)
 	server := &http.Server{Addr: web, ReadHeaderTimeout: 5 * time.Second, Handler: pages()}
-	stop := context.AfterFunc(ctx, func() { _ = listener.Close(); _ = server.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close(); _ = datagrams.Close(); _ = server.Close() })
 	defer stop()
 	go func() {
 		for {
@@ -47,6 +52,18 @@ func serve(ctx context.Context, web, bulk string) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// echo sends datagrams back.
+func echo(c net.PacketConn) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		_, _ = c.WriteTo(buf[:n], from)
+	}
 }
 
 // webRate is bulkRate over HTTP, with the header that marks the bench's requests.
