@@ -38,8 +38,9 @@ func pairOver(t *testing.T) (*Hub, *Interface, Key, func()) {
 	return pairWith(t, Config{})
 }
 
-// pairWith makes the laptop's end where the Config says: in the laptop's network namespace, or in a Namespace.
-func pairWith(t *testing.T, c Config) (*Hub, *Interface, Key, func()) {
+// pairWith makes the laptop's end where the Config says: in the laptop's network namespace, or in a Namespace. What is given to wrap
+// them is put around the laptop's streams.
+func pairWith(t *testing.T, c Config, wrap ...func(io.ReadWriteCloser) io.ReadWriteCloser) (*Hub, *Interface, Key, func()) {
 	t.Helper()
 	hubKey, err := NewPrivateKey()
 	require.NoError(t, err)
@@ -83,7 +84,14 @@ func pairWith(t *testing.T, c Config) (*Hub, *Interface, Key, func()) {
 	c.Dial = func(ctx context.Context) (Stream, error) {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "tcp", listener.Addr().String())
-		return Stream{ReadWriteCloser: conn, Transport: "stream"}, err
+		if err != nil {
+			return Stream{}, err
+		}
+		var rw io.ReadWriteCloser = conn
+		for _, w := range wrap {
+			rw = w(rw)
+		}
+		return Stream{ReadWriteCloser: rw, Transport: "stream"}, nil
 	}
 	onLaptop(t, func() error {
 		laptop, err = Up(t.Context(), c)

@@ -1,0 +1,128 @@
+package vif
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// heldStream is a laptop's stream, of which all that it sends is kept.
+type heldStream struct {
+	io.ReadWriteCloser
+	mu   sync.Mutex
+	sent []byte
+}
+
+func (h *heldStream) Write(b []byte) (int, error) {
+	h.mu.Lock()
+	h.sent = append(h.sent, b...)
+	h.mu.Unlock()
+	return h.ReadWriteCloser.Write(b)
+}
+
+func (h *heldStream) all() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return bytes.Clone(h.sent)
+}
+
+// stranger opens one more stream to a hub, which the hub serves until the test ends.
+func stranger(t *testing.T, hub *Hub) net.Conn {
+	t.Helper()
+	near, far := sockets(t)
+	ctx, stop := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = hub.ServeStream(ctx, far) })
+	t.Cleanup(func() { stop(); serving.Wait() })
+	return near
+}
+
+// Nothing that a stranger may send disturbs the others, and no stranger gets a word out of the hub.
+func TestStrangers(t *testing.T) {
+	var mu sync.Mutex
+	var held *heldStream
+	hub, laptop, key, _ := pairWith(t, Config{}, func(rw io.ReadWriteCloser) io.ReadWriteCloser {
+		mu.Lock()
+		defer mu.Unlock()
+		held = &heldStream{ReadWriteCloser: rw}
+		return held
+	})
+	c, err := dialFromLaptop("tcp", echo(t).String())
+	require.NoError(t, err)
+	defer c.Close()
+	still := func() {
+		t.Helper()
+		require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+		_, err := c.Write([]byte("still there?"))
+		require.NoError(t, err)
+		_, err = io.ReadFull(c, make([]byte, 12))
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return hub.Connected(key, 5*time.Second) && laptop.Alive() }, 5*time.Second, 10*time.Millisecond)
+	}
+	still()
+	mu.Lock()
+	recorded := held.all()
+	mu.Unlock()
+
+	noise := make([]byte, 3000)
+	random := rand.NewChaCha8([32]byte{1})
+	_, _ = random.Read(noise)
+	handshake := append([]byte{1, 0, 0, 0}, noise[:144]...) // of WireGuard's length and kind, by nobody
+	for name, sends := range map[string][]byte{
+		"nothing":                    nil,
+		"half a frame":               frame("unfinished")[:7],
+		"frames without a meaning":   frame(string(noise), "", "x", string(noise[:32])),
+		"a frame that is too long":   {0xff, 0xff, 0xff, 0xff},
+		"another protocol":           []byte("GET / HTTP/1.1\r\nHost: traffic-manager\r\n\r\n"),
+		"a handshake of nobody":      frame(string(handshake)),
+		"data of nobody":             frame(string(append([]byte{4, 0, 0, 0}, noise[:60]...))),
+		"what the laptop once sent":  recorded,
+		"that again, all at once":    bytes.Repeat(recorded, 3),
+		"the largest frame, of data": frame(string(append([]byte{4, 0, 0, 0}, bytes.Repeat([]byte{7}, maxMessage-4)...))),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := stranger(t, hub)
+			_, err := s.Write(sends)
+			require.NoError(t, err)
+			still()
+			require.NoError(t, s.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
+			got, _ := io.ReadAll(s)
+			assert.Empty(t, got)
+			still()
+		})
+	}
+}
+
+// A laptop whose session is gone, or never was, is told nothing, and says so.
+func TestUnknownKey(t *testing.T) {
+	hubKey, err := NewPrivateKey()
+	require.NoError(t, err)
+	strange, err := NewPrivateKey()
+	require.NoError(t, err)
+	hub, err := NewHub(HubConfig{PrivateKey: hubKey, Addresses: []netip.Addr{hubAddress}, Allow: func(netip.Addr) bool { return true }})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, hub.Close()) }()
+	var laptop *Interface
+	onLaptop(t, func() (err error) {
+		laptop, err = Up(t.Context(), Config{
+			PrivateKey: strange, PeerKey: hubKey.PublicKey(), Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.3")},
+			Dial: func(context.Context) (Stream, error) { return Stream{ReadWriteCloser: stranger(t, hub)}, nil },
+		})
+		return err
+	})
+	defer func() { require.NoError(t, laptop.Close()) }()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	require.ErrorContains(t, laptop.Ready(ctx), "no answer from the traffic-manager")
+	require.False(t, laptop.Alive())
+	require.False(t, hub.Connected(strange.PublicKey(), time.Minute))
+}
