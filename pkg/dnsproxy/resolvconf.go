@@ -94,6 +94,7 @@ func (r ResolvConf) Set(server netip.Addr, search []string) error {
 	}
 	// In place and not by rename: the file is often a bind mount or a symbolic link.
 	if err := os.WriteFile(r.Path, []byte(ours), 0o644); err != nil {
+		_ = os.WriteFile(r.Path, before, 0o644) // what was there had room
 		return fmt.Errorf("write %s: %w", r.Path, err)
 	}
 	return nil

@@ -129,6 +129,10 @@ func (a *app) detach(cmd *exec.Cmd) error {
 		return err
 	}
 	log, err := os.OpenFile(a.paths.Log(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if errors.Is(err, syscall.ENOSPC) {
+		fmt.Fprintln(a.ErrOut, "warning: the disk is full, the daemon has no log:", a.paths.Log())
+		log, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	}
 	if err != nil {
 		return fmt.Errorf("open the daemon's log: %w", err)
 	}

@@ -146,7 +146,8 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 		_ = os.Remove(s.journal())
 	})
 	if err := os.WriteFile(s.journal(), []byte(s.server+" "+s.namespace+"/"+s.object.Name), 0o600); err != nil {
-		return fmt.Errorf("note the session: %w", err)
+		// Without the note a crash leaves the session behind for as long as the traffic-manager waits for the laptop.
+		s.log.Warn("noting the session failed", "err", err)
 	}
 	deadline := time.Now().Add(managerTimeout)
 	for s.object.Status.ManagerPublicKey == "" || len(s.object.Status.Addresses) == 0 {
