@@ -22,6 +22,8 @@ const (
 	askAgain     = 20 * time.Millisecond
 )
 
+var errOthers = errors.New("the daemon belongs to another user: use sudo")
+
 // reach connects to a running daemon; nil without an error means that there is none. An open socket is not enough: a daemon that was
 // just killed has one for some milliseconds, and one that is stopped for as long as it is stopped.
 func reach(p daemon.Paths) (*grpc.ClientConn, error) {
@@ -30,7 +32,7 @@ func reach(p daemon.Paths) (*grpc.ClientConn, error) {
 	for ctx.Err() == nil {
 		c, err := net.Dial("unix", p.Socket())
 		if errors.Is(err, os.ErrPermission) {
-			return nil, errors.New("the daemon belongs to another user: use sudo")
+			return nil, errOthers
 		} else if err != nil {
 			return nil, nil
 		}

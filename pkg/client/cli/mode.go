@@ -51,7 +51,7 @@ func (a *app) choose(cmd *cobra.Command) error {
 	return a.checkWishes()
 }
 
-// answers says whether a daemon runs; one that does not answer does, for the command itself to say so.
+// answers says whether a daemon of this user's runs; one that does not answer does, for the command itself to say so.
 func answers(p daemon.Paths) bool {
 	if p.Check() != nil {
 		return false
@@ -60,7 +60,7 @@ func answers(p daemon.Paths) bool {
 	if conn != nil {
 		_ = conn.Close()
 	}
-	return conn != nil || err != nil
+	return conn != nil || err != nil && !errors.Is(err, errOthers)
 }
 
 func (a *app) holdCommand() *cobra.Command {
