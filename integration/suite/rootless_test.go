@@ -191,7 +191,7 @@ func TestRootless(t *testing.T) {
 			_, complaint, code := u.try("run", "--", "sh", "-c", script)
 			require.Equal(t, want, code, "%s: %s", script, complaint)
 		}
-		require.Equal(t, "twice", u.inside("detour", "run", "--", "echo", "twice"), "from inside")
+		require.Equal(t, "twice", u.inside("detour", "run", "--", "printf", "twice"), "from inside")
 		_, complaint, code := u.try("run", "--", "no-such-command")
 		require.Equal(t, 127, code)
 		require.Contains(t, complaint, "no-such-command")
