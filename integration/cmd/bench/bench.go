@@ -44,7 +44,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		names string // prefixes of what it measures
 		run   func(context.Context) error
-	}{{"connect", b.connect}, {"intercept rss", b.intercept}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out", b.out}} {
+	}{{"connect", b.connect}, {"intercept rss", b.intercept}, {"dns.local", b.names}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out", b.out}} {
 		// The others stand on the first two.
 		wanted := b.only == "" || part.names == "connect" || part.names == "intercept rss"
 		for _, name := range strings.Fields(part.names) {

@@ -1,7 +1,8 @@
 // Command bench measures the data path of detour on the local cluster beside the plain route, in turns and in the same run, because
 // only the ratio of the two says something on a noisy machine. It prints a table and writes bench/out/bench.json.
 //
-// With "serve" it is the service that is measured, with "bulk" the client that moves bytes: both run where the bench puts them.
+// With "serve" it is the service that is measured, with "bulk" the client that moves bytes, with "dns" the one that asks for a name: they run
+// where the bench puts them.
 package main
 
 import (
@@ -56,6 +57,18 @@ func run(ctx context.Context, args []string) error {
 		}
 		fmt.Println(rate)
 		return nil
+	case "dns":
+		to := flags.String("to", "", "host:port of the server, or empty for that of /etc/resolv.conf")
+		name := flags.String("name", "", "what to ask for")
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		took, err := dnsTime(*to, *name)
+		if err != nil {
+			return err
+		}
+		fmt.Println(took)
+		return nil
 	case "":
 		b := bench{}
 		flags.StringVar(&b.root, "root", "..", "the repository")
@@ -67,5 +80,5 @@ func run(ctx context.Context, args []string) error {
 		}
 		return b.run(ctx)
 	}
-	return fmt.Errorf("unknown mode %q: serve, bulk, or none", mode)
+	return fmt.Errorf("unknown mode %q: serve, bulk, dns, or none", mode)
 }
