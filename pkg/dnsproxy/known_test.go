@@ -120,6 +120,17 @@ func TestInternetIsNoneOfTheClustersBusiness(t *testing.T) {
 	assert.Empty(t, cluster.questions())
 }
 
+// A program that does not find a name of the cluster's tries it with the office's suffixes too.
+func TestClusterIsNoneOfTheOfficesBusiness(t *testing.T) {
+	cluster, upstream := newCluster(t), newUpstream(t)
+	p := startKnowing(t, newWatched("shop", "default"), cluster, upstream)
+	for _, name := range []string{"absent.shop.svc.cluster.local.office.example.com.", "Absent.shop.svc.Cluster.local.lan."} {
+		assert.Equal(t, "NXDOMAIN", dns.RcodeToString[resolve(t, p, "udp", name, dns.TypeA).Rcode])
+	}
+	assert.Empty(t, upstream.questions())
+	assert.Empty(t, cluster.questions())
+}
+
 // Where they are not, no more than the last label is asked, and not what no namespace can be called.
 func TestLastResort(t *testing.T) {
 	cluster, upstream := newCluster(t), newUpstream(t)

@@ -46,6 +46,9 @@ func (p *Proxy) unruled(ctx context.Context, query *dns.Msg, name, network strin
 	switch {
 	case strings.HasSuffix(name, p.domain):
 		return p.inDomain(ctx, query, query.Question[0].Name, network)
+	case strings.Contains(name, p.domain):
+		// What the search path that the laptop had before makes of a name of the cluster's: the office's resolver need not know it.
+		return withEDNS(query, new(dns.Msg).SetRcode(query, dns.RcodeNameError))
 	case strings.HasSuffix(name, ".arpa."):
 		if full, ok := p.ours(name); ok {
 			return p.inCluster(ctx, query, full, network)
