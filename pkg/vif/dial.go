@@ -16,16 +16,13 @@ const (
 	dialAttempts = 3
 )
 
-// clusterDialer notices within half a minute that whom it has dialled is gone without a word, as a pod whose node is lost.
+// clusterDialer notices within half a minute that whom it has dialled is gone without a word, as a pod whose node is lost. There is no
+// TCP_USER_TIMEOUT: it ends a connection whose reader stands still.
 func clusterDialer() net.Dialer {
 	return net.Dialer{
-		Control:         setUserTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
 	}
 }
-
-// userTimeout is how long what was sent may stay unconfirmed.
-const userTimeout = 25 * time.Second
 
 // connect dials TCP, as often as attempts says. The first answer counts, be it a refusal.
 func (f *forwarder) connect(ctx context.Context, to netip.AddrPort) (net.Conn, error) {

@@ -31,8 +31,6 @@ const (
 	// askAgain is how often it is tried whether a laptop that was silent can be reached again.
 	askAgain   = 500 * time.Millisecond
 	appTimeout = 5 * time.Second
-	// relayGone is how long what is sent to the laptop may stay unconfirmed by the traffic-manager before that counts as gone.
-	relayGone = 6 * time.Second
 	// readyAfter is when an agent is ready that has not heard its manager: the app must not wait for it longer.
 	readyAfter = 5 * time.Second
 	// silence is how long a client may say nothing before the app gets the chance to speak first.

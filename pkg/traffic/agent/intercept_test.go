@@ -293,3 +293,25 @@ func TestManagerStaysAway(t *testing.T) {
 		assert.NotNil(t, p.wanted(8080), "a manager that came back in time changes nothing")
 	})
 }
+
+// A process that a debugger has stopped takes nothing for as long as its developer thinks; nothing may be lost for that.
+func TestProcessThatStandsStillLosesNothing(t *testing.T) {
+	t.Parallel()
+	const size, thinking = 32 << 20, 10 * time.Second
+	got := make(chan int64, 1)
+	m := newLaptop(t, ok, func(c net.Conn) {
+		_ = c.SetDeadline(time.Now().Add(6 * thinking))
+		time.Sleep(thinking)
+		n, err := io.Copy(io.Discard, c)
+		assert.NoError(t, err)
+		got <- n
+	})
+	p := newPod(t, "127.0.0.1", nobody(t), m.authority)
+	p.intercept(m.address)
+	c := p.dial(t)
+	require.NoError(t, c.SetDeadline(time.Now().Add(6*thinking)))
+	_, err := c.Write(make([]byte, size))
+	require.NoError(t, err)
+	require.NoError(t, c.CloseWrite())
+	require.EqualValues(t, size, <-got)
+}

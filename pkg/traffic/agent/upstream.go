@@ -7,10 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
@@ -19,15 +16,9 @@ import (
 // errLaptop is a laptop that could not be reached.
 var errLaptop = errors.New("the laptop cannot be had")
 
-// relayDialer notices within seconds that a traffic-manager is gone without a word, with its node: requests must not wait for it.
-var relayDialer = net.Dialer{
-	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: time.Second, Count: 3},
-	Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(relayGone/time.Millisecond))
-		})
-	},
-}
+// relayDialer notices within seconds that a traffic-manager is gone without a word, with its node: requests must not wait for it. There is no
+// TCP_USER_TIMEOUT: it ends a connection whose reader stands still, such as in a debugger.
+var relayDialer = net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: time.Second, Count: 3}}
 
 // open connects to the laptop of want, or to the app when want is nil or its laptop cannot be had, and says which of the two it is.
 func (a *agent) open(ctx context.Context, want *target, client net.Conn, port uint16) (net.Conn, *target, error) {
