@@ -10,13 +10,14 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
 func main() {
 	secured := flag.String("https", "", "where to answer HTTPS")
 	certificates := flag.String("certificates", "/certificates", "the directory with tls.crt and tls.key")
-	datagrams := flag.String("udp", "", "where to answer datagrams")
+	datagrams := flag.String("udp", "", "where to answer datagrams, with commas between several")
 	edition := flag.String("edition", "cluster", "who it says it is")
 	clients := flag.Bool("client-certificates", false, "ask for the client's certificate, and take none too")
 	flag.Parse()
@@ -33,8 +34,10 @@ func main() {
 			failed <- server.ListenAndServeTLS(filepath.Join(*certificates, "tls.crt"), filepath.Join(*certificates, "tls.key"))
 		}()
 	}
-	if *datagrams != "" {
-		go func() { failed <- answer(*datagrams, *edition) }()
+	for address := range strings.SplitSeq(*datagrams, ",") {
+		if address != "" {
+			go func() { failed <- answer(address, *edition) }()
+		}
 	}
 	log.Fatal(<-failed)
 }

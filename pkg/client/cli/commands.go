@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -174,15 +172,6 @@ func (a *app) statusCommand() *cobra.Command {
 	}
 	a.outputFlag(cmd)
 	return cmd
-}
-
-func parsePort(s string) (local uint32, remote string, err error) {
-	first, remote, colon := strings.Cut(s, ":")
-	n, err := strconv.ParseUint(first, 10, 16)
-	if err != nil || n == 0 || (colon && remote == "") {
-		return 0, "", fmt.Errorf("--port %q is not LOCAL[:REMOTE]: write for example --port 8080 or --port 8080:http", s)
-	}
-	return uint32(n), remote, nil
 }
 
 func (a *app) leaveCommand() *cobra.Command {

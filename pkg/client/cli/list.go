@@ -111,7 +111,7 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 	return rowsOf(services.Items, templates, holders), nil
 }
 
-// rowsOf makes the rows from what the cluster has: templates by "kind/name" of the workload, holders by "kind/name:port", with port 0
+// rowsOf makes the rows from what the cluster has: templates by "kind/name" of the workload, holders by "kind/name:port" (and UDP), with port 0
 // for a workload that is replaced without its traffic.
 func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateSpec, holders map[string][]holder) []listed {
 	rows := []listed{} // not nil: a script reads [] and not null
@@ -142,7 +142,7 @@ func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateS
 				row.Why = err.Error()
 			} else {
 				row.Redirect = port.Via
-				row.Intercepts = slices.Concat(holders[fmt.Sprintf("%s:%d", row.Workload, port.Port)], holders[row.Workload+":0"])
+				row.Intercepts = slices.Concat(holders[fmt.Sprintf("%s:%d%s", row.Workload, port.Port, port.Protocol)], holders[row.Workload+":0"])
 				for _, h := range row.Intercepts {
 					row.Redirect = cmp.Or(h.redirect, row.Redirect)
 				}
@@ -179,7 +179,7 @@ func (a *app) holders(ctx context.Context, namespace string) (map[string][]holde
 	}
 	for _, i := range list.Items {
 		if w := i.Status.Workload; w != nil && i.Status.Phase != detour.PhaseRefused {
-			key := fmt.Sprintf("%s/%s:%d", strings.ToLower(w.Kind), w.Name, i.Status.ContainerPort)
+			key := fmt.Sprintf("%s/%s:%d%s", strings.ToLower(w.Kind), w.Name, i.Status.ContainerPort, i.Status.Protocol)
 			holders[key] = append(holders[key], holder{
 				Name: i.Name, Laptop: i.Status.Laptop, Phase: string(i.Status.Phase), Mode: strings.ToLower(string(i.Spec.Mode)), Requests: i.Status.Requests,
 				Agents: i.Status.Agents, Since: i.CreationTimestamp.Time, redirect: i.Status.Redirect,

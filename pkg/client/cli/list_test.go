@@ -26,6 +26,7 @@ func TestRows(t *testing.T) {
 	catalog := map[string]string{"app": "catalog"}
 	http := corev1.ServicePort{Name: "http", Port: 80, TargetPort: intstr.FromString("http"), Protocol: corev1.ProtocolTCP}
 	number := corev1.ServicePort{Port: 8080, TargetPort: intstr.FromInt32(8080), Protocol: corev1.ProtocolTCP}
+	sctp := corev1.ServicePort{Name: "signal", Port: 99, TargetPort: intstr.FromInt32(99), Protocol: corev1.ProtocolSCTP}
 	dns := corev1.ServicePort{Name: "dns", Port: 53, TargetPort: intstr.FromInt32(53), Protocol: corev1.ProtocolUDP}
 	one := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(map[string]string{"app": "catalog", "version": "1"}), "deployment/other": template(nil)}
 	two := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(catalog), "deployment/canary": template(catalog)}
@@ -61,10 +62,12 @@ func TestRows(t *testing.T) {
 		})
 	}
 	t.Run("UDP", func(t *testing.T) {
-		rows := rowsOf([]corev1.Service{service("catalog", catalog, dns)}, one, held)
-		require.Len(t, rows, 2)
-		assert.Contains(t, rows[0].Why, "UDP")
-		assert.Empty(t, rows[0].Redirect)
+		mine := map[string][]holder{"deployment/catalog:53UDP": eve}
+		rows := rowsOf([]corev1.Service{service("catalog", catalog, dns, sctp)}, one, mine)
+		require.Len(t, rows, 3)
+		assert.Equal(t, eve, rows[0].Intercepts)
+		assert.NotEmpty(t, rows[0].Redirect)
+		assert.Contains(t, rows[1].Why, "only TCP and UDP")
 	})
 	t.Run("no services, for a script", func(t *testing.T) {
 		assert.Equal(t, "[]\n", string(printed(t, "json", rowsOf(nil, nil, nil), nil)))

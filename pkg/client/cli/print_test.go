@@ -166,38 +166,3 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 	assert.NoFileExists(t, daemon.Paths{Run: dir, State: dir}.Socket())
 }
-
-func TestParsePort(t *testing.T) {
-	for flag, c := range map[string]struct {
-		local  uint32
-		remote string
-		ok     bool
-	}{
-		"8080":       {8080, "", true},
-		"8080:80":    {8080, "80", true},
-		"18080:http": {18080, "http", true},
-		"65535":      {65535, "", true},
-		"1":          {1, "", true},
-		"":           {},
-		"0":          {},
-		"65536":      {},
-		"-1":         {},
-		"+80":        {},
-		"http":       {},
-		"http:8080":  {},
-		":80":        {},
-		"8080:":      {},
-		" 8080":      {},
-	} {
-		t.Run(flag, func(t *testing.T) {
-			local, remote, err := parsePort(flag)
-			if !c.ok {
-				require.ErrorContains(t, err, "is not LOCAL[:REMOTE]")
-				return
-			}
-			require.NoError(t, err)
-			assert.Equal(t, c.local, local)
-			assert.Equal(t, c.remote, remote)
-		})
-	}
-}

@@ -24,7 +24,7 @@ type wish struct {
 }
 
 func (w *wish) add(f *pflag.FlagSet) {
-	f.StringArrayVarP(&w.ports, "port", "p", nil, "LOCAL[:REMOTE] (required, but for a workload that is replaced; repeatable)")
+	f.StringArrayVarP(&w.ports, "port", "p", nil, "LOCAL[:REMOTE[/udp]], or ranges such as 9000-9010:9000-9010 (required, but for a workload that is replaced; repeatable)")
 	f.DurationVar(&w.ttl, "ttl", 0, "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
 	f.StringVar(&w.onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
 	f.StringVar(&w.mode, "mode", "intercept", "intercept; wiretap for a copy of the requests while the cluster's pods answer; replace for the app's container not to run meanwhile")
@@ -80,16 +80,19 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 		return []*daemonv1.InterceptRequest{r}, nil
 	}
 	var all []*daemonv1.InterceptRequest
-	for _, port := range w.ports {
-		r := request()
-		r.Service = target
-		if r.LocalPort, r.Port, err = parsePort(port); err != nil {
+	for _, flag := range w.ports {
+		ports, err := parsePorts(flag)
+		if err != nil {
 			return nil, err
 		}
-		if r.Port == "" && len(w.ports) > 1 {
-			return nil, fmt.Errorf("--port %s: with several ports say for each which of the service's it is, as in --port 8080:http --port 9090:grpc", port)
+		for _, p := range ports {
+			if p.remote == "" && len(w.ports) > 1 {
+				return nil, fmt.Errorf("--port %s: with several ports say for each which of the service's it is, as in --port 8080:http --port 9090:grpc", flag)
+			}
+			r := request()
+			r.Service, r.LocalPort, r.Port, r.Protocol = target, p.local, p.remote, p.protocol
+			all = append(all, r)
 		}
-		all = append(all, r)
 	}
 	return all, nil
 }
@@ -140,7 +143,11 @@ func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Inter
 	if i.Mode == string(detour.ModeWiretap) {
 		did = "tapped"
 	}
-	fmt.Fprintf(w, did+": service %s, port %d of %s -> 127.0.0.1:%d (by %s, agents %s)\n", i.Service, i.ContainerPort, i.Workload, i.LocalPort, i.Redirect, i.Agents)
+	protocol := ""
+	if i.Protocol != "" {
+		protocol = "/" + i.Protocol
+	}
+	fmt.Fprintf(w, did+": service %s, port %d%s of %s -> 127.0.0.1:%d (by %s, agents %s)\n", i.Service, i.ContainerPort, protocol, i.Workload, i.LocalPort, i.Redirect, i.Agents)
 	switch {
 	case i.Mode == string(detour.ModeWiretap):
 		fmt.Fprintf(w, "gets: %s\n", i.Requests)

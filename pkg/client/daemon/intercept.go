@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,17 +38,6 @@ type localIntercept struct {
 
 // intercept creates the object, waits until traffic flows, and takes everything back when it does not come to that.
 func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (_ *daemonv1.Intercept, err error) {
-	if req.Workload != "" {
-		// No traffic, only its work.
-	} else if c, err := dialLocal(s.place.Dial, uint16(req.LocalPort)); err != nil {
-		where := ""
-		if s.inside != nil {
-			where = " of what `detour run` starts"
-		}
-		tell(&daemonv1.InterceptResponse{Warning: fmt.Sprintf("nothing listens on local port %d%s yet: until it does, %s", req.LocalPort, where, whoAnswers(req))})
-	} else if warning := whatItSpeaks(ctx, c, req); warning != "" {
-		tell(&daemonv1.InterceptResponse{Warning: warning})
-	}
 	i := detour.Intercept{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: s.namespace, GenerateName: objectName(cmp.Or(req.Service, path.Base(req.Workload))) + "-",
@@ -71,6 +61,7 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 	if req.ErrorOnFailure {
 		i.Spec.OnFailure = detour.OnFailureError
 	}
+	i.Spec.Protocol = corev1.Protocol(req.Protocol)
 	if req.Port != "" {
 		port := intstr.Parse(req.Port)
 		i.Spec.Port = &port
@@ -94,10 +85,16 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 	}
 	waiting, cancel := context.WithTimeout(ctx, activeTimeout)
 	defer cancel()
-	last := ""
+	last, tried := "", req.Workload != "" // for its work alone, no traffic
 	for {
 		if err := s.kube.Get(waiting, client.ObjectKeyFromObject(&i), &i); err != nil && waiting.Err() == nil {
 			return nil, explain.Error(err, "read the intercept")
+		}
+		if !tried && i.Status.Workload != nil {
+			tried = true
+			if i.Status.Protocol == "" { // who listens for datagrams does not say so
+				s.tryLocal(ctx, req, tell)
+			}
 		}
 		message := ""
 		if c := meta.FindStatusCondition(i.Status.Conditions, detour.ConditionReady); c != nil {
@@ -122,6 +119,20 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 			}
 			return nil, fmt.Errorf("the intercept did not become active within %s: %s", activeTimeout, message)
 		}
+	}
+}
+
+// tryLocal warns when the local process cannot answer.
+func (s *session) tryLocal(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) {
+	c, err := dialLocal(s.place.Dial, uint16(req.LocalPort))
+	if err != nil {
+		where := ""
+		if s.inside != nil {
+			where = " of what `detour run` starts"
+		}
+		tell(&daemonv1.InterceptResponse{Warning: fmt.Sprintf("nothing listens on local port %d%s yet: until it does, %s", req.LocalPort, where, whoAnswers(req))})
+	} else if warning := whatItSpeaks(ctx, c, req); warning != "" {
+		tell(&daemonv1.InterceptResponse{Warning: warning})
 	}
 }
 
@@ -242,7 +253,7 @@ func (s *session) leaveOne(ctx context.Context, name string) (*daemonv1.Intercep
 func describe(i *detour.Intercept) *daemonv1.Intercept {
 	d := &daemonv1.Intercept{
 		Name: i.Name, Namespace: i.Namespace, Service: i.Spec.Service, LocalPort: uint32(i.Spec.LocalPort), Phase: string(i.Status.Phase),
-		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, Mode: string(i.Spec.Mode), Container: i.Status.Container, ServicePort: uint32(i.Status.ServicePort), Dropped: uint32(i.Status.Dropped),
+		Agents: i.Status.Agents, Redirect: i.Status.Redirect, ContainerPort: uint32(i.Status.ContainerPort), Protocol: string(i.Status.Protocol), Requests: i.Status.Requests, Personal: i.Spec.Match != nil, Mode: string(i.Spec.Mode), Container: i.Status.Container, ServicePort: uint32(i.Status.ServicePort), Dropped: uint32(i.Status.Dropped),
 	}
 	if i.Spec.Port != nil {
 		d.Port = i.Spec.Port.String()

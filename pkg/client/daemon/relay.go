@@ -132,6 +132,13 @@ func (r *relayServer) serve(c net.Conn) {
 		delete(r.conns, c)
 		r.mu.Unlock()
 	}()
+	if header.Datagrams {
+		if relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_OK) == nil {
+			_ = c.SetDeadline(time.Time{})
+			r.datagrams(c, port)
+		}
+		return
+	}
 	local, err := dialLocal(r.dial, port)
 	if err != nil {
 		_ = relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_REFUSED)

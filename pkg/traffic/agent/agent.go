@@ -81,7 +81,16 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 			_ = l.Close()
 		}
 	}()
+	var udp []*datagrams
 	for _, p := range config.Ports {
+		if p.Datagrams {
+			sockets, err := listenUDP(ctx, p.Agent)
+			if err != nil {
+				return err
+			}
+			udp = append(udp, a.newDatagrams(p.App, sockets))
+			continue
+		}
 		l, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(int(p.Agent))))
 		if err != nil {
 			return fmt.Errorf("listen for port %d: %w", p.App, err)
@@ -108,6 +117,9 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		}
 		return nil
 	})
+	for _, d := range udp {
+		tasks.Go(func() error { d.serve(ctx); return nil })
+	}
 	tasks.Go(func() error { a.control(ctx); return nil })
 	tasks.Go(func() error { a.refresh(ctx); return nil })
 	tasks.Go(func() error {

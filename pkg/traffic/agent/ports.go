@@ -51,6 +51,9 @@ func (p *port) get() state {
 func newPorts(c agentconfig.Config) ports {
 	all := ports{}
 	for _, p := range c.Ports {
+		if p.Datagrams {
+			continue
+		}
 		all[p.App] = &port{}
 		if p.Secret != "" {
 			all[p.App].certificate = secure.NewCertificate(p.Secret, filepath.Join(agentconfig.CertificatesDir, p.Secret))

@@ -17,10 +17,12 @@ import (
 
 // table is what is in force on a port.
 type table struct {
-	global   *target   // takes everything that is nobody's; nil when there is none
-	personal []*target // most specific first
-	taps     []*target // get copies
-	tailed   bool      // somebody wants to see the requests
+	global *target // takes everything that is nobody's; nil when there is none
+	// datagrams takes those of the UDP port with the number; nil when nothing does.
+	datagrams *target
+	personal  []*target // most specific first
+	taps      []*target // get copies
+	tailed    bool      // somebody wants to see the requests
 }
 
 // target is an intercept in force.
@@ -31,7 +33,10 @@ type target struct {
 	ctx        context.Context // ends with the intercept
 	end        context.CancelFunc
 	plainUntil atomic.Int64 // Unix nanoseconds: its process does not speak TLS
-	pool       sync.Once    // makes transport
+	linkMu     sync.Mutex
+	link       *datagramLink // nil while there are no datagrams
+	failed     atomic.Bool   // the last link did
+	pool       sync.Once     // makes transport
 	transport  transport
 }
 
@@ -82,8 +87,10 @@ func (t *table) byRequest() bool { return len(t.personal)+len(t.taps) > 0 || t.t
 // all are the targets of a port.
 func (t *table) all() []*target {
 	all := slices.Concat(t.personal, t.taps)
-	if t.global != nil {
-		all = append(all, t.global)
+	for _, one := range []*target{t.global, t.datagrams} {
+		if one != nil {
+			all = append(all, one)
+		}
 	}
 	return all
 }
@@ -168,6 +175,8 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 			delete(old, i.Uid)
 		}
 		switch {
+		case i.Datagrams:
+			tables[port].datagrams = now
 		case i.Wiretap:
 			tables[port].taps = append(tables[port].taps, now)
 		case now.match == nil:
@@ -185,6 +194,7 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 	for _, gone := range old {
 		gone.end()
 		a.http2.drop(gone)
+		gone.closeLink()
 		a.report.forget(gone)
 	}
 	a.tellChanged()

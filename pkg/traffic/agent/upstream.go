@@ -61,10 +61,15 @@ func (a *agent) dialLaptop(ctx context.Context, t *target, client net.Conn) (net
 }
 
 func (a *agent) dialRelay(ctx context.Context, t *target, client net.Conn) (net.Conn, error) {
+	return a.openLaptop(ctx, t, &agentv1.RelayHeader{Source: client.RemoteAddr().String(), Destination: client.LocalAddr().String()})
+}
+
+// openLaptop opens a relayed connection with a header.
+func (a *agent) openLaptop(ctx context.Context, t *target, header *agentv1.RelayHeader) (net.Conn, error) {
 	if t.silent.Load() {
 		return nil, errors.New("the laptop could not be reached a moment ago")
 	}
-	header := &agentv1.RelayHeader{InterceptUid: t.Uid, Token: t.Token, Source: client.RemoteAddr().String(), Destination: client.LocalAddr().String()}
+	header.InterceptUid, header.Token = t.Uid, t.Token
 	conn, silent, err := a.relayed(ctx, t, header)
 	if silent && ctx.Err() == nil {
 		a.leaveOut(t, header)

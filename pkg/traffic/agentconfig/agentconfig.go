@@ -36,6 +36,8 @@ type Config struct {
 type Port struct {
 	App   uint16 `json:"app"`
 	Agent uint16 `json:"agent"`
+	// Datagrams says that it is a port of UDP.
+	Datagrams bool `json:"datagrams,omitempty"`
 	// Redirect says that the init container sends what arrives for App to Agent.
 	Redirect bool `json:"redirect,omitempty"`
 	// Secret is the name of the Secret with the app's certificate, when the agent has it.

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,8 +29,8 @@ type Options struct {
 	CA         []byte // PEM
 }
 
-// HasAgent says whether the pod's agent stands in front of an app port, with the certificate of a Secret when one is named.
-func HasAgent(pod *corev1.Pod, port int32, secret string) bool {
+// HasAgent says whether the pod's agent stands in front of an app port, with the certificate of a Secret when the port has one.
+func HasAgent(pod *corev1.Pod, port Port) bool {
 	for _, c := range pod.Spec.InitContainers {
 		if c.Name != AgentContainer {
 			continue
@@ -38,7 +39,7 @@ func HasAgent(pod *corev1.Pod, port int32, secret string) bool {
 			var config agentconfig.Config
 			if e.Name == agentconfig.Env && json.Unmarshal([]byte(e.Value), &config) == nil {
 				return slices.ContainsFunc(config.Ports, func(p agentconfig.Port) bool {
-					return int32(p.App) == port && (secret == "" || p.Secret == secret)
+					return int32(p.App) == port.Port && p.Datagrams == (port.Protocol != "") && (port.Secret == "" || p.Secret == port.Secret)
 				})
 			}
 		}
@@ -76,6 +77,7 @@ func addAgent(spec *corev1.PodSpec, plan Plan, opt Options) error {
 	var agentPorts []corev1.ContainerPort
 	used, redirected := portsOf(spec), map[int32]bool{}
 	own, secrets := SecretsOf(spec), []string{}
+	rules := false // also where no probe has to be moved
 	for _, p := range plan.Ports {
 		if used[p.AgentPort] {
 			return fmt.Errorf("port %d, which the traffic-agent was to have, is used by a container of the pod: run `detour intercept` again", p.AgentPort)
@@ -86,18 +88,20 @@ func addAgent(spec *corev1.PodSpec, plan Plan, opt Options) error {
 		} else if !slices.Contains(secrets, p.Secret) {
 			secrets = append(secrets, p.Secret)
 		}
-		config.Ports = append(config.Ports, agentconfig.Port{App: uint16(p.Port), Agent: uint16(p.AgentPort), Redirect: p.Via == ViaNftables, Secret: p.Secret})
-		port := corev1.ContainerPort{ContainerPort: p.AgentPort, Protocol: corev1.ProtocolTCP}
+		config.Ports = append(config.Ports, agentconfig.Port{App: uint16(p.Port), Agent: uint16(p.AgentPort), Redirect: p.Via == ViaNftables, Secret: p.Secret, Datagrams: p.Protocol != ""})
+		port := corev1.ContainerPort{ContainerPort: p.AgentPort, Protocol: cmp.Or(corev1.Protocol(p.Protocol), corev1.ProtocolTCP)}
 		if p.Via == ViaTargetPort {
 			port.Name = p.Name
-		} else {
+		} else if p.Protocol == "" {
 			redirected[p.Port] = true
+		} else {
+			rules = true
 		}
 		agentPorts = append(agentPorts, port)
 	}
 	for _, p := range agentPorts {
 		if p.Name != "" {
-			takeName(spec, p.Name)
+			takeName(spec, p.Name, p.Protocol)
 		}
 	}
 	config.Aliases = aliasProbes(spec, redirected, used)
@@ -112,7 +116,7 @@ func addAgent(spec *corev1.PodSpec, plan Plan, opt Options) error {
 	// listens.
 	added := []corev1.Container{agentContainer(spec, opt, env, agentPorts)}
 	mountCertificates(spec, &added[0], secrets)
-	if len(redirected) > 0 {
+	if rules || len(redirected) > 0 {
 		added = append(added, initContainer(spec, opt, env))
 	}
 	spec.InitContainers = append(added, spec.InitContainers...)

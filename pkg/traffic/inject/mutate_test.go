@@ -87,6 +87,13 @@ func TestMutateGolden(t *testing.T) {
 			p.Spec.InitContainers = []corev1.Container{{Name: "migrate", Image: "example.org/catalog:v1"}}
 			p.Spec.Volumes = []corev1.Volume{{Name: "data"}}
 		}), Plan{Ports: []Port{numeric()}}},
+		{"udp", pod(named, func(p *corev1.Pod) {
+			c := &p.Spec.Containers[0]
+			c.Ports = append(c.Ports, corev1.ContainerPort{Name: "dns", ContainerPort: 5353, Protocol: corev1.ProtocolUDP}, corev1.ContainerPort{ContainerPort: 8080, Protocol: corev1.ProtocolUDP})
+		}), Plan{Ports: []Port{
+			{Container: "app", Port: 5353, Name: "dns", Via: ViaTargetPort, AgentPort: 9900, Protocol: "UDP"},
+			{Container: "app", Port: 8080, Via: ViaNftables, AgentPort: 9901, Protocol: "UDP"},
+		}}},
 		{"certificate", pod(func(p *corev1.Pod) {
 			p.Spec.Volumes = []corev1.Volume{{Name: "tls", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "web-tls"}}}}
 		}), Plan{Ports: []Port{
@@ -128,9 +135,9 @@ func TestMutateGolden(t *testing.T) {
 			assert.JSONEq(t, string(want), string(got))
 
 			for _, p := range c.plan.Ports {
-				assert.True(t, HasAgent(c.pod, p.Port, p.Secret))
+				assert.True(t, HasAgent(c.pod, p))
 			}
-			assert.False(t, HasAgent(c.pod, 1, ""))
+			assert.False(t, HasAgent(c.pod, Port{Port: 1}))
 			assert.Equal(t, c.plan.Replaces("app"), IsReplaced(c.pod, "app"))
 
 			again := c.pod.DeepCopy()

@@ -44,6 +44,7 @@ type Port struct {
 	Name      string `json:"name,omitempty"` // the symbolic name, when it is taken over
 	Via       string `json:"via"`
 	AgentPort int32  `json:"agentPort"`
+	Protocol  string `json:"protocol,omitempty"` // "UDP"; nothing for TCP
 	// Secret is one of the pod's own, with the app's certificate: the agent has it too, and looks into TLS.
 	Secret string `json:"secret,omitempty"`
 }
@@ -84,7 +85,7 @@ func (p Plan) String() string {
 // reaches says whether what is meant to reach the agent by want does so by p as well: a redirected port catches everything,
 // whatever name a service knows it by.
 func (p Port) reaches(want Port) bool {
-	return p.Port == want.Port && (p.Via == ViaNftables || p.Via == want.Via && p.Name == want.Name)
+	return p.Port == want.Port && p.Protocol == want.Protocol && (p.Via == ViaNftables || p.Via == want.Via && p.Name == want.Name)
 }
 
 // Covers says whether the agent already stands in front of port, and has the certificate that it needs.
@@ -109,9 +110,10 @@ func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 		return p
 	}
 	used := portsOf(&template.Spec)
+	used[port.Port] = true // whether it is declared or not
 	kept := Plan{Replaced: p.Replaced, Restart: p.Restart}
 	for _, q := range p.Ports {
-		used[q.AgentPort] = true
+		used[q.AgentPort], used[q.Port] = true, true
 		if q.reaches(port) {
 			// It lacks the certificate alone.
 			secret := port.Secret
@@ -159,8 +161,8 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 		return Port{}, fmt.Errorf("service %s is an ExternalName: it has no pods to intercept", svc.Name)
 	case len(svc.Spec.Selector) == 0:
 		return Port{}, fmt.Errorf("service %s has no selector: detour cannot know its pods", svc.Name)
-	case sp.Protocol != "" && sp.Protocol != corev1.ProtocolTCP:
-		return Port{}, fmt.Errorf("%s is %s: only TCP ports can be intercepted", what, sp.Protocol)
+	case sp.Protocol != "" && sp.Protocol != corev1.ProtocolTCP && sp.Protocol != corev1.ProtocolUDP:
+		return Port{}, fmt.Errorf("%s is %s: only TCP and UDP ports can be intercepted", what, sp.Protocol)
 	case spec.HostNetwork:
 		return Port{}, fmt.Errorf("the pods of service %s use the host's network: their ports cannot be intercepted", svc.Name)
 	case spec.OS != nil && spec.OS.Name == corev1.Windows:
@@ -169,6 +171,10 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 	port, err := targetOf(svc, sp, spec, what)
 	if err != nil {
 		return Port{}, err
+	}
+	if sp.Protocol == corev1.ProtocolUDP {
+		port.Protocol = string(corev1.ProtocolUDP)
+		return port, nil
 	}
 	if port.Port == agentconfig.HealthPort {
 		return Port{}, fmt.Errorf("%s goes to container port %d, which the traffic-agent needs for itself: let the container listen on another port", what, port.Port)
@@ -181,7 +187,7 @@ func targetOf(svc *corev1.Service, sp corev1.ServicePort, spec *corev1.PodSpec, 
 	if sp.TargetPort.Type == intstr.String {
 		for c := range servers(spec) {
 			for _, cp := range c.Ports {
-				if cp.Name != sp.TargetPort.StrVal || !isTCP(cp) {
+				if cp.Name != sp.TargetPort.StrVal || !is(cp, sp.Protocol) {
 					continue
 				}
 				if svc.Spec.ClusterIP == corev1.ClusterIPNone {
@@ -198,7 +204,7 @@ func targetOf(svc *corev1.Service, sp corev1.ServicePort, spec *corev1.PodSpec, 
 		port.Port = sp.Port
 	}
 	for c := range servers(spec) {
-		if port.Container == "" || slices.ContainsFunc(c.Ports, func(cp corev1.ContainerPort) bool { return cp.ContainerPort == port.Port && isTCP(cp) }) {
+		if port.Container == "" || slices.ContainsFunc(c.Ports, func(cp corev1.ContainerPort) bool { return cp.ContainerPort == port.Port && is(cp, sp.Protocol) }) {
 			// Declaring a port is optional: the first container is as good a guess as any, and only shown to people.
 			port.Container = c.Name
 		}
@@ -206,7 +212,10 @@ func targetOf(svc *corev1.Service, sp corev1.ServicePort, spec *corev1.PodSpec, 
 	return port, nil
 }
 
-func isTCP(p corev1.ContainerPort) bool { return p.Protocol == "" || p.Protocol == corev1.ProtocolTCP }
+// is says whether a port is of a protocol, which is TCP where nothing is said.
+func is(p corev1.ContainerPort, protocol corev1.Protocol) bool {
+	return cmp.Or(p.Protocol, corev1.ProtocolTCP) == cmp.Or(protocol, corev1.ProtocolTCP)
+}
 
 // servers are the containers that can serve, in the order in which Kubernetes looks a port's name up: the ordinary ones, then the native
 // sidecars.

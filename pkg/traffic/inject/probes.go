@@ -14,14 +14,17 @@ func ptr[T any](v T) *T { return &v }
 
 // takeName gives the ports of a name another one, so that services find the agent's, and lets the containers' own probes and
 // hooks go on to reach them, by number.
-func takeName(spec *corev1.PodSpec, name string) {
+func takeName(spec *corev1.PodSpec, name string, protocol corev1.Protocol) {
 	for c := range servers(spec) {
 		for i := range c.Ports {
 			p := &c.Ports[i]
-			if p.Name != name || !isTCP(*p) {
+			if p.Name != name || !is(*p, protocol) {
 				continue
 			}
 			p.Name = freeName(c, p.ContainerPort)
+			if protocol == corev1.ProtocolUDP {
+				continue // nothing of the kubelet's goes there
+			}
 			eachPort(c, func(port *intstr.IntOrString) {
 				if port.Type == intstr.String && port.StrVal == name {
 					*port = intstr.FromInt32(p.ContainerPort)

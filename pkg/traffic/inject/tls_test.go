@@ -60,8 +60,8 @@ func TestMutateGivesNoOtherSecret(t *testing.T) {
 	port.Secret = "another"
 	require.NoError(t, Mutate(p, Plan{Ports: []Port{port}}, options()))
 	assert.Equal(t, []string{}, append([]string{}, SecretsOf(&p.Spec)...))
-	assert.True(t, HasAgent(p, 8080, ""))
-	assert.False(t, HasAgent(p, 8080, "another"))
+	assert.True(t, HasAgent(p, symbolic()))
+	assert.False(t, HasAgent(p, port))
 }
 
 // A port gets its certificate without moving, and keeps it for those who do not ask for it.

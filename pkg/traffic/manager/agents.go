@@ -37,6 +37,7 @@ type desired struct {
 	match     *agentv1.Match  // nil for everything
 	wiretap   bool            // copies only
 	plaintext bool            // without TLS, where the agent looks into it
+	datagrams bool            // port is one of UDP
 	errors    bool            // an error and not the app, when the laptop cannot be had
 	laptop    string          // user@host
 }
@@ -247,7 +248,7 @@ func (a *agents) configOf(s *agentState) *agentv1.Config {
 		}
 		tokens[uid] = token
 		config.Intercepts = append(config.Intercepts, &agentv1.Intercept{
-			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)), Match: d.match, ErrorOnFailure: d.errors, Wiretap: d.wiretap, LocalPlaintext: d.plaintext,
+			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)), Match: d.match, ErrorOnFailure: d.errors, Wiretap: d.wiretap, LocalPlaintext: d.plaintext, Datagrams: d.datagrams,
 		})
 	}
 	s.tokens = tokens

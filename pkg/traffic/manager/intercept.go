@@ -179,7 +179,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		}
 	}
 	i.Status.ServicePort = target.servicePort
-	i.Status.ContainerPort, i.Status.Redirect = target.port.Port, target.port.Via
+	i.Status.ContainerPort, i.Status.Redirect, i.Status.Protocol = target.port.Port, target.port.Via, corev1.Protocol(target.port.Protocol)
 	if err := r.conflict(ctx, i); err != nil {
 		return err
 	}
@@ -195,6 +195,9 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		return r.suspend(ctx, i, target)
 	}
 	byRequest := match != nil || i.Spec.Mode == detour.ModeWiretap
+	if byRequest && target.port.Protocol != "" {
+		return refuse(detour.ReasonUnsupported, "port %d of %s is %s: there are no requests that could be told apart, so intercept all of it, without conditions", target.port.Port, target.name(), target.port.Protocol)
+	}
 	if err := target.setSecret(i, plan, byRequest); err != nil {
 		return err
 	}
@@ -233,7 +236,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	}
 	force := func() {
 		if target.port.Port != 0 {
-			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop, plaintext: i.Spec.TLS != nil && i.Spec.TLS.LocalPlaintext})
+			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop, plaintext: i.Spec.TLS != nil && i.Spec.TLS.LocalPlaintext, datagrams: target.port.Protocol != ""})
 		}
 	}
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
@@ -319,7 +322,7 @@ func (r *interceptReconciler) suspend(ctx context.Context, i *detour.Intercept, 
 		return err
 	}
 	for _, p := range pods {
-		if podReady(&p) && inject.HasAgent(&p, target.port.Port, target.port.Secret) && !r.agents.confirmed(string(p.UID)) {
+		if podReady(&p) && inject.HasAgent(&p, target.port) && !r.agents.confirmed(string(p.UID)) {
 			set(i, detour.PhaseSuspending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, "giving the traffic back to the cluster")
 			return nil
 		}
@@ -360,7 +363,7 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 		if i.Status.ContainerPort == 0 && other.Status.Container != i.Status.Container {
 			continue
 		}
-		if other.Status.ContainerPort != i.Status.ContainerPort || !route.Ambiguous(spec.FromAPI(other.Spec.Match), spec.FromAPI(i.Spec.Match)) {
+		if other.Status.ContainerPort != i.Status.ContainerPort || other.Status.Protocol != i.Status.Protocol || !route.Ambiguous(spec.FromAPI(other.Spec.Match), spec.FromAPI(i.Spec.Match)) {
 			continue
 		}
 		if other.Spec.Match != nil {

@@ -34,7 +34,7 @@ func (w *workload) cover(p inject.Plan) inject.Plan {
 
 // changed says whether a pod is as the intercept needs it.
 func (w *workload) changed(p *corev1.Pod) bool {
-	return (w.port.Port == 0 || inject.HasAgent(p, w.port.Port, w.port.Secret)) && (w.container == "" || inject.IsReplaced(p, w.container))
+	return (w.port.Port == 0 || inject.HasAgent(p, w.port)) && (w.container == "" || inject.IsReplaced(p, w.container))
 }
 
 // with says what new pods get, for the user.

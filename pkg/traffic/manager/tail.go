@@ -182,7 +182,7 @@ func (t *tails) find(ctx context.Context, namespace string, request *tailv1.Tail
 			return nil, err
 		}
 		for i := range pods {
-			if inject.HasAgent(&pods[i], w.port.Port, "") {
+			if inject.HasAgent(&pods[i], w.port) {
 				found.ports[uint32(w.port.Port)] = true
 				found.pods[string(pods[i].UID)] = pods[i].Name
 			}

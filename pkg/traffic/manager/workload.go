@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -115,7 +116,7 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 		}
 		return nil, err
 	}
-	port, err := servicePort(&svc, i.Spec.Port)
+	port, err := servicePort(&svc, i.Spec.Port, i.Spec.Protocol)
 	if err != nil {
 		return nil, err
 	}
@@ -147,29 +148,43 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 	return w, nil
 }
 
-// servicePort picks a port by name or number; a service with one port needs neither.
-func servicePort(svc *corev1.Service, wanted *intstr.IntOrString) (corev1.ServicePort, error) {
+// servicePort picks a port by name or number, and by protocol where one is given; a service with one port needs neither.
+func servicePort(svc *corev1.Service, wanted *intstr.IntOrString, protocol corev1.Protocol) (corev1.ServicePort, error) {
 	if len(svc.Spec.Ports) == 0 { // as headless services and those of type ExternalName may be
 		return corev1.ServicePort{}, refuse(detour.ReasonPortNotFound, "service %s has no ports: there is nothing to intercept", svc.Name)
 	}
 	var have []string
+	var found []corev1.ServicePort
 	for _, p := range svc.Spec.Ports {
-		if wanted != nil && (wanted.Type == intstr.String && p.Name == wanted.StrVal || wanted.Type == intstr.Int && p.Port == wanted.IntVal) {
-			return p, nil
+		is := wanted == nil || (wanted.Type == intstr.String && p.Name == wanted.StrVal) || (wanted.Type == intstr.Int && p.Port == wanted.IntVal)
+		if is && (protocol == "" || protocol == cmp.Or(p.Protocol, corev1.ProtocolTCP)) {
+			found = append(found, p)
 		}
 		text := fmt.Sprint(p.Port)
+		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+			text += "/" + string(p.Protocol)
+		}
 		if p.Name != "" {
-			text = fmt.Sprintf("%d (%s)", p.Port, p.Name)
+			text += " (" + p.Name + ")"
 		}
 		have = append(have, text)
 	}
-	if wanted == nil && len(svc.Spec.Ports) == 1 {
-		return svc.Spec.Ports[0], nil
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1 && wanted == nil:
+		return corev1.ServicePort{}, refuse(detour.ReasonPortAmbiguous, "service %s has several ports, %s: say which, as in --port 8080:%d", svc.Name, strings.Join(have, ", "), found[0].Port)
+	case len(found) > 1:
+		return corev1.ServicePort{}, refuse(detour.ReasonPortAmbiguous, "service %s has port %s for several protocols, %s: say which, as in --port 8080:%s/%s", svc.Name, wanted.String(), strings.Join(have, ", "), wanted.String(), strings.ToLower(string(cmp.Or(found[0].Protocol, corev1.ProtocolTCP))))
 	}
-	if wanted == nil {
-		return corev1.ServicePort{}, refuse(detour.ReasonPortAmbiguous, "service %s has several ports, %s: say which, as in --port 8080:%d", svc.Name, strings.Join(have, ", "), svc.Spec.Ports[0].Port)
+	asked := "for " + string(protocol)
+	if wanted != nil {
+		asked = wanted.String()
+		if protocol != "" {
+			asked += "/" + string(protocol)
+		}
 	}
-	return corev1.ServicePort{}, refuse(detour.ReasonPortNotFound, "service %s has no port %s: it has %s", svc.Name, wanted.String(), strings.Join(have, ", "))
+	return corev1.ServicePort{}, refuse(detour.ReasonPortNotFound, "service %s has no port %s: it has %s", svc.Name, asked, strings.Join(have, ", "))
 }
 
 func workloadsIn(list client.ObjectList) []*workload {

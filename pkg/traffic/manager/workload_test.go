@@ -47,7 +47,7 @@ func TestServicePort(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "catalog"}, Spec: corev1.ServiceSpec{Ports: c.ports}}
-			got, err := servicePort(svc, c.wanted)
+			got, err := servicePort(svc, c.wanted, "")
 			assert.Equal(t, c.want, got)
 			if c.reason == "" {
 				require.NoError(t, err)
@@ -57,6 +57,39 @@ func TestServicePort(t *testing.T) {
 			var r refusal
 			require.ErrorAs(t, err, &r)
 			assert.Equal(t, c.reason, r.reason)
+		})
+	}
+}
+
+// A number may be there for two protocols, as that of DNS is.
+func TestServicePortProtocol(t *testing.T) {
+	udp, tcp := corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}, corev1.ServicePort{Name: "dns-tcp", Port: 53, Protocol: corev1.ProtocolTCP}
+	number, name := ptr(intstr.FromInt32(53)), ptr(intstr.FromString("dns"))
+	for what, c := range map[string]struct {
+		ports    []corev1.ServicePort
+		wanted   *intstr.IntOrString
+		protocol corev1.Protocol
+		want     string
+		message  string
+	}{
+		"by number and protocol":   {[]corev1.ServicePort{udp, tcp}, number, corev1.ProtocolTCP, "dns-tcp", ""},
+		"by number and the other":  {[]corev1.ServicePort{udp, tcp}, number, corev1.ProtocolUDP, "dns", ""},
+		"by name":                  {[]corev1.ServicePort{udp, tcp}, name, "", "dns", ""},
+		"the only one":             {[]corev1.ServicePort{udp}, nil, "", "dns", ""},
+		"the only one of it":       {[]corev1.ServicePort{udp, tcp}, nil, corev1.ProtocolUDP, "dns", ""},
+		"by number alone":          {[]corev1.ServicePort{udp, tcp}, number, "", "", "service kube-dns has port 53 for several protocols, 53/UDP (dns), 53 (dns-tcp): say which, as in --port 8080:53/udp"},
+		"of a protocol it has not": {[]corev1.ServicePort{tcp}, number, corev1.ProtocolUDP, "", "service kube-dns has no port 53/UDP: it has 53 (dns-tcp)"},
+		"none of it":               {[]corev1.ServicePort{tcp}, nil, corev1.ProtocolUDP, "", "service kube-dns has no port for UDP: it has 53 (dns-tcp)"},
+		"a name of another":        {[]corev1.ServicePort{udp, tcp}, name, corev1.ProtocolTCP, "", "service kube-dns has no port dns/TCP: it has 53/UDP (dns), 53 (dns-tcp)"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			got, err := servicePort(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "kube-dns"}, Spec: corev1.ServiceSpec{Ports: c.ports}}, c.wanted, c.protocol)
+			if c.message != "" {
+				require.EqualError(t, err, c.message)
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, c.want, got.Name)
 		})
 	}
 }

@@ -29,12 +29,16 @@ func Apply(c agentconfig.Config) error {
 		Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
 	})
 	for _, p := range c.Ports {
+		protocol := byte(unix.IPPROTO_TCP)
+		if p.Datagrams {
+			protocol = unix.IPPROTO_UDP
+		}
 		if p.Redirect {
-			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule(p.App, p.Agent)})
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule(protocol, p.App, p.Agent)})
 		}
 	}
 	for _, a := range c.Aliases {
-		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule(a.Alias, a.App)})
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule(unix.IPPROTO_TCP, a.Alias, a.App)})
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("set the nftables rules: %w", err)
@@ -42,15 +46,15 @@ func Apply(c agentconfig.Config) error {
 	return nil
 }
 
-// rule is `iifname != "lo" tcp dport FROM redirect to :TO`.
-func rule(from, to uint16) []expr.Any {
+// rule is `iifname != "lo" PROTOCOL dport FROM redirect to :TO`.
+func rule(protocol byte, from, to uint16) []expr.Any {
 	lo := make([]byte, unix.IFNAMSIZ)
 	copy(lo, "lo")
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: lo},
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, from)},
 		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, to)},

@@ -122,6 +122,50 @@ func ask(t *testing.T, ip string, port int) string {
 	return string(answer)
 }
 
+// Datagrams are redirected apart from connections to the same number.
+func TestApplyDatagrams(t *testing.T) {
+	client, server := newPod(t)
+	says := func(port int, name string) {
+		c, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		go func() {
+			for b := make([]byte, 100); ; {
+				_, from, err := c.ReadFrom(b)
+				if err != nil {
+					return
+				}
+				_, _ = c.WriteTo([]byte(name), from)
+			}
+		}()
+	}
+	asks := func(ip string, port int) string {
+		c, err := net.Dial("udp", net.JoinHostPort(ip, fmt.Sprint(port)))
+		require.NoError(t, err)
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		_, err = c.Write([]byte("who?"))
+		require.NoError(t, err)
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		require.NoError(t, err)
+		return string(b[:n])
+	}
+	server.in(t, func() {
+		serve(t, appPort, "app")
+		says(appPort, "app")
+		says(agentPort, "agent")
+		require.NoError(t, Apply(agentconfig.Config{Ports: []agentconfig.Port{{App: appPort, Agent: agentPort, Redirect: true, Datagrams: true}}}))
+	})
+	for _, ip := range server.ips {
+		client.in(t, func() {
+			assert.Equal(t, "agent", asks(ip, appPort))
+			assert.Equal(t, "app", ask(t, ip, appPort), "TCP is not touched")
+		})
+		server.in(t, func() { assert.Equal(t, "app", asks(ip, appPort), "from within the pod") })
+	}
+}
+
 func TestApply(t *testing.T) {
 	client, server := newPod(t)
 	config := agentconfig.Config{

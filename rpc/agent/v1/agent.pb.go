@@ -701,6 +701,7 @@ type Intercept struct {
 	Token          []byte                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                                            // opens relayed connections for this intercept, this agent and this manager only
 	Match          *Match                 `protobuf:"bytes,5,opt,name=match,proto3" json:"match,omitempty"`                                            // absent: everything on the port
 	Wiretap        bool                   `protobuf:"varint,7,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                                       // the laptop gets copies of requests, the app answers
+	Datagrams      bool                   `protobuf:"varint,9,opt,name=datagrams,proto3" json:"datagrams,omitempty"`                                   // port is one of UDP
 	LocalPlaintext bool                   `protobuf:"varint,8,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"`   // what the agent has looked into goes to the laptop without TLS
 	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"` // not the app but an error, when the laptop cannot be had
 	unknownFields  protoimpl.UnknownFields
@@ -775,6 +776,13 @@ func (x *Intercept) GetMatch() *Match {
 func (x *Intercept) GetWiretap() bool {
 	if x != nil {
 		return x.Wiretap
+	}
+	return false
+}
+
+func (x *Intercept) GetDatagrams() bool {
+	if x != nil {
+		return x.Datagrams
 	}
 	return false
 }
@@ -947,6 +955,7 @@ type RelayHeader struct {
 	Token         []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`             // agent -> manager only
 	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`           // ip:port of the client as the agent saw it
 	Destination   string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // ip:port that the client asked for
+	Datagrams     bool                   `protobuf:"varint,5,opt,name=datagrams,proto3" json:"datagrams,omitempty"`    // frames of pkg/traffic/datagram follow, of any number of clients; source and destination are empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1009,6 +1018,13 @@ func (x *RelayHeader) GetDestination() string {
 	return ""
 }
 
+func (x *RelayHeader) GetDatagrams() bool {
+	if x != nil {
+		return x.Datagrams
+	}
+	return false
+}
+
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_agent_v1_agent_proto_rawDesc = "" +
@@ -1060,14 +1076,15 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\rintercept_uid\x18\t \x01(\tR\finterceptUid\x12\x16\n" +
 	"\x06copied\x18\n" +
 	" \x03(\tR\x06copiedB\x0e\n" +
-	"\f_grpc_status\"\x87\x02\n" +
+	"\f_grpc_status\"\xa5\x02\n" +
 	"\tIntercept\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
 	"\rrelay_address\x18\x03 \x01(\tR\frelayAddress\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\fR\x05token\x12,\n" +
 	"\x05match\x18\x05 \x01(\v2\x16.detour.agent.v1.MatchR\x05match\x12\x18\n" +
-	"\awiretap\x18\a \x01(\bR\awiretap\x12'\n" +
+	"\awiretap\x18\a \x01(\bR\awiretap\x12\x1c\n" +
+	"\tdatagrams\x18\t \x01(\bR\tdatagrams\x12'\n" +
 	"\x0flocal_plaintext\x18\b \x01(\bR\x0elocalPlaintext\x12(\n" +
 	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\"\xd4\x01\n" +
 	"\x05Match\x12\x12\n" +
@@ -1082,12 +1099,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"ValueMatch\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x1a.detour.agent.v1.MatchTypeR\x04type\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\tR\x05value\"\x82\x01\n" +
+	"\x05value\x18\x03 \x01(\tR\x05value\"\xa0\x01\n" +
 	"\vRelayHeader\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12 \n" +
-	"\vdestination\x18\x04 \x01(\tR\vdestination*7\n" +
+	"\vdestination\x18\x04 \x01(\tR\vdestination\x12\x1c\n" +
+	"\tdatagrams\x18\x05 \x01(\bR\tdatagrams*7\n" +
 	"\x03Way\x12\x13\n" +
 	"\x0fWAY_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aWAY_APP\x10\x01\x12\x0e\n" +

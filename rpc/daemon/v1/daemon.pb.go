@@ -658,6 +658,7 @@ type Intercept struct {
 	Dropped       uint32                 `protobuf:"varint,16,opt,name=dropped,proto3" json:"dropped,omitempty"`    // copies that this laptop did not get
 	Container     string                 `protobuf:"bytes,20,opt,name=container,proto3" json:"container,omitempty"` // that does not run, in mode Replace
 	TlsSecret     string                 `protobuf:"bytes,17,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`
+	Protocol      string                 `protobuf:"bytes,18,opt,name=protocol,proto3" json:"protocol,omitempty"` // "UDP", or empty for TCP
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -818,6 +819,13 @@ func (x *Intercept) GetTlsSecret() string {
 	return ""
 }
 
+func (x *Intercept) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 type InterceptRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Service        string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -829,6 +837,7 @@ type InterceptRequest struct {
 	Mode           string                 `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`                                            // as the Intercept object has it
 	Workload       string                 `protobuf:"bytes,20,opt,name=workload,proto3" json:"workload,omitempty"`                                   // KIND/NAME or NAME, in place of service and ports: only the work is taken over, no traffic
 	Container      string                 `protobuf:"bytes,21,opt,name=container,proto3" json:"container,omitempty"`                                 // to replace; empty when it is clear which
+	Protocol       string                 `protobuf:"bytes,10,opt,name=protocol,proto3" json:"protocol,omitempty"`                                   // "TCP" or "UDP"; empty where the service's port says it
 	TlsSecret      string                 `protobuf:"bytes,8,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`                 // a Secret of the pods, to look into TLS
 	LocalPlaintext bool                   `protobuf:"varint,9,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"` // the local process does not speak TLS
 	unknownFields  protoimpl.UnknownFields
@@ -924,6 +933,13 @@ func (x *InterceptRequest) GetWorkload() string {
 func (x *InterceptRequest) GetContainer() string {
 	if x != nil {
 		return x.Container
+	}
+	return ""
+}
+
+func (x *InterceptRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
 	}
 	return ""
 }
@@ -1245,7 +1261,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x11transport_address\x18\x18 \x01(\tR\x10transportAddress\x120\n" +
 	"\x14transport_since_unix\x18\x19 \x01(\x03R\x12transportSinceUnix\x120\n" +
 	"\x06wishes\x18\x1e \x01(\v2\x18.detour.daemon.v1.WishesR\x06wishes\x12\x16\n" +
-	"\x06mapped\x18\x1f \x03(\tR\x06mapped\"\xf7\x03\n" +
+	"\x06mapped\x18\x1f \x03(\tR\x06mapped\"\x93\x04\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -1267,7 +1283,8 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\adropped\x18\x10 \x01(\rR\adropped\x12\x1c\n" +
 	"\tcontainer\x18\x14 \x01(\tR\tcontainer\x12\x1d\n" +
 	"\n" +
-	"tls_secret\x18\x11 \x01(\tR\ttlsSecret\"\xee\x02\n" +
+	"tls_secret\x18\x11 \x01(\tR\ttlsSecret\x12\x1a\n" +
+	"\bprotocol\x18\x12 \x01(\tR\bprotocol\"\x8a\x03\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
@@ -1279,7 +1296,9 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x10error_on_failure\x18\x06 \x01(\bR\x0eerrorOnFailure\x12\x12\n" +
 	"\x04mode\x18\a \x01(\tR\x04mode\x12\x1a\n" +
 	"\bworkload\x18\x14 \x01(\tR\bworkload\x12\x1c\n" +
-	"\tcontainer\x18\x15 \x01(\tR\tcontainer\x12\x1d\n" +
+	"\tcontainer\x18\x15 \x01(\tR\tcontainer\x12\x1a\n" +
+	"\bprotocol\x18\n" +
+	" \x01(\tR\bprotocol\x12\x1d\n" +
 	"\n" +
 	"tls_secret\x18\b \x01(\tR\ttlsSecret\x12'\n" +
 	"\x0flocal_plaintext\x18\t \x01(\bR\x0elocalPlaintext\"\x84\x01\n" +

@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
@@ -16,6 +17,7 @@ import (
 // +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && (!has(self.service) || !has(oldSelf.service) || self.service == oldSelf.service) && (!has(self.localPort) || !has(oldSelf.localPort) || self.localPort == oldSelf.localPort) && self.onFailure == oldSelf.onFailure && self.mode == oldSelf.mode && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="has(self.tls) == has(oldSelf.tls) && (!has(self.tls) || self.tls == oldSelf.tls)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="!has(self.tls) || has(self.match) || self.mode == 'Wiretap'",message="all of a port goes to the laptop as it is, TLS included: give a match, or no tls"
+// +kubebuilder:validation:XValidation:rule="has(self.protocol) == has(oldSelf.protocol) && (!has(self.protocol) || self.protocol == oldSelf.protocol)",message="only suspend can change; delete the intercept and create a new one"
 type InterceptSpec struct {
 	// Session is the name of the Session, in the same namespace, whose laptop gets the traffic.
 	// +kubebuilder:validation:MinLength=1
@@ -34,6 +36,10 @@ type InterceptSpec struct {
 	// Port is the service port, by name or number. It may be absent when the service has one port.
 	// +optional
 	Port *intstr.IntOrString `json:"port,omitempty"`
+	// Protocol is that of the port, where the service has the number for both.
+	// +kubebuilder:validation:Enum=TCP;UDP
+	// +optional
+	Protocol corev1.Protocol `json:"protocol,omitempty"`
 	// LocalPort is the port on the laptop's 127.0.0.1 where the process listens.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
@@ -204,6 +210,8 @@ type InterceptStatus struct {
 	ContainerPort int32 `json:"containerPort,omitempty"`
 	// Container is the one that does not run, in mode Replace.
 	Container string `json:"container,omitempty"`
+	// Protocol is "UDP", or nothing for TCP.
+	Protocol corev1.Protocol `json:"protocol,omitempty"`
 	// Redirect is how traffic reaches the agent: "targetPort" or "nftables".
 	Redirect string `json:"redirect,omitempty"`
 	// Agents is "<confirmed>/<pods>".
