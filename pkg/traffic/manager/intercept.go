@@ -202,7 +202,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		return err
 	}
 	if !target.covered(plan) {
-		if err := r.annotate(ctx, target, target.cover(plan)); err != nil {
+		if err := r.annotate(ctx, target, r.together(ctx, i, target, target.cover(plan))); err != nil {
 			return err
 		}
 		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonRollingOut, "rolling out "+target.name()+" "+target.with())
