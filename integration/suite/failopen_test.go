@@ -3,13 +3,19 @@ package suite
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/cluster/laptop"
 )
 
 // watched asks as a developer and as nobody until stop is called, and notes who answered when.
@@ -28,12 +34,17 @@ type answered struct {
 }
 
 func watch(marks ...string) *watched {
+	return watchWith(func(int) *http.Transport { return &http.Transport{MaxIdleConnsPerHost: 1} }, marks...)
+}
+
+// watchWith asks through transports of its caller's, of which each has a number.
+func watchWith(transport func(int) *http.Transport, marks ...string) *watched {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &watched{stop: cancel}
 	for _, who := range marks {
-		for range 4 {
+		for i := range 4 {
 			w.done.Go(func() {
-				client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
+				client := &http.Client{Transport: transport(i)}
 				defer client.CloseIdleConnections()
 				for ctx.Err() == nil {
 					a := answered{asked: time.Now(), who: who}
@@ -53,14 +64,19 @@ func watch(marks ...string) *watched {
 	return w
 }
 
+// ended stops the watch and returns what it has noted.
+func (w *watched) ended() []answered {
+	w.stop()
+	w.done.Wait()
+	return w.answers
+}
+
 // check ends the watch. Requests without a mark never fail; those of alice may fail when they were under way on her laptop at the fault,
 // are answered by her laptop or the cluster, and only by the cluster from settled on.
 func (w *watched) check(t *testing.T, fault time.Time, settled time.Duration) {
 	t.Helper()
-	w.stop()
-	w.done.Wait()
 	var wrong []string
-	for _, a := range w.answers {
+	for _, a := range w.ended() {
 		late := a.asked.Sub(fault)
 		switch {
 		case a.who == "" && a.got == "cluster":
@@ -128,4 +144,146 @@ func TestFailOpen(t *testing.T) {
 		kubectl(t, "-n", "shop", "delete", "sessions", "--all")
 		require.Eventually(t, func() bool { return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name") == "" }, 30*time.Second, 200*time.Millisecond)
 	})
+}
+
+// outside makes transports of a client that reaches the catalog by a plain route to a node, half of which keep their connections.
+func outside(t *testing.T, i int) func(int) *http.Transport {
+	t.Helper()
+	l, err := laptop.New(t.Context(), i)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	address := kubectl(t, "-n", "shop", "get", "service", "catalog", "-o", "jsonpath={.spec.clusterIP}")
+	addresses := strings.Fields(kubectl(t, "get", "nodes", "-o", `jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}`))
+	require.NotEmpty(t, addresses)
+	out, err := l.Command(t.Context(), "ip", "route", "add", address, "via", addresses[0]).CombinedOutput()
+	require.NoError(t, err, string(out))
+	return func(i int) *http.Transport {
+		return &http.Transport{
+			MaxIdleConnsPerHost: 1, DisableKeepAlives: i%2 == 0,
+			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return l.DialContext(ctx, network, net.JoinHostPort(address, "80"))
+			},
+		}
+	}
+}
+
+// processes are those whose command line begins so.
+func processes(t *testing.T, command ...string) (pids []int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	require.NoError(t, err)
+	for _, path := range all {
+		line, err := os.ReadFile(path)
+		if err != nil || !strings.HasPrefix(string(line), strings.Join(command, "\x00")+"\x00") {
+			continue
+		}
+		var pid int
+		_, err = fmt.Sscanf(path, "/proc/%d/", &pid)
+		require.NoError(t, err)
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// resident is the memory of processes, as the kernel tells it.
+func resident(t *testing.T, pids []int) (all []string) {
+	t.Helper()
+	for _, pid := range pids {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		require.NoError(t, err)
+		_, rest, _ := strings.Cut(string(status), "VmRSS:")
+		size, _, _ := strings.Cut(rest, "\n")
+		all = append(all, strings.TrimSpace(size))
+	}
+	return all
+}
+
+// Agents that are killed, as for want of memory, cost the requests that go through them at that moment and no other: new connections wait
+// for the next agent, and the intercept goes on.
+func TestKilledAgent(t *testing.T) {
+	alice := newDeveloper(t, 0, "alice")
+	client := outside(t, 3)
+	alice.detour("connect", "-n", "shop")
+	alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	agents := func() []int { return processes(t, "/traffic-agent", "agent") }
+	before := agents()
+	require.NotEmpty(t, before)
+	t.Log("agents:", resident(t, before), "keepers:", resident(t, processes(t, "/traffic-keeper")))
+	restarts := func() string {
+		return kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.initContainerStatuses[*].restartCount} {end}")
+	}
+	pods := restarts()
+
+	w := watchWith(client, "alice", "")
+	time.Sleep(time.Second)
+	for _, pid := range before {
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	fault := time.Now() // from now on
+	back := &http.Client{Transport: client(0)}
+	require.Eventually(t, func() bool { got, err := askAs(back, "alice"); return err == nil && got == "alice" }, 20*time.Second, 50*time.Millisecond, "the laptop gets its requests again")
+	t.Log("the laptop has its requests back after", time.Since(fault).Round(10*time.Millisecond))
+	time.Sleep(time.Second)
+	var wrong []string
+	cut := 0
+	answers := w.ended()
+	for _, a := range answers {
+		switch {
+		case a.err && a.asked.Before(fault):
+			cut++ // it was under way
+		case a.err, a.who == "" && a.got != "cluster":
+			wrong = append(wrong, fmt.Sprintf("%q, %s after the kill: %s", a.who, a.asked.Sub(fault), a.got))
+		}
+	}
+	require.Empty(t, wrong, "of %d requests", len(answers))
+	t.Logf("%d requests, %d of them cut while they went through an agent", len(answers), cut)
+	require.LessOrEqual(t, cut, 8, "as many as there are clients")
+	require.Len(t, agents(), len(before), "each agent was started again")
+	require.Equal(t, pods, restarts(), "no container was")
+	alice.detour("leave", "catalog")
+}
+
+// A manager that is deleted or killed: nobody else's request fails, the laptop's are the cluster's within a moment, and the laptop's again when
+// the next manager is there.
+func TestManagerEndsUnderLoad(t *testing.T) {
+	alice := newDeveloper(t, 0, "alice")
+	client := outside(t, 3)
+	alice.detour("connect", "-n", "shop")
+	alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	one := &http.Client{Transport: client(0)}
+	back := func() bool { got, err := askAs(one, "alice"); return err == nil && got == "alice" }
+	require.Eventually(t, back, 10*time.Second, 50*time.Millisecond)
+	manager := func() []int { return processes(t, "/traffic", "manager") }
+	for name, end := range map[string]func(){
+		"deleted": func() { kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager", "--wait=true") },
+		"killed":  func() { require.NoError(t, syscall.Kill(manager()[0], syscall.SIGKILL)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			old := manager()
+			require.Len(t, old, 1)
+			w := watchWith(client, "alice", "")
+			time.Sleep(time.Second)
+			fault := time.Now()
+			end()
+			require.Eventually(t, func() bool { now := manager(); return len(now) == 1 && now[0] != old[0] && back() }, 90*time.Second, 50*time.Millisecond, "the laptop gets its requests again")
+			t.Log("the laptop has its requests back after", time.Since(fault).Round(10*time.Millisecond))
+			var wrong []string
+			cut := 0
+			answers := w.ended()
+			for _, a := range answers {
+				switch {
+				case !a.err && (a.got == "cluster" || a.who == "alice"):
+				case a.who == "alice" && !strings.Contains(a.got, "deadline"):
+					// It was under way on the laptop when the tunnel broke, or what the laptop asked the cluster for it was.
+					cut++
+				default:
+					wrong = append(wrong, fmt.Sprintf("%q, %s after the fault: %s", a.who, a.asked.Sub(fault), a.got))
+				}
+			}
+			require.Empty(t, wrong, "of %d requests", len(answers))
+			t.Logf("%d requests, %d of them cut on their way to the laptop", len(answers), cut)
+			require.LessOrEqual(t, cut, 8, "as many as ask for alice, when it breaks and when the next manager begins")
+		})
+	}
+	alice.detour("leave", "catalog")
 }

@@ -277,7 +277,7 @@ func (b *bench) personal(ctx context.Context) error {
 	if err := b.path(ctx, "in.http", []string{"lat1", "rps16", "up", "down"}, marked, direct); err != nil {
 		return err
 	}
-	mib, err := resident("/traffic-agent agent")
+	mib, err := residentAgent()
 	if err != nil {
 		return err
 	}
@@ -382,8 +382,15 @@ func (b *bench) requests(ctx context.Context, e end, threads, connections string
 // memory notes what stays resident when nothing happens.
 func (b *bench) memory() error {
 	time.Sleep(3 * time.Second)
-	for _, p := range []struct{ name, command string }{{"daemon", "detour daemon"}, {"manager", "/traffic manager"}, {"agent", "/traffic-agent agent"}} {
-		mib, err := resident(p.command)
+	for _, p := range []struct {
+		name string
+		size func() (float64, error)
+	}{
+		{"daemon", func() (float64, error) { return resident("detour daemon") }},
+		{"manager", func() (float64, error) { return resident("/traffic manager") }},
+		{"agent", residentAgent},
+	} {
+		mib, err := p.size()
 		if err != nil {
 			return err
 		}
@@ -392,7 +399,17 @@ func (b *bench) memory() error {
 	return nil
 }
 
-// resident is the resident memory of the process with a command line, in MiB.
+// residentAgent is what a pod pays for its agent: that and its keeper.
+func residentAgent() (float64, error) {
+	agent, err := resident("^/traffic-agent agent")
+	if err != nil {
+		return 0, err
+	}
+	keeper, err := resident("^/traffic-keeper")
+	return agent + keeper, err
+}
+
+// resident is the resident memory of the process with a command line, of which ^ is the beginning, in MiB.
 func resident(command string) (float64, error) {
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -400,7 +417,7 @@ func resident(command string) (float64, error) {
 	}
 	for _, path := range all {
 		line, err := os.ReadFile(path)
-		if err != nil || !strings.Contains(string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))), command) {
+		if err != nil || !strings.Contains("^"+string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))), command) {
 			continue
 		}
 		status, err := os.ReadFile(filepath.Join(filepath.Dir(path), "status"))

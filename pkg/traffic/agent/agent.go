@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +22,7 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	"github.com/detour-dev/detour/pkg/traffic/keeper"
 )
 
 const (
@@ -91,7 +91,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 			udp = append(udp, a.newDatagrams(p.App, sockets))
 			continue
 		}
-		l, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(int(p.Agent))))
+		l, err := keeper.Listen(p.Agent)
 		if err != nil {
 			return fmt.Errorf("listen for port %d: %w", p.App, err)
 		}
@@ -100,7 +100,11 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", a.healthz)
 	mux.HandleFunc("POST "+podEndsPath, a.servePodEnds)
-	health := &http.Server{Addr: ":" + strconv.Itoa(agentconfig.HealthPort), ReadHeaderTimeout: 5 * time.Second, Handler: mux}
+	health := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: mux}
+	probed, err := keeper.Listen(agentconfig.HealthPort)
+	if err != nil {
+		return fmt.Errorf("listen for probes: %w", err)
+	}
 
 	stop := context.AfterFunc(ctx, a.stop)
 	defer stop()
@@ -112,7 +116,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		return errEnded
 	})
 	tasks.Go(func() error {
-		if err := health.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		if err := health.Serve(probed); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve health: %w", err)
 		}
 		return nil
@@ -127,7 +131,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		_ = health.Close()
 		return nil
 	})
-	err := tasks.Wait()
+	err = tasks.Wait()
 	a.http2.close()
 	a.conns.Wait()
 	if errors.Is(err, errEnded) {

@@ -133,7 +133,7 @@ func agentContainer(spec *corev1.PodSpec, opt Options, env []corev1.EnvVar, port
 	always := corev1.ContainerRestartPolicyAlways
 	ready := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt32(agentconfig.HealthPort)}}
 	return corev1.Container{
-		Name: AgentContainer, Image: opt.Image, ImagePullPolicy: opt.PullPolicy, Command: []string{"/traffic-agent"}, Args: []string{"agent"}, Env: env, Ports: ports,
+		Name: AgentContainer, Image: opt.Image, ImagePullPolicy: opt.PullPolicy, Command: []string{"/traffic-keeper"}, Args: []string{"/traffic-agent", "agent"}, Env: env, Ports: ports,
 		RestartPolicy:  &always,
 		StartupProbe:   &corev1.Probe{ProbeHandler: ready, PeriodSeconds: 1, FailureThreshold: 60},
 		ReadinessProbe: &corev1.Probe{ProbeHandler: ready, PeriodSeconds: 10, FailureThreshold: 3},
