@@ -84,10 +84,9 @@ func web(t *testing.T, more <-chan struct{}) net.Listener {
 
 func TestRequestsAreLookedAtOneByOne(t *testing.T) {
 	for name, before := range map[string]string{
-		"the first":          "",
-		"after another":      plain,
-		"after a body":       "POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 4\r\n\r\nbody",
-		"after a larger one": "POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 60000\r\n\r\n" + strings.Repeat("x", 60000),
+		"the first":     "",
+		"after another": plain,
+		"after a body":  "POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 4\r\n\r\nbody",
 	} {
 		t.Run(name, func(t *testing.T) {
 			address, taken := byRequest(t, web(t, nil))
