@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -249,5 +251,63 @@ func TestDNSWithoutTheRight(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, m.Answer, 1, name)
 		require.False(t, m.RecursionAvailable, name)
+	}
+}
+
+// What is not the cluster's is not told to it, and what is the cluster's is told to nobody else.
+func TestNamesStayOnTheirSide(t *testing.T) {
+	logs := func() string { return kubectl(t, "-n", "kube-system", "logs", "-l", "k8s-app=kube-dns", "--tail=-1") }
+	if !strings.Contains(logs(), " NOERROR ") {
+		t.Skip("this cluster's DNS does not log what it is asked")
+	}
+	other(t)
+	before, err := os.ReadFile("/etc/resolv.conf")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.WriteFile("/etc/resolv.conf", before, 0o644)) })
+	const office = "127.53.53.53"
+	var mu sync.Mutex
+	var asked []string
+	packets, err := net.ListenPacket("udp", office+":53")
+	require.NoError(t, err)
+	server := &dns.Server{PacketConn: packets, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		mu.Lock()
+		asked = append(asked, strings.ToLower(q.Question[0].Name))
+		mu.Unlock()
+		_ = w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeNameError))
+	})}
+	go func() { _ = server.ActivateAndServe() }()
+	t.Cleanup(func() { _ = packets.Close() })
+	require.NoError(t, os.WriteFile("/etc/resolv.conf", []byte("nameserver "+office+"\nsearch office.test\n"), 0o644))
+
+	mine := developer(t, "nina")
+	kubectl(t, "-n", "shop", "create", "rolebinding", "nina", "--clusterrole=detour-user", "--serviceaccount=shop:nina")
+	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "nina") })
+	detour(t, "--kubeconfig", mine, "connect", "-n", "shop")
+	t.Cleanup(func() { _, _ = command("detour", "quit") })
+	laptop := resolver(t)
+	require.Eventually(t, func() bool {
+		m, err := ask(laptop, "udp", question{name: "catalog.", kind: dns.TypeA})
+		return err == nil && m.RecursionAvailable
+	}, 10*time.Second, 50*time.Millisecond, "the watches are whole")
+
+	for _, name := range []string{"catalog", "catalog.shop", "catalog.shop.svc.cluster.local", "absent.shop.svc.cluster.local", "target.other", "target.other.svc.cluster.local"} {
+		_, _ = exec.Command("getent", "ahosts", name).Output()
+	}
+	for _, name := range []string{"www.example.com", "private.example.test", "www.example.com.shop.svc.cluster.local", "private.example.test.svc.cluster.local"} {
+		_, _ = exec.Command("getent", "ahosts", name).Output()
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	require.Contains(t, asked, "www.example.com.")
+	require.Contains(t, asked, "private.example.test.")
+	for _, name := range asked {
+		require.NotContains(t, name, "catalog")
+		require.NotContains(t, name, "target")
+		require.NotContains(t, name, "cluster.local")
+	}
+	said := logs()
+	require.Contains(t, said, "target.other.svc.cluster.local.")
+	for _, secret := range []string{"example", "private", "office"} {
+		require.NotContains(t, said, secret)
 	}
 }
