@@ -34,8 +34,8 @@ func (h *httpState) clientSaid(b []byte) bool {
 	answered := h.answered
 	h.answered = false
 	if h.protocol == sniff.Unknown {
-		if h.protocol = sniff.Classify(b); answered {
-			h.protocol = sniff.Other // who speaks first is no HTTP server
+		if h.protocol = sniff.Classify(b); answered && h.protocol == sniff.HTTP1 {
+			h.protocol = sniff.Other // who speaks first is no HTTP/1 server
 		}
 		return h.protocol == sniff.HTTP1
 	}
@@ -102,6 +102,12 @@ func (l *loop) pass(p *pair, b []byte) pass {
 		return toApp
 	}
 	return away
+}
+
+// early says whether b, which the app says before its client has said anything, has to wait: an HTTP/2 server may greet at once, and
+// whoever takes the connection greets too.
+func (l *loop) early(p *pair, b []byte) bool {
+	return p.http.protocol == sniff.Unknown && !p.http.answered && !p.client.eof && sniff.StartsHTTP2Server(b) && l.config.Owner(p.port) == ByRequest
 }
 
 // simple is the request that b is the whole of, when it is one after which the connection goes on as before.

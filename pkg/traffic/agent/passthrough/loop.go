@@ -62,6 +62,7 @@ type pair struct {
 	ended       bool
 	http        httpState
 	held        []byte // what the client said that is to be given away; until it is, the client is not heard
+	greeting    []byte // what the app said before the client had said anything; until then the app is not heard
 }
 
 func newLoop(c Config) (l *loop, err error) {
@@ -111,7 +112,7 @@ func (l *loop) watch(s *socket, events uint32) error {
 // want changes what is heard of a socket.
 func (l *loop) want(s *socket) {
 	var events uint32
-	if !s.eof && !s.connecting && !s.peer.full() && (s.pair.held == nil || s == &s.pair.app) {
+	if !s.eof && !s.connecting && !s.peer.full() && (s.pair.held == nil || s == &s.pair.app) && (s.pair.greeting == nil || s == &s.pair.client) {
 		events |= unix.EPOLLIN
 	}
 	if s.connecting || s.full() {

@@ -131,6 +131,9 @@ func (l *loop) read(s *socket) {
 		if s == &p.client {
 			switch l.pass(p, b) {
 			case toApp:
+				if p.greeting != nil && !l.greet(p) {
+					return
+				}
 			case away:
 				l.handOver(p, b)
 				return
@@ -140,6 +143,11 @@ func (l *loop) read(s *socket) {
 				return
 			}
 		} else {
+			if l.early(p, b) {
+				p.greeting = append([]byte(nil), b...)
+				l.want(s)
+				return
+			}
 			p.http.appSaid(b)
 			if p.http.protocol == sniff.HTTP2 {
 				// Frames are followed, so never spliced.
@@ -166,6 +174,23 @@ func (l *loop) read(s *socket) {
 			return // the rest comes by splice, or the peer has to take it first
 		}
 	}
+}
+
+// greet lets the client have what the app said first. It says whether the pair lives.
+func (l *loop) greet(p *pair) bool {
+	b := p.greeting
+	p.greeting = nil
+	p.http.appSaid(b)
+	alive := false
+	if p.http.protocol == sniff.HTTP2 {
+		alive = l.writeFrames(p, b)
+	} else {
+		alive = l.write(&p.client, b)
+	}
+	if alive {
+		l.want(&p.app)
+	}
+	return alive
 }
 
 // write gives b to s, and keeps what it does not take. It says whether the pair lives.
@@ -240,6 +265,9 @@ func (l *loop) flush(s *socket) bool {
 // ended passes the end of what s says on.
 func (l *loop) ended(s *socket) {
 	s.eof = true
+	if s == &s.pair.client && s.pair.greeting != nil && !l.greet(s.pair) {
+		return
+	}
 	if s.pair.held != nil {
 		l.end(s.pair, true) // in the middle of an answer
 		return
@@ -274,7 +302,7 @@ func (l *loop) quiet(p *pair) bool {
 // sees it close.
 func (l *loop) handOver(p *pair, first []byte) {
 	var app *net.TCPConn
-	if p.app.fd >= 0 && !p.app.eof && !p.app.connecting && l.config.Owner(p.port) == ByRequest {
+	if p.app.fd >= 0 && !p.app.eof && !p.app.connecting && p.greeting == nil && l.config.Owner(p.port) == ByRequest {
 		l.forget(&p.app)
 		app = conn(p.app.fd)
 		p.app.fd = -1

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
+	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 )
 
 // byRequest puts a passthrough in front of an app, of which requests with "X-Dev: alice" are given away.
@@ -230,4 +231,65 @@ func TestAppThatDoesNotListen(t *testing.T) {
 	_, err = io.ReadFull(c, make([]byte, 6))
 	require.NoError(t, err)
 	require.NoError(t, h.Client.Close())
+}
+
+// A server of HTTP/2 may greet before its client has said anything. Who takes the connection greets too, so the client must not have heard it.
+func TestServerThatGreetsFirst(t *testing.T) {
+	const settings = "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\x00\x00\x40\x00"
+	greets := app(t, func(c *net.TCPConn) {
+		_, _ = io.WriteString(c, settings)
+		_, _ = io.Copy(c, c)
+	})
+	t.Run("and is given away", func(t *testing.T) {
+		address, taken := byRequest(t, greets)
+		c := dial(t, address)
+		time.Sleep(20 * time.Millisecond) // it has greeted
+		_, err := io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		require.NoError(t, err)
+		h := <-taken
+		require.Nil(t, h.App)
+		_, err = io.WriteString(h.Client, "elsewhere")
+		require.NoError(t, err)
+		heard := make([]byte, len("elsewhere"))
+		_, err = io.ReadFull(c, heard)
+		require.NoError(t, err)
+		require.Equal(t, "elsewhere", string(heard))
+		require.NoError(t, h.Client.Close())
+	})
+	t.Run("and is the app's", func(t *testing.T) {
+		address, _ := byRequest(t, greets)
+		c := dial(t, address)
+		_, err := io.WriteString(c, "\x01\x02")
+		require.NoError(t, err)
+		heard := make([]byte, len(settings)+2)
+		_, err = io.ReadFull(c, heard)
+		require.NoError(t, err)
+		require.Equal(t, settings+"\x01\x02", string(heard))
+	})
+	t.Run("and is left", func(t *testing.T) {
+		address, _ := byRequest(t, greets)
+		c := dial(t, address)
+		require.NoError(t, c.CloseWrite())
+		heard, err := io.ReadAll(c)
+		require.NoError(t, err)
+		require.Equal(t, settings, string(heard))
+	})
+	t.Run("and another protocol's is heard at once", func(t *testing.T) {
+		address, _ := byRequest(t, app(t, func(c *net.TCPConn) {
+			_, _ = io.WriteString(c, "220 mail\r\n")
+			_, _ = io.Copy(io.Discard, c)
+		}))
+		heard := make([]byte, len("220 mail\r\n"))
+		_, err := io.ReadFull(dial(t, address), heard)
+		require.NoError(t, err)
+	})
+}
+
+func TestProtocolOfAServerThatSpeaksFirst(t *testing.T) {
+	for first, want := range map[string]sniff.Protocol{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": sniff.HTTP2, plain: sniff.Other} {
+		var h httpState
+		h.appSaid([]byte("greeting"))
+		h.clientSaid([]byte(first))
+		require.Equal(t, want, h.protocol, first)
+	}
 }

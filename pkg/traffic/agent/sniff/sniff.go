@@ -75,3 +75,8 @@ func BeginsRequest(b []byte) bool {
 	}
 	return len(b) > 0 && len(b) <= 32
 }
+
+// StartsHTTP2Server says whether b begins with the frame that opens an HTTP/2 server's side: SETTINGS, on no stream (RFC 9113, 3.4 and 6.5).
+func StartsHTTP2Server(b []byte) bool {
+	return len(b) >= 9 && b[0] == 0 && b[1] == 0 && b[2]%6 == 0 && b[3] == 4 && b[4] == 0 && bytes.Equal(b[5:9], []byte{0, 0, 0, 0})
+}
