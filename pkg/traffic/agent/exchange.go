@@ -24,6 +24,8 @@ const (
 	exchangeBuffer = 16 << 10
 	// lingering is how long a client may go on to send what nobody reads before its connection is closed.
 	lingering = time.Second
+	// watchAfter is how long an answer may take before its client is watched.
+	watchAfter = time.Second
 )
 
 // exchange serves one client's HTTP/1 connection request by request: each goes to the laptop whose match it meets, or to the app. Heads
@@ -37,6 +39,7 @@ type exchange struct {
 	upstreams map[*target]*link
 	taps      map[*target]*tap
 	seen      *seen // the request that is served now
+	watching  *watching
 	idle      idle
 	kept      bool // a request has been answered
 }
@@ -224,21 +227,32 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 	up.used = true
 	up.to, e.client.to = e.client, up
 	var sending sync.WaitGroup
-	var sent error
+	var failed error
+	sent := make(chan struct{}) // closed when the request is, as far as can be told where it ends
 	var to io.Writer = up.w
 	if len(copies) > 0 {
 		to = io.MultiWriter(append([]io.Writer{up.w}, copies...)...)
 	}
 	send := func() {
-		if _, sent = to.Write(request.Raw); sent == nil {
-			sent = http1.CopyBody(to, e.client.r, request)
+		if _, failed = to.Write(request.Raw); failed == nil {
+			failed = http1.CopyBody(to, e.client.r, request)
 		}
-		if flushed := up.w.Flush(); sent == nil {
-			sent = flushed
+		flushed := up.w.Flush()
+		if failed == nil {
+			failed = flushed
+		}
+		close(sent)
+		switch {
+		case errors.Is(failed, http1.ErrUnclear):
+			e.onward(up) // who is less strict than we are waits for the rest
+		case failed != nil && flushed == nil:
+			hangUp(up.Conn, errors.Is(failed, io.ErrUnexpectedEOF)) // half a body cannot be taken for a whole one
 		}
 	}
 	if request.Framing == http1.NoBody {
 		send()
+		e.watch(up)
+		defer e.unwatch()
 	} else {
 		sending.Go(send)
 	}
@@ -301,11 +315,16 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 			sending.Wait()
 			return false, false, nil
 		}
-		sending.Wait()
-		if errors.Is(sent, http1.ErrUnclear) {
+		<-sent
+		if errors.Is(failed, http1.ErrUnclear) {
 			return false, false, e.tunnel(up, &sending)
 		}
-		return sent == nil && !request.Close && !leaves, false, sent
+		sending.Wait()
+		if errors.Is(failed, io.ErrUnexpectedEOF) {
+			failed = nil // the client sent half a body and no more, and has its answer: an end in order
+			request.Close = true
+		}
+		return failed == nil && !request.Close && !leaves, false, failed
 	}
 }
 
@@ -331,18 +350,11 @@ func (e *exchange) finish() error {
 
 // tunnel joins the two sides for the rest of the connection.
 func (e *exchange) tunnel(up *link, sending *sync.WaitGroup) error {
+	e.unwatch()
 	var both sync.WaitGroup
 	both.Go(func() {
 		sending.Wait()
-		err := http1.CopyRaw(up.w, e.client.r)
-		if flushed := up.w.Flush(); err == nil {
-			err = flushed
-		}
-		if err != nil {
-			abort(up.Conn)
-			return
-		}
-		closeWrite(up.Conn)
+		e.onward(up)
 	})
 	err := http1.CopyRaw(e.client.w, up.r)
 	if flushed := e.client.w.Flush(); err == nil {
@@ -355,6 +367,54 @@ func (e *exchange) tunnel(up *link, sending *sync.WaitGroup) error {
 	}
 	both.Wait()
 	return err
+}
+
+// onward passes on what else the client says.
+func (e *exchange) onward(up *link) {
+	err := http1.CopyRaw(up.w, e.client.r)
+	if flushed := up.w.Flush(); err == nil {
+		err = flushed
+	}
+	hangUp(up.Conn, err == nil)
+}
+
+// hangUp lets an upstream see how its client ended.
+func hangUp(up net.Conn, inOrder bool) {
+	if inOrder {
+		closeWrite(up)
+	} else {
+		abort(up)
+	}
+}
+
+// watch looks whether the client is still there when an answer takes long, so that an upstream with a silent stream hears of its
+// end. Nothing is read of the client's meanwhile.
+func (e *exchange) watch(up *link) {
+	w := &watching{done: make(chan struct{})}
+	w.timer = time.AfterFunc(watchAfter, func() {
+		defer close(w.done)
+		if _, err := e.client.r.Peek(1); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			hangUp(up.Conn, errors.Is(err, io.EOF))
+		}
+	})
+	e.watching = w
+}
+
+type watching struct {
+	timer *time.Timer
+	done  chan struct{}
+}
+
+// unwatch ends what watch began: the client may be read again.
+func (e *exchange) unwatch() {
+	w := e.watching
+	e.watching = nil
+	if w == nil || w.timer.Stop() {
+		return
+	}
+	_ = e.client.SetReadDeadline(time.Unix(1, 0))
+	<-w.done
+	_ = e.client.SetReadDeadline(time.Time{})
 }
 
 // raw gives the app what was read and the rest of the connection.

@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// Whoever answers hears how the client ended, in order or not, also while nothing is being said: it would wait for ever.
+func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
+	const head = "X / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n"
+	for name, sent := range map[string]string{
+		"in a body with a length": head + "Content-Length: 100\r\n\r\nabc",
+		"in a chunk":              head + "Transfer-Encoding: chunked\r\n\r\n5\r\nabc",
+		"before the answer":       head + "\r\n",
+		"after an unclear chunk":  head + "Transfer-Encoding: chunked\r\n\r\n1\na\n",
+	} {
+		for end, hangUp := range map[string]func(*net.TCPConn) error{
+			"in order": func(c *net.TCPConn) error { return c.CloseWrite() },
+			"with a reset": func(c *net.TCPConn) error {
+				_ = c.SetLinger(0)
+				return c.Close()
+			},
+		} {
+			t.Run(end+", "+name, func(t *testing.T) {
+				got := make(chan error, 1)
+				alice := newLaptop(t, ok, func(c net.Conn) {
+					all := make([]byte, len(sent))
+					if _, err := io.ReadFull(c, all); err != nil {
+						got <- err
+						return
+					}
+					assert.Equal(t, sent, string(all))
+					got <- nil
+					_, err := io.ReadAll(c)
+					got <- err
+					_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+				})
+				p := newPod(t, "127.0.0.1", nobody(t), alice.authority)
+				p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+				c := p.dial(t)
+				_, err := io.WriteString(c, sent)
+				require.NoError(t, err)
+				require.NoError(t, <-got, "all that was sent has come")
+				require.NoError(t, hangUp(c))
+				if err = <-got; end == "in order" {
+					require.NoError(t, err)
+					answer, err := io.ReadAll(c)
+					require.NoError(t, err)
+					assert.Equal(t, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", string(answer))
+				} else if err != nil {
+					require.True(t, errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET), err)
+				}
+			})
+		}
+	}
+}
