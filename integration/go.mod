@@ -6,6 +6,7 @@ go 1.26.3
 replace github.com/detour-dev/detour => ../
 
 require (
+	github.com/coder/websocket v1.8.15
 	github.com/detour-dev/detour v0.0.0-00010101000000-000000000000
 	github.com/google/go-containerregistry v0.22.1
 	github.com/miekg/dns v1.1.73

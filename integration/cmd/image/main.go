@@ -28,7 +28,7 @@ func run(root, version string) error {
 		programs           map[string]string
 	}{
 		{"traffic.tar", "detour.local/traffic:dev", []string{"/traffic"}, map[string]string{"/traffic": "./cmd/traffic", "/traffic-agent": "./cmd/traffic/agent", "/traffic-keeper": "./cmd/traffic/keeper"}},
-		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{"/bench": "./cmd/bench", "/echo": "./cmd/echo", "/queue": "./cmd/queue"}},
+		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{"/bench": "./cmd/bench", "/echo": "./cmd/echo", "/queue": "./cmd/queue", "/subject": "./cmd/subject"}},
 		{"shop.tar", "detour.local/shop:dev", nil, map[string]string{"/frontend": "./examples/shop/frontend", "/catalog": "./examples/shop/catalog", "/stock": "./examples/shop/stock"}},
 	}
 	bin := filepath.Join(root, "bin")

@@ -1,0 +1,142 @@
+// Package subject is a service that does what services do, for the suites to intercept: HTTP/1 and HTTP/2 without TLS, bodies of
+// any size, server-sent events, WebSockets and all four kinds of gRPC calls. Whatever it answers says who it is.
+package subject
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+	"google.golang.org/grpc"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+)
+
+// Serve serves until the listener closes. The name is what it says it is.
+func Serve(l net.Listener, name string) error {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	calls := grpc.NewServer()
+	testpb.RegisterTestServiceServer(calls, &rpc{name: name})
+	web := pages(name)
+	s := &http.Server{Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+			calls.ServeHTTP(w, r)
+			return
+		}
+		web.ServeHTTP(w, r)
+	})}
+	defer s.Close() //nolint:errcheck // what is open ends with it
+	return s.Serve(l)
+}
+
+func pages(name string) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			return
+		}
+		w.Header().Set("Served-By", name)
+		fmt.Fprintf(w, "%s %s %s %s %d\n", name, r.Proto, r.Method, r.URL.RequestURI(), n)
+	})
+	mux.HandleFunc("/sum", func(w http.ResponseWriter, r *http.Request) {
+		hash := sha256.New()
+		n, err := io.Copy(hash, r.Body)
+		if err != nil {
+			return
+		}
+		fmt.Fprintf(w, "%s %d %x\n", name, n, hash.Sum(nil))
+	})
+	mux.HandleFunc("/head", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %d\n", name, len(r.Header.Get("X-Large")))
+	})
+	mux.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for r.Context().Err() == nil {
+			if _, err := fmt.Fprintf(w, "data: %s\n\n", name); err != nil || http.NewResponseController(w).Flush() != nil {
+				return
+			}
+			time.Sleep(pace)
+		}
+	})
+	mux.HandleFunc("/socket", func(w http.ResponseWriter, r *http.Request) {
+		c, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer c.CloseNow() //nolint:errcheck // it is over
+		for {
+			kind, said, err := c.Read(r.Context())
+			if err != nil {
+				return
+			}
+			if err := c.Write(r.Context(), kind, append([]byte(name+" "), said...)); err != nil {
+				return
+			}
+		}
+	})
+	return mux
+}
+
+// pace is how far apart the messages of a server that streams are.
+const pace = 50 * time.Millisecond
+
+// rpc is gRPC's own test service, whose every answer has the name in its payload.
+type rpc struct {
+	testpb.UnimplementedTestServiceServer
+	name string
+}
+
+func (s *rpc) payload() *testpb.Payload { return &testpb.Payload{Body: []byte(s.name)} }
+
+// UnaryCall implements TestServiceServer.
+func (s *rpc) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	return &testpb.SimpleResponse{Payload: s.payload()}, nil
+}
+
+// StreamingOutputCall sends until the client goes.
+func (s *rpc) StreamingOutputCall(_ *testpb.StreamingOutputCallRequest, stream grpc.ServerStreamingServer[testpb.StreamingOutputCallResponse]) error {
+	for {
+		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: s.payload()}); err != nil {
+			return err
+		}
+		time.Sleep(pace)
+	}
+}
+
+// StreamingInputCall answers when the client has sent all.
+func (s *rpc) StreamingInputCall(stream grpc.ClientStreamingServer[testpb.StreamingInputCallRequest, testpb.StreamingInputCallResponse]) error {
+	n := 0
+	for {
+		m, err := stream.Recv()
+		if err == io.EOF { //nolint:errorlint // as gRPC says it
+			// The answer has room for a number only: the length of the name goes with it.
+			return stream.SendAndClose(&testpb.StreamingInputCallResponse{AggregatedPayloadSize: int32(n*1000 + len(s.name))})
+		}
+		if err != nil {
+			return err
+		}
+		n += len(m.Payload.GetBody())
+	}
+}
+
+// FullDuplexCall answers each message.
+func (s *rpc) FullDuplexCall(stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+	for {
+		if _, err := stream.Recv(); err == io.EOF { //nolint:errorlint // as gRPC says it
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: s.payload()}); err != nil {
+			return err
+		}
+	}
+}

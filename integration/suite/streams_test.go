@@ -1,0 +1,190 @@
+package suite
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+)
+
+// opener opens a stream with a developer's mark and returns a function that waits for its next message and says who sent it.
+type opener func(ctx context.Context, who string) (func() (string, error), error)
+
+// openers are the ways to hold on to a service. All calls of gRPC share one connection.
+func openers(t *testing.T) map[string]opener {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///subject.shop:80", grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	calls := testpb.NewTestServiceClient(conn)
+	marked := func(ctx context.Context, who string) context.Context {
+		return metadata.AppendToOutgoingContext(ctx, "x-dev", who)
+	}
+	all := map[string]opener{
+		"WebSocket": func(ctx context.Context, who string) (func() (string, error), error) {
+			c, _, err := websocket.Dial(ctx, "ws://subject.shop/socket", &websocket.DialOptions{HTTPHeader: http.Header{"X-Dev": {who}}}) //nolint:bodyclose // the library says that nobody has to
+			if err != nil {
+				return nil, err
+			}
+			return func() (string, error) {
+				if err := c.Write(ctx, websocket.MessageText, []byte("hello")); err != nil {
+					return "", err
+				}
+				_, said, err := c.Read(ctx)
+				return strings.TrimSuffix(string(said), " hello"), err
+			}, nil
+		},
+		"gRPC both ways": func(ctx context.Context, who string) (func() (string, error), error) {
+			stream, err := calls.FullDuplexCall(marked(ctx, who))
+			if err != nil {
+				return nil, err
+			}
+			return func() (string, error) {
+				if err := stream.Send(&testpb.StreamingOutputCallRequest{}); err != nil {
+					return "", err
+				}
+				m, err := stream.Recv()
+				return string(m.GetPayload().GetBody()), err
+			}, nil
+		},
+		"gRPC from the server": func(ctx context.Context, who string) (func() (string, error), error) {
+			stream, err := calls.StreamingOutputCall(marked(ctx, who), &testpb.StreamingOutputCallRequest{})
+			if err != nil {
+				return nil, err
+			}
+			return func() (string, error) {
+				m, err := stream.Recv()
+				return string(m.GetPayload().GetBody()), err
+			}, nil
+		},
+	}
+	for version, client := range clientsOf(t) {
+		client.Timeout = 0
+		all["server-sent events, "+version] = func(ctx context.Context, who string) (func() (string, error), error) {
+			r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://subject.shop/events", nil)
+			if err != nil {
+				return nil, err
+			}
+			r.Header.Set("x-dev", who)
+			answer, err := client.Do(r)
+			if err != nil {
+				return nil, err
+			}
+			context.AfterFunc(ctx, func() { _ = answer.Body.Close() })
+			lines := bufio.NewScanner(answer.Body)
+			return func() (string, error) {
+				for lines.Scan() {
+					if name, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+						return name, nil
+					}
+				}
+				return "", fmt.Errorf("the events ended: %w", lines.Err())
+			}, nil
+		}
+	}
+	return all
+}
+
+// held is a set of streams that must go on, each with whom it began.
+type held struct {
+	t    *testing.T
+	said atomic.Int64
+	mu   sync.Mutex
+	bad  []string
+}
+
+// open opens one stream of each kind. Who answers must be want, from the first message until close.
+func (h *held) open(kinds map[string]opener, who, want string) (closeAll func()) {
+	h.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	h.t.Cleanup(cancel)
+	var running sync.WaitGroup
+	for kind, open := range kinds {
+		next, err := open(ctx, who)
+		require.NoError(h.t, err, "%s of %s", kind, who)
+		first, err := next()
+		require.NoError(h.t, err, "%s of %s", kind, who)
+		require.Equal(h.t, want, first, "%s of %s", kind, who)
+		running.Go(func() {
+			for ctx.Err() == nil {
+				name, err := next()
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil || name != want {
+					h.mu.Lock()
+					h.bad = append(h.bad, fmt.Sprintf("%s: %s of %q, which began at %s: %q %v", time.Now().Format("15:04:05.000"), kind, who, want, name, err))
+					h.mu.Unlock()
+					return
+				}
+				h.said.Add(1)
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+	}
+	return func() { cancel(); running.Wait() }
+}
+
+// Streams of every kind stay whole and where their mark sent them, while other people's intercepts come and go; new ones go where
+// they belong by then.
+func TestStreamsStayOpen(t *testing.T) {
+	withSubject(t)
+	alice, bob, carol := newIdleDeveloper(t, 0), newIdleDeveloper(t, 1), newIdleDeveloper(t, 2)
+	alice.subject("alice")
+	bob.subject("bob")
+	copies := carol.count(18080)
+	connected(t)
+	alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	h := &held{t: t}
+	kinds := openers(t)
+	closers := []func(){h.open(kinds, "alice", "alice"), h.open(kinds, "bob", "cluster"), h.open(kinds, "", "cluster")}
+
+	for range 2 {
+		bob.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=bob", "-n", "shop")
+		ofBob := h.open(kinds, "bob", "bob")
+		carol.detour("intercept", "subject", "--port", "18080", "--mode", "wiretap", "-n", "shop")
+		closers = append(closers, h.open(kinds, "alice", "alice"), h.open(kinds, "", "cluster"))
+		require.Eventually(t, func() bool { return copies.Load() > 0 }, 20*time.Second, 50*time.Millisecond)
+		carol.detour("leave", "subject")
+		ofBob() // what is under way on a laptop ends with its intercept
+		bob.detour("leave", "subject")
+		closers = append(closers, h.open(kinds, "bob", "cluster"))
+	}
+	before := h.said.Load()
+	require.Eventually(t, func() bool { return h.said.Load() > before+200 }, 20*time.Second, 50*time.Millisecond, "all go on")
+	for _, end := range closers {
+		end()
+	}
+	require.Empty(t, h.bad)
+	t.Logf("%d messages", h.said.Load())
+
+	t.Run("gRPC from the client", func(t *testing.T) {
+		conn, err := grpc.NewClient("passthrough:///subject.shop:80", grpc.WithTransportCredentials(insecure.NewCredentials()))
+		require.NoError(t, err)
+		defer conn.Close()
+		for who, by := range map[string]string{"alice": "alice", "bob": "cluster"} {
+			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-dev", who), 20*time.Second)
+			defer cancel()
+			stream, err := testpb.NewTestServiceClient(conn).StreamingInputCall(ctx)
+			require.NoError(t, err)
+			for range 10 {
+				require.NoError(t, stream.Send(&testpb.StreamingInputCallRequest{Payload: &testpb.Payload{Body: []byte("x")}}))
+			}
+			m, err := stream.CloseAndRecv()
+			require.NoError(t, err)
+			require.Equal(t, int32(10*1000+len(by)), m.AggregatedPayloadSize)
+		}
+	})
+}

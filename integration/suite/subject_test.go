@@ -1,0 +1,305 @@
+package suite
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/subject"
+)
+
+// withSubject runs the subject in the cluster. It stays there for the tests that follow, with its agents.
+func withSubject(t *testing.T) {
+	t.Helper()
+	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/subject.yaml")
+	kubectl(t, "apply", "-f", manifest)
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=60s")
+}
+
+// listen opens a port of the laptop.
+func (d *developerLaptop) listen(port int) (l net.Listener) {
+	d.t.Helper()
+	require.NoError(d.t, d.Do(func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		return err
+	}))
+	return l
+}
+
+// subject runs a subject on the laptop that says the developer's name, until stop.
+func (d *developerLaptop) subject(name string) (stop func()) {
+	d.t.Helper()
+	l := d.listen(18080)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = subject.Serve(l, name) })
+	stop = func() { _ = l.Close(); serving.Wait() }
+	d.t.Cleanup(stop)
+	return stop
+}
+
+// clients of both versions that keep their connections.
+func clientsOf(t *testing.T) map[string]*http.Client {
+	t.Helper()
+	one, two := new(http.Protocols), new(http.Protocols)
+	one.SetHTTP1(true)
+	two.SetUnencryptedHTTP2(true)
+	all := map[string]*http.Client{}
+	for version, protocols := range map[string]*http.Protocols{"HTTP/1.1": one, "HTTP/2.0": two} {
+		transport := &http.Transport{Protocols: protocols, MaxIdleConnsPerHost: 1}
+		t.Cleanup(transport.CloseIdleConnections)
+		all[version] = &http.Client{Transport: transport, Timeout: 30 * time.Second}
+	}
+	return all
+}
+
+// say makes a request to the subject and returns the status and the answer.
+func say(t *testing.T, c *http.Client, method, path, who string, body io.Reader) (int, string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, "http://subject.shop"+path, body)
+	require.NoError(t, err)
+	if who != "" {
+		r.Header.Set("x-dev", who)
+	}
+	answer, err := c.Do(r)
+	require.NoError(t, err)
+	defer answer.Body.Close()
+	page, err := io.ReadAll(answer.Body)
+	require.NoError(t, err)
+	return answer.StatusCode, string(page)
+}
+
+// Clients as people have them find a personally intercepted service as if nothing stood before it.
+func TestRealClients(t *testing.T) {
+	withSubject(t)
+	alice := newIdleDeveloper(t, 0)
+	stopped := alice.subject("alice")
+	connected(t)
+	alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	served := map[string]string{"alice": "alice", "bob": "cluster"}
+
+	t.Run("curl", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "body")
+		require.NoError(t, os.WriteFile(file, make([]byte, 3<<20), 0o600))
+		for want, args := range map[string][]string{
+			"HTTP/1.1 GET /a?b=c 0":        {},
+			"HTTP/1.0 GET /a?b=c 0":        {"--http1.0"},
+			"HTTP/2.0 GET /a?b=c 0":        {"--http2-prior-knowledge"},
+			"HTTP/1.1 PUT /a?b=c 3145728":  {"-T", file, "-H", "Expect: 100-continue"},
+			"HTTP/1.1 POST /a?b=c 3145728": {"-H", "Transfer-Encoding: chunked", "--data-binary", "@" + file},
+			"HTTP/2.0 PUT /a?b=c 3145728":  {"-T", file, "--http2-prior-knowledge"},
+		} {
+			for who, by := range served {
+				out, err := command("curl", append([]string{"-sS", "--max-time", "20", "-H", "x-dev: " + who, "http://subject.shop/a?b=c"}, args...)...)
+				require.NoError(t, err, out)
+				require.Equal(t, by+" "+want, out)
+				out, err = command("curl", "-sS", "--max-time", "20", "-I", "-H", "x-dev: "+who, "http://subject.shop/")
+				require.NoError(t, err, out)
+				require.Contains(t, out, "Served-By: "+by)
+			}
+		}
+	})
+
+	t.Run("nghttp and h2load", func(t *testing.T) {
+		for who, by := range served {
+			out, err := command("nghttp", "-t", "20", "-H", "x-dev: "+who, "http://subject.shop/a")
+			require.NoError(t, err, out)
+			require.Equal(t, by+" HTTP/2.0 GET /a 0", out)
+			for _, version := range [][]string{nil, {"--h1"}} {
+				out, err = command("h2load", append([]string{"-n", "2000", "-c", "8", "-m", "10", "-H", "x-dev: " + who, "http://subject.shop/"}, version...)...)
+				require.NoError(t, err, out)
+				require.Contains(t, out, "2000 succeeded, 0 failed, 0 errored, 0 timeout")
+				require.Contains(t, out, "2000 2xx")
+			}
+		}
+	})
+
+	t.Run("large heads", func(t *testing.T) {
+		for version, client := range clientsOf(t) {
+			for who, by := range served {
+				for size, want := range map[int]int{500 << 10: http.StatusOK, 2 << 20: http.StatusRequestHeaderFieldsTooLarge} {
+					if version == "HTTP/2.0" && want != http.StatusOK {
+						continue // Go's client does not send what the server does not take
+					}
+					r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://subject.shop/head", nil)
+					require.NoError(t, err)
+					r.Header.Set("x-dev", who)
+					r.Header.Set("x-large", strings.Repeat("x", size))
+					answer, err := client.Do(r)
+					require.NoError(t, err, "%s %d", version, size)
+					page, err := io.ReadAll(answer.Body)
+					_ = answer.Body.Close()
+					require.NoError(t, err)
+					require.Equal(t, want, answer.StatusCode)
+					if want == http.StatusOK {
+						require.Equal(t, fmt.Sprintf("%s %d\n", by, size), string(page))
+					}
+				}
+			}
+		}
+	})
+
+	t.Run("requests ahead of their answers, from a raw socket", func(t *testing.T) {
+		c, err := net.Dial("tcp", "subject.shop:80")
+		require.NoError(t, err)
+		defer c.Close()
+		require.NoError(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+		var asked, wanted bytes.Buffer
+		for i := range 50 {
+			who := []string{"alice", "bob"}[rand.N(2)]
+			connection := "keep-alive"
+			if i == 49 {
+				connection = "close"
+			}
+			fmt.Fprintf(&asked, "PUT /%d HTTP/1.1\r\nHost: subject\r\nX-Dev: %s\r\nConnection: %s\r\nContent-Length: 3\r\n\r\nabc", i, who, connection)
+			fmt.Fprintf(&wanted, "%s HTTP/1.1 PUT /%d 3\n", served[who], i)
+		}
+		_, err = c.Write(asked.Bytes())
+		require.NoError(t, err)
+		answers, err := io.ReadAll(c)
+		require.NoError(t, err)
+		var got bytes.Buffer
+		for line := range strings.Lines(string(answers)) {
+			if strings.Contains(line, " PUT /") {
+				got.WriteString(line)
+			}
+		}
+		require.Equal(t, wanted.String(), got.String())
+	})
+
+	t.Run("a body of 1 GB", func(t *testing.T) {
+		before := agentMemory(t, "VmRSS")
+		for who, by := range served {
+			out := kubectl(t, "-n", "shop", "exec", "deployment/subject", "-c", "subject", "--", "/subject", "upload", "http://subject.shop/sum", strconv.Itoa(1<<30), who)
+			require.True(t, strings.HasPrefix(out, by+" 1073741824 "), out)
+		}
+		after := agentMemory(t, "VmHWM")
+		t.Logf("the largest agent of the subject: %d KiB before, %d KiB at most meanwhile", before, after)
+		require.Less(t, after, 40<<10, "KiB; %d before", before)
+	})
+
+	t.Run("nobody answers for a laptop with --on-failure error", func(t *testing.T) {
+		alice.detour("leave", "subject")
+		alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "--on-failure", "error")
+		stopped()
+		for version, client := range clientsOf(t) {
+			for range 3 {
+				status, _ := say(t, client, http.MethodGet, "/", "alice", nil)
+				require.Equal(t, map[string]int{"HTTP/1.1": http.StatusServiceUnavailable, "HTTP/2.0": http.StatusBadGateway}[version], status)
+				status, page := say(t, client, http.MethodGet, "/", "bob", nil)
+				require.Equal(t, http.StatusOK, status)
+				require.Contains(t, page, "cluster "+version)
+			}
+		}
+	})
+}
+
+// agentMemory is the largest figure of the agents in front of the subject, in KiB: the nodes are on this machine.
+func agentMemory(t *testing.T, figure string) (largest int) {
+	t.Helper()
+	uids := strings.Fields(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=subject", "-o", "jsonpath={.items[*].metadata.uid}"))
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	require.NoError(t, err)
+	for _, path := range all {
+		line, err := os.ReadFile(path)
+		if err != nil || string(line) != "/traffic-agent\x00agent\x00" {
+			continue
+		}
+		group, err := os.ReadFile(filepath.Join(filepath.Dir(path), "cgroup"))
+		require.NoError(t, err)
+		ours := false
+		for _, uid := range uids {
+			ours = ours || strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid)
+		}
+		if !ours {
+			continue
+		}
+		status, err := os.ReadFile(filepath.Join(filepath.Dir(path), "status"))
+		require.NoError(t, err)
+		_, rest, _ := strings.Cut(string(status), figure+":")
+		kib, err := strconv.Atoi(strings.Fields(rest)[0])
+		require.NoError(t, err)
+		largest = max(largest, kib)
+	}
+	require.NotZero(t, largest, "no agent of the subject's runs on this machine")
+	return largest
+}
+
+// Every condition decides by itself and with others, the most specific first, for both versions of HTTP; and a wiretap sees all of it.
+func TestMatches(t *testing.T) {
+	withSubject(t)
+	connected(t)
+	for i, c := range []struct {
+		name string
+		args []string
+	}{
+		{"alice", []string{"--path", "/only"}},
+		{"bob", []string{"--path-prefix", "/api", "--query", "debug", "--query", "dev~=b.b"}},
+		{"carol", []string{"--method", "POST,PUT"}},
+	} {
+		d := newIdleDeveloper(t, i)
+		d.subject(c.name)
+		d.detour(append([]string{"intercept", "subject", "--port", "18080", "-n", "shop"}, c.args...)...)
+	}
+	tapping := newIdleDeveloper(t, 3)
+	copies := make(chan string, 100)
+	tap := &http.Server{Protocols: new(http.Protocols), ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		copies <- fmt.Sprintf("%s %s %s %d", r.Proto, r.Method, r.URL.RequestURI(), n)
+		w.WriteHeader(http.StatusTeapot)
+	})}
+	tap.Protocols.SetHTTP1(true)
+	tap.Protocols.SetUnencryptedHTTP2(true)
+	l := tapping.listen(18080)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = tap.Serve(l) })
+	t.Cleanup(func() { _ = tap.Close(); serving.Wait() })
+	tapping.detour("intercept", "subject", "--port", "18080", "--mode", "wiretap", "-n", "shop")
+
+	for version, client := range clientsOf(t) {
+		for _, c := range []struct{ method, path, want string }{
+			{"GET", "/only", "alice"},
+			{"POST", "/only?x=y", "alice"},
+			{"GET", "/only/x", "cluster"},
+			{"GET", "/api/x?debug&dev=bob", "bob"},
+			{"GET", "/api?dev=bxb&debug=1", "bob"},
+			{"PUT", "/api?dev=bob&debug=1", "bob"},
+			{"GET", "/api/x?debug&dev=robert", "cluster"},
+			{"GET", "/api/x?dev=bob", "cluster"},
+			{"GET", "/apis?debug&dev=bob", "cluster"},
+			{"POST", "/", "carol"},
+			{"PUT", "/apis?debug&dev=bob", "carol"},
+			{"DELETE", "/", "cluster"},
+		} {
+			body := ""
+			if c.method == "POST" {
+				body = strings.Repeat("x", 50000)
+			}
+			line := fmt.Sprintf("%s %s %s %d", version, c.method, c.path, len(body))
+			_, page := say(t, client, c.method, c.path, "", strings.NewReader(body))
+			require.Equal(t, c.want+" "+line+"\n", page)
+			select {
+			case copied := <-copies:
+				require.Equal(t, line, copied)
+			case <-time.After(20 * time.Second):
+				require.Fail(t, "no copy", line)
+			}
+		}
+	}
+	list := detour(t, "list", "-n", "shop")
+	require.Regexp(t, `(?m)^subject +80/http +deployment/subject +yes, by targetPort +\S+ +(intercept|wiretap) +`, list)
+	for _, of := range []string{"intercept +path /only", `intercept +query debug, query dev~=b\.b, paths under /api`, "intercept +method POST or PUT", "wiretap +copies of all requests"} {
+		require.Regexp(t, `(?m) \S+ +`+of+`$`, list)
+	}
+}
