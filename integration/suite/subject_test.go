@@ -302,4 +302,12 @@ func TestMatches(t *testing.T) {
 	for _, of := range []string{"intercept +path /only", `intercept +query debug, query dev~=b\.b, paths under /api`, "intercept +method POST or PUT", "wiretap +copies of all requests"} {
 		require.Regexp(t, `(?m) \S+ +`+of+`$`, list)
 	}
+
+	require.NotContains(t, tapping.detour("status"), "dropped")
+	require.NoError(t, tap.Close())
+	for _, client := range clientsOf(t) {
+		_, _ = say(t, client, http.MethodGet, "/", "", nil)
+	}
+	require.Eventually(t, func() bool { return strings.Contains(tapping.detour("status"), "2 copies were dropped") }, 30*time.Second, 500*time.Millisecond)
+	require.Contains(t, kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.dropped}"), "2")
 }
