@@ -3,8 +3,6 @@ package suite
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,7 +160,7 @@ func TestReplaceService(t *testing.T) {
 	for range 20 {
 		require.Equal(t, "laptop", edition(t, "http://catalog.shop/"))
 	}
-	require.Empty(t, runningCatalogs(t))
+	require.Empty(t, running(t, "catalog"))
 	detour(t, "leave", "catalog")
 	for range 20 {
 		require.Equal(t, "cluster", edition(t, "http://catalog.shop/"))
@@ -170,27 +168,28 @@ func TestReplaceService(t *testing.T) {
 	n, failures := end()
 	require.Empty(t, failures)
 	require.Greater(t, n, 100)
-
-	// A pod that is made while no traffic-manager can tell that it is replaced runs the app; it is replaced as soon as there is one.
-	t.Run("while the traffic-manager is away", func(t *testing.T) {
-		detour(t, "intercept", "catalog", "--port", "18080", "--mode", "replace")
-		kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=0")
-		kubectl(t, "-n", "detour-system", "wait", "--for=delete", "pod", "-l", "app=traffic-manager", "--timeout=60s")
-		pod := strings.Fields(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "-o", "name"))[0]
-		kubectl(t, "-n", "shop", "delete", pod)
-		require.Eventually(t, func() bool { return len(runningCatalogs(t)) == 1 }, 30*time.Second, 500*time.Millisecond)
-		kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=1")
-		require.Eventually(t, func() bool { return len(runningCatalogs(t)) == 0 }, 90*time.Second, 500*time.Millisecond)
-		require.Eventually(t, func() bool {
-			page, err := get(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Second}, "http://catalog.shop/")
-			return err == nil && editionOf(page) == "laptop"
-		}, 60*time.Second, 500*time.Millisecond)
-		detour(t, "leave", "catalog")
-	})
 }
 
-// runningCatalogs are the pods in which the catalog itself runs.
-func runningCatalogs(t *testing.T) []string {
+// A pod that is made while no traffic-manager can tell that it is replaced runs the app; it is replaced as soon as there is one.
+func TestReplaceWhileTheManagerIsAway(t *testing.T) {
+	newQueue(t)
+	connected(t)
+	detour(t, "intercept", "worker", "--mode", "replace")
+	kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=0")
+	kubectl(t, "-n", "detour-system", "wait", "--for=delete", "pod", "-l", "app=traffic-manager", "--timeout=60s")
+	require.Empty(t, running(t, "worker"))
+	pod := strings.Fields(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=worker", "-o", "name"))[0]
+	kubectl(t, "-n", "shop", "delete", pod)
+	require.Eventually(t, func() bool { return len(running(t, "worker")) == 1 }, 30*time.Second, 500*time.Millisecond)
+	kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=1")
+	require.Eventually(t, func() bool { return len(running(t, "worker")) == 0 }, 90*time.Second, 500*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(detour(t, "status"), "Active") }, 60*time.Second, 500*time.Millisecond)
+	detour(t, "leave", "worker")
+	require.Len(t, running(t, "worker"), 2)
+}
+
+// running are the pods of an app in which it runs itself.
+func running(t *testing.T, app string) []string {
 	t.Helper()
 	var list struct {
 		Items []struct {
@@ -199,10 +198,10 @@ func runningCatalogs(t *testing.T) []string {
 			Status   struct{ Phase string }
 		}
 	}
-	require.NoError(t, json.Unmarshal([]byte(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "-o", "json")), &list))
+	require.NoError(t, json.Unmarshal([]byte(kubectl(t, "-n", "shop", "get", "pods", "-l", "app="+app, "-o", "json")), &list))
 	var names []string
 	for _, p := range list.Items {
-		if fmt.Sprint(p.Spec.Containers[0].Command) == "[/catalog]" && p.Status.Phase != "Succeeded" && p.Status.Phase != "Failed" {
+		if p.Spec.Containers[0].Command[0] != "/traffic-agent" && p.Status.Phase != "Succeeded" && p.Status.Phase != "Failed" {
 			names = append(names, p.Metadata.Name)
 		}
 	}
