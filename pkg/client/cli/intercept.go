@@ -21,6 +21,8 @@ the service has one. With conditions (--me, --header, --query, --path, --path-pr
 go to the laptop; everybody else's stay in the cluster.
 With --mode replace the app's container does not run meanwhile: not for its port's traffic, nor for work that it takes from a queue. A WORKLOAD
 such as deployment/worker, or its name alone, needs no port.
+With --mode ingest no traffic moves. In every mode a COMMAND has the environment of the app's container, as far as you may read its ConfigMaps
+and Secrets, and --env-file and --env-json write it to files that only you can read.
 Connects first when nothing is connected. Returns when the traffic really flows. With a COMMAND, it is run on the cluster's network, and
 the traffic goes back to the cluster when it ends; its exit code is detour's. Without root, LOCAL is a port of what such a COMMAND,
 ` + "`detour run` or `detour shell`" + ` runs.`,
@@ -30,6 +32,7 @@ the traffic goes back to the cluster when it ends; its exit code is detour's. Wi
   detour intercept catalog --port 8080 --me
   detour intercept catalog --port 8080 --mode wiretap
   detour intercept worker --mode replace -- ./worker
+  detour intercept catalog --mode ingest --env-file .env
   detour intercept catalog --port 8080 --header x-dev=alice --path-prefix /api
   detour intercept web --port 8443 --me --tls-secret web-tls`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,9 +44,9 @@ the traffic goes back to the cluster when it ends; its exit code is detour's. Wi
 				return err
 			}
 			if len(args) > 1 {
-				return a.interceptFor(cmd.Context(), requests, args[1:])
+				return a.interceptFor(cmd.Context(), requests, &w.env, args[1:])
 			}
-			return a.intercept(cmd.Context(), requests)
+			return a.intercept(cmd.Context(), requests, &w.env)
 		},
 	}
 	w.add(cmd.Flags())
@@ -53,13 +56,17 @@ the traffic goes back to the cluster when it ends; its exit code is detour's. Wi
 }
 
 // intercept returns when the traffic flows.
-func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptRequest) error {
+func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptRequest, env *environmentFlags) error {
 	client, done, err := a.start(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if _, err := a.connected(ctx, client); err != nil {
+	s, err := a.connected(ctx, client)
+	if err != nil {
+		return err
+	}
+	if _, err := a.ingest(ctx, env, s, requests[0], false); err != nil {
 		return err
 	}
 	made, err := a.interceptAll(ctx, client, requests, true)

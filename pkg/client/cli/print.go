@@ -128,13 +128,15 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 	}
 	for _, i := range s.Intercepts {
 		if i.LocalPort == 0 {
-			fmt.Fprintf(w, "intercept   %s, %s, pods %s\n", i.Workload, i.Phase, i.Agents)
+			fmt.Fprintf(w, "intercept   %s, %s\n", i.Workload, i.Phase)
 		} else {
 			fmt.Fprintf(w, "intercept   service %s (%s) -> 127.0.0.1:%d, %s, agents %s\n", i.Service, i.Workload, i.LocalPort, i.Phase, i.Agents)
 		}
 		switch i.Mode {
 		case string(detour.ModeWiretap):
 			fmt.Fprintf(w, "%-11s mode wiretap\n", "")
+		case string(detour.ModeIngest):
+			fmt.Fprintf(w, "%-11s mode ingest: %s\n", "", i.Requests)
 		case string(detour.ModeReplace):
 			fmt.Fprintf(w, "%-11s mode replace: container %s does not run\n", "", i.Container)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/inside"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -58,7 +59,7 @@ func (a *app) run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	p, err := inside.Start(target(s), args)
+	p, err := inside.Start(target(s), args, os.Environ())
 	if err != nil {
 		return started(err)
 	}
@@ -115,7 +116,7 @@ func ended(p inside.Process) error {
 }
 
 // interceptFor runs a command inside while its service is intercepted.
-func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRequest, args []string) error {
+func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRequest, env *environmentFlags, args []string) error {
 	client, done, err := a.start(ctx)
 	if err != nil {
 		return err
@@ -125,7 +126,15 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 	if err != nil {
 		return err
 	}
-	p, err := inside.Start(target(s), args)
+	environment, err := a.ingest(ctx, env, s, requests[0], true)
+	if err != nil {
+		return err
+	}
+	if requests[0].Mode == string(detour.ModeIngest) {
+		// No traffic waits for the command.
+		return a.ingestFor(ctx, client, requests, target(s), args, environment)
+	}
+	p, err := inside.Start(target(s), args, environment)
 	if err != nil {
 		return started(err)
 	}
@@ -154,6 +163,41 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 	}
 	printed := a.printIntercepts(a.ErrOut, requests, made) // standard output is the command's
 	<-over
+	if err := a.leaveAll(ctx, client, made); err != nil {
+		return errors.Join(err, code)
+	}
+	if code == nil {
+		return printed
+	}
+	return code
+}
+
+// ingestFor runs a command while the cluster knows that the laptop has the app's environment.
+func (a *app) ingestFor(ctx context.Context, client daemonv1.DaemonServiceClient, requests []*daemonv1.InterceptRequest, pid int, args, environment []string) error {
+	made, err := a.interceptAll(ctx, client, requests, false)
+	if err != nil {
+		return err
+	}
+	printed := a.printIntercepts(a.ErrOut, requests, made)
+	p, err := inside.Start(pid, args, environment)
+	if err != nil {
+		if lerr := a.leaveAll(ctx, client, made); lerr != nil {
+			fmt.Fprintln(a.ErrOut, "warning:", lerr)
+		}
+		return started(err)
+	}
+	code := ended(p)
+	if err := a.leaveAll(ctx, client, made); err != nil {
+		return errors.Join(err, code)
+	}
+	if code == nil {
+		return printed
+	}
+	return code
+}
+
+// leaveAll gives back what a command had, all at once: no port of a replaced container is done without the others.
+func (a *app) leaveAll(ctx context.Context, client daemonv1.DaemonServiceClient, made []*daemonv1.Intercept) error {
 	failures := make([]error, len(made))
 	var all sync.WaitGroup
 	for n, i := range made {
@@ -165,11 +209,8 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 	}
 	all.Wait()
 	if err := errors.Join(failures...); err != nil {
-		return errors.Join(err, code)
+		return err
 	}
 	printLeft(a.ErrOut, made[0])
-	if code == nil {
-		return printed
-	}
-	return code
+	return nil
 }

@@ -21,20 +21,22 @@ type wish struct {
 	onFailure, mode, container string
 	secret                     string
 	plaintext                  bool
+	env                        environmentFlags
 }
 
 func (w *wish) add(f *pflag.FlagSet) {
-	f.StringArrayVarP(&w.ports, "port", "p", nil, "LOCAL[:REMOTE[/udp]], or ranges such as 9000-9010:9000-9010 (required, but for a workload that is replaced; repeatable)")
+	f.StringArrayVarP(&w.ports, "port", "p", nil, "LOCAL[:REMOTE[/udp]], or ranges such as 9000-9010:9000-9010 (required, but for --mode ingest and a workload that is replaced; repeatable)")
 	f.DurationVar(&w.ttl, "ttl", 0, "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
 	f.StringVar(&w.onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
-	f.StringVar(&w.mode, "mode", "intercept", "intercept; wiretap for a copy of the requests while the cluster's pods answer; replace for the app's container not to run meanwhile")
-	f.StringVar(&w.container, "container", "", "with --mode replace: which container of the pod, where it is not clear")
+	f.StringVar(&w.mode, "mode", "intercept", "intercept; wiretap for a copy of the requests while the cluster's pods answer; replace for the app's container not to run meanwhile; ingest for no traffic, only the app's environment")
+	f.StringVar(&w.container, "container", "", "with --mode replace or ingest: which container of the pod, where it is not clear")
 	f.StringVar(&w.secret, "tls-secret", "", "where the port speaks TLS: the Secret of its pods with their certificate, with which the agents in them tell requests apart")
 	f.BoolVar(&w.plaintext, "local-plaintext", false, "with --tls-secret: the process on this laptop does not speak TLS")
+	w.env.add(f)
 	w.only.add(f)
 }
 
-var modes = map[string]detour.Mode{"intercept": detour.ModeIntercept, "wiretap": detour.ModeWiretap, "replace": detour.ModeReplace}
+var modes = map[string]detour.Mode{"intercept": detour.ModeIntercept, "wiretap": detour.ModeWiretap, "replace": detour.ModeReplace, "ingest": detour.ModeIngest}
 
 // requests are one for each port, or one for the workload.
 func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
@@ -49,24 +51,26 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 		return nil, fmt.Errorf("--on-failure %s is not known: use fallback (the cluster's pods answer) or error", w.onFailure)
 	}
 	mode, known := modes[w.mode]
-	replaces := mode == detour.ModeReplace
+	replaces, ingests := mode == detour.ModeReplace, mode == detour.ModeIngest
 	workload := strings.Contains(target, "/")
 	switch {
 	case !known:
-		return nil, fmt.Errorf("--mode %s is not known: use intercept, wiretap (a copy of the requests; the cluster's pods answer) or replace (the app's container does not run)", w.mode)
+		return nil, fmt.Errorf("--mode %s is not known: use intercept, wiretap (a copy of the requests; the cluster's pods answer), replace (the app's container does not run) or ingest (only the app's environment)", w.mode)
 	case replaces && match != nil:
 		return nil, errors.New("--mode replace takes everything, since the app does not run: leave out the conditions, or use --mode intercept")
-	case w.container != "" && !replaces:
-		return nil, errors.New("--container is for --mode replace")
-	case workload && !replaces:
-		return nil, fmt.Errorf("%s is not a service: name the service whose traffic you want, or use --mode replace", target)
+	case w.container != "" && !replaces && !ingests:
+		return nil, errors.New("--container is for --mode replace and --mode ingest")
+	case ingests && (len(w.ports) > 0 || match != nil || w.secret != ""):
+		return nil, errors.New("--mode ingest takes no traffic: leave out ports, conditions and --tls-secret, or use --mode intercept")
+	case workload && !replaces && !ingests:
+		return nil, fmt.Errorf("%s is not a service: name the service whose traffic you want, or use --mode replace or ingest", target)
 	case workload && len(w.ports) > 0:
 		return nil, fmt.Errorf("--port is of a service: name the service in place of %s, or leave out --port", target)
 	case w.secret != "" && match == nil && mode != detour.ModeWiretap:
 		return nil, errors.New("--tls-secret is for a part of the requests: all of a port goes to this laptop as it is, TLS included")
 	case w.plaintext && w.secret == "":
 		return nil, errors.New("--local-plaintext is for --tls-secret: without it nobody looks into TLS")
-	case len(w.ports) == 0 && !replaces:
+	case len(w.ports) == 0 && !replaces && !ingests:
 		return nil, errors.New("--port is missing: say where this laptop listens, as in --port 8080")
 	}
 	request := func() *daemonv1.InterceptRequest {
@@ -74,6 +78,10 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 	}
 	if len(w.ports) == 0 {
 		r := request()
+		if ingests && !workload {
+			r.Service = target
+			return []*daemonv1.InterceptRequest{r}, nil
+		}
 		if r.Workload, err = parseWorkload(target); err != nil {
 			return nil, err
 		}
@@ -125,7 +133,11 @@ func nameOf(i *daemonv1.Intercept) string {
 }
 
 func printLeft(w io.Writer, i *daemonv1.Intercept) {
-	if i.Mode == string(detour.ModeReplace) {
+	switch i.Mode {
+	case string(detour.ModeIngest):
+		fmt.Fprintf(w, "left: %s\n", nameOf(i))
+		return
+	case string(detour.ModeReplace):
 		fmt.Fprintf(w, "left: %s, its container %s runs again\n", nameOf(i), i.Container)
 		return
 	}
@@ -133,7 +145,10 @@ func printLeft(w io.Writer, i *daemonv1.Intercept) {
 }
 
 func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept) {
-	if i.Mode == string(detour.ModeReplace) {
+	switch i.Mode {
+	case string(detour.ModeIngest):
+		fmt.Fprintf(w, "ingested: the environment of container %s of %s, no traffic\n", i.Container, i.Workload)
+	case string(detour.ModeReplace):
 		fmt.Fprintf(w, "replaced: container %s of %s does not run (pods %s)\n", i.Container, i.Workload, i.Agents)
 	}
 	if i.LocalPort == 0 {

@@ -85,7 +85,7 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 	}
 	waiting, cancel := context.WithTimeout(ctx, activeTimeout)
 	defer cancel()
-	last, tried := "", req.Workload != "" // for its work alone, no traffic
+	last, tried := "", req.LocalPort == 0 // for the work or the environment alone, no traffic
 	for {
 		if err := s.kube.Get(waiting, client.ObjectKeyFromObject(&i), &i); err != nil && waiting.Err() == nil {
 			return nil, explain.Error(err, "read the intercept")

@@ -1,5 +1,5 @@
 // Package inside runs a command for the rootless mode: in the namespaces of a daemon, and otherwise as if the shell had started it, with
-// the caller's user, directory, environment, terminal and signals.
+// the caller's user, directory, terminal and signals.
 package inside
 
 import (

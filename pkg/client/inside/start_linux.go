@@ -34,8 +34,8 @@ type process struct {
 }
 
 // Start starts a command in the namespaces of a process; in none but its own when pid is 0. Signals that this process gets are the
-// command's from now on.
-func Start(pid int, args []string) (Process, error) {
+// command's from now on. The command is looked for in this process's $PATH, whatever its environment.
+func Start(pid int, args, environment []string) (Process, error) {
 	path, err := find(args[0])
 	if err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func Start(pid int, args []string) (Process, error) {
 			_ = unix.Close(fd)
 		}
 	}()
-	plan := &forkPlan{}
+	plan := &forkPlan{environment: environment}
 	if pid != 0 {
 		for i, s := range spaces {
 			fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, s.name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -143,6 +143,7 @@ func (p *process) Terminate() {
 
 // forkPlan is all that the child needs, made before the fork.
 type forkPlan struct {
+	environment  []string
 	enter        bool
 	spaces       [3]uintptr
 	flags        [3]uintptr
@@ -173,7 +174,7 @@ func (f *forkPlan) fork(path string, args []string) (int, error) {
 	for i, s := range spaces {
 		f.flags[i] = s.flag
 	}
-	for _, err := range []error{one(&f.path, path), one(&f.cwd, cwd), many(&f.argv, args), many(&f.envv, os.Environ())} {
+	for _, err := range []error{one(&f.path, path), one(&f.cwd, cwd), many(&f.argv, args), many(&f.envv, f.environment)} {
 		if err != nil {
 			return 0, &StartError{Name: args[0], Code: ExitNotAllowed, Err: err}
 		}

@@ -23,7 +23,7 @@ func output(t *testing.T, pid int, script string) (int, string) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "out")
 	t.Setenv("OUT", out)
-	p, err := Start(pid, []string{"sh", "-c", script})
+	p, err := Start(pid, []string{"sh", "-c", script}, os.Environ())
 	require.NoError(t, err)
 	code, err := p.Wait()
 	require.NoError(t, err)
@@ -56,7 +56,7 @@ func TestCommandIsAsIfTheShellHadStartedIt(t *testing.T) {
 
 func TestSignalsArePassedOn(t *testing.T) {
 	ready := filepath.Join(t.TempDir(), "ready")
-	p, err := Start(0, []string{"sh", "-c", "trap 'exit 9' TERM; touch " + ready + "; while :; do sleep 0.05; done"})
+	p, err := Start(0, []string{"sh", "-c", "trap 'exit 9' TERM; touch " + ready + "; while :; do sleep 0.05; done"}, os.Environ())
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { _, err := os.Stat(ready); return err == nil }, 5*time.Second, 10*time.Millisecond)
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
@@ -69,7 +69,7 @@ func TestWhatCannotBeStarted(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "text")
 	require.NoError(t, os.WriteFile(file, []byte("not a program"), 0o755))
 	for name, want := range map[string]int{"no-such-command": ExitNotFound, file: ExitNotAllowed} {
-		_, err := Start(0, []string{name})
+		_, err := Start(0, []string{name}, os.Environ())
 		var failed *StartError
 		require.ErrorAs(t, err, &failed, name)
 		require.Equal(t, want, failed.Code, name)
@@ -98,6 +98,6 @@ func TestCommandIsInTheNamespaces(t *testing.T) {
 	}
 	require.Equal(t, strings.Join(want, " "), out)
 
-	_, err := Start(1<<22+1, []string{"true"})
+	_, err := Start(1<<22+1, []string{"true"}, os.Environ())
 	require.ErrorContains(t, err, "enter the session's network")
 }

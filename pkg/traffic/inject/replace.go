@@ -106,3 +106,22 @@ func PickContainer(template *corev1.PodTemplateSpec, wanted string, port int32) 
 	}
 	return "", fmt.Errorf("it has several containers, %s: say which one to replace with --container", strings.Join(names, ", "))
 }
+
+// NamedPort is the number of a container port with this name, also where the agent has taken the name over; 0 when there is none.
+func NamedPort(pod *corev1.Pod, name string) int32 {
+	if plan, err := ParsePlan(pod.Annotations[Annotation]); err == nil {
+		for _, p := range plan.Ports {
+			if p.Name == name {
+				return p.Port
+			}
+		}
+	}
+	for c := range servers(&pod.Spec) {
+		for _, p := range c.Ports {
+			if p.Name == name {
+				return p.ContainerPort
+			}
+		}
+	}
+	return 0
+}

@@ -165,6 +165,10 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	}
 	i.Status.Workload = &detour.WorkloadRef{Kind: target.kind, Name: target.object.GetName()}
 	i.Status.Container = target.container
+	if i.Spec.Mode == detour.ModeIngest {
+		ingest(i, target)
+		return nil
+	}
 	match := spec.FromAPI(i.Spec.Match)
 	i.Status.Requests = route.Describe(match)
 	if target.port.Port == 0 {
@@ -288,6 +292,16 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	return nil
 }
 
+// ingest says whose environment a laptop has. Nothing else happens to the workload.
+func ingest(i *detour.Intercept, target *workload) {
+	i.Status.Requests = "no traffic, the environment of container " + target.container
+	if i.Spec.Suspend {
+		set(i, detour.PhaseSuspended, metav1.ConditionFalse, detour.ReasonSuspended, "nothing has changed in the cluster")
+		return
+	}
+	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s has the environment of container %s of %s", i.Status.Laptop, target.container, target.name()))
+}
+
 func gone(fails, replaced bool) string {
 	switch {
 	case replaced:
@@ -338,6 +352,9 @@ func (r *interceptReconciler) conflict(ctx context.Context, i *detour.Intercept)
 		return err
 	}
 	for _, other := range list.Items {
+		if other.Spec.Mode == detour.ModeIngest {
+			continue
+		}
 		if other.UID == i.UID || other.Spec.Suspend || other.Status.Phase == detour.PhaseRefused || other.Status.Workload == nil || !other.DeletionTimestamp.IsZero() {
 			continue
 		}

@@ -41,10 +41,13 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 	if err != nil {
 		return nil, err
 	}
-	if i.Spec.Mode == detour.ModeReplace {
+	if i.Spec.Mode == detour.ModeReplace || i.Spec.Mode == detour.ModeIngest {
 		if w.container, err = inject.PickContainer(w.template, i.Spec.Container, w.port.Port); err != nil {
-			return nil, refuse(detour.ReasonWhichContainer, "%s cannot be replaced: %s", w.name(), err)
+			return nil, refuse(detour.ReasonWhichContainer, "%s: %s", w.name(), err)
 		}
+	}
+	if i.Spec.Mode == detour.ModeIngest {
+		return w, nil
 	}
 	if reason := w.cannotRoll(); reason != "" {
 		return nil, refuse(detour.ReasonUnsupported, "%s %s", w.name(), reason)
@@ -117,7 +120,7 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 		return nil, err
 	}
 	port, err := servicePort(&svc, i.Spec.Port, i.Spec.Protocol)
-	if err != nil {
+	if err != nil && i.Spec.Mode != detour.ModeIngest { // which needs no port
 		return nil, err
 	}
 	if len(svc.Spec.Selector) == 0 || svc.Spec.Type == corev1.ServiceTypeExternalName {
@@ -142,7 +145,7 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 	if port.AppProtocol != nil {
 		w.appProtocol = *port.AppProtocol
 	}
-	if w.port, err = inject.PlanPort(&svc, port, w.template); err != nil {
+	if w.port, err = inject.PlanPort(&svc, port, w.template); err != nil && i.Spec.Mode != detour.ModeIngest {
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}
 	return w, nil

@@ -11,9 +11,9 @@ import (
 // +kubebuilder:validation:XValidation:rule="has(self.match) == has(oldSelf.match) && (!has(self.match) || self.match == oldSelf.match)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="has(self.service) == has(oldSelf.service) && has(self.workload) == has(oldSelf.workload) && (!has(self.workload) || self.workload == oldSelf.workload) && has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="has(self.service) != has(self.workload)",message="give service or workload, not both"
-// +kubebuilder:validation:XValidation:rule="has(self.service) == has(self.localPort) && (has(self.service) || !has(self.port))",message="a service's traffic needs a local port, a workload has no port"
-// +kubebuilder:validation:XValidation:rule="self.mode == 'Replace' || (has(self.service) && !has(self.container))",message="workload and container are for mode Replace"
-// +kubebuilder:validation:XValidation:rule="self.mode != 'Replace' || !has(self.match)",message="a replaced container answers nobody, so mode Replace has no match"
+// +kubebuilder:validation:XValidation:rule="(has(self.service) && self.mode != 'Ingest') == has(self.localPort) && (has(self.localPort) || !has(self.port))",message="a service's traffic needs a local port, and nothing else has ports"
+// +kubebuilder:validation:XValidation:rule="self.mode in ['Replace', 'Ingest'] || (has(self.service) && !has(self.container))",message="workload and container are for the modes Replace and Ingest"
+// +kubebuilder:validation:XValidation:rule="!(self.mode in ['Replace', 'Ingest']) || !has(self.match)",message="the modes Replace and Ingest have no match: one takes everything, the other nothing"
 // +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && (!has(self.service) || !has(oldSelf.service) || self.service == oldSelf.service) && (!has(self.localPort) || !has(oldSelf.localPort) || self.localPort == oldSelf.localPort) && self.onFailure == oldSelf.onFailure && self.mode == oldSelf.mode && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="has(self.tls) == has(oldSelf.tls) && (!has(self.tls) || self.tls == oldSelf.tls)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="!has(self.tls) || has(self.match) || self.mode == 'Wiretap'",message="all of a port goes to the laptop as it is, TLS included: give a match, or no tls"
@@ -52,7 +52,7 @@ type InterceptSpec struct {
 	// +optional
 	TLS *TLS `json:"tls,omitempty"`
 	// Mode is what the laptop gets: the traffic (Intercept), a copy of the requests (Wiretap), whose answers nobody sees, or all that
-	// the app does (Replace): the app's container does not run meanwhile.
+	// the app does (Replace): the app's container does not run meanwhile. With Ingest it gets no traffic, and reads the app's environment.
 	// +kubebuilder:default=Intercept
 	Mode Mode `json:"mode,omitempty"`
 	// TTL ends the intercept so long after its creation; it is deleted. Absent: it lives as long as its session.
@@ -80,7 +80,7 @@ type TLS struct {
 
 // Mode is what an intercept does with traffic.
 //
-// +kubebuilder:validation:Enum=Intercept;Wiretap;Replace
+// +kubebuilder:validation:Enum=Intercept;Wiretap;Replace;Ingest
 type Mode string
 
 // The modes.
@@ -88,6 +88,7 @@ const (
 	ModeIntercept Mode = "Intercept"
 	ModeWiretap   Mode = "Wiretap"
 	ModeReplace   Mode = "Replace"
+	ModeIngest    Mode = "Ingest"
 )
 
 // OnFailure is what becomes of traffic whose laptop cannot be had.

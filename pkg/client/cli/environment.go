@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/detour-dev/detour/pkg/client/environment"
+	"github.com/detour-dev/detour/pkg/client/explain"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// environmentFlags say what becomes of the environment of the app's container.
+type environmentFlags struct {
+	file, json string
+	command    bool
+}
+
+func (e *environmentFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&e.file, "env-file", "", "write the environment of the app's container to this file, for a shell or an IDE")
+	f.StringVar(&e.json, "env-json", "", "write the environment of the app's container to this file, as JSON")
+	f.BoolVar(&e.command, "env", true, "run COMMAND with the environment of the app's container")
+}
+
+// ingest writes the files that are asked for, and returns the environment of a command.
+func (a *app) ingest(ctx context.Context, e *environmentFlags, s *daemonv1.StatusResponse, r *daemonv1.InterceptRequest, command bool) ([]string, error) {
+	own := os.Environ()
+	files := e.file != "" || e.json != ""
+	if !files && (!command || !e.command) {
+		return own, nil
+	}
+	variables, err := a.variables(ctx, s, r)
+	if err != nil && files {
+		return nil, err
+	}
+	if err != nil { // it may need none
+		fmt.Fprintf(a.ErrOut, "warning: the command has not the environment of the app: %s\n", err)
+		return own, nil
+	}
+	if e.file != "" {
+		if err := environment.Write(e.file, environment.Lines(variables)); err != nil {
+			return nil, err
+		}
+	}
+	if e.json != "" {
+		raw, err := environment.JSON(variables)
+		if err != nil {
+			return nil, err
+		}
+		if err := environment.Write(e.json, raw); err != nil {
+			return nil, err
+		}
+	}
+	if !e.command {
+		return own, nil
+	}
+	return environment.Under(own, variables), nil
+}
+
+// variables are those of the app's container. What the user may not read is missing, and a warning says so.
+func (a *app) variables(ctx context.Context, s *daemonv1.StatusResponse, r *daemonv1.InterceptRequest) (map[string]string, error) {
+	config, err := a.flags.ToRESTConfig()
+	if err != nil {
+		return nil, explain.Error(err, "read the kubeconfig")
+	}
+	if config.Host != s.Server {
+		return nil, fmt.Errorf("the kubeconfig is that of %s, and detour is connected to %s: use the same, or run `detour quit` first", config.Host, s.Server)
+	}
+	clients, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, explain.Error(err, "connect to the cluster")
+	}
+	pod, container, err := environment.Find(ctx, clients, s.Namespace, r)
+	if err != nil {
+		return nil, explain.Error(err, "find the app's environment")
+	}
+	variables, missing := environment.Of(pod, container, environment.NewCluster(ctx, clients, s.Namespace))
+	if len(missing) > 0 {
+		fmt.Fprintf(a.ErrOut, "warning: parts of the environment are missing: %s\n", strings.Join(missing, ", "))
+	}
+	return variables, nil
+}

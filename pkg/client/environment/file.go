@@ -1,0 +1,59 @@
+package environment
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Lines are the variables in the form of an env file: for a POSIX shell to read, and for docker where no value needs quotes.
+func Lines(variables map[string]string) []byte {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(variables)) {
+		fmt.Fprintf(&b, "%s=%s\n", name, quote(variables[name]))
+	}
+	return []byte(b.String())
+}
+
+func quote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=@%+,", r)
+	}
+	if strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// JSON are the variables as one object.
+func JSON(variables map[string]string) ([]byte, error) {
+	raw, err := json.MarshalIndent(variables, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode the environment: %w", err)
+	}
+	return append(raw, '\n'), nil
+}
+
+// Write puts a file in place that only its owner may read, whoever might read what was there before.
+func Write(path string, content []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".detour-*") // of mode 0600
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(content)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
