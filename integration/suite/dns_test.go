@@ -257,7 +257,8 @@ func TestDNSWithoutTheRight(t *testing.T) {
 // What is not the cluster's is not told to it, and what is the cluster's is told to nobody else.
 func TestNamesStayOnTheirSide(t *testing.T) {
 	logs := func() string { return kubectl(t, "-n", "kube-system", "logs", "-l", "k8s-app=kube-dns", "--tail=-1") }
-	if !strings.Contains(logs(), " NOERROR ") {
+	past := logs()
+	if !strings.Contains(past, " NOERROR ") {
 		t.Skip("this cluster's DNS does not log what it is asked")
 	}
 	other(t)
@@ -305,7 +306,8 @@ func TestNamesStayOnTheirSide(t *testing.T) {
 		require.NotContains(t, name, "target")
 		require.NotContains(t, name, "cluster.local")
 	}
-	said := logs()
+	said, ok := strings.CutPrefix(logs(), past) // other tests ask the cluster for such names
+	require.True(t, ok)
 	require.Contains(t, said, "target.other.svc.cluster.local.")
 	for _, secret := range []string{"example", "private", "office"} {
 		require.NotContains(t, said, secret)
