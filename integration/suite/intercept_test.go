@@ -59,7 +59,8 @@ func TestNumericTargetPort(t *testing.T) {
 	laptopService(t, 18080)
 	out := detour(t, "intercept", "numeric", "--port", "18080:81")
 	require.Contains(t, out, "nftables")
-	require.Equal(t, "laptop", edition(t, "http://numeric.shop:81/"))
+	asked := time.Now()
+	require.Equal(t, "laptop", edition(t, "http://numeric.shop:81/"), "asked at %s", asked)
 	kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=30s") // all are Ready: their probes reach the app
 
 	out, err := command("detour", "intercept", "catalog", "--port", "18080")

@@ -278,6 +278,10 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 			confirmed++
 		}
 	}
+	if i.Status.Phase != detour.PhaseActive {
+		// What is known of the pods may lag behind what is known of their workload: a pod that serves already must not be forgotten.
+		ready = max(ready, target.available())
+	}
 	i.Status.Agents = fmt.Sprintf("%d/%d", confirmed, ready)
 	i.Status.Dropped = max(i.Status.Dropped, int64(r.agents.lost(string(i.UID))))
 	if confirmed < ready && i.Status.Phase != detour.PhaseActive {

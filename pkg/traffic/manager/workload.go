@@ -271,6 +271,19 @@ func (w *workload) rolledOut() (done bool, waiting string) {
 	return updated >= want && total <= want && available >= want, waiting
 }
 
+// available is how many pods serve, by the word of the workload's own controller.
+func (w *workload) available() int {
+	switch o := w.object.(type) {
+	case *appsv1.Deployment:
+		return int(o.Status.AvailableReplicas)
+	case *appsv1.StatefulSet:
+		return int(o.Status.AvailableReplicas)
+	case *appsv1.DaemonSet:
+		return int(o.Status.NumberAvailable)
+	}
+	return 0
+}
+
 // pods are the workload's pods that still run, those that are ending included.
 func (r *interceptReconciler) pods(ctx context.Context, w *workload) ([]corev1.Pod, error) {
 	var list corev1.PodList
