@@ -260,14 +260,21 @@ func (d *Dialer) takeSpare() (s vif.Stream) {
 func (d *Dialer) keepSpare(s vif.Stream) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.closed {
+		_ = s.Close()
+		return
+	}
 	if d.spare.ReadWriteCloser != nil {
 		_ = d.spare.Close()
 	}
 	d.spare = s
 }
 
-// Close lets go of what was opened and not taken.
+// Close lets go of what was opened and not taken, also by a stream that climbs just now.
 func (d *Dialer) Close() {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
 	if s := d.takeSpare(); s.ReadWriteCloser != nil {
 		_ = s.Close()
 	}

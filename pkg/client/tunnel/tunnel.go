@@ -62,8 +62,9 @@ type Dialer struct {
 	only      string
 	pod       func(context.Context) (string, error)
 
-	mu    sync.Mutex
-	spare vif.Stream // was opened in place of a worse one, and waits for its Open
+	mu     sync.Mutex
+	spare  vif.Stream // was opened in place of a worse one, and waits for its Open
+	closed bool
 }
 
 // New makes a Dialer to the traffic-manager in a namespace, that opens what a --transport says. pod finds the name of the
