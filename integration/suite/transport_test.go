@@ -94,14 +94,17 @@ func (r *roaming) dial(address string) *bufio.ReadWriter {
 	c, err := r.DialContext(ctx, "tcp", net.JoinHostPort(address, "80"))
 	require.NoError(r.t, err)
 	r.t.Cleanup(func() { _ = c.Close() })
-	return bufio.NewReadWriter(bufio.NewReader(&patient{c}), bufio.NewWriter(c))
+	return bufio.NewReadWriter(bufio.NewReader(&patient{c, 2*patience + outage(r.t)}), bufio.NewWriter(c))
 }
 
 // patient gives up reading at last.
-type patient struct{ net.Conn }
+type patient struct {
+	net.Conn
+	after time.Duration
+}
 
 func (p *patient) Read(b []byte) (int, error) {
-	_ = p.SetReadDeadline(time.Now().Add(2 * patience))
+	_ = p.SetReadDeadline(time.Now().Add(p.after))
 	return p.Conn.Read(b)
 }
 
