@@ -238,7 +238,7 @@ func TestSecondLaptop(t *testing.T) {
 // A laptop that slept so long that its session was given up comes back with all it had, without any command. A session that
 // somebody deletes while the laptop is there ends, and the laptop is put back.
 func TestDeletedSession(t *testing.T) {
-	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=6s")
+	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=8s")
 	t.Cleanup(func() { detour(t, "install", "--image", managerImage, "--set", "sessionTTL=10m") })
 	connected(t)
 	laptopService(t, 18080)

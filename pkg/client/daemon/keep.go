@@ -15,8 +15,6 @@ import (
 
 const (
 	keepInterval = 3 * time.Second
-	// sleptAfter is how long nothing ran here when the laptop must have slept.
-	sleptAfter   = 4 * keepInterval
 	againTimeout = 2 * time.Minute
 )
 
@@ -29,8 +27,7 @@ var errEnded = errors.New("the session was deleted in the cluster: run `detour c
 func (s *Server) keep(ctx context.Context) {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()
-	last := time.Now().Round(0) // wall clock: a monotonic one stands still while the laptop sleeps
-	var lost *session           // that is being made again
+	var lost *session // that is being made again
 	var intercepts []*daemonv1.InterceptRequest
 	for {
 		select {
@@ -38,8 +35,6 @@ func (s *Server) keep(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		slept := time.Now().Round(0).Sub(last) > sleptAfter
-		last = time.Now().Round(0)
 		now := s.get()
 		if now == nil {
 			lost = nil
@@ -55,7 +50,7 @@ func (s *Server) keep(ctx context.Context) {
 			if err != nil || !deleted {
 				continue
 			}
-			if now.vif.Alive() && !slept {
+			if !givenUp(now.heard, time.Now(), now.object.Status.GivenUpAfter.Duration) {
 				s.log.Info("the session was deleted in the cluster")
 				s.lose(ctx, now)
 				now.setProblem(errEnded)
@@ -68,6 +63,12 @@ func (s *Server) keep(ctx context.Context) {
 			lost = nil
 		}
 	}
+}
+
+// givenUp says whether the traffic-manager can have deleted a session that was heard of last at heard because of its laptop's silence.
+// That the cluster can be heard now says nothing: what a laptop finds in its sockets when it wakes up was sent before.
+func givenUp(heard, now time.Time, after time.Duration) bool {
+	return now.Round(0).Sub(heard.Round(0)) >= after // wall clock: a monotonic one stands still while the laptop sleeps
 }
 
 // lose puts the laptop back and keeps the session only to say what became of it.
@@ -120,6 +121,7 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != s.object.UID {
 		return true, nil
 	}
+	s.heard = s.vif.LastReceived()
 	s.forgetEnded(ctx)
 	if !slices.Equal(fresh.Status.UDPEndpoints, s.object.Status.UDPEndpoints) {
 		s.offerDirect(ctx, fresh.Status.UDPEndpoints)

@@ -48,6 +48,7 @@ type session struct {
 	kube            client.Client
 	object          detour.Session
 	since           time.Time
+	heard           time.Time // from the cluster, when the session was last there; keep's
 	vif             *vif.Interface
 	dns             *dnsproxy.Proxy
 	system          dnsproxy.System
@@ -228,6 +229,7 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 		}
 		return explain.Error(err, "open the tunnel")
 	}
+	s.heard = s.vif.LastReceived()
 	s.offerDirect(ctx, status.UDPEndpoints)
 	if s.relays, err = newRelayServer(addresses, s.place, s.log); err != nil {
 		return err

@@ -48,11 +48,12 @@ type sessionReconciler struct {
 
 	mu        sync.Mutex
 	connected map[client.ObjectKey]bool
+	started   time.Time // no laptop could be heard before
 	allocate  sync.Mutex
 }
 
 func (r *sessionReconciler) setup(mgr ctrl.Manager) error {
-	r.connected = map[client.ObjectKey]bool{}
+	r.connected, r.started = map[client.ObjectKey]bool{}, time.Now()
 	sessions := ctrl.NewControllerManagedBy(mgr).Named("session").For(&detour.Session{}).
 		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(otherNode())).
@@ -103,7 +104,7 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	if seen.After(last) {
 		last = seen
 	}
-	idle := time.Since(last)
+	idle := min(time.Since(last), time.Since(r.started))
 	if idle > r.options.SessionTTL {
 		r.options.Log.Info("deleting a session whose laptop is gone", "session", req.NamespacedName, "silent", idle.Round(time.Second))
 		return ctrl.Result{}, client.IgnoreNotFound(r.Delete(ctx, &s))
@@ -127,6 +128,7 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	s.Status.ManagerPod = r.options.PodName
 	s.Status.ManagerPublicKey = r.keys.wireguard.PublicKey().String()
 	s.Status.ManagerVersion = version.Version
+	s.Status.GivenUpAfter = metav1.Duration{Duration: r.options.SessionTTL}
 	s.Status.Connected = r.hub.Connected(key, r.options.StaleAfter)
 	switch {
 	case !compatible(s.Spec.ClientVersion, version.Version):

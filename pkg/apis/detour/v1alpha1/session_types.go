@@ -65,6 +65,8 @@ type SessionStatus struct {
 	UDPEndpoints []string `json:"udpEndpoints,omitempty"`
 	// Connected is true while the laptop's tunnel is alive.
 	Connected bool `json:"connected,omitempty"`
+	// GivenUpAfter is how long the laptop may be silent before the traffic-manager deletes the session.
+	GivenUpAfter metav1.Duration `json:"givenUpAfter,omitempty"`
 	// LastSeen is when an authenticated packet of the laptop last arrived, updated at most every 30 s.
 	LastSeen *metav1.Time `json:"lastSeen,omitempty"`
 	// +listType=map

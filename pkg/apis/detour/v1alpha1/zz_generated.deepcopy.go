@@ -284,6 +284,7 @@ func (in *SessionStatus) DeepCopyInto(out *SessionStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	out.GivenUpAfter = in.GivenUpAfter
 	if in.LastSeen != nil {
 		in, out := &in.LastSeen, &out.LastSeen
 		*out = (*in).DeepCopy()
