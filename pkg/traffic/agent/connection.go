@@ -133,14 +133,12 @@ func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 	c.mu.Lock()
 	begins := c.proto == sniff.Unknown
 	switch {
-	case begins && c.answered:
-		c.proto = sniff.Other // who speaks first is no HTTP server
 	case begins:
 		if c.proto = sniff.Classify(b); c.proto == sniff.HTTP2 {
 			c.agent.framed.Store(c, nil)
-			if c.agent.podEnding.Load() {
-				defer c.frames.ask(c.client)
-			}
+			defer c.review() // something may have changed since the upstream was chosen
+		} else if c.answered {
+			c.proto = sniff.Other // who speaks first is no HTTP/1 server
 		}
 	}
 	up := c.up
@@ -192,7 +190,7 @@ func (c *connection) copyBack(up *upstream) error {
 	write := func(b []byte) error {
 		c.spoken.Add(1)
 		c.mu.Lock()
-		if c.proto == sniff.HTTP2 {
+		if c.proto == sniff.HTTP2 || c.proto == sniff.Unknown { // whose server may greet first
 			c.answered = true
 			c.mu.Unlock()
 			return c.frames.write(c.client, b)

@@ -46,6 +46,9 @@ func (h *httpState) appSaid(b []byte) {
 	if h.answers != nil {
 		h.answers.Feed(b)
 	}
+	if h.protocol == sniff.Unknown {
+		h.frames.Feed(b) // a server of HTTP/2 may greet first
+	}
 	if h.answered {
 		return
 	}
@@ -77,6 +80,9 @@ func (l *loop) pass(p *pair, b []byte) pass {
 	}
 	if owner == ByRequest && opening && (h.protocol == sniff.HTTP2 || h.protocol == sniff.Other && (sniff.BeginsRequest(b) || sniff.StartsTLS(b))) {
 		return away // who takes it reads on to know
+	}
+	if h.protocol == sniff.HTTP2 && h.leave == stay { // it has begun while Owner changed
+		h.leave = due
 	}
 	if !begins {
 		return toApp

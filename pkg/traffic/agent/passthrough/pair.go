@@ -157,7 +157,7 @@ func (l *loop) read(s *socket) {
 				continue
 			}
 		}
-		if !l.write(s.peer, b) || !l.release(p) {
+		if !l.write(s.peer, b) || !l.release(p) || !l.ask(p) {
 			return
 		}
 		if n < len(l.buffer) {
@@ -240,11 +240,17 @@ func (l *loop) review() {
 			continue
 		}
 		p.http.leave = due
-		if p.http.frames.Between() {
-			p.http.leave = asked
-			l.write(s, sniff.Goaway)
-		}
+		l.ask(p)
 	}
+}
+
+// ask asks the client to leave when that is due and nothing stands in the way. It says whether the pair lives.
+func (l *loop) ask(p *pair) bool {
+	if p.http.leave != due || !p.http.frames.Between() {
+		return true
+	}
+	p.http.leave = asked
+	return l.write(&p.client, sniff.Goaway)
 }
 
 // flush writes what was kept. It says whether the pair lives.
