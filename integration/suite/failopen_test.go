@@ -244,7 +244,7 @@ func TestKilledAgent(t *testing.T) {
 }
 
 // A manager that is deleted or killed: nobody else's request fails, the laptop's are the cluster's within a moment, and the laptop's again when
-// the next manager is there.
+// the next manager is there. One that cannot reach the API server waits, and the laptop keeps its requests.
 func TestManagerEndsUnderLoad(t *testing.T) {
 	alice := newDeveloper(t, 0, "alice")
 	client := outside(t, 3)
@@ -254,19 +254,26 @@ func TestManagerEndsUnderLoad(t *testing.T) {
 	back := func() bool { got, err := askAs(one, "alice"); return err == nil && got == "alice" }
 	require.Eventually(t, back, 10*time.Second, 50*time.Millisecond)
 	manager := func() []int { return processes(t, "/traffic", "manager") }
-	for name, end := range map[string]func(){
-		"deleted": func() { kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager", "--wait=true") },
-		"killed":  func() { require.NoError(t, syscall.Kill(manager()[0], syscall.SIGKILL)) },
+	for _, fault := range []struct {
+		name   string
+		happen func(pid int)
+	}{
+		{"killed", func(pid int) { require.NoError(t, syscall.Kill(pid, syscall.SIGKILL)) }},
+		{"deleted", func(int) {
+			kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager", "--wait=false")
+		}},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(fault.name, func(t *testing.T) {
 			old := manager()
 			require.Len(t, old, 1)
 			w := watchWith(client, "alice", "")
 			time.Sleep(time.Second)
-			fault := time.Now()
-			end()
-			require.Eventually(t, func() bool { now := manager(); return len(now) == 1 && now[0] != old[0] && back() }, 90*time.Second, 50*time.Millisecond, "the laptop gets its requests again")
-			t.Log("the laptop has its requests back after", time.Since(fault).Round(10*time.Millisecond))
+			at := time.Now()
+			fault.happen(old[0])
+			require.Eventually(t, func() bool { now := manager(); return len(now) == 1 && now[0] != old[0] }, 60*time.Second, 50*time.Millisecond, "the next manager runs")
+			runs := time.Since(at)
+			require.Eventually(t, back, 60*time.Second, 50*time.Millisecond, "the laptop gets its requests again")
+			t.Log("the next manager runs after", runs.Round(10*time.Millisecond), "and the laptop has its requests back after", time.Since(at).Round(10*time.Millisecond))
 			var wrong []string
 			cut := 0
 			answers := w.ended()
@@ -277,7 +284,7 @@ func TestManagerEndsUnderLoad(t *testing.T) {
 					// It was under way on the laptop when the tunnel broke, or what the laptop asked the cluster for it was.
 					cut++
 				default:
-					wrong = append(wrong, fmt.Sprintf("%q, %s after the fault: %s", a.who, a.asked.Sub(fault), a.got))
+					wrong = append(wrong, fmt.Sprintf("%q, %s after the fault: %s", a.who, a.asked.Sub(at), a.got))
 				}
 			}
 			require.Empty(t, wrong, "of %d requests", len(answers))
@@ -285,5 +292,18 @@ func TestManagerEndsUnderLoad(t *testing.T) {
 			require.LessOrEqual(t, cut, 8, "as many as ask for alice, when it breaks and when the next manager begins")
 		})
 	}
+
+	t.Run("the API server is starved", func(t *testing.T) {
+		server, err := command("pgrep", "-x", "kube-apiserver")
+		require.NoError(t, err, server)
+		old := manager()
+		out, err := command("kill", "-STOP", server)
+		require.NoError(t, err, out)
+		time.Sleep(8 * time.Second)
+		out, err = command("kill", "-CONT", server)
+		require.NoError(t, err, out)
+		require.Eventually(t, back, 30*time.Second, 50*time.Millisecond)
+		require.Equal(t, old, manager(), "it waits for the API server")
+	})
 	alice.detour("leave", "catalog")
 }

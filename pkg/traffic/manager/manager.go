@@ -91,6 +91,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	lease, err := newLease(rest, o)
+	if err != nil {
+		return err
+	}
 	stripped := func(in any) (any, error) {
 		if m, ok := in.(client.Object); ok {
 			m.SetManagedFields(nil)
@@ -98,19 +102,19 @@ func Run(ctx context.Context, o Options) error {
 		return in, nil
 	}
 	mgr, err := ctrl.NewManager(rest, ctrl.Options{
-		Scheme:                        scheme,
-		LeaderElection:                true,
-		LeaderElectionID:              ServiceName,
-		LeaderElectionNamespace:       o.PodNamespace,
-		LeaderElectionReleaseOnCancel: true,
-		// A killed manager's lease must not keep the new one waiting for long.
-		LeaseDuration: ptr(6 * time.Second), RenewDeadline: ptr(4 * time.Second), RetryPeriod: ptr(time.Second),
-		HealthProbeBindAddress:  net.JoinHostPort("", fmt.Sprint(HTTPPort+100)),
-		Metrics:                 metricsserver.Options{BindAddress: net.JoinHostPort("", fmt.Sprint(HTTPPort))},
-		WebhookServer:           webhook.NewServer(webhook.Options{Port: WebhookPort, TLSOpts: []func(*tlsConfig){certs.configure}}),
-		Cache:                   cache.Options{DefaultTransform: stripped},
-		Client:                  client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}}},
-		GracefulShutdownTimeout: ptr(3 * time.Second),
+		Scheme:                              scheme,
+		LeaderElection:                      true,
+		LeaderElectionResourceLockInterface: lease,
+		LeaderElectionReleaseOnCancel:       true,
+		LeaseDuration:                       ptr(leaseDuration),
+		RenewDeadline:                       ptr(renewDeadline),
+		RetryPeriod:                         ptr(leaseRetry),
+		HealthProbeBindAddress:              net.JoinHostPort("", fmt.Sprint(HTTPPort+100)),
+		Metrics:                             metricsserver.Options{BindAddress: net.JoinHostPort("", fmt.Sprint(HTTPPort))},
+		WebhookServer:                       webhook.NewServer(webhook.Options{Port: WebhookPort, TLSOpts: []func(*tlsConfig){certs.configure}}),
+		Cache:                               cache.Options{DefaultTransform: stripped},
+		Client:                              client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}}},
+		GracefulShutdownTimeout:             ptr(3 * time.Second),
 	})
 	if err != nil {
 		return fmt.Errorf("make the controller manager: %w", err)
