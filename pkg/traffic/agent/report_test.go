@@ -20,15 +20,8 @@ import (
 // routed waits until a request is reported and returns it in words.
 func (p *pod) routed(t *testing.T) string {
 	t.Helper()
-	var all []*agentv1.Routed
-	require.Eventually(t, func() bool {
-		if m, _ := p.report.take(time.Now()); m != nil {
-			all = append(all, m.Routed...)
-		}
-		return len(all) > 0
-	}, patience, time.Millisecond)
-	require.Len(t, all, 1)
-	r := all[0]
+	r := p.reported(t, patience)
+	require.NotNil(t, r)
 	assert.Equal(t, uint32(p.port), r.Port)
 	assert.NotZero(t, r.AtUnixMicro)
 	words := fmt.Sprintf("%s %s %d %s %s", r.Method, r.Path, r.Status, strings.TrimPrefix(r.Way.String(), "WAY_"), r.InterceptUid)
@@ -39,6 +32,17 @@ func (p *pod) routed(t *testing.T) string {
 		words += fmt.Sprint(" copied ", r.Copied)
 	}
 	return words
+}
+
+// reported waits until a request is, at most for some time.
+func (p *pod) reported(t *testing.T, most time.Duration) *agentv1.Routed {
+	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if m, _ := p.report.take(time.Now()); m != nil && len(m.Routed) > 0 {
+			require.Len(t, m.Routed, 1)
+			return m.Routed[0]
+		}
+	}
+	return nil
 }
 
 // Who tails a port hears of each request, where it went and whose it was, and nothing that is in it.
@@ -63,7 +67,12 @@ func TestTailedRequests(t *testing.T) {
 
 			ask(http.MethodGet, "/before", "") // on a connection that is open already when somebody begins to tail
 			p.setRoutes(nil, uint32(p.port))
-			time.Sleep(10 * time.Millisecond) // for the client to hear GOAWAY
+			for { // until the client has heard GOAWAY
+				ask(http.MethodGet, "/moves", "")
+				if p.reported(t, time.Second) != nil {
+					break
+				}
+			}
 			ask(http.MethodGet, "/nobody?token=secret", "")
 			assert.Equal(t, "GET /nobody 200 APP ", p.routed(t))
 
