@@ -49,12 +49,15 @@ func (c *upstreamConn) Close() error {
 	return c.Conn.Close()
 }
 
-// keep remembers a connection that is pooled.
+// keep remembers a connection that is pooled. One that comes after the end is closed.
 func (s *http2Server) keep(c net.Conn, of *target, client *secured) net.Conn {
 	kept := &upstreamConn{Conn: c, of: of, client: client, server: s}
 	s.mu.Lock()
 	s.open[kept] = struct{}{}
 	s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		_ = kept.Close()
+	}
 	return kept
 }
 
