@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -137,9 +139,16 @@ func (h *held) open(kinds map[string]opener, who, want string) (closeAll func())
 	return func() { cancel(); running.Wait() }
 }
 
-// Streams of every kind stay whole and where their mark sent them, while other people's intercepts come and go; new ones go where
-// they belong by then.
-func TestStreamsStayOpen(t *testing.T) {
+// Three developers and everybody else share a service of three pods on two nodes: under load every single answer comes from where its
+// mark says, and streams of every kind stay whole and where they began, while intercepts come and go. DETOUR_LOAD makes it longer than there
+// is time for in each run.
+func TestTogether(t *testing.T) {
+	duration := 15 * time.Second
+	if text := os.Getenv("DETOUR_LOAD"); text != "" {
+		var err error
+		duration, err = time.ParseDuration(text)
+		require.NoError(t, err)
+	}
 	withSubject(t)
 	alice, bob, carol := newIdleDeveloper(t, 0), newIdleDeveloper(t, 1), newIdleDeveloper(t, 2)
 	alice.subject("alice")
@@ -147,28 +156,44 @@ func TestStreamsStayOpen(t *testing.T) {
 	copies := carol.count(18080)
 	connected(t)
 	alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	pods := kubectl(t, "-n", "shop", "get", "pods", "-l", "app=subject", "--field-selector", "status.phase=Running", "-o", "jsonpath={.items[*].spec.nodeName}")
+	nodes := strings.Fields(pods)
+	slices.Sort(nodes)
+	require.Len(t, slices.Compact(nodes), len(strings.Fields(kubectl(t, "get", "nodes", "-o", "name"))), "the pods are on %s", pods)
+
 	h := &held{t: t}
 	kinds := openers(t)
+	load := newMixture(t, 64)
 	closers := []func(){h.open(kinds, "alice", "alice"), h.open(kinds, "bob", "cluster"), h.open(kinds, "", "cluster")}
-
-	for range 2 {
+	rounds := 0
+	for start := time.Now(); rounds < 2 || time.Since(start) < duration; rounds++ {
+		load.bobs("")
 		bob.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=bob", "-n", "shop")
+		load.bobs("bob")
 		ofBob := h.open(kinds, "bob", "bob")
+		copied := copies.Load()
 		carol.detour("intercept", "subject", "--port", "18080", "--mode", "wiretap", "-n", "shop")
-		closers = append(closers, h.open(kinds, "alice", "alice"), h.open(kinds, "", "cluster"))
-		require.Eventually(t, func() bool { return copies.Load() > 0 }, 20*time.Second, 50*time.Millisecond)
+		ofOthers := []func(){h.open(kinds, "alice", "alice"), h.open(kinds, "", "cluster")}
+		require.Eventually(t, func() bool { return copies.Load() > copied }, 20*time.Second, 50*time.Millisecond)
 		carol.detour("leave", "subject")
 		ofBob() // what is under way on a laptop ends with its intercept
+		load.bobs("")
 		bob.detour("leave", "subject")
-		closers = append(closers, h.open(kinds, "bob", "cluster"))
+		load.bobs("cluster")
+		ofOthers = append(ofOthers, h.open(kinds, "bob", "cluster"))
+		for _, end := range ofOthers {
+			end()
+		}
 	}
 	before := h.said.Load()
-	require.Eventually(t, func() bool { return h.said.Load() > before+200 }, 20*time.Second, 50*time.Millisecond, "all go on")
+	require.Eventually(t, func() bool { return h.said.Load() > before+100 }, 20*time.Second, 50*time.Millisecond, "all go on")
+	asked, wrong := load.ended()
 	for _, end := range closers {
 		end()
 	}
+	require.Empty(t, wrong, "of %d requests", asked)
 	require.Empty(t, h.bad)
-	t.Logf("%d messages", h.said.Load())
+	t.Logf("%d requests, %d copies, %d messages of streams, bob and carol came and went %d times", asked, copies.Load(), h.said.Load(), rounds)
 
 	t.Run("gRPC from the client", func(t *testing.T) {
 		conn, err := grpc.NewClient("passthrough:///subject.shop:80", grpc.WithTransportCredentials(insecure.NewCredentials()))
