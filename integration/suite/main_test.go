@@ -106,7 +106,7 @@ func laptopService(t *testing.T, port int) {
 	})}
 	go func() { _ = s.ListenAndServe() }()
 	t.Cleanup(func() { _ = s.Close() })
-	require.Eventually(t, func() bool { _, err := get(http.DefaultClient, "http://"+s.Addr); return err == nil }, 5*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { _, err := get(http.DefaultClient, "http://"+s.Addr); return err == nil }, patience, 20*time.Millisecond)
 }
 
 // traced notes how far a request comes, for the message of its failure.

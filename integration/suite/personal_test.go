@@ -252,7 +252,7 @@ func TestPersonalIntercepts(t *testing.T) {
 		stop := mixed(16, "bob", "carol", "")
 		pid := alice.daemonPID()
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		require.Eventually(t, func() bool { got, err := askAs(http.DefaultClient, "alice"); return err == nil && got == "cluster" }, 5*time.Second, 50*time.Millisecond)
+		require.Eventually(t, func() bool { got, err := askAs(http.DefaultClient, "alice"); return err == nil && got == "cluster" }, patience, 50*time.Millisecond)
 		for range 20 {
 			got, err := askAs(http.DefaultClient, "alice")
 			require.NoError(t, err)

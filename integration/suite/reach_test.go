@@ -140,7 +140,7 @@ func TestLaptopIsPutBack(t *testing.T) {
 				end()
 			}
 			// Of a daemon that is killed the kernel takes the interface away, a moment later.
-			require.Eventually(t, func() bool { return state() == before }, 5*time.Second, 20*time.Millisecond)
+			require.Eventually(t, func() bool { return state() == before }, patience, 20*time.Millisecond)
 			require.Equal(t, before, state())
 		})
 	}
