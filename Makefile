@@ -53,7 +53,7 @@ test-unit: ## unit tests with the race detector, and the builds for other platfo
 
 .PHONY: test-integration
 test-integration: ## the suites on a real cluster, which is started for them and stopped afterwards
-	@integration/run.sh go test -C integration -v -count=1 -timeout 30m -p 1 ./suite/... ./cluster/...
+	@integration/run.sh go test -C integration -v -count=1 -timeout 50m -p 1 ./suite/... ./cluster/...
 
 .PHONY: bench
 bench: ## measure the data path beside the plain route, on a local cluster; prints a table and writes bench/out/bench.json
