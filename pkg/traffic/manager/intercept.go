@@ -31,11 +31,12 @@ type interceptReconciler struct {
 	reader  client.Reader // past the cache
 	agents  *agents
 	options Options
+	started time.Time
 	wake    chan event.GenericEvent
 }
 
 func (r *interceptReconciler) setup(mgr ctrl.Manager) error {
-	r.wake = make(chan event.GenericEvent, 1)
+	r.wake, r.started = make(chan event.GenericEvent, 1), time.Now()
 	r.agents.notify = func() {
 		select {
 		case r.wake <- event.GenericEvent{Object: &detour.Intercept{}}:

@@ -13,8 +13,12 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
 
-// restartAfter is how long a rollout that was to bring what the webhook missed is waited for before another one.
-const restartAfter = time.Minute
+const (
+	// restartAfter is how long a rollout that was to bring what the webhook missed is waited for before another one.
+	restartAfter = time.Minute
+	// webhookAfter is how long the API server may take to reach the webhook of a traffic-manager that has begun.
+	webhookAfter = 5 * time.Second
+)
 
 // covered says whether new pods are made as the intercept needs them.
 func (w *workload) covered(p inject.Plan) bool {
@@ -47,6 +51,9 @@ func (w *workload) with() string {
 
 // again rolls out once more when a pod of the newest template was made without the webhook, because the traffic-manager was away.
 func (r *interceptReconciler) again(ctx context.Context, w *workload, plan inject.Plan, pods []corev1.Pod) error {
+	if time.Since(r.started) < webhookAfter {
+		return nil
+	}
 	if last, err := time.Parse(time.RFC3339, plan.Restart); err == nil && time.Since(last) < restartAfter {
 		return nil
 	}
