@@ -158,6 +158,7 @@ func TestDatagramsOverIPv6(t *testing.T) {
 
 // Whatever is wrong with the laptop, the app answers: the datagram itself where that is known at once, else those that follow.
 func TestDatagramsFailOpen(t *testing.T) {
+	t.Parallel()
 	t.Run("nobody listens on the laptop", func(t *testing.T) {
 		m := newLaptop(t, ok, frames(true))
 		p, port := newUDPPod(t, udpApp(t), m)

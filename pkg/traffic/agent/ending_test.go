@@ -137,6 +137,7 @@ func TestStoppingFinishesWhatIsUnderWay(t *testing.T) {
 
 // Where all of a connection goes to one place, nobody knows where an answer ends: it is closed when nothing has been said for a while.
 func TestStoppingClosesWhatIsQuiet(t *testing.T) {
+	t.Parallel()
 	h, asked, answer := held("laptop")
 	t.Cleanup(answer)
 	m := newLaptop(t, ok, handler(t, h))

@@ -15,6 +15,7 @@ import (
 
 // Whoever answers hears how the client ended, in order or not, also while nothing is being said: it would wait for ever.
 func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
+	t.Parallel()
 	const head = "X / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n"
 	for name, sent := range map[string]string{
 		"in a body with a length": head + "Content-Length: 100\r\n\r\nabc",

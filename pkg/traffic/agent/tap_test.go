@@ -49,6 +49,7 @@ func TestWiretapGetsCopies(t *testing.T) {
 
 // A laptop that takes nothing, or is not there, neither slows nor changes the original.
 func TestWiretapNeverHoldsUp(t *testing.T) {
+	t.Parallel()
 	never := make(chan struct{})
 	stuck := newLaptop(t, ok, func(net.Conn) { <-never })
 	t.Cleanup(func() { close(never) })
