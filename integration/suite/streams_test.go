@@ -143,11 +143,13 @@ func (h *held) open(kinds map[string]opener, who, want string) (closeAll func())
 // mark says, and streams of every kind stay whole and where they began, while intercepts come and go. DETOUR_LOAD makes it longer than there
 // is time for in each run.
 func TestTogether(t *testing.T) {
-	duration := 15 * time.Second
+	// Slow enough for a busy machine: a laptop that does not accept a connection within two seconds is gone, rightly.
+	duration, pause := 15*time.Second, 100*time.Millisecond
 	if text := os.Getenv("DETOUR_LOAD"); text != "" {
 		var err error
 		duration, err = time.ParseDuration(text)
 		require.NoError(t, err)
+		pause = 20 * time.Millisecond
 	}
 	withSubject(t)
 	alice, bob, carol := newIdleDeveloper(t, 0), newIdleDeveloper(t, 1), newIdleDeveloper(t, 2)
@@ -163,7 +165,7 @@ func TestTogether(t *testing.T) {
 
 	h := &held{t: t}
 	kinds := openers(t)
-	load := newMixture(t, 64)
+	load := newMixture(t, 64, pause)
 	closers := []func(){h.open(kinds, "alice", "alice"), h.open(kinds, "bob", "cluster"), h.open(kinds, "", "cluster")}
 	rounds := 0
 	for start := time.Now(); rounds < 2 || time.Since(start) < duration; rounds++ {

@@ -32,8 +32,8 @@ type mixture struct {
 	closed []func()
 }
 
-// newMixture begins. Each connection has a kind: HTTP/1.1 that is kept, or new for each request, HTTP/2, or gRPC.
-func newMixture(t *testing.T, connections int) *mixture {
+// newMixture begins, with a pause after each answer. Each connection has a kind: HTTP/1.1 that is kept, or new for each request, HTTP/2, or gRPC.
+func newMixture(t *testing.T, connections int, pause time.Duration) *mixture {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &mixture{stop: cancel}
@@ -55,7 +55,7 @@ func newMixture(t *testing.T, connections int) *mixture {
 		m.all.Go(func() {
 			for ctx.Err() == nil {
 				m.one(ask)
-				time.Sleep(20 * time.Millisecond)
+				time.Sleep(pause)
 			}
 		})
 	}
