@@ -36,9 +36,9 @@ type roaming struct {
 	api *badnet.Relay
 }
 
-func newRoaming(t *testing.T, i int) *roaming {
+func newRoaming(t *testing.T) *roaming {
 	t.Helper()
-	r := &roaming{developerLaptop: newIdleDeveloper(t, i)}
+	r := &roaming{developerLaptop: newIdleDeveloper(t, 3)}
 	c, err := cluster.Default()
 	require.NoError(t, err)
 	require.NoError(t, r.Do(func() (err error) {
@@ -188,7 +188,7 @@ func outage(t *testing.T) time.Duration {
 func TestConnectionsSurviveEveryPath(t *testing.T) {
 	other(t)
 	target := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
-	r := newRoaming(t, 3)
+	r := newRoaming(t)
 	r.detour("connect", "-n", "other")
 	r.becomes("direct-udp")
 	require.Contains(t, r.detour("status"), "up, direct-udp to 172.30.0.")
@@ -264,7 +264,7 @@ func managerProcess(t *testing.T) int {
 func TestManagerRestart(t *testing.T) {
 	other(t)
 	target := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
-	r := newRoaming(t, 3)
+	r := newRoaming(t)
 	r.detour("connect", "-n", "other")
 	r.becomes("direct-udp")
 	for _, way := range []struct {
@@ -308,7 +308,7 @@ func TestPortForward(t *testing.T) {
 	other(t)
 	target := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
 	pod := kubectl(t, "-n", "detour-system", "get", "pod", "-l", "app=traffic-manager", "-o", "jsonpath={.items[0].status.podIP}")
-	r := newRoaming(t, 3)
+	r := newRoaming(t)
 	r.blockUDP(true)
 	r.detour("connect", "-n", "other", "--transport", "portforward")
 	require.Equal(t, "port-forward", r.status().Transport)

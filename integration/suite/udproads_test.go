@@ -20,7 +20,7 @@ func TestUDPByLoadBalancerAndHostPort(t *testing.T) {
 		name := kubectl(t, "-n", "detour-system", "get", "pod", "-l", "app=traffic-manager", "-o", "jsonpath={.items[0].spec.nodeName}")
 		return strings.Fields(kubectl(t, "get", "node", name, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`))[0]
 	}
-	r := newRoaming(t, 3)
+	r := newRoaming(t)
 	for _, way := range []struct {
 		kind    string
 		address func() string
