@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -42,39 +43,70 @@ func components() []component {
 // Build makes the programs that are not in the cache yet. source is the directory integration/cluster/build.
 func (c *Cluster) Build(ctx context.Context, source string, log *slog.Logger) error {
 	for _, comp := range components() {
-		module := filepath.Join(source, comp.module)
-		dir, err := c.binDir(module)
+		dir, err := c.build(ctx, source, comp, log)
 		if err != nil {
 			return err
-		}
-		if _, err := os.Stat(filepath.Join(dir, "done")); err == nil {
-			if err := c.link(dir, comp); err != nil {
-				return err
-			}
-			continue
-		}
-		log.Info("building "+comp.module+" "+comp.version, "takes", comp.takes)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make the cache: %w", err)
-		}
-		args := []string{"build", "-trimpath", "-ldflags", comp.ldflags, "-o", dir + "/"}
-		for _, p := range comp.packages {
-			args = append(args, p)
-		}
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Dir = module
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-		if err := runTicking(cmd, "still building "+comp.module, log); err != nil {
-			return fmt.Errorf("build %s: %w", comp.module, err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, "done"), nil, 0o644); err != nil {
-			return fmt.Errorf("mark the build: %w", err)
 		}
 		if err := c.link(dir, comp); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ArgoRollouts makes the controller of Argo Rollouts, if it is not in the cache yet, and says where it is and where its module has the custom
+// resources. Only their test needs it.
+func (c *Cluster) ArgoRollouts(ctx context.Context, source string, log *slog.Logger) (controller, definitions string, err error) {
+	const module = "github.com/argoproj/argo-rollouts"
+	const version = "v1.10.1"
+	dir, err := c.build(ctx, source, component{
+		module: "argo-rollouts", version: version, takes: "about 3 minutes on 2 cores", ldflags: "-s -w -X " + module + "/utils/version.version=" + version,
+		packages: map[string]string{"rollouts-controller": module + "/cmd/rollouts-controller"},
+	}, log)
+	if err != nil {
+		return "", "", err
+	}
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", module)
+	cmd.Dir = filepath.Join(source, "argo-rollouts")
+	out, err := cmd.Output()
+	if err != nil {
+		return "", "", fmt.Errorf("find the module of Argo Rollouts: %w", err)
+	}
+	var found struct{ Dir string }
+	if err := json.Unmarshal(out, &found); err != nil {
+		return "", "", fmt.Errorf("find the module of Argo Rollouts: %w", err)
+	}
+	return filepath.Join(dir, "rollouts-controller"), filepath.Join(found.Dir, "manifests", "crds"), nil
+}
+
+// build makes the programs of a component that are not in the cache yet, and says where they are.
+func (c *Cluster) build(ctx context.Context, source string, comp component, log *slog.Logger) (string, error) {
+	module := filepath.Join(source, comp.module)
+	dir, err := c.binDir(module)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "done")); err == nil {
+		return dir, nil
+	}
+	log.Info("building "+comp.module+" "+comp.version, "takes", comp.takes)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make the cache: %w", err)
+	}
+	args := []string{"build", "-trimpath", "-ldflags", comp.ldflags, "-o", dir + "/"}
+	for _, p := range comp.packages {
+		args = append(args, p)
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if err := runTicking(cmd, "still building "+comp.module, log); err != nil {
+		return "", fmt.Errorf("build %s: %w", comp.module, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "done"), nil, 0o644); err != nil {
+		return "", fmt.Errorf("mark the build: %w", err)
+	}
+	return dir, nil
 }
 
 // binDir is named after what the programs are made of, so that any checkout with the same source finds them.

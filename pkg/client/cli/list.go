@@ -20,6 +20,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
 
@@ -44,6 +45,8 @@ type holder struct {
 	Since    time.Time `json:"since"`
 	redirect string
 }
+
+const rolloutPrefix = "rollout/"
 
 func (a *app) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -104,6 +107,21 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 			templates["daemonset/"+l.Items[i].Name] = &l.Items[i].Spec.Template
 		}
 	}
+	rollouts, err := argo.List(ctx, clients.Discovery().RESTClient(), namespace)
+	if err != nil {
+		return nil, explain.Error(err, "list the rollouts of namespace "+namespace)
+	}
+	for _, r := range rollouts {
+		template := &r.Spec.Template
+		if ref := r.Spec.WorkloadRef; ref != nil {
+			from := strings.ToLower(ref.Kind) + "/" + ref.Name
+			if t, ok := templates[from]; ok {
+				template = t
+				delete(templates, from) // it has no pods of its own
+			}
+		}
+		templates[rolloutPrefix+r.GetName()] = template
+	}
 	holders, err := a.holders(ctx, namespace)
 	if err != nil {
 		return nil, err
@@ -123,7 +141,11 @@ func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateS
 		s := &services[i]
 		var workloads []string
 		for name, t := range templates {
-			if len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(t.Labels)) {
+			selects := len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(t.Labels))
+			if strings.HasPrefix(name, rolloutPrefix) {
+				selects = argo.Selects(s.Spec.Selector, t)
+			}
+			if selects {
 				workloads = append(workloads, name)
 				delete(alone, name)
 			}

@@ -32,6 +32,8 @@ func TestRows(t *testing.T) {
 	two := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(catalog), "deployment/canary": template(catalog)}
 	eve := []holder{{Name: "catalog-1", Laptop: "eve@thinkpad", Phase: "Active", Mode: "intercept", Requests: "all requests", redirect: "attach"}}
 	held := map[string][]holder{"deployment/catalog:8080": eve, "deployment/other:8080": {{Laptop: "mallory@mac"}}}
+	argos := map[string]*corev1.PodTemplateSpec{"rollout/catalog": template(catalog)}
+	stable := map[string]string{"app": "catalog", "rollouts-pod-template-hash": "76d9f8c7"}
 	other := listed{Workload: "deployment/other", Why: "no service leads to it"}
 	catalogs := []listed{{Workload: "deployment/catalog", Why: other.Why}, other}
 
@@ -50,6 +52,8 @@ func TestRows(t *testing.T) {
 		"no such pods":  {[]corev1.Service{service("cart", map[string]string{"app": "cart"}, http)}, one, []listed{{Service: "cart", Port: "80/http", Why: "no workload stands behind it"}, catalogs[0], catalogs[1]}},
 		"no selector":   {[]corev1.Service{service("outside", nil, http)}, one, []listed{{Service: "outside", Port: "80/http", Why: "no workload stands behind it"}, catalogs[0], catalogs[1]}},
 		"two workloads": {[]corev1.Service{service("catalog", catalog, http)}, two, []listed{{Service: "catalog", Port: "80/http", Workload: "deployment/canary, deployment/catalog", Why: "several workloads stand behind it"}}},
+		"argo's":        {[]corev1.Service{service("catalog", stable, http)}, argos, []listed{{Service: "catalog", Port: "80/http", Workload: "rollout/catalog"}}},
+		"not argo's":    {[]corev1.Service{service("catalog", stable, http)}, two, []listed{{Service: "catalog", Port: "80/http", Why: "no workload stands behind it"}, {Workload: "deployment/canary", Why: other.Why}, catalogs[0]}},
 		"no ports":      {[]corev1.Service{service("headless", catalog)}, one, []listed{other}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -111,7 +111,7 @@ func parseWorkload(s string) (string, error) {
 	if !ok {
 		return s, nil
 	}
-	for full, short := range map[string]string{"Deployment": "deploy", "StatefulSet": "sts", "DaemonSet": "ds"} {
+	for full, short := range map[string]string{"Deployment": "deploy", "StatefulSet": "sts", "DaemonSet": "ds", "Rollout": "ro"} {
 		lower := strings.ToLower(full)
 		switch strings.ToLower(kind) {
 		case lower, lower + "s", short:
@@ -121,7 +121,7 @@ func parseWorkload(s string) (string, error) {
 			return full + "/" + name, nil
 		}
 	}
-	return "", fmt.Errorf("%s is of no kind that can be replaced: use deployment/NAME, statefulset/NAME or daemonset/NAME", s)
+	return "", fmt.Errorf("%s is of no kind that can be replaced: use deployment/NAME, statefulset/NAME, daemonset/NAME or rollout/NAME", s)
 }
 
 // nameOf is what an intercept is of, for people.

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -145,6 +146,15 @@ func ofWorkload(ctx context.Context, clients kubernetes.Interface, namespace, ki
 			}
 			return w.Spec.Selector, nil
 		}},
+		{argo.Kind, func() (*metav1.LabelSelector, error) {
+			all, err := argo.List(ctx, clients.Discovery().RESTClient(), namespace)
+			for _, w := range all {
+				if w.GetName() == name {
+					return w.Spec.Selector, nil
+				}
+			}
+			return nil, err
+		}},
 	} {
 		if selector != nil || (kind != "" && kind != k.kind) {
 			continue
@@ -156,7 +166,7 @@ func ofWorkload(ctx context.Context, clients kubernetes.Interface, namespace, ki
 		selector = found
 	}
 	if selector == nil {
-		return nil, nil, fmt.Errorf("there is no Deployment, StatefulSet or DaemonSet %s in namespace %s", name, namespace)
+		return nil, nil, fmt.Errorf("there is no workload %s in namespace %s", name, namespace)
 	}
 	which, err := metav1.LabelSelectorAsSelector(selector)
 	if err != nil {

@@ -25,6 +25,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
 
@@ -150,6 +151,11 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 			}
 		}
 	}
+	rollouts, err := o.restartRollouts(ctx, c)
+	if err != nil {
+		return err
+	}
+	names = append(names, rollouts...)
 	if len(names) > 0 {
 		o.result.Workloads = names
 		fmt.Fprintf(o.ErrOut, "rolling out without the traffic-agent: %s\n", strings.Join(names, ", "))
@@ -172,6 +178,29 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 		return fmt.Errorf("pods with the traffic-agent are still there (%s): see why their rollout does not finish, then run uninstall again: %w", strings.Join(left, ", "), err)
 	}
 	return o.removeHistory(ctx, c)
+}
+
+// restartRollouts takes the annotation from Argo's Rollouts.
+func (o *options) restartRollouts(ctx context.Context, c *kubernetes.Clientset) ([]string, error) {
+	all, err := argo.List(ctx, c.Discovery().RESTClient(), "")
+	if err != nil {
+		return nil, explain.Error(err, "list the rollouts")
+	}
+	var names []string
+	for _, r := range all {
+		if r.GetAnnotations()[inject.Annotation] == "" {
+			continue
+		}
+		names = append(names, "rollout/"+r.GetName())
+		patch, err := argo.AnnotateAndRestart("", inject.Annotation, nil, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		if err := c.Discovery().RESTClient().Patch(types.MergePatchType).AbsPath(argo.Path(r.GetNamespace()), r.GetName()).Body(patch).Do(ctx).Error(); err != nil {
+			return nil, explain.Error(err, "restart rollout/"+r.GetName())
+		}
+	}
+	return names, nil
 }
 
 func (o *options) removeHistory(ctx context.Context, c *kubernetes.Clientset) error {

@@ -14,7 +14,8 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
 )
 
-// Annotation on a pod template holds the Plan. It is all that detour changes in a workload.
+// Annotation on a pod template holds the Plan. It is all that detour changes in a workload, but for an Argo Rollout, which has it itself and is
+// restarted.
 const Annotation = "detour.dev/agent"
 
 // How traffic reaches the agent.

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 	"github.com/detour-dev/detour/pkg/traffic/route"
 	"github.com/detour-dev/detour/pkg/traffic/route/spec"
@@ -33,9 +34,11 @@ type interceptReconciler struct {
 	options Options
 	started time.Time
 	wake    chan event.GenericEvent
+
+	rollouts *rollouts
 }
 
-func (r *interceptReconciler) setup(mgr ctrl.Manager) error {
+func (r *interceptReconciler) setup(ctx context.Context, mgr ctrl.Manager) error {
 	r.wake, r.started = make(chan event.GenericEvent, 1), time.Now()
 	r.agents.notify = func() {
 		select {
@@ -61,14 +64,16 @@ func (r *interceptReconciler) setup(mgr ctrl.Manager) error {
 		}
 		return requests
 	})
-	err := ctrl.NewControllerManagedBy(mgr).Named("intercept").For(&detour.Intercept{}).
+	c, err := ctrl.NewControllerManagedBy(mgr).Named("intercept").For(&detour.Intercept{}).
 		Watches(&detour.Session{}, all).Watches(&detour.Intercept{}, all).Watches(&corev1.Pod{}, all).Watches(&corev1.Service{}, all).
 		Watches(&appsv1.Deployment{}, all).Watches(&appsv1.StatefulSet{}, all).Watches(&appsv1.DaemonSet{}, all).
-		WatchesRawSource(source.Channel(r.wake, all)).Complete(r)
+		WatchesRawSource(source.Channel(r.wake, all)).Build(r)
 	if err != nil {
 		return fmt.Errorf("set up the intercept controller: %w", err)
 	}
-	return nil
+	r.rollouts.watch = func() error { return c.Watch(source.Kind[client.Object](mgr.GetCache(), argo.New(), all)) }
+	// Before anything is reconciled: an intercept of a Rollout must not be refused because the manager is new.
+	return r.rollouts.look(ctx)
 }
 
 // refusal is an answer that only the user can change.
@@ -188,7 +193,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if err := r.conflict(ctx, i); err != nil {
 		return err
 	}
-	plan, err := inject.ParsePlan(target.template.Annotations[inject.Annotation])
+	plan, err := inject.ParsePlan(annotationOf(target.object))
 	if err != nil {
 		return refuse(detour.ReasonUnsupported, "%s/%s: %s: remove it and try again", strings.ToLower(target.kind), target.object.GetName(), err)
 	}
@@ -256,10 +261,10 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		}
 		if target.container != "" {
 			force() // in the new pods there is no app that could answer
-			if done {
-				if err := r.again(ctx, target, plan, pods); err != nil {
-					return err
-				}
+		}
+		if done && (target.container != "" || target.kind == argo.Kind && i.Status.Phase != detour.PhaseActive) {
+			if err := r.again(ctx, target, plan, pods); err != nil {
+				return err
 			}
 		}
 		// Not in force before every pod can do it: until then all answers come from the cluster.

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/discovery"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -113,7 +114,7 @@ func Run(ctx context.Context, o Options) error {
 		Metrics:                             metricsserver.Options{BindAddress: net.JoinHostPort("", fmt.Sprint(HTTPPort))},
 		WebhookServer:                       webhook.NewServer(webhook.Options{Port: WebhookPort, TLSOpts: []func(*tlsConfig){certs.configure}}),
 		Cache:                               cache.Options{DefaultTransform: stripped},
-		Client:                              client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}}},
+		Client:                              client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}, Unstructured: true}},
 		GracefulShutdownTimeout:             ptr(3 * time.Second),
 	})
 	if err != nil {
@@ -131,20 +132,25 @@ func Run(ctx context.Context, o Options) error {
 
 	agents := newAgents(mgr.GetAPIReader(), direct, o)
 	sessions := &sessionReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), hub: hub, pool: pool, keys: keys, options: o, changed: make(chan sessionEvent, 64)}
-	intercepts := &interceptReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), agents: agents, options: o}
+	apis, err := discovery.NewDiscoveryClientForConfigAndClient(rest, mgr.GetHTTPClient())
+	if err != nil {
+		return fmt.Errorf("make the discovery client: %w", err)
+	}
+	intercepts := &interceptReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), agents: agents, options: o, rollouts: &rollouts{discovery: apis, cache: mgr.GetCache(), log: o.Log}}
 	if err := sessions.setup(mgr); err != nil {
 		return err
 	}
-	if err := intercepts.setup(mgr); err != nil {
+	if err := intercepts.setup(ctx, mgr); err != nil {
 		return err
 	}
-	injector := &injector{options: o, ca: keys.caPEM, log: o.Log}
+	injector := &injector{options: o, ca: keys.caPEM, log: o.Log, planOfRollout: intercepts.planOfRollout}
 	injector.setup(mgr)
 	for _, task := range []ctrlmanager.Runnable{
 		everyReplica(func(ctx context.Context) error { return serveTunnel(ctx, hub, o) }),
 		everyReplica(func(ctx context.Context) error { return agents.serve(ctx, certs) }),
 		everyReplica(func(ctx context.Context) error { return serveRelay(ctx, hub, agents, certs, o) }),
 		everyReplica(sessions.watchPeers),
+		everyReplica(intercepts.rollouts.follow),
 		everyReplica(func(ctx context.Context) error {
 			return serveTail(ctx, hub, &tails{intercepts: intercepts, key: keys.wireguard}, pool.own(), o)
 		}),

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
 
@@ -54,11 +55,17 @@ func (r *interceptReconciler) again(ctx context.Context, w *workload, plan injec
 	if time.Since(r.started) < webhookAfter {
 		return nil
 	}
-	if last, err := time.Parse(time.RFC3339, plan.Restart); err == nil && time.Since(last) < restartAfter {
+	last, err := time.Parse(time.RFC3339, plan.Restart)
+	o, ofArgo := w.object.(*argo.Rollout)
+	if ofArgo && o.Spec.RestartAt != nil {
+		last, err = o.Spec.RestartAt.Time, nil
+	}
+	if err == nil && time.Since(last) < restartAfter || ofArgo && o.Restarting() {
 		return nil
 	}
 	for _, p := range pods {
-		if p.DeletionTimestamp == nil && p.Annotations[inject.Annotation] == plan.String() && !w.changed(&p) {
+		// A Rollout's pods do not have the annotation without the webhook.
+		if p.DeletionTimestamp == nil && (ofArgo || p.Annotations[inject.Annotation] == plan.String()) && !w.changed(&p) {
 			r.options.Log.Info("rolling out again: a pod was made without the webhook", "workload", w.name(), "pod", p.Name)
 			plan.Restart = time.Now().UTC().Format(time.RFC3339)
 			return r.annotate(ctx, w, plan)
@@ -73,6 +80,9 @@ func (r *interceptReconciler) annotate(ctx context.Context, w *workload, plan in
 	var value any // without a plan there is no annotation
 	if !plan.Empty() {
 		value = plan.String()
+	}
+	if w.kind == argo.Kind {
+		return r.annotateRollout(ctx, w, value)
 	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"resourceVersion": w.object.GetResourceVersion()},

@@ -5,6 +5,7 @@ package manager
 // +kubebuilder:rbac:groups="",resources=nodes;services;pods,verbs=get;list;watch
 // +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=detour-traffic-agent,verbs=get;update;patch
 // +kubebuilder:rbac:groups=apps,resources=deployments;statefulsets;daemonsets,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups=argoproj.io,resources=rollouts,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
 // +kubebuilder:rbac:groups=detour.dev,resources=sessions/status;intercepts/status,verbs=get;update;patch
 // +kubebuilder:rbac:groups=detour.dev,resources=sessions;intercepts,verbs=get;list;watch;delete

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -16,23 +14,15 @@ import (
 
 // mayRestore says whether what happened to an object may be the end of a replacement, or its trace that a manager finds when it starts.
 func mayRestore(o client.Object) bool {
-	template := &corev1.PodTemplateSpec{}
-	switch o := o.(type) {
-	case *detour.Intercept:
-		return o.Spec.Mode == detour.ModeReplace
-	case *appsv1.Deployment:
-		template = &o.Spec.Template
-	case *appsv1.StatefulSet:
-		template = &o.Spec.Template
-	case *appsv1.DaemonSet:
-		template = &o.Spec.Template
+	if i, ok := o.(*detour.Intercept); ok {
+		return i.Spec.Mode == detour.ModeReplace
 	}
-	return len(replacedIn(template)) > 0
+	return len(replacedIn(o)) > 0
 }
 
-// replacedIn are the containers of new pods that do not run.
-func replacedIn(template *corev1.PodTemplateSpec) []string {
-	plan, err := inject.ParsePlan(template.Annotations[inject.Annotation])
+// replacedIn are the containers of a workload's new pods that do not run.
+func replacedIn(o client.Object) []string {
+	plan, err := inject.ParsePlan(annotationOf(o))
 	if err != nil {
 		return nil
 	}
@@ -42,7 +32,7 @@ func replacedIn(template *corev1.PodTemplateSpec) []string {
 // restore lets replaced containers run again that no intercept replaces any longer, whatever ended it: leave, the end of its time or of
 // its session, a deletion while no traffic-manager ran.
 func (r *interceptReconciler) restore(ctx context.Context) error {
-	held, err := r.workloads(ctx, "", func(w *workload) bool { return len(replacedIn(w.template)) > 0 })
+	held, err := r.workloads(ctx, "", func(w *workload) bool { return len(replacedIn(w.object)) > 0 })
 	if err != nil || len(held) == 0 {
 		return err
 	}
@@ -53,7 +43,7 @@ func (r *interceptReconciler) restore(ctx context.Context) error {
 	}
 	var failures []error
 	for _, w := range held {
-		plan, err := inject.ParsePlan(w.template.Annotations[inject.Annotation])
+		plan, err := inject.ParsePlan(annotationOf(w.object))
 		if err != nil {
 			return err
 		}

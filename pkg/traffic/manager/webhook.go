@@ -10,6 +10,7 @@ import (
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -26,6 +27,8 @@ type injector struct {
 	options Options
 	ca      []byte
 	log     *slog.Logger
+	// planOfRollout finds the annotation for a pod of an Argo Rollout, which does not bring it along.
+	planOfRollout func(ctx context.Context, namespace string, pod *corev1.Pod) (string, error)
 }
 
 func (i *injector) setup(mgr ctrl.Manager) {
@@ -33,12 +36,12 @@ func (i *injector) setup(mgr ctrl.Manager) {
 }
 
 // Handle implements admission.Handler. It never refuses a pod: one without an agent is better than none.
-func (i *injector) Handle(_ context.Context, req admission.Request) admission.Response {
+func (i *injector) Handle(ctx context.Context, req admission.Request) admission.Response {
 	var pod corev1.Pod
 	if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
 		return admission.Errored(http.StatusBadRequest, err)
 	}
-	plan, err := inject.ParsePlan(pod.Annotations[inject.Annotation])
+	plan, err := i.plan(ctx, req.Namespace, &pod)
 	if err == nil {
 		err = inject.Mutate(&pod, plan, inject.Options{
 			Image: i.options.AgentImage, PullPolicy: corev1.PullPolicy(i.options.AgentPullPolicy),
@@ -54,6 +57,21 @@ func (i *injector) Handle(_ context.Context, req admission.Request) admission.Re
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
 	return admission.PatchResponseFromRaw(req.Object.Raw, mutated)
+}
+
+// plan is what a pod's annotation says, after it was given that of its Rollout.
+func (i *injector) plan(ctx context.Context, namespace string, pod *corev1.Pod) (inject.Plan, error) {
+	text := pod.Annotations[inject.Annotation]
+	if text == "" {
+		var err error
+		if text, err = i.planOfRollout(ctx, namespace, pod); err != nil {
+			return inject.Plan{}, err
+		}
+		if text != "" {
+			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, inject.Annotation, text)
+		}
+	}
+	return inject.ParsePlan(text)
 }
 
 // keepBundle keeps the manager's authority in the webhook's configuration.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -14,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
 
@@ -81,25 +83,25 @@ func (r *interceptReconciler) byName(ctx context.Context, i *detour.Intercept) (
 	case len(found) == 1:
 		return found[0], nil
 	case wanted.Kind == "":
-		return nil, refuse(detour.ReasonNoWorkload, "there is no Deployment, StatefulSet or DaemonSet %s in namespace %s", wanted.Name, i.Namespace)
+		return nil, refuse(detour.ReasonNoWorkload, "there is no %s %s in namespace %s", r.kinds(), wanted.Name, i.Namespace)
 	}
 	return nil, refuse(detour.ReasonNoWorkload, "%s %s does not exist in namespace %s", strings.ToLower(wanted.Kind), wanted.Name, i.Namespace)
 }
 
 // workloads are those of a namespace, of all namespaces when it is empty.
 func (r *interceptReconciler) workloads(ctx context.Context, namespace string, which func(*workload) bool) ([]*workload, error) {
-	var found []*workload
+	var all []*workload
 	for _, list := range workloadKinds() {
 		if err := r.List(ctx, list, client.InNamespace(namespace)); err != nil {
 			return nil, err
 		}
-		for _, w := range workloadsIn(list) {
-			if which(w) {
-				found = append(found, w)
-			}
-		}
+		all = append(all, workloadsIn(list)...)
 	}
-	return found, nil
+	all, err := r.withRollouts(ctx, namespace, all)
+	if err != nil {
+		return nil, fmt.Errorf("list the Argo Rollouts: %w", err)
+	}
+	return slices.DeleteFunc(all, func(w *workload) bool { return !which(w) }), nil
 }
 
 func namesOf(workloads []*workload) string {
@@ -128,14 +130,14 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}
 	found, err := r.workloads(ctx, i.Namespace, func(w *workload) bool {
-		return labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(w.template.Labels))
+		return w.selectedBy(svc.Spec.Selector)
 	})
 	if err != nil {
 		return nil, err
 	}
 	switch len(found) {
 	case 0:
-		return nil, refuse(detour.ReasonNoWorkload, "no Deployment, StatefulSet or DaemonSet stands behind service %s", svc.Name)
+		return nil, refuse(detour.ReasonNoWorkload, "no %s stands behind service %s", r.kinds(), svc.Name)
 	case 1:
 	default:
 		return nil, refuse(detour.ReasonManyWorkloads, "service %s has several workloads (%s): intercept a service that selects one of them", svc.Name, namesOf(found))
@@ -230,6 +232,10 @@ func (w *workload) cannotRoll() string {
 		if o.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType {
 			return "has the update strategy OnDelete: detour does not delete pods, so it cannot get its agent in"
 		}
+	case *argo.Rollout:
+		if ref := o.Spec.WorkloadRef; ref != nil && len(w.template.Spec.Containers) == 0 {
+			return fmt.Sprintf("has its pods' template from %s %s, which detour does not know: it needs a Deployment there, or the template in the Rollout itself", ref.Kind, ref.Name)
+		}
 	}
 	return ""
 }
@@ -264,6 +270,9 @@ func (w *workload) rolledOut() (done bool, waiting string) {
 	case *appsv1.DaemonSet:
 		generation, observed = o.Generation, o.Status.ObservedGeneration
 		want, updated, total, available = o.Status.DesiredNumberScheduled, o.Status.UpdatedNumberScheduled, o.Status.CurrentNumberScheduled, o.Status.NumberAvailable
+	case *argo.Rollout:
+		// Pods of several releases serve beside each other, for as long as it pleases their owner: it is the pods that tell.
+		return o.Observed() && o.Status.AvailableReplicas >= o.Wants(), o.Status.Message
 	}
 	if observed < generation {
 		return false, waiting
@@ -280,6 +289,8 @@ func (w *workload) available() int {
 		return int(o.Status.AvailableReplicas)
 	case *appsv1.DaemonSet:
 		return int(o.Status.NumberAvailable)
+	case *argo.Rollout:
+		return int(o.Status.AvailableReplicas)
 	}
 	return 0
 }
@@ -292,7 +303,7 @@ func (r *interceptReconciler) pods(ctx context.Context, w *workload) ([]corev1.P
 	}
 	var running []corev1.Pod
 	for _, p := range list.Items {
-		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && w.owns(&p) {
 			running = append(running, p)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/traffic/argo"
 )
 
 func TestServicePort(t *testing.T) {
@@ -169,6 +170,13 @@ func TestRolledOut(t *testing.T) {
 		change(d)
 		return d
 	}
+	rollout := func(change func(*argo.Rollout)) client.Object {
+		u := argo.New()
+		u.SetGeneration(3)
+		r := &argo.Rollout{Unstructured: u, Spec: argo.Spec{Replicas: ptr(int32(2))}, Status: argo.Status{ObservedGeneration: "3", AvailableReplicas: 2}}
+		change(r)
+		return r
+	}
 	failed := func(kind appsv1.DeploymentConditionType, status corev1.ConditionStatus) client.Object {
 		return deployment(func(d *appsv1.Deployment) {
 			d.Status.AvailableReplicas = 1
@@ -202,6 +210,13 @@ func TestRolledOut(t *testing.T) {
 		// When a rollout ends the controller makes both revisions equal and counts no pod as updated.
 		"stateful set, long since": {stateful(func(s *appsv1.StatefulSet) { s.Status.CurrentRevision, s.Status.UpdatedReplicas = "b", 0 }), true, ""},
 
+		"rollout":                    {rollout(func(*argo.Rollout) {}), true, ""},
+		"rollout, not yet looked at": {rollout(func(r *argo.Rollout) { r.SetGeneration(4) }), false, ""},
+		"rollout, one is not ready": {rollout(func(r *argo.Rollout) {
+			r.Status.AvailableReplicas, r.Status.Message = 1, "more replicas need to be updated"
+		}), false, "more replicas need to be updated"},
+		"rollout, two releases serve": {rollout(func(r *argo.Rollout) { r.Status.AvailableReplicas, r.Status.Message = 3, "CanaryPauseStep" }), true, "CanaryPauseStep"},
+
 		"daemon set":                     {daemon(func(*appsv1.DaemonSet) {}), true, ""},
 		"daemon set, half way":           {daemon(func(d *appsv1.DaemonSet) { d.Status.UpdatedNumberScheduled = 1 }), false, ""},
 		"daemon set, not yet looked at":  {daemon(func(d *appsv1.DaemonSet) { d.Status.ObservedGeneration = 2 }), false, ""},
@@ -233,9 +248,13 @@ func TestCannotRoll(t *testing.T) {
 		"daemon set, by hand": {
 			&appsv1.DaemonSet{Spec: appsv1.DaemonSetSpec{UpdateStrategy: appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}}}, "OnDelete",
 		},
+		"rollout": {&argo.Rollout{Unstructured: argo.New()}, ""},
+		"rollout, of a replica set": {
+			&argo.Rollout{Unstructured: argo.New(), Spec: argo.Spec{WorkloadRef: &argo.WorkloadRef{Kind: "ReplicaSet", Name: "web"}}}, "has its pods' template from ReplicaSet web",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := (&workload{object: c.object}).cannotRoll()
+			got := (&workload{object: c.object, template: &corev1.PodTemplateSpec{}}).cannotRoll()
 			if c.want == "" {
 				assert.Empty(t, got)
 			}

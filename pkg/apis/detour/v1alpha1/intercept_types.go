@@ -181,7 +181,7 @@ const (
 	ReasonServiceNotFound  = "ServiceNotFound"
 	ReasonPortNotFound     = "PortNotFound"
 	ReasonPortAmbiguous    = "PortAmbiguous"
-	ReasonNoWorkload       = "NoWorkload"     // no Deployment, StatefulSet or DaemonSet backs the service
+	ReasonNoWorkload       = "NoWorkload"     // nothing that can be intercepted backs the service
 	ReasonManyWorkloads    = "ManyWorkloads"  // more than one does
 	ReasonWhichContainer   = "WhichContainer" // to replace, of several
 	ReasonUnsupported      = "Unsupported"    // e.g. UDP port, hostNetwork pods, OnDelete strategy, ExternalName service
@@ -193,7 +193,7 @@ const (
 
 // WorkloadRef names a workload in the intercept's namespace.
 type WorkloadRef struct {
-	// Kind is Deployment, StatefulSet or DaemonSet. In a spec it may be absent where only one workload has the name.
+	// Kind is Deployment, StatefulSet, DaemonSet or Rollout (of Argo). In a spec it may be absent where only one workload has the name.
 	// +optional
 	Kind string `json:"kind,omitempty"`
 	// +kubebuilder:validation:MinLength=1
