@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
@@ -57,14 +58,15 @@ func Mutate(pod *corev1.Pod, plan Plan, opt Options) error {
 			return err
 		}
 	}
-	if err := addAgent(&mutated.Spec, plan, opt); err != nil {
+	plan.Ports = slices.DeleteFunc(slices.Clone(plan.Ports), func(p Port) bool { return LeaveAlone(&pod.ObjectMeta, &pod.Spec, p) != "" })
+	if err := addAgent(&mutated.ObjectMeta, &mutated.Spec, plan, opt); err != nil {
 		return err
 	}
 	*pod = *mutated
 	return nil
 }
 
-func addAgent(spec *corev1.PodSpec, plan Plan, opt Options) error {
+func addAgent(meta *metav1.ObjectMeta, spec *corev1.PodSpec, plan Plan, opt Options) error {
 	switch {
 	case len(plan.Ports) == 0, slices.ContainsFunc(spec.InitContainers, func(c corev1.Container) bool { return c.Name == AgentContainer }):
 		return nil
@@ -75,12 +77,12 @@ func addAgent(spec *corev1.PodSpec, plan Plan, opt Options) error {
 	}
 	config := agentconfig.Config{Manager: opt.Manager, Server: opt.Server, CA: string(opt.CA)}
 	var agentPorts []corev1.ContainerPort
-	used, redirected := portsOf(spec), map[int32]bool{}
+	used, redirected := portsOf(meta, spec), map[int32]bool{}
 	own, secrets := SecretsOf(spec), []string{}
 	rules := false // also where no probe has to be moved
 	for _, p := range plan.Ports {
 		if used[p.AgentPort] {
-			return fmt.Errorf("port %d, which the traffic-agent was to have, is used by a container of the pod: run `detour intercept` again", p.AgentPort)
+			return fmt.Errorf("port %d, which the traffic-agent was to have, is not free in the pod: run `detour intercept` again", p.AgentPort)
 		}
 		used[p.AgentPort] = true
 		if !slices.Contains(own, p.Secret) {

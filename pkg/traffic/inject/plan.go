@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
@@ -110,7 +111,7 @@ func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 	if p.Covers(port) {
 		return p
 	}
-	used := portsOf(&template.Spec)
+	used := portsOf(&template.ObjectMeta, &template.Spec)
 	used[port.Port] = true // whether it is declared or not
 	kept := Plan{Replaced: p.Replaced, Restart: p.Restart}
 	for _, q := range p.Ports {
@@ -135,9 +136,15 @@ func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 	return kept
 }
 
-// portsOf are the ports that the pod's containers declare, and the agent's own.
-func portsOf(spec *corev1.PodSpec) map[int32]bool {
+// portsOf are the ports that the pod's containers declare, the agent's own, and those that are to be left alone.
+func portsOf(meta *metav1.ObjectMeta, spec *corev1.PodSpec) map[int32]bool {
 	used := map[int32]bool{agentconfig.HealthPort: true}
+	skipped, _ := parsePorts(meta.Annotations[SkipAnnotation]) // an error is LeaveAlone's to tell
+	for _, r := range skipped {
+		for n := r[0]; n <= r[1]; n++ {
+			used[n] = true
+		}
+	}
 	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
 		for _, p := range c.Ports {
 			used[p.ContainerPort] = true
@@ -175,6 +182,11 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 	}
 	if sp.Protocol == corev1.ProtocolUDP {
 		port.Protocol = string(corev1.ProtocolUDP)
+	}
+	if why := LeaveAlone(&template.ObjectMeta, spec, port); why != "" {
+		return Port{}, fmt.Errorf("%s goes to container port %d, which %s", what, port.Port, why)
+	}
+	if port.Protocol != "" {
 		return port, nil
 	}
 	if port.Port == agentconfig.HealthPort {

@@ -150,7 +150,10 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 	if w.port, err = inject.PlanPort(&svc, port, w.template); err != nil && i.Spec.Mode != detour.ModeIngest {
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}
-	return w, nil
+	if i.Spec.Mode == detour.ModeIngest {
+		return w, nil
+	}
+	return w, r.leaveAlone(ctx, w)
 }
 
 // servicePort picks a port by name or number, and by protocol where one is given; a service with one port needs neither.
@@ -308,6 +311,20 @@ func (r *interceptReconciler) pods(ctx context.Context, w *workload) ([]corev1.P
 		}
 	}
 	return running, nil
+}
+
+// leaveAlone refuses a port that is to be left alone for what only the pods themselves have, such as a service mesh's proxy.
+func (r *interceptReconciler) leaveAlone(ctx context.Context, w *workload) error {
+	pods, err := r.pods(ctx, w)
+	if err != nil {
+		return err
+	}
+	for _, p := range pods {
+		if why := inject.LeaveAlone(&p.ObjectMeta, &p.Spec, w.port); p.DeletionTimestamp == nil && why != "" {
+			return refuse(detour.ReasonUnsupported, "port %d of %s %s", w.port.Port, w.name(), why)
+		}
+	}
+	return nil
 }
 
 func podReady(p *corev1.Pod) bool {

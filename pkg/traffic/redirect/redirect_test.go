@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -196,4 +197,46 @@ func TestApply(t *testing.T) {
 	config.Ports, config.Aliases = config.Ports[1:], nil
 	server.in(t, func() { require.NoError(t, Apply(config)) })
 	check(map[int]string{appPort: "app", 8081: "other", aliasPort: "refused"})
+}
+
+// Of two NAT rules for a port the one of the table that was made last counts. So what docs/intercepts.md says of service meshes holds: whose init
+// container comes last has the port.
+func TestOrderOfTables(t *testing.T) {
+	const proxyPort = 15006
+	ours := func() error {
+		return Apply(agentconfig.Config{Ports: []agentconfig.Port{{App: appPort, Agent: agentPort, Redirect: true}}})
+	}
+	theirs := func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		table := conn.AddTable(&nftables.Table{Name: "nat", Family: nftables.TableFamilyIPv4}) // the one that iptables makes
+		chain := conn.AddChain(&nftables.Chain{Name: "PREROUTING", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule(unix.IPPROTO_TCP, appPort, proxyPort)})
+		return conn.Flush()
+	}
+	for name, c := range map[string]struct {
+		order []func() error
+		want  string
+	}{
+		"the mesh's last": {[]func() error{ours, theirs}, "proxy"},
+		"detour's last":   {[]func() error{theirs, ours}, "agent"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, server := newPod(t)
+			server.in(t, func() {
+				serve(t, appPort, "app")
+				serve(t, agentPort, "agent")
+				serve(t, proxyPort, "proxy")
+				for _, apply := range c.order {
+					require.NoError(t, apply())
+				}
+			})
+			client.in(t, func() { assert.Equal(t, c.want, ask(t, server.ips[0], appPort)) })
+			server.in(t, func() {
+				assert.Equal(t, "app", ask(t, server.ips[0], appPort), "from within the pod, as the proxy dials")
+			})
+		})
+	}
 }

@@ -1,0 +1,63 @@
+package suite
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// podsOf says something of each of an app's pods.
+func podsOf(t *testing.T, app, template string) string {
+	t.Helper()
+	return kubectl(t, "-n", "shop", "get", "pods", "-l", "app="+app, "-o", "go-template={{range .items}}"+template+"{{end}}")
+}
+
+// rules are the agent's in the network of an app's only pod: the nodes are on this machine.
+func rules(t *testing.T, app string) string {
+	t.Helper()
+	uid := podsOf(t, app, "{{if not .metadata.deletionTimestamp}}{{.metadata.uid}}{{end}}")
+	all, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	require.NoError(t, err)
+	for _, path := range all {
+		group, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid) {
+			continue
+		}
+		out, err := exec.Command("nsenter", "--net="+filepath.Join(filepath.Dir(path), "ns/net"), "--", "nft", "list", "table", "inet", "detour").CombinedOutput()
+		require.NoError(t, err, string(out))
+		return string(out)
+	}
+	require.Fail(t, "no process of the pod runs on this machine")
+	return ""
+}
+
+// The agent stays away from ports that are to be left alone, and from those that a mesh's proxy takes. The proxy is not a real one: it has the name
+// by which detour knows it.
+func TestPortsLeftAlone(t *testing.T) {
+	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/mesh.yaml")
+	kubectl(t, "apply", "-f", manifest)
+	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest, "--wait=false") })
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/meshed", "--timeout=60s")
+	connected(t)
+	laptopService(t, 18080)
+	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18080:admin"), "port 9000, which is to be left alone: the pods' annotation detour.dev/skip-inbound-ports lists it")
+	require.Contains(t, detour(t, "list", "-n", "shop"), "is to be left alone")
+	require.Contains(t, detour(t, "intercept", "meshed", "--port", "18080:http"), "by nftables")
+	require.Equal(t, "laptop", edition(t, "http://meshed.shop/"))
+	set := rules(t, "meshed")
+	require.Contains(t, set, "tcp dport 8080 redirect to :9910")
+	require.NotContains(t, set, "dport 9000")
+
+	kubectl(t, "-n", "shop", "patch", "deployment", "meshed", "-p", `{"spec":{"template":{"spec":{"containers":[{"name":"istio-proxy","image":"detour.local/shop:dev","imagePullPolicy":"IfNotPresent","command":["/stock"]}]}}}}`)
+	require.Eventually(t, func() bool {
+		return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.conditions[*].message}"), "through their Istio proxy")
+	}, 90*time.Second, 500*time.Millisecond)
+	require.Equal(t, "cluster", edition(t, "http://meshed.shop/"))
+	detour(t, "leave", "meshed")
+	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18080:http"), "traffic.sidecar.istio.io/excludeInboundPorts")
+}
