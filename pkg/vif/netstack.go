@@ -40,7 +40,7 @@ const (
 // netstackTUN is a tun.Device whose other side is a gVisor network stack.
 type netstackTUN struct {
 	mtu    int
-	link   *channel.Endpoint
+	link   *ackDelayer
 	stack  *stack.Stack
 	events chan tun.Event
 	ctx    context.Context // ended by Close; frees Read
@@ -69,7 +69,7 @@ func newNetstack(addresses []netip.Addr, mtu int) (*netstackTUN, error) {
 			return nil, fmt.Errorf("set a TCP option of netstack: %s", err)
 		}
 	}
-	link := channel.New(netstackQueue, uint32(mtu), "")
+	link := newAckDelayer(channel.New(netstackQueue, uint32(mtu), ""))
 	if err := s.CreateNIC(nic, link); err != nil {
 		return nil, fmt.Errorf("make netstack's interface: %s", err)
 	}
