@@ -16,6 +16,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/detour-dev/detour/pkg/socket"
 )
 
 const (
@@ -25,6 +27,8 @@ const (
 	dnsPort    = 53
 	maxPending = 4096 // TCP connections that wait for their dial
 	copyBuffer = 64 << 10
+	// A transfer is bulk after so many full buffers in a row, and for so long.
+	bulkAfter, bulkLength = 4, 16 << 20
 )
 
 var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
@@ -154,11 +158,20 @@ type tcpFlow struct {
 // Abort sends a RST.
 func (c *tcpFlow) Abort() { c.endpoint.Abort() }
 
-// abortSocket closes a socket with a RST where it is TCP.
+// abortSocket closes a socket with a RST where it is TCP, also below TLS, whose own end would make what was cut look whole.
 func abortSocket(c net.Conn) {
-	if t, ok := c.(*net.TCPConn); ok {
+	below := c
+	for {
+		upper, ok := below.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		below = upper.NetConn()
+	}
+	if t, ok := below.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
 	}
+	_ = below.Close()
 	_ = c.Close()
 }
 
@@ -174,6 +187,7 @@ func abort(c net.Conn) {
 // Splice copies both ways until both directions have ended, and closes both. An end of stream on one side is passed on as a
 // half-close, a reset as a reset.
 func Splice(a, b net.Conn) {
+	a, b = socket.New(a), socket.New(b)
 	var both sync.WaitGroup
 	direction := func(from, to net.Conn) {
 		if err := copyStream(to, from); err != nil {
@@ -195,21 +209,24 @@ func Splice(a, b net.Conn) {
 }
 
 func copyStream(to io.Writer, from io.Reader) error {
-	// Between two sockets of the kernel io.Copy splices; elsewhere a pooled buffer is enough.
-	if w, ok := to.(*net.TCPConn); ok {
-		if r, ok := from.(*net.TCPConn); ok {
-			_, err := io.Copy(w, r)
-			return err
-		}
-	}
 	pooled := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(pooled)
+	full := 0
 	for {
 		n, err := from.Read(*pooled)
 		if n > 0 {
 			if _, werr := to.Write((*pooled)[:n]); werr != nil {
 				return werr
 			}
+		}
+		if n == len(*pooled) {
+			full++
+		} else {
+			full = 0
+		}
+		if full == bulkAfter && err == nil {
+			full = 0
+			err = spliceSockets(to, from)
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -218,6 +235,20 @@ func copyStream(to io.Writer, from io.Reader) error {
 			return err
 		}
 	}
+}
+
+// spliceSockets lets the kernel move the next bytes itself, where both are its sockets. Small messages would pay more for that than they gain.
+func spliceSockets(to io.Writer, from io.Reader) error {
+	w, ok := to.(*socket.Conn)
+	if !ok {
+		return nil
+	}
+	r, ok := from.(*socket.Conn)
+	if !ok {
+		return nil
+	}
+	_, err := io.CopyN(w.TCPConn, r.TCPConn, bulkLength)
+	return err
 }
 
 // flowTable knows the open flows of each laptop, so that they can be reset together.

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/route"
@@ -63,8 +64,8 @@ func (l *link) Close() error {
 }
 
 func newLink(c net.Conn, first []byte) *link {
-	l := &link{Conn: c}
-	l.w = bufio.NewWriterSize(c, exchangeBuffer)
+	l := &link{Conn: socket.New(c)}
+	l.w = bufio.NewWriterSize(l.Conn, exchangeBuffer)
 	l.r = bufio.NewReaderSize(&prefixed{link: l, first: first}, exchangeBuffer)
 	return l
 }
@@ -470,7 +471,7 @@ func alive(c net.Conn) bool {
 	}
 	quiet, closed := false, false
 	err = raw.Control(func(fd uintptr) {
-		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		n, err := socket.Peek(fd, make([]byte, 1))
 		quiet, closed = errors.Is(err, syscall.EAGAIN), err == nil && n == 0
 	})
 	if err != nil || quiet || closed {

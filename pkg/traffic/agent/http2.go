@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
@@ -160,7 +161,7 @@ func newHTTP2Server(a *agent) *http2Server {
 		if err != nil {
 			return nil, err
 		}
-		return s.keep(c, nil, nil), nil
+		return s.keep(socket.New(c), nil, nil), nil
 	})
 	return s
 }
@@ -332,7 +333,7 @@ func (s *http2Server) drop(t *target) {
 // serve carries one connection to its end.
 func (s *http2Server) serve(ctx context.Context, client net.Conn, port uint16, first []byte) {
 	s.start.Do(func() { s.done.Go(func() { _ = s.server.Serve(s) }) })
-	c := &http2Conn{Conn: client, agent: s.agent, first: first, port: port, gone: make(chan struct{})}
+	c := &http2Conn{Conn: socket.New(client), agent: s.agent, first: first, port: port, gone: make(chan struct{})}
 	s.agent.framed.Store(c, nil)
 	defer s.agent.framed.Delete(c)
 	c.review()

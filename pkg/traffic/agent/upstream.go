@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -81,10 +82,14 @@ func (a *agent) openLaptop(ctx context.Context, t *target, header *agentv1.Relay
 func (a *agent) relayed(ctx context.Context, t *target, header *agentv1.RelayHeader) (_ net.Conn, silent bool, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
-	d := tls.Dialer{Config: a.tls, NetDialer: &relayDialer}
-	conn, err := d.DialContext(ctx, "tcp", t.RelayAddress)
+	plain, err := relayDialer.DialContext(ctx, "tcp", t.RelayAddress)
 	if err != nil {
 		return nil, true, fmt.Errorf("dial the relay: %w", err)
+	}
+	conn := tls.Client(socket.New(plain), a.tls)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, true, fmt.Errorf("greet the relay: %w", err)
 	}
 	deadline, _ := ctx.Deadline()
 	_ = conn.SetDeadline(deadline)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	"github.com/detour-dev/detour/pkg/vif"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
@@ -28,7 +29,7 @@ func serveRelay(ctx context.Context, hub *vif.Hub, a *agents, certs *certificate
 	if err != nil {
 		return fmt.Errorf("listen for relayed connections: %w", err)
 	}
-	listener := tls.NewListener(plain, config)
+	listener := tls.NewListener(socket.Listener{Listener: plain}, config)
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
 	var open sync.WaitGroup
