@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
 
+	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/vif"
 )
 
@@ -76,7 +77,13 @@ func New(config *rest.Config, namespace, only string, pod func(context.Context) 
 	config.Timeout = 0
 	if config.Dial == nil {
 		d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second, Control: smallSendQueue}
-		config.Dial = d.DialContext
+		config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := d.DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return socket.New(c), nil
+		}
 	}
 	transport, err := rest.TransportFor(config)
 	if err != nil {

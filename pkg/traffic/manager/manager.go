@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/vif"
 )
 
@@ -204,7 +205,7 @@ func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
 			_ = conn.Close()
 			return
 		}
-		if err := hub.ServeStream(ctx, &bufferedConn{Conn: conn, buffered: buffered.Reader}); err != nil {
+		if err := hub.ServeStream(ctx, &bufferedConn{Conn: socket.New(conn), buffered: buffered.Reader}); err != nil {
 			o.Log.Debug("a tunnel ended", "err", err)
 		}
 	})
