@@ -44,9 +44,9 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		names string // prefixes of what it measures
 		run   func(context.Context) error
-	}{{"connect", b.connect}, {"intercept rss", b.intercept}, {"dns.local", b.names}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out", b.out}} {
+	}{{"connect", b.connect}, {"intercept rss.agent", b.intercept}, {"dns.local", b.names}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out.upgrade out.udp out.portforward", b.out}, {"out.slow", b.slow}, {"out.connections", b.connections}, {"rss.daemon rss.manager", b.memory}} {
 		// The others stand on the first two.
-		wanted := b.only == "" || part.names == "connect" || part.names == "intercept rss"
+		wanted := b.only == "" || part.names == "connect" || part.names == "intercept rss.agent"
 		for _, name := range strings.Fields(part.names) {
 			wanted = wanted || strings.HasPrefix(name, b.only) || strings.HasPrefix(b.only, name)
 		}
@@ -198,7 +198,10 @@ func (b *bench) intercept(ctx context.Context) error {
 			return err
 		}
 	}
-	return b.memory()
+	time.Sleep(3 * time.Second)
+	mib, err := residentAgent()
+	b.figures = append(b.figures, figure{Name: "rss.agent", Unit: "MiB", Value: mib})
+	return err
 }
 
 func (b *bench) program() string { return filepath.Join(b.root, "bin", "bench") }
@@ -310,7 +313,7 @@ func (b *bench) path(ctx context.Context, prefix string, whats []string, value, 
 		if !strings.HasPrefix(name, b.only) {
 			continue
 		}
-		var values, plains []float64
+		var values, plains, raws []float64
 		for range b.rounds {
 			p, err := b.measure(ctx, what, plain)
 			if err != nil {
@@ -321,9 +324,22 @@ func (b *bench) path(ctx context.Context, prefix string, whats []string, value, 
 				return err
 			}
 			values, plains = append(values, v), append(plains, p)
+			if prefix == "out.upgrade" && (what == "up" || what == "down") {
+				r, err := number(value.from.Command(ctx, b.program(), "raw", "--kubeconfig", b.kubeconfig, fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
+				if err != nil {
+					return err
+				}
+				raws = append(raws, r)
+			}
 		}
-		b.figures = append(b.figures, compared(name, units[what], median(values), median(plains)))
-		say("%s %.4g (plain %.4g, ratio %.3f)", name, median(values), median(plains), median(values)/median(plains))
+		f := compared(name, units[what], median(values), median(plains))
+		say("%s %.4g (plain %.4g, ratio %.3f)", name, f.Value, *f.Plain, *f.Ratio)
+		if raws != nil {
+			raw := median(raws)
+			f.Raw = &raw
+			say("%s is %.3f of %.4g", name, f.Value/raw, raw)
+		}
+		b.figures = append(b.figures, f)
 	}
 	return nil
 }
@@ -340,11 +356,7 @@ var units = map[string]string{"up": "bit/s", "down": "bit/s", "lat1": "ms", "rps
 func (b *bench) measure(ctx context.Context, what string, e end) (float64, error) {
 	switch what {
 	case "up", "down":
-		out, err := output(e.from.Command(ctx, b.program(), "bulk", "--to", e.to+":"+e.bulkPort(), fmt.Sprintf("--web=%t", e.web), fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
-		if err != nil {
-			return 0, err
-		}
-		return strconv.ParseFloat(out, 64)
+		return number(e.from.Command(ctx, b.program(), "bulk", "--to", e.to+":"+e.bulkPort(), fmt.Sprintf("--web=%t", e.web), fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
 	case "rps16":
 		return b.requests(ctx, e, "2", "16")
 	case "rps1":
@@ -379,22 +391,15 @@ func (b *bench) requests(ctx context.Context, e end, threads, connections string
 	return strconv.ParseFloat(found[1], 64)
 }
 
-// memory notes what stays resident when nothing happens.
-func (b *bench) memory() error {
-	time.Sleep(3 * time.Second)
-	for _, p := range []struct {
-		name string
-		size func() (float64, error)
-	}{
-		{"daemon", func() (float64, error) { return resident("detour daemon") }},
-		{"manager", func() (float64, error) { return resident("/traffic manager") }},
-		{"agent", residentAgent},
-	} {
-		mib, err := p.size()
+// memory notes what stays resident of both ends some time after all that was measured before.
+func (b *bench) memory(context.Context) error {
+	time.Sleep(10 * time.Second)
+	for name, command := range map[string]string{"daemon": "detour daemon", "manager": "/traffic manager"} {
+		mib, err := resident(command)
 		if err != nil {
 			return err
 		}
-		b.figures = append(b.figures, figure{Name: "rss." + p.name, Unit: "MiB", Value: mib})
+		b.figures = append(b.figures, figure{Name: "rss." + name, Unit: "MiB", Value: mib})
 	}
 	return nil
 }

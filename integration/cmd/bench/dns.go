@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
-	"strconv"
 	"time"
 
 	"github.com/miekg/dns"
@@ -27,11 +26,7 @@ func (b *bench) names(ctx context.Context) error {
 			end  end
 			into *[]float64
 		}{{end{from: b.plain, to: net.JoinHostPort(coredns, "53")}, &plains}, {end{from: b.laptop}, &values}} {
-			out, err := output(side.end.from.Command(ctx, b.program(), "dns", "--to", side.end.to, "--name", name))
-			if err != nil {
-				return err
-			}
-			took, err := strconv.ParseFloat(out, 64)
+			took, err := number(side.end.from.Command(ctx, b.program(), "dns", "--to", side.end.to, "--name", name))
 			if err != nil {
 				return err
 			}

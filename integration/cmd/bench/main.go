@@ -1,8 +1,8 @@
 // Command bench measures the data path of detour on the local cluster beside the plain route, in turns and in the same run, because
 // only the ratio of the two says something on a noisy machine. It prints a table and writes bench/out/bench.json.
 //
-// With "serve" it is the service that is measured, with "bulk" the client that moves bytes, with "dns" the one that asks for a name: they run
-// where the bench puts them.
+// With "serve" it is the service that is measured, with another word a client: "bulk" moves bytes, "raw" does that on a bare stream to the
+// cluster, "ask" makes small requests, "many" opens connections, "dns" asks for a name. They run where the bench puts them.
 package main
 
 import (
@@ -51,24 +51,38 @@ func run(ctx context.Context, args []string) error {
 		if *web {
 			move = webRate
 		}
-		rate, err := move(ctx, *to, *up, *duration)
-		if err != nil {
+		return printed(move(ctx, *to, *up, *duration))
+	case "raw":
+		kubeconfig := flags.String("kubeconfig", "", "of the laptop")
+		up := flags.Bool("up", false, "send instead of receive")
+		duration := flags.Duration("for", 3*time.Second, "how long")
+		if err := flags.Parse(args); err != nil {
 			return err
 		}
-		fmt.Println(rate)
-		return nil
+		return printed(rawRate(ctx, *kubeconfig, *up, *duration))
+	case "ask":
+		to := flags.String("to", "", "host:port of the service")
+		duration := flags.Duration("for", 3*time.Second, "how long")
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		return printed(ask(ctx, *to, *duration))
+	case "many":
+		to := flags.String("to", "", "host:port of the service")
+		open := flags.Int("open", 2000, "how many connections are open at once")
+		rate := flags.Int("rate", 200, "how many are new each second")
+		duration := flags.Duration("for", time.Minute, "how long")
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		return printed(many(ctx, *to, *open, *rate, *duration))
 	case "dns":
 		to := flags.String("to", "", "host:port of the server, or empty for that of /etc/resolv.conf")
 		name := flags.String("name", "", "what to ask for")
 		if err := flags.Parse(args); err != nil {
 			return err
 		}
-		took, err := dnsTime(*to, *name)
-		if err != nil {
-			return err
-		}
-		fmt.Println(took)
-		return nil
+		return printed(dnsTime(*to, *name))
 	case "":
 		b := bench{}
 		flags.StringVar(&b.root, "root", "..", "the repository")
@@ -80,5 +94,14 @@ func run(ctx context.Context, args []string) error {
 		}
 		return b.run(ctx)
 	}
-	return fmt.Errorf("unknown mode %q: serve, bulk, dns, or none", mode)
+	return fmt.Errorf("unknown mode %q: serve, bulk, raw, ask, many, dns, or none", mode)
+}
+
+// printed ends a client: with its figure on a line.
+func printed(figure float64, err error) error {
+	if err != nil {
+		return err
+	}
+	fmt.Println(figure)
+	return nil
 }

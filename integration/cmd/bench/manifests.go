@@ -16,6 +16,8 @@ var manifests = "{apiVersion: v1, kind: Namespace, metadata: {name: " + namespac
 	service("target", "bench", "args: [serve]", port{"http", 80, 8080}, port{"bulk", 9000, 9000}) +
 	service("catalog-direct", "shop", catalog, port{"http", 80, 8080}) +
 	service("catalog-target", "shop", catalog, port{"http", 80, 8080}) +
+	// What the raw stream of out.upgrade is dialled to.
+	"---\n{apiVersion: v1, kind: Service, metadata: {name: traffic-manager, namespace: " + namespace + "}, spec: {selector: {app: direct}, ports: [{name: tunnel, port: 8081, targetPort: http}]}}\n" +
 	service("stock", "shop", "command: [/stock]", port{"grpc", 9090, 9090})
 
 type port struct {

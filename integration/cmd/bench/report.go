@@ -10,13 +10,14 @@ import (
 )
 
 // figure is one line of the report. Plain is the same without detour, in the same unit and run; it and Ratio (Value/Plain) are null
-// where there is nothing to compare with.
+// where there is nothing to compare with. Raw is what the same path carries without the tunnel, where that can be had.
 type figure struct {
 	Name  string   `json:"name"`
 	Unit  string   `json:"unit"`
 	Value float64  `json:"value"`
 	Plain *float64 `json:"plain"`
 	Ratio *float64 `json:"ratio"`
+	Raw   *float64 `json:"raw,omitempty"`
 }
 
 func compared(name, unit string, value, plain float64) figure {
@@ -31,13 +32,17 @@ func median(all []float64) float64 {
 
 func report(root string, figures []figure) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "name\tunit\tdetour\tplain\tratio\t")
+	fmt.Fprintln(w, "name\tunit\tdetour\tplain\tratio\traw\tof raw\t")
 	for _, f := range figures {
 		plain, ratio := "-", "-"
 		if f.Plain != nil {
 			plain, ratio = fmt.Sprintf("%.4g", *f.Plain), fmt.Sprintf("%.3f", *f.Ratio)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%.4g\t%s\t%s\t\n", f.Name, f.Unit, f.Value, plain, ratio)
+		raw, ofRaw := "-", "-"
+		if f.Raw != nil {
+			raw, ofRaw = fmt.Sprintf("%.4g", *f.Raw), fmt.Sprintf("%.3f", f.Value / *f.Raw)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%.4g\t%s\t%s\t%s\t%s\t\n", f.Name, f.Unit, f.Value, plain, ratio, raw, ofRaw)
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("print the table: %w", err)

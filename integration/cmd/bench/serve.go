@@ -115,6 +115,7 @@ func pages() http.Handler {
 	mux := http.NewServeMux()
 	answer := []byte("a small answer, as services give them\n")
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) })
+	mux.HandleFunc("GET /tunnel", answerRaw)
 	mux.HandleFunc("PUT /sum", func(w http.ResponseWriter, r *http.Request) {
 		hash := sha256.New()
 		if _, err := io.Copy(hash, r.Body); err != nil {
@@ -145,7 +146,7 @@ func pages() http.Handler {
 	return mux
 }
 
-func serveBulk(c net.Conn) {
+func serveBulk(c io.ReadWriter) {
 	buf := make([]byte, bulkBuffer)
 	if _, err := io.ReadFull(c, buf[:1]); err != nil {
 		return
@@ -177,10 +178,9 @@ func bulkRate(ctx context.Context, to string, sending bool, duration time.Durati
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(duration + 20*time.Second))
-	buf := make([]byte, bulkBuffer)
 	start := time.Now()
-	var total uint64
 	if sending {
+		buf := make([]byte, bulkBuffer)
 		buf[0] = up
 		for time.Since(start) < duration {
 			if _, err := c.Write(buf); err != nil {
@@ -190,21 +190,10 @@ func bulkRate(ctx context.Context, to string, sending bool, duration time.Durati
 		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 			return 0, fmt.Errorf("half-close: %w", err)
 		}
-		if _, err := io.ReadFull(c, buf[:8]); err != nil {
-			return 0, fmt.Errorf("read the count: %w", err)
-		}
-		total = binary.BigEndian.Uint64(buf)
-	} else {
-		if _, err := c.Write([]byte{down}); err != nil {
-			return 0, fmt.Errorf("ask: %w", err)
-		}
-		for time.Since(start) < duration {
-			n, err := c.Read(buf)
-			if err != nil {
-				return 0, fmt.Errorf("receive: %w", err)
-			}
-			total += uint64(n)
-		}
+		return counted(c, start)
 	}
-	return float64(total) * 8 / time.Since(start).Seconds(), nil
+	if _, err := c.Write([]byte{down}); err != nil {
+		return 0, fmt.Errorf("ask: %w", err)
+	}
+	return receiveFor(c, start, duration)
 }
