@@ -33,18 +33,55 @@ type pathBind struct {
 	closing chan struct{} // closed by Close, made anew by Open
 	streams map[string]*stream
 	count   uint64
+	socket  *udpSocket // nil when no datagrams are taken
+	changed sync.Cond  // signalled when socket or closing changes
 }
 
 func newPathBind(choose func() wire, probe func(wire, []byte)) *pathBind {
 	closed := make(chan struct{})
 	close(closed)
-	return &pathBind{choose: choose, probe: probe, received: make(chan *chunk, 16), closing: closed, streams: map[string]*stream{}}
+	b := &pathBind{choose: choose, probe: probe, received: make(chan *chunk, 16), closing: closed, streams: map[string]*stream{}}
+	b.changed.L = &b.mu
+	return b
 }
 
-// chunk is some messages from one wire on their way to WireGuard.
+// useSocket makes this the socket that datagrams are taken from; nil is for none.
+func (b *pathBind) useSocket(u *udpSocket) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.socket = u
+	b.changed.Broadcast()
+}
+
+// lostSocket is told of a socket that was closed.
+func (b *pathBind) lostSocket(u *udpSocket) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.socket == u {
+		b.socket = nil
+	}
+}
+
+// awaitSocket waits for a socket of a family; it returns nil when closing is closed.
+func (b *pathBind) awaitSocket(family int, closing chan struct{}) *udpSocket {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		select {
+		case <-closing:
+			return nil
+		default:
+		}
+		if b.socket != nil && b.socket.conns[family] != nil {
+			return b.socket
+		}
+		b.changed.Wait()
+	}
+}
+
+// chunk is some messages from one stream on their way to WireGuard.
 type chunk struct {
 	buf      []byte
-	used     int      // bytes of buf, by add
 	messages [][]byte // slices of buf
 	next     int      // the first message not yet handed on
 	from     conn.Endpoint
@@ -54,24 +91,13 @@ var chunks = sync.Pool{New: func() any { return &chunk{buf: make([]byte, readChu
 
 func newChunk(from conn.Endpoint) *chunk {
 	c := chunks.Get().(*chunk)
-	c.used, c.messages, c.next, c.from = 0, c.messages[:0], 0, from
+	c.messages, c.next, c.from = c.messages[:0], 0, from
 	return c
 }
 
 func (c *chunk) put() {
 	c.from = nil
 	chunks.Put(c)
-}
-
-// add copies a message, and says whether there was room.
-func (c *chunk) add(message []byte) bool {
-	if len(c.buf)-c.used < len(message) {
-		return false
-	}
-	n := copy(c.buf[c.used:], message)
-	c.messages = append(c.messages, c.buf[c.used:c.used+n])
-	c.used += n
-	return true
 }
 
 // deliver hands a chunk to WireGuard, and says whether it was taken.
@@ -141,7 +167,10 @@ func (b *pathBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
 	b.closing = make(chan struct{})
-	return []conn.ReceiveFunc{b.receiver(b.closing)}, 0, nil
+	if b.socket != nil {
+		b.socket.resume()
+	}
+	return []conn.ReceiveFunc{b.receiver(b.closing), b.receiveDatagrams(udp4, b.closing), b.receiveDatagrams(udp6, b.closing)}, 0, nil
 }
 
 // receiver hands chunks on, message by message, to WireGuard's buffers.
@@ -185,6 +214,10 @@ func (b *pathBind) Close() error {
 	case <-b.closing:
 	default:
 		close(b.closing)
+		b.changed.Broadcast()
+		if b.socket != nil {
+			b.socket.interrupt()
+		}
 	}
 	return nil
 }
@@ -215,7 +248,11 @@ func (b *pathBind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	return nil, fmt.Errorf("unknown endpoint %q", s)
 }
 
-func (b *pathBind) BatchSize() int { return conn.IdealBatchSize }
+// batch is how many packets are handed on at once. WireGuard has a buffer of 64 KiB for each and each way; more of them than the processor's
+// cache holds make nothing faster.
+const batch = 32
+
+func (b *pathBind) BatchSize() int { return batch }
 
 const chosenName = "chosen"
 

@@ -14,7 +14,7 @@ import (
 
 // The flags of TCP that matter here (RFC 9293, 3.1).
 const (
-	flagFIN, flagSYN, flagRST, flagACK = 0x01, 0x02, 0x04, 0x10
+	flagFIN, flagSYN, flagRST, flagPSH, flagACK = 0x01, 0x02, 0x04, 0x08, 0x10
 	// maxFlows bounds the memory of open connections; beyond it some are forgotten.
 	maxFlows = 1 << 16
 	// tunOffset leaves room for the header that a TUN's driver writes before a packet.

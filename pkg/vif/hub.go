@@ -79,6 +79,7 @@ type Hub struct {
 	mu      sync.Mutex
 	peers   map[Key]*peerState
 	byProbe map[probeID]*peerState
+	byAddr  map[netip.Addr]*peerState
 	sources map[netip.AddrPort]*source
 }
 
@@ -96,6 +97,7 @@ type peerState struct {
 	streamClosed time.Time // when its stream was found closed; zero while open
 	stream       string    // the last that it sent a probe on
 	pinged       time.Time // when its last probe came
+	takes        byte      // what it says in its probes
 	prober       *prober   // nil when its key is none
 	pings        replay.Filter
 }
@@ -111,25 +113,27 @@ func NewHub(c HubConfig) (*Hub, error) {
 	if c.Allow == nil {
 		return nil, errors.New("a hub needs to be told which destinations are allowed")
 	}
-	stack, err := newNetstack(c.Addresses, c.MTU)
-	if err != nil {
-		return nil, err
-	}
 	// The hub serves nothing on its own addresses: a laptop that dials them is refused at once, which RTT makes use of.
 	allow := func(a netip.Addr) bool { return !slices.Contains(c.Addresses, a) && c.Allow(a) }
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &Hub{
 		log:      c.Log,
 		key:      c.PrivateKey,
-		tun:      stack,
 		forward:  &forwarder{ctx: ctx, allow: allow, dialer: clusterDialer(), attempts: dialAttempts},
 		cancel:   cancel,
 		stopped:  make(chan struct{}),
 		instance: rand.Uint64(),
 		peers:    map[Key]*peerState{},
 		byProbe:  map[probeID]*peerState{},
+		byAddr:   map[netip.Addr]*peerState{},
 		sources:  map[netip.AddrPort]*source{},
 	}
+	stack, err := newNetstack(c.Addresses, c.MTU, h.takesLarge)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	h.tun = stack
 	h.bind = newPathBind(nil, h.answer)
 	h.device = device.NewDevice(stack, h.bind, wireguardLog(c.Log))
 	h.forward.attach(stack.stack)
@@ -139,18 +143,21 @@ func NewHub(c HubConfig) (*Hub, error) {
 		h.device.Close()
 		return nil, fmt.Errorf("set the hub's key: %w", err)
 	}
-	if err := h.device.Up(); err != nil {
-		cancel()
-		h.device.Close()
-		return nil, fmt.Errorf("start WireGuard: %w", err)
-	}
 	if c.UDPPort != 0 {
-		if h.socket, err = listenUDP(c.UDPPort); err != nil {
+		if h.socket, err = listenUDP(c.UDPPort, h.joinerOf); err != nil {
 			cancel()
 			h.device.Close()
 			return nil, err
 		}
-		h.socket.start(h.bind, h.joinerOf)
+		h.bind.useSocket(h.socket)
+	}
+	if err := h.device.Up(); err != nil {
+		cancel()
+		h.device.Close()
+		if h.socket != nil {
+			h.socket.close()
+		}
+		return nil, fmt.Errorf("start WireGuard: %w", err)
 	}
 	go h.watch(ctx)
 	return h, nil
@@ -206,6 +213,12 @@ func (h *Hub) SetPeers(peers []Peer) error {
 		}
 		h.peers[key] = state
 	}
+	clear(h.byAddr)
+	for _, p := range h.peers {
+		for _, a := range p.Addresses {
+			h.byAddr[a] = p
+		}
+	}
 	for _, a := range gone {
 		h.forward.flows.reset(a)
 		h.relayed.reset(a)
@@ -226,16 +239,16 @@ func (h *Hub) answer(from wire, m []byte) {
 	if p == nil {
 		return
 	}
-	number, _, ok := p.prober.open(pingType, m)
+	says, ok := p.prober.open(pingType, m)
 	if !ok {
 		return
 	}
 	h.mu.Lock()
-	if ok = p.pings.ValidateCounter(number, math.MaxUint64); ok {
-		p.pinged = time.Now()
+	if ok = p.pings.ValidateCounter(says.number, math.MaxUint64); ok {
+		p.pinged, p.takes = time.Now(), says.takes
 		switch w := from.(type) {
 		case *udpWire:
-			h.know(w.address(), p)
+			h.know(w.to, p)
 		case *stream:
 			p.stream = w.id
 		}
@@ -244,9 +257,17 @@ func (h *Hub) answer(from wire, m []byte) {
 	if !ok {
 		return
 	}
-	if err := from.send([][]byte{p.prober.seal(pongType, number, h.instance, len(m))}); err != nil {
+	if err := from.send([][]byte{p.prober.seal(pongType, probe{number: says.number, instance: h.instance, takes: takesLarge}, len(m))}); err != nil {
 		h.log.Debug("a probe was not answered", "to", from.DstToString(), "err", err)
 	}
+}
+
+// takesLarge says whether the laptop with an address takes large packets.
+func (h *Hub) takesLarge(a netip.Addr) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.byAddr[a]
+	return p != nil && p.takes&takesLarge != 0
 }
 
 // know remembers where datagrams of a laptop come from, the latest few; h.mu is held.

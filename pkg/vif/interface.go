@@ -145,6 +145,9 @@ func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
 	}
 	seen := &remappedTUN{Device: t}
 	i := &Interface{log: c.Log, name: name, peer: c.PeerKey, ladder: newLadder(prober, c.Log), tun: &filteredTUN{Device: seen, port: c.InboundPort}, host: host, remap: seen, heard: make(chan struct{})}
+	if o, ok := t.(interface{ setLarge(bool) }); ok {
+		i.ladder.setLarge = o.setLarge
+	}
 	i.device = device.NewDevice(i.tun, i.ladder.bind, wireguardLog(c.Log))
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "private_key=%s\npublic_key=%s\nendpoint=%s\npersistent_keepalive_interval=%d\n", c.PrivateKey.hex(), c.PeerKey.hex(), chosenName, keepalive)
@@ -168,7 +171,11 @@ func (i *Interface) Name() string { return i.name }
 
 // SetRoutes makes routes the whole set of networks behind the VIF, and table of those that are seen elsewhere than they are.
 func (i *Interface) SetRoutes(routes []netip.Prefix, table remap.Table) error {
+	if len(table) > 0 && i.ladder.unmapped.Swap(false) && i.ladder.setLarge != nil {
+		i.ladder.setLarge(false)
+	}
 	i.remap.set(table)
+	i.ladder.unmapped.Store(len(table) == 0)
 	return i.host.setRoutes(routes)
 }
 

@@ -22,7 +22,15 @@ func createTUN(name string, mtu int) (tun.Device, hostInterface, error) {
 	if errors.Is(err, os.ErrPermission) {
 		return nil, nil, fmt.Errorf("%w: this needs root or CAP_NET_ADMIN", err)
 	}
-	return device, host, err
+	if err != nil {
+		return nil, nil, err
+	}
+	offload, err := newOffloadTUN(device, mtu)
+	if err != nil {
+		_ = device.Close()
+		return nil, nil, err
+	}
+	return offload, host, nil
 }
 
 func makeTUN(name string, mtu int) (tun.Device, hostInterface, error) {
@@ -47,6 +55,7 @@ func (l *linuxInterface) configure(addresses []netip.Addr, mtu int) error {
 	if err := netlink.LinkSetMTU(l.link, mtu); err != nil {
 		return fmt.Errorf("set the MTU of %s: %w", l.link.Attrs().Name, err)
 	}
+	_ = netlink.LinkSetGSOMaxSize(l.link, kernelLarge) // those that are larger are cut
 	for _, a := range addresses {
 		// No duplicate address detection: nobody else is on this link, and it would delay the first packet by seconds.
 		address := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.zx2c4.com/wireguard/conn"
 )
 
 // DirectUDP is the transport of datagrams that go to the hub without anything between.
@@ -57,6 +55,11 @@ type ladder struct {
 	since    time.Time
 	active   atomic.Pointer[way]
 
+	// setLarge says whether large packets may be sent; nil when the laptop makes none.
+	setLarge func(bool)
+	// unmapped says that no network is seen elsewhere: with checksums that have only begun remap cannot do.
+	unmapped atomic.Bool
+
 	bind    *pathBind
 	targets []netip.AddrPort
 	socket  *udpSocket
@@ -92,6 +95,14 @@ func newLadder(p *prober, log *slog.Logger) *ladder {
 	}
 	l.bind = newPathBind(l.choose, l.answered)
 	return l
+}
+
+// takes is what the hub may send.
+func (l *ladder) takes() byte {
+	if l.setLarge == nil || !l.unmapped.Load() {
+		return 0
+	}
+	return takesLarge
 }
 
 // choose is where the next message goes.
@@ -197,12 +208,13 @@ func (l *ladder) openSocket(targets []netip.AddrPort) {
 	l.mu.Unlock()
 	l.settle(time.Now())
 	if old != nil {
+		l.bind.useSocket(nil)
 		old.close()
 	}
 	if len(targets) == 0 {
 		return
 	}
-	socket, err := listenUDP(0)
+	socket, err := listenUDP(0, l.joinerOf)
 	if err != nil {
 		l.log.Warn("there will be no direct path", "err", err)
 		l.setDirect(nil)
@@ -211,14 +223,14 @@ func (l *ladder) openSocket(targets []netip.AddrPort) {
 	l.mu.Lock()
 	var direct []*way
 	for _, t := range targets {
-		w := &way{wire: &udpWire{StdNetEndpoint: &conn.StdNetEndpoint{AddrPort: t}, socket: socket}, transport: DirectUDP, address: t, need: answersFirst}
+		w := &way{wire: &udpWire{to: t, socket: socket}, transport: DirectUDP, address: t, need: answersFirst}
 		direct = append(direct, w)
 		l.joiners[t] = &joiner{}
 	}
 	l.socket = socket
 	l.ways = append(direct, l.ways...)
 	l.mu.Unlock()
-	socket.start(l.bind, l.joinerOf)
+	l.bind.useSocket(socket)
 }
 
 func (l *ladder) joinerOf(from netip.AddrPort) *joiner {
@@ -254,7 +266,7 @@ func (l *ladder) tick(now time.Time) {
 		}
 		l.number++
 		l.asked[l.number] = question{w, now}
-		pings = append(pings, ping{w.wire, l.prober.seal(pingType, l.number, 0, size)})
+		pings = append(pings, ping{w.wire, l.prober.seal(pingType, probe{number: l.number, takes: l.takes()}, size)})
 		if w.works() {
 			w.next = now.Add(probeActive)
 		} else {
@@ -278,14 +290,14 @@ func (l *ladder) tick(now time.Time) {
 
 // answered takes a probe from the hub.
 func (l *ladder) answered(_ wire, m []byte) {
-	number, instance, ok := l.prober.open(pongType, m)
+	says, ok := l.prober.open(pongType, m)
 	if !ok {
 		return
 	}
 	now := time.Now()
 	l.mu.Lock()
-	q, ok := l.asked[number]
-	delete(l.asked, number)
+	q, ok := l.asked[says.number]
+	delete(l.asked, says.number)
 	if !ok {
 		l.mu.Unlock()
 		return
@@ -299,8 +311,11 @@ func (l *ladder) answered(_ wire, m []byte) {
 	case w != l.active.Load():
 		w.next = now.Add(probeSpare)
 	}
-	if instance != l.instance {
-		l.instance = instance
+	if l.setLarge != nil {
+		l.setLarge(says.takes&takesLarge != 0 && l.takes()&takesLarge != 0)
+	}
+	if says.instance != l.instance {
+		l.instance = says.instance
 		tell(l.restarted)
 	}
 	l.mu.Unlock()

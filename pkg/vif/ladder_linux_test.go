@@ -304,7 +304,7 @@ func TestStrangersGetNoAnswer(t *testing.T) {
 	require.NoError(t, err)
 	forged := bytes.Clone(replayed)
 	forged[len(forged)-1] ^= 1
-	messages := [][]byte{replayed, forged, unknown.seal(pingType, 1, 0, maxDatagram), {}, {pingType}, {pongType, 0, 0, 0}, make([]byte, 148), noise(60000), {1, 0, 0, 0}, {4, 0, 0, 0}, {pieceType, 2, 1, 0, 0, 0, 0, 0, 9}}
+	messages := [][]byte{replayed, forged, unknown.seal(pingType, probe{number: 1}, maxDatagram), {}, {pingType}, {pongType, 0, 0, 0}, make([]byte, 148), noise(60000), {1, 0, 0, 0}, {4, 0, 0, 0}, {pieceType, 2, 1, 0, 0, 0, 0, 0, 9}}
 	messages = append(messages, pieces(t, noise(5000), 1)...)
 	initiation := make([]byte, 148) // of WireGuard, with a wrong MAC
 	initiation[0] = 1

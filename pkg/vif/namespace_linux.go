@@ -182,7 +182,12 @@ func (n *Namespace) createTUN(c Config) (tun.Device, hostInterface, error) {
 		_ = unix.Close(fd)
 		return nil, nil, fmt.Errorf("take the network interface: %w", err)
 	}
-	split, err := newSplitTUN(device, c.MTU, c.HostLoopback, c.Log)
+	offload, err := newOffloadTUN(device, c.MTU)
+	if err != nil {
+		_ = device.Close()
+		return nil, nil, err
+	}
+	split, err := newSplitTUN(offload, c.MTU, c.HostLoopback, c.Log)
 	if err != nil {
 		_ = device.Close()
 		return nil, nil, err

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -39,7 +38,12 @@ const (
 
 // netstackTUN is a tun.Device whose other side is a gVisor network stack.
 type netstackTUN struct {
-	mtu    int
+	mtu int
+	// takesLarge says whether who has an address takes large packets; nil for nobody.
+	takesLarge func(netip.Addr) bool
+	left       segments // of a large packet for somebody who does not
+	whole      []byte   // what is left of it
+
 	link   *ackDelayer
 	stack  *stack.Stack
 	events chan tun.Event
@@ -49,7 +53,7 @@ type netstackTUN struct {
 }
 
 // newNetstack makes a stack that owns addresses, and takes packets for any other address too (they are the forwarders').
-func newNetstack(addresses []netip.Addr, mtu int) (*netstackTUN, error) {
+func newNetstack(addresses []netip.Addr, mtu int, takesLarge func(netip.Addr) bool) (*netstackTUN, error) {
 	s := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
@@ -70,7 +74,12 @@ func newNetstack(addresses []netip.Addr, mtu int) (*netstackTUN, error) {
 		}
 	}
 	link := newAckDelayer(channel.New(netstackQueue, uint32(mtu), ""))
-	if err := s.CreateNIC(nic, link); err != nil {
+	// What comes is whole: WireGuard has seen to that.
+	link.LinkEPCapabilities |= stack.CapabilityRXChecksumOffload
+	if takesLarge != nil {
+		link.SupportedGSOKind = stack.HostGSOSupported
+	}
+	if err := s.CreateNIC(nic, &largeEndpoint{link}); err != nil {
 		return nil, fmt.Errorf("make netstack's interface: %s", err)
 	}
 	// Flows to any address are ours to forward (promiscuous), and their answers leave with that address (spoofing).
@@ -87,7 +96,7 @@ func newNetstack(addresses []netip.Addr, mtu int) (*netstackTUN, error) {
 		}
 	}
 	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}, {Destination: header.IPv6EmptySubnet, NIC: nic}})
-	t := &netstackTUN{mtu: mtu, link: link, stack: s, events: make(chan tun.Event, 1)}
+	t := &netstackTUN{mtu: mtu, takesLarge: takesLarge, link: link, stack: s, events: make(chan tun.Event, 1)}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.events <- tun.EventUp
 	return t, nil
@@ -100,28 +109,69 @@ func networkOf(a netip.Addr) tcpip.NetworkProtocolNumber {
 	return ipv6.ProtocolNumber
 }
 
+// largeEndpoint lets netstack make large packets, of as many whole segments as fit.
+type largeEndpoint struct{ *ackDelayer }
+
+func (e *largeEndpoint) GSOMaxSize() uint32 {
+	const headers = header.IPv4MinimumSize + header.TCPMinimumSize + 12 // with the timestamps that each segment has
+	mss := e.MTU() - headers
+	return (maxLarge-headers)/mss*mss + header.TCPTotalHeaderMaximumSize + 1
+}
+
 // Read waits for one packet and takes along what else is queued.
-func (t *netstackTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	packet := t.link.ReadContext(t.ctx)
-	if packet == nil {
-		return 0, os.ErrClosed
-	}
-	n := 0
-	for {
-		size := 0
-		for _, part := range packet.AsSlices() {
-			size += copy(bufs[n][offset+size:], part)
+func (t *netstackTUN) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
+	for n < len(bufs) {
+		if t.left.packet != nil {
+			if sizes[n] = t.left.next(bufs[n][offset:]); sizes[n] == 0 {
+				t.left = segments{}
+			} else {
+				n++
+			}
+			continue
 		}
-		sizes[n] = size
+		packet := t.link.Read()
+		if packet == nil {
+			if n > 0 {
+				return n, nil
+			}
+			if packet = t.link.ReadContext(t.ctx); packet == nil {
+				return 0, os.ErrClosed
+			}
+		}
+		if sizes[n] = t.take(packet, bufs[n][offset:]); sizes[n] > 0 {
+			n++
+		}
 		packet.DecRef()
-		n++
-		if n == len(bufs) {
-			return n, nil
-		}
-		if packet = t.link.Read(); packet == nil {
-			return n, nil
+	}
+	return n, nil
+}
+
+// take copies a packet, with its checksum, and returns its length; 0 when it has to be cut first.
+func (t *netstackTUN) take(packet *stack.PacketBuffer, to []byte) int {
+	large := packet.Size() > t.mtu
+	if large && t.takesLarge != nil {
+		address := packet.Network().DestinationAddress()
+		if a, ok := netip.AddrFromSlice(address.AsSlice()); !ok || !t.takesLarge(a) {
+			if t.whole == nil {
+				t.whole = make([]byte, 1<<16)
+			}
+			to = t.whole
+		} else {
+			large = false
 		}
 	}
+	size := 0
+	for _, part := range packet.AsSlices() {
+		size += copy(to[size:], part)
+	}
+	switch gso := packet.GSOOptions; {
+	case large:
+		t.left, _ = cutLarge(to[:size], int(gso.MSS))
+		return 0
+	case size <= t.mtu && gso.Type != stack.GSONone && gso.NeedsCsum:
+		finishChecksum(to[:size], int(gso.L3HdrLen), int(gso.CsumOffset))
+	}
+	return size
 }
 
 func (t *netstackTUN) Write(bufs [][]byte, offset int) (int, error) {
@@ -155,4 +205,4 @@ func (t *netstackTUN) File() *os.File           { return nil }
 func (t *netstackTUN) MTU() (int, error)        { return t.mtu, nil }
 func (t *netstackTUN) Name() (string, error)    { return "netstack", nil }
 func (t *netstackTUN) Events() <-chan tun.Event { return t.events }
-func (t *netstackTUN) BatchSize() int           { return conn.IdealBatchSize }
+func (t *netstackTUN) BatchSize() int           { return batch }

@@ -20,12 +20,17 @@ const (
 
 func isPiece(m []byte) bool { return len(m) > pieceHeader && m[0] == pieceType }
 
+// piecesOf says in how many pieces a message of so many bytes is cut, and how long they are.
+func piecesOf(message int) (pieces, size int) {
+	pieces = (message + maxDatagram - pieceHeader - 1) / (maxDatagram - pieceHeader)
+	return pieces, pieceHeader + (message+pieces-1)/pieces
+}
+
 // cut appends the pieces of a message to buf, one after the other, and says how many and how long they are. It appends nothing
 // when there is no room without making buf anew.
 func cut(buf, message []byte, id uint32) (_ []byte, pieces, size int) {
-	pieces = (len(message) + maxDatagram - pieceHeader - 1) / (maxDatagram - pieceHeader)
-	payload := (len(message) + pieces - 1) / pieces
-	size = pieceHeader + payload
+	pieces, size = piecesOf(len(message))
+	payload := size - pieceHeader
 	if pieces > maxPieces || cap(buf)-len(buf) < pieces*size {
 		return buf, 0, 0
 	}
@@ -78,4 +83,25 @@ func (j *joiner) add(piece []byte) []byte {
 	}
 	a.pieces = 0
 	return a.contents[:total]
+}
+
+// joinInOrder puts a message together of which all pieces lie in datagrams, each of that size, one after the other. It returns its length and
+// that of the pieces, 0 when they do not.
+func joinInOrder(packet, datagrams []byte, size int) (n, taken int) {
+	head := datagrams[:pieceHeader]
+	pieces, pad, payload := int(head[1]), int(head[3]), size-pieceHeader
+	taken, n = pieces*size, pieces*payload-pad
+	if head[2] != 0 || pieces == 0 || taken > len(datagrams) || pad >= payload || n > len(packet) {
+		return 0, 0
+	}
+	for i := 1; i < pieces; i++ {
+		h := datagrams[i*size : i*size+pieceHeader]
+		if h[0] != pieceType || h[1] != head[1] || int(h[2]) != i || h[3] != head[3] || [4]byte(h[4:]) != [4]byte(head[4:]) {
+			return 0, 0
+		}
+	}
+	for i := range pieces {
+		copy(packet[i*payload:n], datagrams[i*size+pieceHeader:(i+1)*size])
+	}
+	return n, taken
 }

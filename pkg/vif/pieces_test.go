@@ -59,6 +59,41 @@ func TestPiecesMakeTheMessageAgain(t *testing.T) {
 	require.Zero(t, n, "no room is left")
 }
 
+func TestPiecesInOrder(t *testing.T) {
+	message := noise(StreamMTU)
+	train, n, size := cut(make([]byte, 0, gsoBytes), message, 7)
+	train = append(train, "what comes after them"...)
+	packet := make([]byte, maxMessage)
+	got, taken := joinInOrder(packet, train, size)
+	require.Equal(t, n*size, taken)
+	require.True(t, bytes.Equal(message, packet[:got]))
+	for name, bad := range map[string]func([]byte) []byte{
+		"one is missing":      func(b []byte) []byte { return append(b[:3*size], b[4*size:]...) },
+		"the first is":        func(b []byte) []byte { return b[size:] },
+		"two are exchanged":   func(b []byte) []byte { b[size+2], b[2*size+2] = b[2*size+2], b[size+2]; return b },
+		"one is of another":   func(b []byte) []byte { b[size+7]++; return b },
+		"the last is shorter": func(b []byte) []byte { return b[:n*size-1] },
+	} {
+		_, taken := joinInOrder(packet, bad(bytes.Clone(train[:n*size])), size)
+		require.Zero(t, taken, name)
+	}
+}
+
+// FuzzPiecesInOrder: what a train of datagrams says of itself is not believed.
+func FuzzPiecesInOrder(f *testing.F) {
+	train, _, size := cut(make([]byte, 0, gsoBytes), noise(5000), 7)
+	f.Add(train, uint16(size))
+	f.Fuzz(func(t *testing.T, train []byte, size uint16) {
+		if first := train[:min(int(size), len(train))]; !isPiece(first) {
+			return
+		}
+		packet := make([]byte, maxMessage)
+		n, taken := joinInOrder(packet, train, int(size))
+		require.LessOrEqual(t, n, taken)
+		require.LessOrEqual(t, taken, len(train))
+	})
+}
+
 func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
 	a, b := noise(5000), noise(9000)
 	as, bs := pieces(t, a, 1), pieces(t, b, 2)
@@ -127,26 +162,32 @@ func TestProbes(t *testing.T) {
 	laptop, hub := probers(t)
 	stranger, _ := probers(t)
 	for _, size := range []int{0, minProbe, maxDatagram} {
-		ping := laptop.seal(pingType, 42, 7, size)
-		require.Len(t, ping, max(size, minProbe))
+		want := probe{number: 42, instance: 7, takes: takesLarge}
+		ping := laptop.seal(pingType, want, size)
+		if size != 0 {
+			require.Len(t, ping, size)
+		}
 		require.True(t, isProbe(ping))
-		number, instance, ok := hub.open(pingType, ping)
+		got, ok := hub.open(pingType, ping)
 		require.True(t, ok)
-		require.Equal(t, []uint64{42, 7}, []uint64{number, instance})
+		if size == minProbe {
+			want.takes = 0 // there is no room for it
+		}
+		require.Equal(t, want, got)
 
-		_, _, ok = laptop.open(pongType, ping)
+		_, ok = laptop.open(pongType, ping)
 		require.False(t, ok, "a ping is not a pong")
 		asPong := bytes.Clone(ping)
 		asPong[0] = pongType
-		_, _, ok = laptop.open(pongType, asPong)
+		_, ok = laptop.open(pongType, asPong)
 		require.False(t, ok, "nor is one that says so")
 		for i := range ping {
 			bad := bytes.Clone(ping)
 			bad[i] ^= 1
-			_, _, ok = hub.open(pingType, bad)
+			_, ok = hub.open(pingType, bad)
 			require.False(t, ok, "byte %d changed", i)
 		}
-		_, _, ok = hub.open(pingType, stranger.seal(pingType, 1, 0, size))
+		_, ok = hub.open(pingType, stranger.seal(pingType, probe{number: 1}, size))
 		require.False(t, ok)
 	}
 	_, err := newProber(Key{1}, Key{}, Key{})
@@ -160,11 +201,11 @@ func FuzzProbe(f *testing.F) {
 		key := Key{1, 2, 3}
 		p, err := newProber(key, key.PublicKey(), key.PublicKey())
 		require.NoError(t, err)
-		_, _, ok := p.open(kind, m)
+		_, ok := p.open(kind, m)
 		require.False(t, ok)
 		if len(m) >= probeHeader {
 			copy(m[4:], p.id[:])
-			_, _, ok = p.open(kind, m)
+			_, ok = p.open(kind, m)
 			require.False(t, ok)
 		}
 	})

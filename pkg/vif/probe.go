@@ -13,15 +13,20 @@ import (
 // Probes ask whether a path carries messages both ways, without moving WireGuard's session to it, as any message of WireGuard's own
 // would. A laptop sends a ping, the hub answers each new one with a pong of the same size. Both are sealed with a key that only the
 // two have, made of their WireGuard keys; who does not have it gets no answer. A probe is: type, 3 zero bytes, 8 bytes that name the
-// laptop's key, and sealed the number of the ping, 8 bytes that tell the hub's process from the one before, and padding.
+// laptop's key, and sealed the number of the ping, 8 bytes that tell the hub's process from the one before, a byte of what the sender takes, and
+// padding.
 const (
 	pingType    = 5
 	pongType    = 6
 	probeHeader = 12
 	probeBody   = 16
-	probeSeal   = 12 + 16 // nonce and tag
+	probeTakes  = probeBody // where that byte is; it may be missing
+	probeSeal   = 12 + 16   // nonce and tag
 	minProbe    = probeHeader + probeBody + probeSeal
 )
+
+// What the sender of a probe takes, as bits.
+const takesLarge = 1
 
 func isProbe(m []byte) bool { return len(m) >= 4 && (m[0] == pingType || m[0] == pongType) }
 
@@ -67,27 +72,43 @@ func newProber(private, peer, laptop Key) (*prober, error) {
 	return &prober{id: probeIDOf(laptop), aead: aead}, nil
 }
 
+// probe is what one says.
+type probe struct {
+	number, instance uint64
+	takes            byte
+}
+
 // seal makes a probe of so many bytes, or of the fewest that do.
-func (p *prober) seal(kind byte, number, instance uint64, size int) []byte {
-	m := make([]byte, probeHeader, max(size, minProbe))
+func (p *prober) seal(kind byte, says probe, size int) []byte {
+	if size < minProbe {
+		size = minProbe + 1
+	}
+	m := make([]byte, probeHeader, size)
 	m[0] = kind
 	copy(m[4:], p.id[:])
 	body := make([]byte, cap(m)-probeHeader-probeSeal)
-	binary.BigEndian.PutUint64(body, number)
-	binary.BigEndian.PutUint64(body[8:], instance)
+	binary.BigEndian.PutUint64(body, says.number)
+	binary.BigEndian.PutUint64(body[8:], says.instance)
+	if len(body) > probeTakes {
+		body[probeTakes] = says.takes
+	}
 	return p.aead.Seal(m, nil, body, m[:probeHeader])
 }
 
 // open reads a probe; ok is false when it is not one of this laptop's.
-func (p *prober) open(kind byte, m []byte) (number, instance uint64, ok bool) {
+func (p *prober) open(kind byte, m []byte) (says probe, ok bool) {
 	if id, is := probeOf(kind, m); !is || id != p.id {
-		return 0, 0, false
+		return probe{}, false
 	}
 	body, err := p.aead.Open(nil, nil, m[probeHeader:], m[:probeHeader])
 	if err != nil {
-		return 0, 0, false
+		return probe{}, false
 	}
-	return binary.BigEndian.Uint64(body), binary.BigEndian.Uint64(body[8:]), true
+	says = probe{number: binary.BigEndian.Uint64(body), instance: binary.BigEndian.Uint64(body[8:])}
+	if len(body) > probeTakes {
+		says.takes = body[probeTakes]
+	}
+	return says, true
 }
 
 // probeOf says whose probe a message seems to be.

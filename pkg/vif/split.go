@@ -35,7 +35,7 @@ type splitTUN struct {
 }
 
 func newSplitTUN(device tun.Device, mtu int, hostLoopback bool, log *slog.Logger) (*splitTUN, error) {
-	outside, err := newNetstack(nil, mtu)
+	outside, err := newNetstack(nil, mtu, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make the way to what is not the cluster's: %w", err)
 	}
@@ -152,6 +152,12 @@ func (s *splitTUN) answer() {
 		if _, err := s.Write(bufs[:n], splitOffset); err != nil {
 			s.log.Debug("answers from outside were lost", "err", err)
 		}
+	}
+}
+
+func (s *splitTUN) setLarge(large bool) {
+	if o, ok := s.Device.(interface{ setLarge(bool) }); ok {
+		o.setLarge(large)
 	}
 }
 

@@ -1,214 +1,307 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 )
 
 const (
-	// gsoBytes is the most that the kernel takes as one datagram to cut, with room for the headers.
-	gsoBytes = 65000
-	// Of the buffers of a receive only the last ones must hold what the kernel joined (conn.StdNetBind reads into these and cuts
-	// from there into the others).
-	smallBuffer, largeBuffer, largeBuffers = 2 << 10, 64 << 10, 8
+	// gsoBytes is the most that the kernel takes as one datagram to cut, with room for the headers, and gsoPieces how many it makes of it.
+	gsoBytes, gsoPieces = 65000, 64
+	// socketBuffer is asked of the kernel for each socket and direction.
+	socketBuffer = 7 << 20
+	// trainBuffer holds all datagrams of one sender that the kernel joined, and trains is how many of these are taken at once.
+	trainBuffer, trainsAtOnce = 64 << 10, 4
+	// bindAttempts is how often a port is looked for that is free for both IP families.
+	bindAttempts = 100
 )
 
-// udpSocket sends and receives messages as datagrams, in batches: WireGuard's own socket, and pieces for what is too large.
+// The IP families have a socket each: one for both would know IPv4 only where the machine has IPv6.
+const (
+	udp4 = iota
+	udp6
+	families
+)
+
+// udpSocket sends and receives messages as datagrams, and pieces for what is too large. The kernel takes and gives many at a time.
 type udpSocket struct {
-	inner   conn.Bind
-	port    uint16
-	receive []conn.ReceiveFunc
-	pieces  atomic.Uint32
-	done    chan struct{}
-	closed  sync.Once
-	running sync.WaitGroup
+	port   uint16
+	conns  [families]*net.UDPConn // nil where the machine has not that family
+	pieces atomic.Uint32
+	uncut  atomic.Bool // the kernel or the network card does not cut
+	// joiner finds where the pieces of a sender are put together; it returns nil for a stranger, whose pieces are dropped.
+	joiner func(netip.AddrPort) *joiner
 }
 
 // listenUDP opens a socket, for IPv4 and IPv6 where the machine has it; port 0 is any.
-func listenUDP(port uint16) (*udpSocket, error) {
-	inner := conn.NewStdNetBind()
-	receive, port, err := inner.Open(port)
-	if err != nil {
-		return nil, fmt.Errorf("open a UDP socket: %w", err)
-	}
-	return &udpSocket{inner: inner, port: port, receive: receive, done: make(chan struct{})}, nil
-}
-
-// start gives what comes to WireGuard, until close. joiner finds where the pieces of a sender are put together; it returns nil for a
-// stranger, whose pieces are dropped.
-func (u *udpSocket) start(b *pathBind, joiner func(netip.AddrPort) *joiner) {
-	for _, f := range u.receive {
-		u.running.Go(func() { u.receiveLoop(f, b, joiner) })
-	}
-}
-
-func (u *udpSocket) close() {
-	u.closed.Do(func() {
-		close(u.done)
-		_ = u.inner.Close()
-	})
-	u.running.Wait()
-}
-
-func (u *udpSocket) receiveLoop(receive conn.ReceiveFunc, b *pathBind, joiner func(netip.AddrPort) *joiner) {
-	n := u.inner.BatchSize()
-	bufs, sizes, eps := make([][]byte, n), make([]int, n), make([]conn.Endpoint, n)
-	for i := range bufs {
-		size := smallBuffer
-		if i >= n-largeBuffers {
-			size = largeBuffer
+func listenUDP(port uint16, joiner func(netip.AddrPort) *joiner) (*udpSocket, error) {
+	for attempt := 1; ; attempt++ {
+		u := &udpSocket{port: port, joiner: joiner}
+		err := u.listen()
+		if err == nil {
+			return u, nil
 		}
-		bufs[i] = make([]byte, size)
+		u.close()
+		if port != 0 || attempt == bindAttempts || !errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("open a UDP socket: %w", err)
+		}
 	}
-	for {
-		n, err := receive(bufs, sizes, eps)
+}
+
+func (u *udpSocket) listen() error {
+	for family, network := range []string{"udp4", "udp6"} {
+		c, err := (&net.ListenConfig{Control: joinDatagrams}).ListenPacket(context.Background(), network, ":"+strconv.Itoa(int(u.port)))
+		if errors.Is(err, syscall.EAFNOSUPPORT) && (family == udp4 || u.conns[udp4] != nil) {
+			continue
+		}
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			select {
-			case <-u.done:
-				return
-			case <-time.After(50 * time.Millisecond):
-				continue
-			}
-		}
-		if !u.take(bufs[:n], sizes, eps, b, joiner) {
-			return
-		}
-	}
-}
-
-// take hands on a batch of datagrams, and says whether there will be use for another one.
-func (u *udpSocket) take(bufs [][]byte, sizes []int, eps []conn.Endpoint, b *pathBind, joinerOf func(netip.AddrPort) *joiner) bool {
-	var from *udpWire
-	var c *chunk
-	var join *joiner
-	flush := func() bool {
-		if c == nil {
-			return true
-		}
-		full := c
-		c = nil
-		if len(full.messages) == 0 {
-			full.put()
-			return true
-		}
-		return b.deliver(full, u.done)
-	}
-	for i, buf := range bufs {
-		m := buf[:min(sizes[i], len(buf))]
-		ep, ok := eps[i].(*conn.StdNetEndpoint)
-		if len(m) < 4 || !ok {
-			continue
-		}
-		if from == nil || from.AddrPort != ep.AddrPort {
-			if !flush() {
-				return false
-			}
-			from = &udpWire{StdNetEndpoint: ep, socket: u}
-			join = joinerOf(from.address())
-		}
-		switch {
-		case isProbe(m):
-			b.probe(from, m)
-			join = joinerOf(from.address()) // the probe may have made it known
-			continue
-		case isPiece(m):
-			if join == nil {
-				continue
-			}
-			if m = join.add(m); m == nil {
-				continue
-			}
-		}
-		if c == nil {
-			c = newChunk(from)
-		}
-		if !c.add(m) {
-			if !flush() {
-				return false
-			}
-			c = newChunk(from)
-			c.add(m)
-		}
-	}
-	return flush()
-}
-
-var scratches = sync.Pool{New: func() any { b := make([]byte, 0, gsoBytes); return &b }}
-
-// send sends messages, those that are too large in pieces. Pieces lie one after the other in memory, so that the socket below,
-// which joins what it finds equally long, has nothing to move.
-func (u *udpSocket) send(messages [][]byte, to *conn.StdNetEndpoint) error {
-	scratch := scratches.Get().(*[]byte)
-	defer scratches.Put(scratch)
-	var batch [][]byte
-	for len(messages) > 0 {
-		small := 0
-		for small < len(messages) && len(messages[small]) <= maxDatagram {
-			small++
-		}
-		if small > 0 {
-			if err := u.sendBatch(messages[:small], to); err != nil {
-				return err
-			}
-			messages = messages[small:]
-			continue
-		}
-		buf, taken := (*scratch)[:0], 0
-		batch = batch[:0]
-		for taken < len(messages) && len(messages[taken]) > maxDatagram && len(batch)+maxPieces <= conn.IdealBatchSize {
-			at := len(buf)
-			longer, pieces, size := cut(buf, messages[taken], u.pieces.Add(1))
-			if pieces == 0 {
-				break
-			}
-			buf = longer
-			for ; at < len(buf); at += size {
-				batch = append(batch, buf[at:at+size:cap(buf)])
-			}
-			taken++
-		}
-		if taken == 0 {
-			return fmt.Errorf("a message of %d bytes is too long for UDP", len(messages[0]))
-		}
-		if err := u.sendBatch(batch, to); err != nil {
 			return err
 		}
-		messages = messages[taken:]
+		u.conns[family] = c.(*net.UDPConn)
+		u.port = c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+		_ = u.conns[family].SetReadBuffer(socketBuffer)
+		_ = u.conns[family].SetWriteBuffer(socketBuffer)
 	}
 	return nil
 }
 
-func (u *udpSocket) sendBatch(batch [][]byte, to *conn.StdNetEndpoint) error {
-	err := u.inner.Send(batch, to)
-	var offload conn.ErrUDPGSODisabled
-	if errors.As(err, &offload) { // it was sent again without
-		err = offload.RetryErr
+func (u *udpSocket) close() {
+	for _, c := range u.conns {
+		if c != nil {
+			_ = c.Close()
+		}
 	}
+}
+
+// interrupt ends reads that wait, and resume lets them wait again.
+func (u *udpSocket) interrupt() { u.setDeadline(time.Unix(1, 0)) }
+func (u *udpSocket) resume()    { u.setDeadline(time.Time{}) }
+
+func (u *udpSocket) setDeadline(t time.Time) {
+	for _, c := range u.conns {
+		if c != nil {
+			_ = c.SetReadDeadline(t)
+		}
+	}
+}
+
+// train is datagrams of one size that lie one after the other in memory, but for the last one, which may be shorter: the kernel takes
+// them as one.
+type train struct {
+	buf   []byte
+	size  int
+	count int
+}
+
+var trains = sync.Pool{New: func() any { return &train{buf: make([]byte, 0, gsoBytes)} }}
+
+// takes says whether so many datagrams of a size can follow.
+func (t *train) takes(count, size int) bool {
+	return t.count == 0 || size <= t.size && len(t.buf) == t.count*t.size && (size == t.size || count == 1) &&
+		t.count+count <= gsoPieces && len(t.buf)+count*size <= cap(t.buf)
+}
+
+func (t *train) added(count, size int) {
+	if t.count == 0 {
+		t.size = size
+	}
+	t.count += count
+}
+
+// send sends messages, those that are too large in pieces.
+func (u *udpSocket) send(messages [][]byte, to netip.AddrPort) error {
+	t := trains.Get().(*train)
+	defer trains.Put(t)
+	t.buf, t.count = t.buf[:0], 0
+	for _, m := range messages {
+		count, size := 1, len(m)
+		if len(m) > maxDatagram {
+			if count, size = piecesOf(len(m)); count > maxPieces || count*size > cap(t.buf) {
+				return fmt.Errorf("a message of %d bytes is too long for UDP", len(m))
+			}
+		}
+		if !t.takes(count, size) {
+			if err := u.flush(t, to); err != nil {
+				return err
+			}
+		}
+		if len(m) > maxDatagram {
+			t.buf, _, _ = cut(t.buf, m, u.pieces.Add(1))
+		} else {
+			t.buf = append(t.buf, m...)
+		}
+		t.added(count, size)
+	}
+	return u.flush(t, to)
+}
+
+// flush sends a train and empties it.
+func (u *udpSocket) flush(t *train, to netip.AddrPort) error {
+	buf, size, count := t.buf, t.size, t.count
+	t.buf, t.count = t.buf[:0], 0
+	if count == 0 {
+		return nil
+	}
+	c := u.conns[udp4]
+	if !to.Addr().Is4() {
+		c = u.conns[udp6]
+	}
+	if c == nil {
+		return fmt.Errorf("send to %s: %w", to, syscall.EAFNOSUPPORT)
+	}
+	if count > 1 && !u.uncut.Load() {
+		err := sendTrain(c, buf, size, to)
+		if err == nil || !mayNotCut(err) {
+			return sendError(to, err)
+		}
+		u.uncut.Store(true)
+	}
+	for len(buf) > 0 {
+		n := min(size, len(buf))
+		if _, err := c.WriteToUDPAddrPort(buf[:n], to); err != nil {
+			return sendError(to, err)
+		}
+		buf = buf[n:]
+	}
+	return nil
+}
+
+func sendError(to netip.AddrPort, err error) error {
 	if err != nil {
-		return fmt.Errorf("send to %s: %w", to.DstToString(), err)
+		return fmt.Errorf("send to %s: %w", to, err)
 	}
 	return nil
 }
 
 // udpWire is an address that a socket sends to.
 type udpWire struct {
-	*conn.StdNetEndpoint
+	to     netip.AddrPort
 	socket *udpSocket
 }
 
-func (w *udpWire) send(messages [][]byte) error { return w.socket.send(messages, w.StdNetEndpoint) }
+func (w *udpWire) send(messages [][]byte) error { return w.socket.send(messages, w.to) }
 
-// address is the same whichever way the kernel writes it.
-func (w *udpWire) address() netip.AddrPort {
-	return netip.AddrPortFrom(w.Addr().Unmap(), w.Port())
+// The methods of conn.Endpoint. The kernel chooses the source address.
+func (w *udpWire) ClearSrc()           {}
+func (w *udpWire) SrcToString() string { return "" }
+func (w *udpWire) DstToString() string { return w.to.String() }
+func (w *udpWire) DstToBytes() []byte  { b, _ := w.to.MarshalBinary(); return b }
+func (w *udpWire) DstIP() netip.Addr   { return w.to.Addr() }
+func (w *udpWire) SrcIP() netip.Addr   { return netip.Addr{} }
+
+// received is datagrams of one sender that the kernel joined: all of one size, but for the last one.
+type received struct {
+	buf  []byte
+	size int
+	from netip.AddrPort
+}
+
+// datagramReader gives what comes to one socket to WireGuard, without anything between: it reads when WireGuard asks for messages.
+type datagramReader struct {
+	bind    *pathBind
+	socket  *udpSocket // whose datagrams these are
+	reader  *trainReader
+	waiting []received
+	from    *udpWire // the sender of the last datagram, and where its pieces are put together
+	join    *joiner
+}
+
+// receiveDatagrams is WireGuard's way to the datagrams of one IP family, whatever socket they come to.
+func (b *pathBind) receiveDatagrams(family int, closing chan struct{}) conn.ReceiveFunc {
+	r := &datagramReader{bind: b}
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		for {
+			if n := r.take(packets, sizes, eps); n > 0 {
+				return n, nil
+			}
+			u := b.awaitSocket(family, closing)
+			if u == nil {
+				return 0, net.ErrClosed
+			}
+			if u != r.socket {
+				r.socket, r.reader, r.from, r.join = u, newTrainReader(u.conns[family], family), nil, nil
+			}
+			var err error
+			if r.waiting, err = r.reader.read(); err != nil {
+				r.waiting = nil
+				if errors.Is(err, net.ErrClosed) {
+					b.lostSocket(u)
+					continue
+				}
+				select {
+				case <-closing:
+					return 0, net.ErrClosed
+				case <-time.After(time.Millisecond): // an answer by ICMP, a deadline that passed
+				}
+			}
+		}
+	}
+}
+
+// take gives what was read, as far as there is room.
+func (r *datagramReader) take(packets [][]byte, sizes []int, eps []conn.Endpoint) (n int) {
+	for len(r.waiting) > 0 {
+		t := &r.waiting[0]
+		for len(t.buf) > 0 {
+			if n == len(packets) {
+				return n
+			}
+			m, whole := r.next(t, packets[n])
+			if m == 0 {
+				continue
+			}
+			sizes[n], eps[n] = copyUnless(packets[n], whole, m), r.from
+			n++
+		}
+		r.waiting = r.waiting[1:]
+	}
+	return n
+}
+
+// copyUnless copies a message of m bytes, unless it is nil because it is there already.
+func copyUnless(to, message []byte, m int) int {
+	if message != nil {
+		return copy(to, message)
+	}
+	return m
+}
+
+// next takes a datagram, or the pieces of a message that lie one after the other. It returns the length of the message that is complete with
+// that, 0 for none, and the message itself unless it has put it into packet.
+func (r *datagramReader) next(t *received, packet []byte) (int, []byte) {
+	d := t.buf[:min(t.size, len(t.buf))]
+	if r.from == nil || r.from.to != t.from {
+		r.from = &udpWire{to: t.from, socket: r.socket}
+		r.join = r.socket.joiner(t.from)
+	}
+	if isPiece(d) && r.join != nil {
+		if n, taken := joinInOrder(packet, t.buf, t.size); taken > 0 {
+			t.buf = t.buf[taken:]
+			return n, nil
+		}
+	}
+	t.buf = t.buf[len(d):]
+	switch {
+	case isProbe(d):
+		r.bind.probe(r.from, d)
+		r.join = r.socket.joiner(t.from) // the probe may have made it known
+	case isPiece(d):
+		if r.join != nil {
+			m := r.join.add(d)
+			return len(m), m
+		}
+	case len(d) >= 4:
+		return len(d), d
+	}
+	return 0, nil
 }

@@ -1,0 +1,167 @@
+package vif
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// virtioHeader is what the kernel puts before each packet, and wants there (struct virtio_net_hdr): a byte of flags, one that says whether
+// the packet is a large one, and 16 bits each for the length of all headers, of the contents of a segment, and where
+// the checksum begins and is. The numbers are the machine's own.
+const virtioHeader = 10
+
+// offloadTUN is a TUN whose large packets are passed on as they are, if the other end of the tunnel takes them.
+type offloadTUN struct {
+	tun.Device
+	file  *os.File
+	mtu   int
+	large atomic.Bool
+
+	mu   sync.Mutex
+	left segments // of a large packet that the other end does not take
+	buf  []byte   // what is left of it
+}
+
+// newOffloadTUN makes the most of a TUN of wireguard-go's.
+func newOffloadTUN(device tun.Device, mtu int) (*offloadTUN, error) {
+	o := &offloadTUN{Device: device, file: device.File(), mtu: mtu, buf: make([]byte, virtioHeader+1<<16)}
+	raw, err := o.file.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("use the network interface: %w", err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		var r *unix.Ifreq
+		if r, failed = unix.NewIfreq(""); failed != nil {
+			return
+		}
+		if failed = unix.IoctlIfreq(int(fd), unix.TUNGETIFF, r); failed != nil {
+			return
+		}
+		if r.Uint16()&unix.IFF_VNET_HDR == 0 {
+			failed = errors.New("it has no offload header")
+			return
+		}
+		// Datagrams come one by one.
+		failed = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return nil, fmt.Errorf("set the network interface's offloads: %w", err)
+	}
+	return o, nil
+}
+
+// setLarge says whether the other end of the tunnel takes large packets, and checksums that have only been begun.
+func (o *offloadTUN) setLarge(large bool) { o.large.Store(large) }
+
+func (o *offloadTUN) BatchSize() int { return batch }
+
+// Read needs room for the kernel's header before a packet, as WireGuard has.
+func (o *offloadTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for {
+		if n := o.segments(bufs, sizes, offset); n > 0 {
+			return n, nil
+		}
+		large := o.large.Load()
+		into := o.buf
+		if large {
+			into = bufs[0][offset-virtioHeader:]
+		}
+		n, err := o.file.Read(into)
+		if errors.Is(err, unix.EBADFD) {
+			err = os.ErrClosed
+		}
+		if err != nil {
+			return 0, err
+		}
+		if n <= virtioHeader {
+			continue
+		}
+		head, packet := into[:virtioHeader], into[virtioHeader:n]
+		isLarge, start := head[1] != unix.VIRTIO_NET_HDR_GSO_NONE, int(binary.NativeEndian.Uint16(head[6:]))
+		switch {
+		case isLarge && large && len(packet) <= maxLarge:
+			if len(packet) > start {
+				setLength(packet, start, 0)
+			}
+		case isLarge:
+			mss := int(binary.NativeEndian.Uint16(head[4:]))
+			if large {
+				packet = o.buf[:copy(o.buf, packet)]
+			}
+			o.left, _ = cutLarge(packet, mss)
+			continue
+		case head[0]&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 && !large:
+			if !finishChecksum(packet, start, int(binary.NativeEndian.Uint16(head[8:]))) {
+				continue
+			}
+		}
+		sizes[0] = len(packet)
+		if !large {
+			copy(bufs[0][offset:], packet)
+		}
+		return 1, nil
+	}
+}
+
+// segments goes on with a large packet that has to be cut.
+func (o *offloadTUN) segments(bufs [][]byte, sizes []int, offset int) (n int) {
+	for n < len(bufs) && o.left.packet != nil {
+		if sizes[n] = o.left.next(bufs[n][offset:]); sizes[n] == 0 {
+			o.left = segments{}
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// Write needs the same room. It may use it.
+func (o *offloadTUN) Write(bufs [][]byte, offset int) (int, error) {
+	large := false
+	for _, b := range bufs {
+		large = large || len(b)-offset > o.mtu
+	}
+	if !large {
+		return o.Device.Write(bufs, offset) // which joins what belongs together
+	}
+	var failed error
+	for _, b := range bufs {
+		head, packet := b[offset-virtioHeader:offset], b[offset:]
+		clear(head)
+		if len(packet) > o.mtu {
+			o.describe(head, packet)
+		}
+		if _, err := o.file.Write(b[offset-virtioHeader:]); err != nil {
+			if errors.Is(err, unix.EBADFD) {
+				return 0, os.ErrClosed
+			}
+			failed = errors.Join(failed, err)
+		}
+	}
+	return len(bufs), failed
+}
+
+// describe tells the kernel what a large packet consists of.
+func (o *offloadTUN) describe(head, packet []byte) {
+	s, ok := cutLarge(packet, 1)
+	if !ok || s.headers >= o.mtu {
+		return
+	}
+	head[0], head[1] = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, unix.VIRTIO_NET_HDR_GSO_TCPV4
+	if packet[0]>>4 == 6 {
+		head[1] = unix.VIRTIO_NET_HDR_GSO_TCPV6
+	}
+	for i, v := range []int{s.headers, o.mtu - s.headers, s.ip, tcpChecksum} {
+		binary.NativeEndian.PutUint16(head[2+2*i:], uint16(v))
+	}
+}
