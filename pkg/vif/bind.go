@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -24,6 +26,8 @@ type wire interface {
 // authentic message. A laptop has one peer and several ways to it, and chooses for each message itself.
 type pathBind struct {
 	received chan *chunk
+	// direct takes streams that a receiver of WireGuard's shall read itself, while it has one that is free.
+	direct chan *stream
 	// choose is the laptop's choice; nil in the hub.
 	choose func() wire
 	// probe takes the messages that are not WireGuard's. It must not keep them.
@@ -40,7 +44,7 @@ type pathBind struct {
 func newPathBind(choose func() wire, probe func(wire, []byte)) *pathBind {
 	closed := make(chan struct{})
 	close(closed)
-	b := &pathBind{choose: choose, probe: probe, received: make(chan *chunk, 16), closing: closed, streams: map[string]*stream{}}
+	b := &pathBind{choose: choose, probe: probe, received: make(chan *chunk, 16), direct: make(chan *stream), closing: closed, streams: map[string]*stream{}}
 	b.changed.L = &b.mu
 	return b
 }
@@ -135,7 +139,7 @@ func (b *pathBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func
 	loops.Go(func() error { defer s.close(); return s.writeLoop() })
 	loops.Go(func() error {
 		defer s.close()
-		return s.readLoop(b.probe, func(c *chunk) bool { return b.deliver(c, s.done) })
+		return s.readLoop(b.direct, b.probe, func(c *chunk) bool { return b.deliver(c, s.done) })
 	})
 	if opened != nil {
 		opened(s)
@@ -170,7 +174,41 @@ func (b *pathBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	if b.socket != nil {
 		b.socket.resume()
 	}
-	return []conn.ReceiveFunc{b.receiver(b.closing), b.receiveDatagrams(udp4, b.closing), b.receiveDatagrams(udp6, b.closing)}, 0, nil
+	receivers := []conn.ReceiveFunc{b.receiver(b.closing)}
+	for range directStreams {
+		receivers = append(receivers, b.receiveStreams(b.closing))
+	}
+	return append(receivers, b.receiveDatagrams(udp4, b.closing), b.receiveDatagrams(udp6, b.closing)), 0, nil
+}
+
+// directStreams is how many streams WireGuard reads itself. The others, of more laptops, take the way of the chunks.
+const directStreams = 2
+
+// receiveStreams reads one stream after the other.
+func (b *pathBind) receiveStreams(closing chan struct{}) conn.ReceiveFunc {
+	var s *stream
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		for {
+			if s == nil {
+				select {
+				case s = <-b.direct:
+				case <-closing:
+					return 0, net.ErrClosed
+				}
+			}
+			n, err := s.receive(packets, sizes, eps, b.probe)
+			if err != nil {
+				if !errors.Is(err, errFrameTooLong) {
+					err = readError(err)
+				}
+				s.ended <- err
+				s = nil
+			}
+			if n > 0 {
+				return n, nil
+			}
+		}
+	}
 }
 
 // receiver hands chunks on, message by message, to WireGuard's buffers.
@@ -209,7 +247,7 @@ func (b *pathBind) receiver(closing chan struct{}) conn.ReceiveFunc {
 
 func (b *pathBind) Close() error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	var open []*stream
 	select {
 	case <-b.closing:
 	default:
@@ -218,6 +256,11 @@ func (b *pathBind) Close() error {
 		if b.socket != nil {
 			b.socket.interrupt()
 		}
+		open = slices.Collect(maps.Values(b.streams))
+	}
+	b.mu.Unlock()
+	for _, s := range open {
+		s.close() // WireGuard may be reading it
 	}
 	return nil
 }
