@@ -243,12 +243,17 @@ func (h *Hub) answer(from wire, m []byte) {
 	if !ok {
 		return
 	}
+	takes := byte(takesLarge)
 	h.mu.Lock()
 	if ok = p.pings.ValidateCounter(says.number, math.MaxUint64); ok {
 		p.pinged, p.takes = time.Now(), says.takes
 		switch w := from.(type) {
 		case *udpWire:
-			h.know(w.to, p)
+			join := h.know(w.to, p)
+			join.spare.Store(says.takes&takesSpare != 0)
+			if join.loses(p.pinged) {
+				takes = takesSpare
+			}
 		case *stream:
 			p.stream = w.id
 		}
@@ -257,7 +262,7 @@ func (h *Hub) answer(from wire, m []byte) {
 	if !ok {
 		return
 	}
-	if err := from.send([][]byte{p.prober.seal(pongType, probe{number: says.number, instance: h.instance, takes: takesLarge}, len(m))}); err != nil {
+	if err := from.send([][]byte{p.prober.seal(pongType, probe{number: says.number, instance: h.instance, takes: takes}, len(m))}); err != nil {
 		h.log.Debug("a probe was not answered", "to", from.DstToString(), "err", err)
 	}
 }
@@ -271,11 +276,11 @@ func (h *Hub) takesLarge(a netip.Addr) bool {
 }
 
 // know remembers where datagrams of a laptop come from, the latest few; h.mu is held.
-func (h *Hub) know(from netip.AddrPort, p *peerState) {
+func (h *Hub) know(from netip.AddrPort, p *peerState) *joiner {
 	now := time.Now()
 	if s, ok := h.sources[from]; ok && s.peer == p {
 		s.seen = now
-		return
+		return &s.joiner
 	}
 	var oldest netip.AddrPort
 	count := 0
@@ -294,7 +299,9 @@ func (h *Hub) know(from netip.AddrPort, p *peerState) {
 	if count >= maxSources {
 		delete(h.sources, oldest)
 	}
-	h.sources[from] = &source{peer: p, seen: now}
+	s := &source{peer: p, seen: now}
+	h.sources[from] = s
+	return &s.joiner
 }
 
 func (h *Hub) joinerOf(from netip.AddrPort) *joiner {

@@ -97,12 +97,21 @@ func newLadder(p *prober, log *slog.Logger) *ladder {
 	return l
 }
 
-// takes is what the hub may send.
-func (l *ladder) takes() byte {
-	if l.setLarge == nil || !l.unmapped.Load() {
-		return 0
+// takes is what the hub may send: no large packets while pieces are lost, because all of a packet is lost with one, but spare pieces there.
+func (l *ladder) takes(w wire, now time.Time) (takes byte) {
+	if l.setLarge != nil && l.unmapped.Load() && !loses(l.choose(), now) {
+		takes |= takesLarge
 	}
-	return takesLarge
+	if loses(w, now) {
+		takes |= takesSpare
+	}
+	return takes
+}
+
+// loses says whether pieces were lost lately on a wire.
+func loses(w wire, now time.Time) bool {
+	u, ok := w.(*udpWire)
+	return ok && u.join != nil && u.join.loses(now)
 }
 
 // choose is where the next message goes.
@@ -223,9 +232,10 @@ func (l *ladder) openSocket(targets []netip.AddrPort) {
 	l.mu.Lock()
 	var direct []*way
 	for _, t := range targets {
-		w := &way{wire: &udpWire{to: t, socket: socket}, transport: DirectUDP, address: t, need: answersFirst}
+		join := &joiner{}
+		w := &way{wire: &udpWire{to: t, socket: socket, join: join}, transport: DirectUDP, address: t, need: answersFirst}
 		direct = append(direct, w)
-		l.joiners[t] = &joiner{}
+		l.joiners[t] = join
 	}
 	l.socket = socket
 	l.ways = append(direct, l.ways...)
@@ -266,7 +276,7 @@ func (l *ladder) tick(now time.Time) {
 		}
 		l.number++
 		l.asked[l.number] = question{w, now}
-		pings = append(pings, ping{w.wire, l.prober.seal(pingType, probe{number: l.number, takes: l.takes()}, size)})
+		pings = append(pings, ping{w.wire, l.prober.seal(pingType, probe{number: l.number, takes: l.takes(w.wire, now)}, size)})
 		if w.works() {
 			w.next = now.Add(probeActive)
 		} else {
@@ -311,8 +321,11 @@ func (l *ladder) answered(_ wire, m []byte) {
 	case w != l.active.Load():
 		w.next = now.Add(probeSpare)
 	}
-	if l.setLarge != nil {
-		l.setLarge(says.takes&takesLarge != 0 && l.takes()&takesLarge != 0)
+	if u, ok := w.wire.(*udpWire); ok {
+		u.join.spare.Store(says.takes&takesSpare != 0)
+	}
+	if l.setLarge != nil && w == l.active.Load() {
+		l.setLarge(says.takes&takesLarge != 0 && l.unmapped.Load())
 	}
 	if says.instance != l.instance {
 		l.instance = says.instance

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -18,7 +19,12 @@ func noise(n int) []byte {
 // pieces cuts a message into slices of their own.
 func pieces(t *testing.T, message []byte, id uint32) [][]byte {
 	t.Helper()
-	buf, n, size := cut(make([]byte, 0, gsoBytes), message, id)
+	return piecesAnd(t, message, id, false)
+}
+
+func piecesAnd(t *testing.T, message []byte, id uint32, spare bool) [][]byte {
+	t.Helper()
+	buf, n, size := cut(make([]byte, 0, gsoBytes), message, id, spare)
 	require.Len(t, buf, n*size)
 	var all [][]byte
 	for at := 0; at < len(buf); at += size {
@@ -48,20 +54,21 @@ func TestPiecesMakeTheMessageAgain(t *testing.T) {
 				got = j.add(all[order(i)])
 			}
 			require.Equal(t, message, got, "%d bytes, %s", size, name)
-			require.Nil(t, j.add(all[0]), "a piece that comes again begins a message that never ends")
+			require.Nil(t, j.add(all[0]), "it comes once")
+			require.False(t, j.loses(time.Now()))
 		}
 	}
-	_, n, _ := cut(make([]byte, 0, gsoBytes), noise(maxMessage), 1)
+	_, n, _ := cut(make([]byte, 0, gsoBytes), noise(maxMessage), 1, false)
 	require.Zero(t, n, "there is no room for the headers of the longest message")
-	_, n, _ = cut(make([]byte, 0, 20000), noise(StreamMTU), 1)
+	_, n, _ = cut(make([]byte, 0, 20000), noise(StreamMTU), 1, false)
 	require.NotZero(t, n)
-	_, n, _ = cut(make([]byte, 15000, 20000), noise(StreamMTU), 1)
+	_, n, _ = cut(make([]byte, 15000, 20000), noise(StreamMTU), 1, false)
 	require.Zero(t, n, "no room is left")
 }
 
 func TestPiecesInOrder(t *testing.T) {
 	message := noise(StreamMTU)
-	train, n, size := cut(make([]byte, 0, gsoBytes), message, 7)
+	train, n, size := cut(make([]byte, 0, gsoBytes), message, 7, false)
 	train = append(train, "what comes after them"...)
 	packet := make([]byte, maxMessage)
 	got, taken := joinInOrder(packet, train, size)
@@ -81,7 +88,7 @@ func TestPiecesInOrder(t *testing.T) {
 
 // FuzzPiecesInOrder: what a train of datagrams says of itself is not believed.
 func FuzzPiecesInOrder(f *testing.F) {
-	train, _, size := cut(make([]byte, 0, gsoBytes), noise(5000), 7)
+	train, _, size := cut(make([]byte, 0, gsoBytes), noise(5000), 7, false)
 	f.Add(train, uint16(size))
 	f.Fuzz(func(t *testing.T, train []byte, size uint16) {
 		if first := train[:min(int(size), len(train))]; !isPiece(first) {
@@ -110,6 +117,29 @@ func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
 	}
 	assert.Equal(t, [][]byte{a, b}, got)
 
+	t.Run("with a spare one, any one may be lost", func(t *testing.T) {
+		bs := piecesAnd(t, b, 2, true)
+		for lost := range bs {
+			var j joiner
+			var got [][]byte
+			for i, p := range bs {
+				if i == lost {
+					continue
+				}
+				if m := j.add(p); m != nil {
+					got = append(got, bytes.Clone(m))
+				}
+			}
+			require.Equal(t, [][]byte{b}, got, "without piece %d", lost)
+			require.Equal(t, lost < len(bs)-1, j.loses(time.Now()), "it is noticed")
+		}
+		var j joiner
+		j.skip(bs[0])
+		require.Nil(t, j.add(bs[len(bs)-1]), "nobody waits for the others")
+		require.Nil(t, j.add(pieces(t, b, 2+underWay)[0]))
+		require.False(t, j.loses(time.Now()))
+	})
+
 	t.Run("a lost piece costs only its own message", func(t *testing.T) {
 		var j joiner
 		for _, p := range as[1:] {
@@ -126,7 +156,7 @@ func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
 
 // FuzzJoin: whatever comes, nothing breaks, no message is longer than one can be, and the memory is bounded.
 func FuzzJoin(f *testing.F) {
-	buf, _, size := cut(make([]byte, 0, gsoBytes), noise(3000), 9)
+	buf, _, size := cut(make([]byte, 0, gsoBytes), noise(3000), 9, false)
 	f.Add(buf, uint16(size))
 	f.Add([]byte{pieceType, 64, 63, 255, 0, 0, 0, 1, 2}, uint16(9))
 	f.Add([]byte{pieceType, 0, 0, 0, 0, 0, 0, 1, 2, pieceType, 1, 0, 0, 0, 0, 0, 1, 2}, uint16(9))

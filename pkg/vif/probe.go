@@ -25,8 +25,8 @@ const (
 	minProbe    = probeHeader + probeBody + probeSeal
 )
 
-// What the sender of a probe takes, as bits.
-const takesLarge = 1
+// What the sender of a probe takes, as bits: large packets, and spare pieces because it loses some.
+const takesLarge, takesSpare = 1, 2
 
 func isProbe(m []byte) bool { return len(m) >= 4 && (m[0] == pingType || m[0] == pongType) }
 

@@ -118,15 +118,19 @@ func (t *train) added(count, size int) {
 	t.count += count
 }
 
-// send sends messages, those that are too large in pieces.
-func (u *udpSocket) send(messages [][]byte, to netip.AddrPort) error {
+// send sends messages, those that are too large in pieces, with spare ones if asked to.
+func (u *udpSocket) send(messages [][]byte, to netip.AddrPort, spare bool) error {
 	t := trains.Get().(*train)
 	defer trains.Put(t)
 	t.buf, t.count = t.buf[:0], 0
 	for _, m := range messages {
-		count, size := 1, len(m)
+		count, size, extra := 1, len(m), false
 		if len(m) > maxDatagram {
-			if count, size = piecesOf(len(m)); count > maxPieces || count*size > cap(t.buf) {
+			count, size = piecesOf(len(m))
+			if extra = spare && count >= spareFrom && count < maxPieces && (count+1)*size <= cap(t.buf); extra {
+				count++
+			}
+			if count > maxPieces || count*size > cap(t.buf) {
 				return fmt.Errorf("a message of %d bytes is too long for UDP", len(m))
 			}
 		}
@@ -136,7 +140,7 @@ func (u *udpSocket) send(messages [][]byte, to netip.AddrPort) error {
 			}
 		}
 		if len(m) > maxDatagram {
-			t.buf, _, _ = cut(t.buf, m, u.pieces.Add(1))
+			t.buf, _, _ = cut(t.buf, m, u.pieces.Add(1), extra)
 		} else {
 			t.buf = append(t.buf, m...)
 		}
@@ -187,9 +191,12 @@ func sendError(to netip.AddrPort, err error) error {
 type udpWire struct {
 	to     netip.AddrPort
 	socket *udpSocket
+	join   *joiner // of what comes from there; nil for a stranger
 }
 
-func (w *udpWire) send(messages [][]byte) error { return w.socket.send(messages, w.to) }
+func (w *udpWire) send(messages [][]byte) error {
+	return w.socket.send(messages, w.to, w.join != nil && w.join.spare.Load())
+}
 
 // The methods of conn.Endpoint. The kernel chooses the source address.
 func (w *udpWire) ClearSrc()           {}
@@ -212,8 +219,7 @@ type datagramReader struct {
 	socket  *udpSocket // whose datagrams these are
 	reader  *trainReader
 	waiting []received
-	from    *udpWire // the sender of the last datagram, and where its pieces are put together
-	join    *joiner
+	from    *udpWire // the sender of the last datagram
 }
 
 // receiveDatagrams is WireGuard's way to the datagrams of one IP family, whatever socket they come to.
@@ -229,7 +235,7 @@ func (b *pathBind) receiveDatagrams(family int, closing chan struct{}) conn.Rece
 				return 0, net.ErrClosed
 			}
 			if u != r.socket {
-				r.socket, r.reader, r.from, r.join = u, newTrainReader(u.conns[family], family), nil, nil
+				r.socket, r.reader, r.from = u, newTrainReader(u.conns[family], family), nil
 			}
 			var err error
 			if r.waiting, err = r.reader.read(); err != nil {
@@ -281,11 +287,11 @@ func copyUnless(to, message []byte, m int) int {
 func (r *datagramReader) next(t *received, packet []byte) (int, []byte) {
 	d := t.buf[:min(t.size, len(t.buf))]
 	if r.from == nil || r.from.to != t.from {
-		r.from = &udpWire{to: t.from, socket: r.socket}
-		r.join = r.socket.joiner(t.from)
+		r.from = &udpWire{to: t.from, socket: r.socket, join: r.socket.joiner(t.from)}
 	}
-	if isPiece(d) && r.join != nil {
+	if isPiece(d) && r.from.join != nil {
 		if n, taken := joinInOrder(packet, t.buf, t.size); taken > 0 {
+			r.from.join.skip(d)
 			t.buf = t.buf[taken:]
 			return n, nil
 		}
@@ -294,10 +300,12 @@ func (r *datagramReader) next(t *received, packet []byte) (int, []byte) {
 	switch {
 	case isProbe(d):
 		r.bind.probe(r.from, d)
-		r.join = r.socket.joiner(t.from) // the probe may have made it known
+		if join := r.socket.joiner(t.from); join != r.from.join { // the probe has made it known
+			r.from = &udpWire{to: t.from, socket: r.socket, join: join}
+		}
 	case isPiece(d):
-		if r.join != nil {
-			m := r.join.add(d)
+		if r.from.join != nil {
+			m := r.from.join.add(d)
 			return len(m), m
 		}
 	case len(d) >= 4:
