@@ -26,7 +26,9 @@ const (
 	dnsIdle    = 5 * time.Second
 	dnsPort    = 53
 	maxPending = 4096 // TCP connections that wait for their dial
-	copyBuffer = 64 << 10
+	// A copy begins with a small buffer, takes a large one while reads fill what it has, and gives that back when one brings little again:
+	// most connections wait most of the time.
+	copyBuffer, smallCopy = 64 << 10, 4 << 10
 	// A transfer is bulk after so many full buffers in a row, and for so long.
 	bulkAfter, bulkLength = 4, 16 << 20
 )
@@ -209,17 +211,24 @@ func Splice(a, b net.Conn) {
 }
 
 func copyStream(to io.Writer, from io.Reader) error {
-	pooled := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(pooled)
+	small := make([]byte, smallCopy)
+	buf, large := small, (*[]byte)(nil)
+	giveBack := func() {
+		if large != nil {
+			copyBuffers.Put(large)
+			buf, large = small, nil
+		}
+	}
+	defer giveBack()
 	full := 0
 	for {
-		n, err := from.Read(*pooled)
+		n, err := from.Read(buf)
 		if n > 0 {
-			if _, werr := to.Write((*pooled)[:n]); werr != nil {
+			if _, werr := to.Write(buf[:n]); werr != nil {
 				return werr
 			}
 		}
-		if n == len(*pooled) {
+		if n == copyBuffer {
 			full++
 		} else {
 			full = 0
@@ -228,11 +237,16 @@ func copyStream(to io.Writer, from io.Reader) error {
 			full = 0
 			err = spliceSockets(to, from)
 		}
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF):
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return err
+		case n == len(buf) && large == nil:
+			large = copyBuffers.Get().(*[]byte)
+			buf = *large
+		case n <= smallCopy:
+			giveBack()
 		}
 	}
 }

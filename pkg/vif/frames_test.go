@@ -139,7 +139,7 @@ func TestParsePeers(t *testing.T) {
 		"no peers": {"private_key=aa\nlisten_port=0\n", map[string]peerCounters{}},
 		"one": {
 			"private_key=aa\npublic_key=b1\nendpoint=stream-3\nlast_handshake_time_sec=1\nlast_handshake_time_nsec=5\ntx_bytes=7\nrx_bytes=42\nallowed_ip=100.64.0.2/32\n",
-			map[string]peerCounters{"b1": {received: 42, endpoint: "stream-3", handshake: 1e9 + 5}},
+			map[string]peerCounters{"b1": {received: 42, sent: 7, endpoint: "stream-3", handshake: 1e9 + 5}},
 		},
 		"two, the second never heard": {
 			"public_key=b1\nrx_bytes=1\nendpoint=stream-1\npublic_key=b2\nrx_bytes=0\n",

@@ -415,6 +415,7 @@ func (h *Hub) watch(ctx context.Context) {
 	defer close(h.stopped)
 	tick := time.NewTicker(statsInterval)
 	defer tick.Stop()
+	var idle memory
 	for {
 		select {
 		case <-ctx.Done():
@@ -426,7 +427,13 @@ func (h *Hub) watch(ctx context.Context) {
 			h.log.Warn("reading WireGuard's counters failed", "err", err)
 			continue
 		}
-		h.note(parsePeers(state))
+		peers := parsePeers(state)
+		h.note(peers)
+		total := uint64(0)
+		for _, p := range peers {
+			total += p.received + p.sent
+		}
+		idle.note(total, time.Now())
 	}
 }
 
@@ -462,6 +469,7 @@ func (h *Hub) note(peers map[string]peerCounters) {
 
 type peerCounters struct {
 	received  uint64
+	sent      uint64
 	endpoint  string
 	handshake int64 // Unix nanoseconds; 0 for never
 }
@@ -482,6 +490,8 @@ func parsePeers(state string) map[string]peerCounters {
 			p.endpoint = value
 		case "rx_bytes":
 			p.received, _ = strconv.ParseUint(value, 10, 64)
+		case "tx_bytes":
+			p.sent, _ = strconv.ParseUint(value, 10, 64)
 		case "last_handshake_time_sec":
 			seconds, _ := strconv.ParseInt(value, 10, 64)
 			p.handshake = seconds * int64(time.Second)

@@ -389,6 +389,7 @@ func (i *Interface) setProblem(err error) {
 func (i *Interface) watch(ctx context.Context) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var idle memory
 	for first := true; ; {
 		select {
 		case <-ctx.Done():
@@ -399,7 +400,9 @@ func (i *Interface) watch(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		received := parsePeers(state)[i.peer.hex()].received
+		counters := parsePeers(state)[i.peer.hex()]
+		received := counters.received
+		idle.note(received+counters.sent, time.Now())
 		i.mu.Lock()
 		if received > i.received {
 			i.received, i.last, i.problem = received, time.Now(), nil

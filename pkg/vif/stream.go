@@ -33,8 +33,8 @@ const (
 	idleAfter = 2 * time.Millisecond
 	// Messages that are no longer than that pass the others: they belong to somebody who waits, or acknowledge what came.
 	smallMessage = 1500
-	// What is shorter than that together is written at once.
-	joinBelow = 64 << 10
+	// What is no longer than that is written together with the small messages.
+	joinBelow = 16 << 10
 	// shrinkAfter is how long a stream without anything to write keeps its buffers.
 	shrinkAfter = 5 * time.Second
 )
@@ -191,7 +191,7 @@ func (s *stream) writeLoop() error {
 		if len(urgent) == 0 && len(frames) == 0 {
 			continue
 		}
-		if len(urgent)+len(frames) <= joinBelow {
+		if len(urgent) > 0 && len(frames) <= joinBelow {
 			urgent, frames = append(urgent, frames...), frames[:0]
 		}
 		if err := s.write(urgent); err != nil {
