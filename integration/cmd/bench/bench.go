@@ -44,7 +44,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		names string // prefixes of what it measures
 		run   func(context.Context) error
-	}{{"connect", b.connect}, {"intercept rss.agent", b.intercept}, {"dns.local", b.names}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out.upgrade out.udp out.portforward", b.out}, {"out.slow", b.slow}, {"out.connections", b.connections}, {"rss.daemon rss.manager", b.memory}} {
+	}{{"connect", b.connect}, {"intercept rss.agent", b.intercept}, {"dns.local", b.names}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out.upgrade out.udp out.portforward", b.out}, {"out.slow", b.slow}, {"out.connections rss.daemon rss.manager", b.connections}} {
 		// The others stand on the first two.
 		wanted := b.only == "" || part.names == "connect" || part.names == "intercept rss.agent"
 		for _, name := range strings.Fields(part.names) {
@@ -392,7 +392,7 @@ func (b *bench) requests(ctx context.Context, e end, threads, connections string
 }
 
 // memory notes what stays resident of both ends some time after all that was measured before.
-func (b *bench) memory(context.Context) error {
+func (b *bench) memory() error {
 	time.Sleep(10 * time.Second)
 	for name, command := range map[string]string{"daemon": "detour daemon", "manager": "/traffic manager"} {
 		mib, err := resident(command)

@@ -45,7 +45,7 @@ func (b *bench) connections(ctx context.Context) error {
 		time.Sleep(time.Second)
 	}
 	b.figures = append(b.figures, compared("out.connections.goroutines", "", after, before))
-	return nil
+	return b.memory()
 }
 
 var goroutineCount = regexp.MustCompile(`(?m)^go_goroutines ([0-9.e+]+)$`)
