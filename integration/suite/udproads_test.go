@@ -16,11 +16,17 @@ func TestUDPByLoadBalancerAndHostPort(t *testing.T) {
 	target := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
 	install := func(kind string) { detour(t, "install", "--image", managerImage, "--set", "udp.type="+kind) }
 	t.Cleanup(func() { install("NodePort") })
+	security := func(level string) {
+		kubectl(t, "label", "namespace", "detour-system", "pod-security.kubernetes.io/enforce="+level, "--overwrite")
+	}
 	node := func() string {
 		name := kubectl(t, "-n", "detour-system", "get", "pod", "-l", "app=traffic-manager", "-o", "jsonpath={.items[0].spec.nodeName}")
 		return strings.Fields(kubectl(t, "get", "node", name, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`))[0]
 	}
 	r := newRoaming(t)
+	require.Contains(t, refused(t, "install", "--image", managerImage, "--set", "udp.type=HostPort", "--timeout", "5s"), `violates PodSecurity "restricted:latest": hostPort`)
+	security("privileged")
+	t.Cleanup(func() { security("restricted") })
 	for _, way := range []struct {
 		kind    string
 		address func() string

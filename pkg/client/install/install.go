@@ -194,7 +194,7 @@ func (o *options) install(ctx context.Context) error {
 		upgrade := action.NewUpgrade(config)
 		upgrade.Namespace, upgrade.WaitStrategy, upgrade.Timeout, upgrade.RollbackOnFailure = o.namespace, kube.StatusWatcherStrategy, o.timeout, true
 		upgrade.ReuseValues = true
-		if _, err := upgrade.RunWithContext(ctx, release, c, values); err != nil {
+		if err := o.waiting(ctx, clients, func() error { _, err := upgrade.RunWithContext(ctx, release, c, values); return err }); err != nil {
 			return explain.Error(err, "upgrade the traffic-manager")
 		}
 		o.result.Action = "upgraded"
@@ -204,7 +204,7 @@ func (o *options) install(ctx context.Context) error {
 	}
 	install := action.NewInstall(config)
 	install.ReleaseName, install.Namespace, install.WaitStrategy, install.Timeout, install.RollbackOnFailure = release, o.namespace, kube.StatusWatcherStrategy, o.timeout, true
-	if _, err := install.RunWithContext(ctx, c, values); err != nil {
+	if err := o.waiting(ctx, clients, func() error { _, err := install.RunWithContext(ctx, c, values); return err }); err != nil {
 		if made {
 			_ = clients.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), o.namespace, metav1.DeleteOptions{})
 		}

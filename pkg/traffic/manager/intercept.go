@@ -24,6 +24,7 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 	"github.com/detour-dev/detour/pkg/traffic/route"
 	"github.com/detour-dev/detour/pkg/traffic/route/spec"
+	"github.com/detour-dev/detour/pkg/trouble"
 )
 
 // interceptReconciler gets agents into the workload's pods and says when traffic really flows.
@@ -252,8 +253,8 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
 	if done, waiting := target.rolledOut(); !done || without > 0 {
 		message := fmt.Sprintf("rolling out %s %s (%d pods with it, %d still without)", target.name(), target.with(), len(with), without)
-		if trouble := troubleOf(pods); trouble != "" {
-			message += ": " + trouble
+		if why := trouble.Of(pods); why != "" {
+			message += ": " + why
 		} else if done && without > 0 {
 			message += ": waiting for the old pods to end"
 		} else if waiting != "" {

@@ -10,6 +10,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/trouble"
 )
 
 // mayRestore says whether what happened to an object may be the end of a replacement, or its trace that a manager finds when it starts.
@@ -96,8 +97,8 @@ func (r *interceptReconciler) giveBack(ctx context.Context, i *detour.Intercept,
 	}
 	if done, _ := target.rolledOut(); !done || idle > 0 {
 		message := fmt.Sprintf("rolling out %s with its own container %s (%d pods still without)", target.name(), target.container, idle)
-		if trouble := troubleOf(pods); trouble != "" {
-			message += ": " + trouble
+		if why := trouble.Of(pods); why != "" {
+			message += ": " + why
 		}
 		set(i, detour.PhaseSuspending, metav1.ConditionFalse, detour.ReasonRollingOut, message)
 		return nil

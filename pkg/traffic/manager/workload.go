@@ -338,17 +338,3 @@ func podReady(p *corev1.Pod) bool {
 	}
 	return false
 }
-
-// troubleOf names the first pod that cannot start, and why.
-func troubleOf(pods []corev1.Pod) string {
-	for _, p := range pods {
-		for _, statuses := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
-			for _, c := range statuses {
-				if w := c.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating" {
-					return fmt.Sprintf("container %s of pod %s waits: %s %s", c.Name, p.Name, w.Reason, w.Message)
-				}
-			}
-		}
-	}
-	return ""
-}

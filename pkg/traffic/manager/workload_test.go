@@ -296,28 +296,3 @@ func TestPodReady(t *testing.T) {
 		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, podReady(&c.pod)) })
 	}
 }
-
-// A user who waits is told why, and not that containers are being created.
-func TestTroubleOf(t *testing.T) {
-	waiting := func(reason, message string) []corev1.ContainerStatus {
-		return []corev1.ContainerStatus{
-			{Name: "fine", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}},
-			{Name: "app", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}},
-		}
-	}
-	pod := func(s corev1.PodStatus) corev1.Pod {
-		return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "catalog-1"}, Status: s}
-	}
-	for name, c := range map[string]struct {
-		pods []corev1.Pod
-		want string
-	}{
-		"no pods":           {nil, ""},
-		"all well":          {[]corev1.Pod{pod(corev1.PodStatus{})}, ""},
-		"on its way":        {[]corev1.Pod{pod(corev1.PodStatus{ContainerStatuses: waiting("ContainerCreating", "")}), pod(corev1.PodStatus{ContainerStatuses: waiting("PodInitializing", "")})}, ""},
-		"image not found":   {[]corev1.Pod{pod(corev1.PodStatus{}), pod(corev1.PodStatus{ContainerStatuses: waiting("ImagePullBackOff", "no such image")})}, "container app of pod catalog-1 waits: ImagePullBackOff no such image"},
-		"in init container": {[]corev1.Pod{pod(corev1.PodStatus{InitContainerStatuses: waiting("CrashLoopBackOff", "exit 1")})}, "container app of pod catalog-1 waits: CrashLoopBackOff exit 1"},
-	} {
-		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, troubleOf(c.pods)) })
-	}
-}

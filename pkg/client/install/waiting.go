@@ -1,0 +1,61 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/detour-dev/detour/pkg/trouble"
+)
+
+// waiting does something of Helm's that waits until the traffic-manager is ready. When that is in vain it says what the traffic-manager waited
+// for: Helm has rolled it back by then.
+func (o *options) waiting(ctx context.Context, clients kubernetes.Interface, do func() error) error {
+	watching, stop := context.WithCancel(ctx)
+	last := make(chan string)
+	go func() {
+		why := ""
+		for tick := time.NewTicker(time.Second); ; {
+			select {
+			case <-watching.Done():
+				tick.Stop()
+				last <- why
+				return
+			case <-tick.C:
+				if now := managerTrouble(watching, clients, o.namespace); now != "" {
+					why = now
+				}
+			}
+		}
+	}()
+	err := do()
+	stop()
+	if why := <-last; errors.Is(err, context.DeadlineExceeded) && why != "" {
+		return fmt.Errorf("the traffic-manager was not ready within %s, and all is as before: %s", o.timeout, why)
+	}
+	return err
+}
+
+// managerTrouble says why the traffic-manager's pod does not come to be or does not start; nothing when it does, or that cannot be told.
+func managerTrouble(ctx context.Context, clients kubernetes.Interface, namespace string) string {
+	d, err := clients.AppsV1().Deployments(namespace).Get(ctx, release, metav1.GetOptions{})
+	if err != nil {
+		return ""
+	}
+	for _, c := range d.Status.Conditions {
+		if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {
+			return c.Message
+		}
+	}
+	pods, err := clients.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(d.Spec.Selector)})
+	if err != nil {
+		return ""
+	}
+	return trouble.Of(pods.Items)
+}
