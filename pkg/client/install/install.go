@@ -215,6 +215,11 @@ func (o *options) install(ctx context.Context) error {
 }
 
 func (o *options) ensureNamespace(ctx context.Context, c *kubernetes.Clientset) (made bool, err error) {
+	waiting, done := context.WithTimeout(ctx, o.timeout)
+	defer done()
+	if err := awaitEnd(waiting, c, o.namespace); err != nil {
+		return false, fmt.Errorf("wait until the namespace %s, which is being deleted, is gone: %w", o.namespace, err)
+	}
 	_, err = c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace, Labels: map[string]string{
 		createdLabel: "true", "pod-security.kubernetes.io/enforce": "restricted",
 	}}}, metav1.CreateOptions{})

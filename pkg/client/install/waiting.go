@@ -8,7 +8,9 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/detour-dev/detour/pkg/trouble"
@@ -42,7 +44,7 @@ func (o *options) waiting(ctx context.Context, clients kubernetes.Interface, do 
 	return err
 }
 
-// managerTrouble says why the traffic-manager's pod does not come to be or does not start; nothing when it does, or that cannot be told.
+// managerTrouble says why the traffic-manager is not ready; nothing when it is, or that cannot be told.
 func managerTrouble(ctx context.Context, clients kubernetes.Interface, namespace string) string {
 	d, err := clients.AppsV1().Deployments(namespace).Get(ctx, release, metav1.GetOptions{})
 	if err != nil {
@@ -57,5 +59,22 @@ func managerTrouble(ctx context.Context, clients kubernetes.Interface, namespace
 	if err != nil {
 		return ""
 	}
-	return trouble.Of(pods.Items)
+	if why := trouble.Of(pods.Items); why != "" || d.Status.AvailableReplicas > 0 {
+		return why
+	}
+	return "its pod needs longer, which a longer --timeout gives it"
+}
+
+// awaitEnd waits until a namespace is gone that is being deleted.
+func awaitEnd(ctx context.Context, clients kubernetes.Interface, namespace string) error {
+	return wait.PollUntilContextCancel(ctx, 500*time.Millisecond, true, func(ctx context.Context) (gone bool, err error) {
+		n, err := clients.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		return n.DeletionTimestamp.IsZero(), nil
+	})
 }
