@@ -206,11 +206,14 @@ func TestKilledAgent(t *testing.T) {
 	alice.detour("connect", "-n", "shop")
 	alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
 	agents := func() []int { return processes(t, "/traffic-agent", "agent") }
+	require.Eventually(t, func() bool {
+		return kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "-o", "jsonpath={.items[*].metadata.deletionTimestamp}") == ""
+	}, patience, 200*time.Millisecond, "pods of an earlier rollout end")
 	before := agents()
 	require.NotEmpty(t, before)
 	t.Log("agents:", resident(t, before), "keepers:", resident(t, processes(t, "/traffic-keeper")))
-	restarts := func() string {
-		return kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.initContainerStatuses[*].restartCount} {end}")
+	restarts := func() []string {
+		return strings.Split(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.initContainerStatuses[*].restartCount}{"\n"}{end}`), "\n")
 	}
 	pods := restarts()
 
@@ -239,7 +242,7 @@ func TestKilledAgent(t *testing.T) {
 	t.Logf("%d requests, %d of them cut while they went through an agent", len(answers), cut)
 	require.LessOrEqual(t, cut, 8, "as many as there are clients")
 	require.Len(t, agents(), len(before), "each agent was started again")
-	require.Equal(t, pods, restarts(), "no container was")
+	require.Subset(t, pods, restarts(), "no container was")
 	alice.detour("leave", "catalog")
 }
 
