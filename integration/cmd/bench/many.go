@@ -103,11 +103,9 @@ func many(ctx context.Context, to string, open, rate int, duration time.Duration
 	if err := failed(); err != nil {
 		return 0, err
 	}
-	tick := time.NewTicker(time.Second / time.Duration(rate))
-	defer tick.Stop()
 	start, count := time.Now(), 0
 	for ; time.Since(start) < duration && failed() == nil; count++ {
-		<-tick.C
+		time.Sleep(time.Until(start.Add(time.Duration(count) * time.Second / time.Duration(rate))))
 		all.Go(func() {
 			c, err := dialOnce(ctx, to)
 			if err == nil {
