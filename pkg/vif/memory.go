@@ -1,6 +1,7 @@
 package vif
 
 import (
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -12,7 +13,7 @@ const (
 	quietTime  = 5 * time.Second
 	quietBytes = 1 << 20
 	// spareMemory is what a process may keep for the next load, in bytes.
-	spareMemory = 4 << 20
+	spareMemory = 2 << 20
 )
 
 // memory watches for the end of a load.
@@ -35,6 +36,7 @@ func (m *memory) note(received uint64, now time.Time) {
 	m.sample[0].Name = "/memory/classes/heap/free:bytes"
 	metrics.Read(m.sample[:])
 	if m.sample[0].Value.Uint64() > spareMemory {
+		runtime.GC() // what pools keep is let go by the second of two
 		debug.FreeOSMemory()
 	}
 }
