@@ -10,7 +10,7 @@ import (
 // Of names the first pod that cannot start, and why; nothing when none is in trouble.
 func Of(pods []corev1.Pod) string {
 	for _, p := range pods {
-		for _, statuses := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+		for _, statuses := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
 			for _, c := range statuses {
 				if w := c.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating" {
 					return fmt.Sprintf("container %s of pod %s waits: %s %s", c.Name, p.Name, w.Reason, w.Message)

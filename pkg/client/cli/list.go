@@ -52,7 +52,8 @@ func (a *app) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List what can be intercepted, how, and who does", Args: cobra.NoArgs, Example: "  detour list -n shop",
 		Long: `Lists each port of the namespace's services: the workload behind it, whether it can be intercepted or why not, how its traffic reaches the
-agent (targetPort: the agent takes over the port's name; nftables: the pod's own redirection), and who intercepts which requests in which mode.`,
+agent (targetPort: the agent takes over the port's name; nftables: the pod's own redirection; attach: that of an agent in the running
+pods), and who intercepts which requests in which mode.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.checkOutput(); err != nil {
 				return err

@@ -20,7 +20,7 @@ type wish struct {
 	ttl                        time.Duration
 	onFailure, mode, container string
 	secret                     string
-	plaintext                  bool
+	plaintext, attach          bool
 	env                        environmentFlags
 }
 
@@ -32,6 +32,7 @@ func (w *wish) add(f *pflag.FlagSet) {
 	f.StringVar(&w.container, "container", "", "with --mode replace or ingest: which container of the pod, where it is not clear")
 	f.StringVar(&w.secret, "tls-secret", "", "where the port speaks TLS: the Secret of its pods with their certificate, with which the agents in them tell requests apart")
 	f.BoolVar(&w.plaintext, "local-plaintext", false, "with --tls-secret: the process on this laptop does not speak TLS")
+	f.BoolVar(&w.attach, "attach", false, "put the agent into the running pods and restart none; TCP only, and connections that are open stay with the app")
 	w.env.add(f)
 	w.only.add(f)
 }
@@ -60,6 +61,12 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 		return nil, errors.New("--mode replace takes everything, since the app does not run: leave out the conditions, or use --mode intercept")
 	case w.container != "" && !replaces && !ingests:
 		return nil, errors.New("--container is for --mode replace and --mode ingest")
+	case w.attach && replaces:
+		return nil, errors.New("--attach restarts no pod, and --mode replace needs new ones: use one of them")
+	case w.attach && ingests:
+		return nil, errors.New("--mode ingest restarts no pod and needs no agent: leave out --attach")
+	case w.attach && w.secret != "":
+		return nil, errors.New("--attach restarts no pod, and a running one cannot get the volume of --tls-secret: use one of them")
 	case ingests && (len(w.ports) > 0 || match != nil || w.secret != ""):
 		return nil, errors.New("--mode ingest takes no traffic: leave out ports, conditions and --tls-secret, or use --mode intercept")
 	case workload && !replaces && !ingests:
@@ -74,7 +81,7 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 		return nil, errors.New("--port is missing: say where this laptop listens, as in --port 8080")
 	}
 	request := func() *daemonv1.InterceptRequest {
-		return &daemonv1.InterceptRequest{Match: match, TtlSeconds: int64(w.ttl / time.Second), ErrorOnFailure: w.onFailure == "error", Mode: string(mode), Container: w.container, TlsSecret: w.secret, LocalPlaintext: w.plaintext}
+		return &daemonv1.InterceptRequest{Match: match, TtlSeconds: int64(w.ttl / time.Second), ErrorOnFailure: w.onFailure == "error", Mode: string(mode), Container: w.container, Attach: w.attach, TlsSecret: w.secret, LocalPlaintext: w.plaintext}
 	}
 	if len(w.ports) == 0 {
 		r := request()

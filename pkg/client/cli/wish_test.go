@@ -26,6 +26,7 @@ func TestWish(t *testing.T) {
 		"a wiretap":           {"catalog", []string{"--port", "1", "--mode", "wiretap", "--path", "/a"}, []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 1, Mode: "Wiretap", Match: &agentv1.Match{Path: "/a"}}}, ""},
 		"ingested":            {"catalog", []string{"--mode", "ingest"}, []*daemonv1.InterceptRequest{{Service: "catalog", Mode: "Ingest"}}, ""},
 		"an ingested worker":  {"deployment/worker", []string{"--mode", "ingest"}, []*daemonv1.InterceptRequest{{Workload: "Deployment/worker", Mode: "Ingest"}}, ""},
+		"attached":            {"catalog", []string{"--port", "1", "--attach"}, []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 1, Mode: "Intercept", Attach: true}}, ""},
 		"a replaced service":  {"catalog", []string{"--port", "1", "--mode", "replace"}, []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 1, Mode: "Replace"}}, ""},
 		"a replaced name":     {"worker", []string{"--mode", "replace", "--container", "app"}, []*daemonv1.InterceptRequest{{Workload: "worker", Mode: "Replace", Container: "app"}}, ""},
 		"a replaced workload": {"deploy/worker", []string{"--mode", "replace"}, []*daemonv1.InterceptRequest{{Workload: "Deployment/worker", Mode: "Replace"}}, ""},
@@ -38,6 +39,7 @@ func TestWish(t *testing.T) {
 		"an unknown kind":           {"job/worker", []string{"--mode", "replace"}, nil, "of no kind that can be replaced"},
 		"a kind without a name":     {"deployment/", []string{"--mode", "replace"}, nil, "no name after the kind"},
 		"a container and no reason": {"catalog", []string{"--port", "1", "--container", "app"}, nil, "--container is for --mode replace and --mode ingest"},
+		"attached and replaced":     {"catalog", []string{"--port", "1", "--mode", "replace", "--attach"}, nil, "--attach restarts no pod"},
 		"conditions of a replaced":  {"catalog", []string{"--port", "1", "--mode", "replace", "--path", "/a"}, nil, "takes everything"},
 		"ports that are not clear":  {"catalog", []string{"--port", "1", "--port", "2:http"}, nil, "with several ports say for each"},
 	} {

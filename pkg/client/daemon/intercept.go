@@ -44,7 +44,7 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: detour.GroupVersion.String(), Kind: "Session", Name: s.object.Name, UID: s.object.UID}},
 		},
 		Spec: detour.InterceptSpec{
-			Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: spec.ToAPI(req.Match), Mode: detour.Mode(req.Mode), Container: req.Container,
+			Session: s.object.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: spec.ToAPI(req.Match), Mode: detour.Mode(req.Mode), Container: req.Container, Attach: req.Attach,
 		},
 	}
 	if kind, name, ok := strings.Cut(req.Workload, "/"); ok {

@@ -55,7 +55,9 @@ type agent struct {
 	started time.Time
 	told    atomic.Bool // by the manager what is in force
 
-	podEnding atomic.Bool     // the pod ends
+	attachment *attachment // nil in a sidecar
+
+	podEnding atomic.Bool     // the pod ends, or nobody needs this agent: clients are to go elsewhere
 	stopping  context.Context // and so does the agent, once this is done
 	stop      context.CancelFunc
 
@@ -97,16 +99,16 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		}
 		listeners[p.App] = l.(*net.TCPListener)
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("/readyz", a.healthz)
-	mux.HandleFunc("POST "+podEndsPath, a.servePodEnds)
-	health := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: mux}
-	probed, err := keeper.Listen(agentconfig.HealthPort)
-	if err != nil {
-		return fmt.Errorf("listen for probes: %w", err)
+	live := a.serveHealth
+	if config.Attached != nil {
+		if err := a.attach(listeners); err != nil {
+			return err
+		}
+		defer a.attachment.close()
+		live = a.endUnused // its pod is ready or not without it
 	}
 
-	stop := context.AfterFunc(ctx, a.stop)
+	stop := context.AfterFunc(ctx, func() { a.attachment.withdraw(); a.stop() })
 	defer stop()
 	tasks, ctx := errgroup.WithContext(context.WithoutCancel(ctx))
 	tasks.Go(func() error {
@@ -115,23 +117,13 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		}
 		return errEnded
 	})
-	tasks.Go(func() error {
-		if err := health.Serve(probed); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve health: %w", err)
-		}
-		return nil
-	})
+	tasks.Go(func() error { return live(ctx) })
 	for _, d := range udp {
 		tasks.Go(func() error { d.serve(ctx); return nil })
 	}
 	tasks.Go(func() error { a.control(ctx); return nil })
 	tasks.Go(func() error { a.refresh(ctx); return nil })
-	tasks.Go(func() error {
-		<-ctx.Done()
-		_ = health.Close()
-		return nil
-	})
-	err = tasks.Wait()
+	err := tasks.Wait()
 	a.http2.close()
 	a.conns.Wait()
 	if errors.Is(err, errEnded) {
@@ -163,6 +155,24 @@ func newAgent(tls *tls.Config, log *slog.Logger) *agent {
 	a.http2 = newHTTP2Server(a)
 	a.stopping, a.stop = context.WithCancel(context.Background())
 	return a
+}
+
+// serveHealth answers the kubelet, and the preStop hook of this pod.
+func (a *agent) serveHealth(ctx context.Context) error {
+	listener, err := keeper.Listen(agentconfig.HealthPort)
+	if err != nil {
+		return fmt.Errorf("listen for probes: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/readyz", a.healthz)
+	mux.HandleFunc("POST "+podEndsPath, a.servePodEnds)
+	server := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: mux}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve health: %w", err)
+	}
+	return nil
 }
 
 // healthz keeps a new pod out of its service until it knows the intercepts in force: its first request may be somebody's.

@@ -71,7 +71,12 @@ func (a *agent) heard() {
 
 // session is one stream: hello, then a configuration for each answer.
 func (a *agent) session(ctx context.Context) error {
-	token, err := os.ReadFile(agentconfig.TokenFile)
+	file := agentconfig.TokenFile
+	if at := a.config.Attached; at != nil {
+		file = at.Token
+		ctx = metadata.AppendToOutgoingContext(ctx, agentconfig.AttachedHeader, "yes")
+	}
+	token, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ type table struct {
 	personal  []*target // most specific first
 	taps      []*target // get copies
 	tailed    bool      // somebody wants to see the requests
+	probed    bool      // the kubelet's requests are among the others, and the app's
 }
 
 // target is an intercept in force.
@@ -49,6 +50,8 @@ func (a *agent) table(port uint16) *table { return (*a.tables.Load())[port] }
 func (a *agent) owner(port uint16) passthrough.Owner {
 	t := a.table(port)
 	switch {
+	case t == nil && a.leaving():
+		return passthrough.ByRequest
 	case t == nil:
 		return passthrough.App
 	case t.tailed || t.global != nil && !t.global.out():
@@ -79,10 +82,10 @@ func asked(h *http1.Head) *route.Request {
 // personal says whether a port has to be looked at request by request.
 func (a *agent) personal(port uint16) bool {
 	t := a.table(port)
-	return t != nil && t.byRequest()
+	return t != nil && t.byRequest() || t == nil && a.leaving()
 }
 
-func (t *table) byRequest() bool { return len(t.personal)+len(t.taps) > 0 || t.tailed }
+func (t *table) byRequest() bool { return len(t.personal)+len(t.taps) > 0 || t.tailed || t.probed }
 
 // all are the targets of a port.
 func (t *table) all() []*target {
@@ -126,6 +129,9 @@ func (a *agent) wanted(port uint16) *target {
 func (a *agent) choose(port uint16, r *route.Request) (owner, want *target) {
 	t := a.table(port)
 	if t == nil {
+		return nil, nil
+	}
+	if t.probed && probe(r) {
 		return nil, nil
 	}
 	owner = t.global
@@ -185,12 +191,19 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 			tables[port].personal = append(tables[port].personal, now)
 		}
 	}
-	for _, t := range tables {
+	for port, t := range tables {
+		t.probed = a.attachment.probes(port)
 		slices.SortFunc(t.personal, func(x, y *target) int {
 			return cmp.Or(route.Compare(x.Match, y.Match), cmp.Compare(x.Uid, y.Uid))
 		})
 	}
 	a.tables.Store(&tables)
+	if a.attachment != nil {
+		if len(tables) > 0 && a.stopping.Err() == nil {
+			a.podEnding.Store(false) // it is needed again
+		}
+		a.attachment.follow(tables)
+	}
 	for _, gone := range old {
 		gone.end()
 		a.http2.drop(gone)

@@ -15,6 +15,8 @@ const (
 	TokenFile = TokenDir + "/token"
 	// CertificatesDir is where the pod's own Secrets are mounted, by name, with which the agent may look into TLS.
 	CertificatesDir = "/var/run/secrets/detour.dev-certificates"
+	// AttachedHeader is in the metadata of an attached agent's stream: its token may be the pod's own.
+	AttachedHeader = "detour-attached"
 	// Audience is whom that token is for.
 	Audience = "detour-traffic-manager"
 	// HealthPort answers /readyz for the kubelet.
@@ -30,6 +32,13 @@ type Config struct {
 	Server  string  `json:"server"`  // the name in the manager's certificate
 	CA      string  `json:"ca"`      // PEM
 	Aliases []Alias `json:"aliases,omitempty"`
+	// Attached is set for an agent in an ephemeral container, which redirects its ports itself and chooses its own.
+	Attached *Attached `json:"attached,omitempty"`
+}
+
+// Attached is what an agent in an ephemeral container needs to know besides.
+type Attached struct {
+	Token string `json:"token"` // file
 }
 
 // Port is one app port that the agent stands in front of.
@@ -42,6 +51,8 @@ type Port struct {
 	Redirect bool `json:"redirect,omitempty"`
 	// Secret is the name of the Secret with the app's certificate, when the agent has it.
 	Secret string `json:"secret,omitempty"`
+	// Probed says that the kubelet asks the app over HTTP on this port of a running pod, which must not be answered by a laptop.
+	Probed bool `json:"probed,omitempty"`
 }
 
 // Alias is a port that leads to the app although its own port is redirected: the kubelet's probes use it.

@@ -30,22 +30,41 @@ type Options struct {
 	CA         []byte // PEM
 }
 
-// HasAgent says whether the pod's agent stands in front of an app port, with the certificate of a Secret when the port has one.
+// HasAgent says whether an agent stands in front of an app port of the pod, be it the sidecar or one that was attached, with the
+// certificate of a Secret when the port has one.
 func HasAgent(pod *corev1.Pod, port Port) bool {
+	return HasSidecar(pod, port) || before(port, attached(pod))
+}
+
+// HasSidecar says whether that is the one that the pod was made with.
+func HasSidecar(pod *corev1.Pod, port Port) bool {
+	var all []agentconfig.Config
 	for _, c := range pod.Spec.InitContainers {
-		if c.Name != AgentContainer {
-			continue
-		}
-		for _, e := range c.Env {
-			var config agentconfig.Config
-			if e.Name == agentconfig.Env && json.Unmarshal([]byte(e.Value), &config) == nil {
-				return slices.ContainsFunc(config.Ports, func(p agentconfig.Port) bool {
-					return int32(p.App) == port.Port && p.Datagrams == (port.Protocol != "") && (port.Secret == "" || p.Secret == port.Secret)
-				})
-			}
+		if config, ok := configIn(c.Env); ok && c.Name == AgentContainer {
+			all = append(all, config)
 		}
 	}
-	return false
+	return before(port, all)
+}
+
+// before says whether one of the agents stands before a port.
+func before(port Port, agents []agentconfig.Config) bool {
+	return slices.ContainsFunc(agents, func(c agentconfig.Config) bool {
+		return slices.ContainsFunc(c.Ports, func(p agentconfig.Port) bool {
+			reached := p.Redirect || port.Via != ViaNftables // who took over a name stands before those alone who use it
+			return int32(p.App) == port.Port && p.Datagrams == (port.Protocol != "") && reached && (port.Secret == "" || p.Secret == port.Secret)
+		})
+	})
+}
+
+func configIn(env []corev1.EnvVar) (agentconfig.Config, bool) {
+	var config agentconfig.Config
+	for _, e := range env {
+		if e.Name == agentconfig.Env && json.Unmarshal([]byte(e.Value), &config) == nil {
+			return config, true
+		}
+	}
+	return config, false
 }
 
 // Mutate adds the agent to a pod that does not have it, and puts idle containers in place of those that a laptop replaces. The pod's

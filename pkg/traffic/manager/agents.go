@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,9 +21,11 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	"github.com/detour-dev/detour/pkg/traffic/inject"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -46,28 +49,30 @@ type desired struct {
 // lose their manager connect again, and the acknowledgements come anew.
 type agents struct {
 	agentv1.UnimplementedAgentServiceServer
+	reader   client.Reader
 	reviewer client.Client
 	options  Options
 
 	mu         sync.Mutex
 	generation uint64
 	inForce    map[string]desired // by intercept UID
-	connected  map[string]*agentState
+	connected  map[*agentState]struct{}
 	watchers   map[*watcher]struct{}        // of those who tail
 	dropped    map[string]map[string]uint64 // copies that a laptop did not get, by intercept UID and pod UID
 	notify     func()
 }
 
 type agentState struct {
-	pod     string // UID
+	pod     string   // UID; a pod may have several: its sidecar, and those that were attached for a port each
+	serves  []uint32 // ports of the app
 	wake    chan struct{}
 	applied uint64
 	tokens  map[string][]byte
 	ports   map[int32]*agentv1.PortState // what it found out about the app's ports
 }
 
-func newAgents(_ client.Reader, reviewer client.Client, o Options) *agents {
-	return &agents{reviewer: reviewer, options: o, inForce: map[string]desired{}, connected: map[string]*agentState{}, watchers: map[*watcher]struct{}{}, dropped: map[string]map[string]uint64{}, notify: func() {}}
+func newAgents(reader client.Reader, reviewer client.Client, o Options) *agents {
+	return &agents{reader: reader, reviewer: reviewer, options: o, inForce: map[string]desired{}, connected: map[*agentState]struct{}{}, watchers: map[*watcher]struct{}{}, dropped: map[string]map[string]uint64{}, notify: func() {}}
 }
 
 // set puts an intercept in force, or out of force when d is nil.
@@ -93,7 +98,7 @@ func (a *agents) set(uid string, d *desired) {
 
 // wake makes every agent's configuration be sent again.
 func (a *agents) wake() {
-	for _, s := range a.connected {
+	for s := range a.connected {
 		select {
 		case s.wake <- struct{}{}:
 		default:
@@ -113,21 +118,29 @@ func samePods(a, b map[string]bool) bool {
 	return true
 }
 
-// confirmed says whether the agent of a pod has applied everything up to now, and so follows (or no longer follows) every
-// intercept as it stands.
-func (a *agents) confirmed(pod string) bool {
+// confirmed says whether the agents of a pod that stand before a port have applied everything up to now, and so follow (or no longer
+// follow) every intercept as it stands.
+func (a *agents) confirmed(pod string, port int32) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := a.connected[pod]
-	return s != nil && s.applied >= a.generation
+	found := false
+	for s := range a.connected {
+		if s.pod == pod && slices.Contains(s.serves, uint32(port)) {
+			if s.applied < a.generation {
+				return false
+			}
+			found = true
+		}
+	}
+	return found
 }
 
 // found is what the agents of pods have found out about a port's TLS that keeps them from looking inside, or nil.
 func (a *agents) found(pods map[string]bool, port int32) *agentv1.PortState {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for pod := range pods {
-		if s := a.connected[pod]; s != nil && s.ports[port] != nil {
+	for s := range a.connected {
+		if pods[s.pod] && s.ports[port] != nil {
 			return s.ports[port]
 		}
 	}
@@ -142,7 +155,7 @@ func (a *agents) relayTarget(uid string, token []byte) (string, bool) {
 	if !ok {
 		return "", false
 	}
-	for _, s := range a.connected {
+	for s := range a.connected {
 		if t, ok := s.tokens[uid]; ok && subtle.ConstantTimeCompare(t, token) == 1 {
 			return d.address, true
 		}
@@ -182,15 +195,13 @@ func (a *agents) Connect(stream grpc.BidiStreamingServer[agentv1.AgentMessage, a
 	if first.GetHello() == nil {
 		return status.Error(codes.InvalidArgument, "the first message must be a hello")
 	}
-	s := &agentState{pod: pod, wake: make(chan struct{}, 1), tokens: map[string][]byte{}}
+	s := &agentState{pod: pod, serves: first.GetHello().Ports, wake: make(chan struct{}, 1), tokens: map[string][]byte{}}
 	a.mu.Lock()
-	a.connected[pod] = s
+	a.connected[s] = struct{}{}
 	a.mu.Unlock()
 	defer func() {
 		a.mu.Lock()
-		if a.connected[pod] == s {
-			delete(a.connected, pod)
-		}
+		delete(a.connected, s)
 		a.mu.Unlock()
 		a.notify()
 	}()
@@ -235,10 +246,10 @@ func (a *agents) Connect(stream grpc.BidiStreamingServer[agentv1.AgentMessage, a
 func (a *agents) configOf(s *agentState) *agentv1.Config {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	config := &agentv1.Config{Generation: a.generation, Tailed: a.tailed(s.pod)}
+	config := &agentv1.Config{Generation: a.generation, Tailed: slices.DeleteFunc(a.tailed(s.pod), func(p uint32) bool { return !slices.Contains(s.serves, p) })}
 	tokens := map[string][]byte{}
 	for uid, d := range a.inForce {
-		if !d.pods[s.pod] {
+		if !d.pods[s.pod] || !slices.Contains(s.serves, uint32(d.port)) {
 			continue
 		}
 		token := s.tokens[uid]
@@ -255,21 +266,42 @@ func (a *agents) configOf(s *agentState) *agentv1.Config {
 	return config
 }
 
-// authenticate finds out which pod speaks, by its projected token.
+// authenticate finds out which pod speaks, by the token of its agent. An agent that was attached may have no other token than the
+// pod's for the API server.
 func (a *agents) authenticate(ctx context.Context) (podUID string, err error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	values := md.Get("authorization")
 	if len(values) != 1 || !strings.HasPrefix(values[0], "Bearer ") {
 		return "", status.Error(codes.Unauthenticated, "no token")
 	}
-	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: strings.TrimPrefix(values[0], "Bearer "), Audiences: []string{agentconfig.Audience}}}
+	token := strings.TrimPrefix(values[0], "Bearer ")
+	uid, _, err := a.podOf(ctx, token, agentconfig.Audience)
+	if err == nil || len(md.Get(agentconfig.AttachedHeader)) == 0 {
+		return uid, err
+	}
+	uid, key, err := a.podOf(ctx, token)
+	if err != nil {
+		return "", err
+	}
+	var pod corev1.Pod
+	if err := a.reader.Get(ctx, key, &pod); err != nil || string(pod.UID) != uid || !inject.IsAttached(&pod) {
+		return "", status.Error(codes.Unauthenticated, "the token is that of a pod to which no agent is attached")
+	}
+	return uid, nil
+}
+
+// podOf is the pod whose token this is, for one of the audiences, or for the API server's own.
+func (a *agents) podOf(ctx context.Context, token string, audiences ...string) (uid string, key client.ObjectKey, err error) {
+	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: audiences}}
 	if err := a.reviewer.Create(ctx, review); err != nil {
 		a.options.Log.Warn("the token of an agent could not be reviewed", "err", err)
-		return "", status.Error(codes.Unavailable, "the token could not be reviewed")
+		return "", key, status.Error(codes.Unavailable, "the token could not be reviewed")
 	}
-	uids := review.Status.User.Extra["authentication.kubernetes.io/pod-uid"]
-	if !review.Status.Authenticated || len(uids) != 1 {
-		return "", status.Error(codes.Unauthenticated, "the token is not that of a pod")
+	user := review.Status.User
+	uids, names := user.Extra["authentication.kubernetes.io/pod-uid"], user.Extra["authentication.kubernetes.io/pod-name"]
+	account := strings.Split(user.Username, ":") // system:serviceaccount:NAMESPACE:NAME
+	if !review.Status.Authenticated || len(uids) != 1 || len(names) != 1 || len(account) != 4 {
+		return "", key, status.Error(codes.Unauthenticated, "the token is not that of a pod")
 	}
-	return uids[0], nil
+	return uids[0], client.ObjectKey{Namespace: account[2], Name: names[0]}, nil
 }

@@ -11,8 +11,8 @@ import (
 
 // connectAgent is what Connect does to remember an agent.
 func connectAgent(a *agents, pod string) *agentState {
-	s := &agentState{pod: pod, wake: make(chan struct{}, 1), tokens: map[string][]byte{}}
-	a.connected[pod] = s
+	s := &agentState{pod: pod, serves: []uint32{8080, 9090}, wake: make(chan struct{}, 1), tokens: map[string][]byte{}}
+	a.connected[s] = struct{}{}
 	return s
 }
 
@@ -61,14 +61,14 @@ func TestWhatWakesAgents(t *testing.T) {
 // An agent has confirmed when it has applied the newest generation, so that traffic is said to flow only when it does.
 func TestConfirmed(t *testing.T) {
 	a := newAgents(nil, nil, Options{})
-	assert.False(t, a.confirmed("pod-1"), "no such agent")
+	assert.False(t, a.confirmed("pod-1", 8080), "no such agent")
 	s := connectAgent(a, "pod-1")
 	a.set("intercept-1", onPods("pod-1"))
-	assert.False(t, a.confirmed("pod-1"), "it has not heard of it")
+	assert.False(t, a.confirmed("pod-1", 8080), "it has not heard of it")
 	s.applied = a.configOf(s).Generation
-	assert.True(t, a.confirmed("pod-1"))
+	assert.True(t, a.confirmed("pod-1", 8080))
 	a.set("intercept-1", nil)
-	assert.False(t, a.confirmed("pod-1"), "it has not heard of the end")
+	assert.False(t, a.confirmed("pod-1", 8080), "it has not heard of the end")
 }
 
 // Each agent is told of its own intercepts only, each with a token of its own that stays the same from one configuration to the next.
@@ -128,7 +128,28 @@ func TestRelayTarget(t *testing.T) {
 	a.set("one", nil)
 	_, ok = a.relayTarget("one", tokens["one"])
 	assert.False(t, ok, "the intercept has ended")
-	delete(a.connected, "pod-1")
+	delete(a.connected, s)
 	_, ok = a.relayTarget("two", tokens["two"])
 	assert.False(t, ok, "the agent is gone")
+}
+
+// A pod may have a sidecar for one port and an agent that was attached for another: each hears of its own, and speaks for its own.
+func TestTwoAgentsInAPod(t *testing.T) {
+	a := newAgents(nil, nil, Options{})
+	one, two := connectAgent(a, "pod-1"), connectAgent(a, "pod-1")
+	one.serves, two.serves = []uint32{8080}, []uint32{9090}
+	other := onPods("pod-1")
+	other.port = 9090
+	a.set("one", onPods("pod-1"))
+	a.set("two", other)
+	for s, uid := range map[*agentState]string{one: "one", two: "two"} {
+		config := a.configOf(s)
+		require.Len(t, config.Intercepts, 1)
+		assert.Equal(t, uid, config.Intercepts[0].Uid)
+	}
+	one.applied = a.generation
+	assert.True(t, a.confirmed("pod-1", 8080))
+	assert.False(t, a.confirmed("pod-1", 9090), "the other has not heard of it")
+	delete(a.connected, one)
+	assert.False(t, a.confirmed("pod-1", 8080), "it is gone")
 }

@@ -32,6 +32,7 @@ type interceptReconciler struct {
 	client.Client
 	reader  client.Reader // past the cache
 	agents  *agents
+	inject  inject.Options
 	options Options
 	started time.Time
 	wake    chan event.GenericEvent
@@ -212,7 +213,11 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if err := target.setSecret(i, plan, byRequest); err != nil {
 		return err
 	}
-	if !target.covered(plan) {
+	attached := i.Spec.Attach && !target.covered(plan)
+	if attached {
+		i.Status.Redirect = inject.ViaAttach
+	}
+	if !attached && !target.covered(plan) {
 		if err := r.annotate(ctx, target, r.together(ctx, i, target, target.cover(plan))); err != nil {
 			return err
 		}
@@ -231,11 +236,20 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, gone(fails, target.container != ""))
 		return nil
 	}
+	var unattached error
+	if attached {
+		unattached = r.attach(ctx, i, target, plan, pods)
+		// What is in force stays so: a new pod to which nothing can be attached answers itself.
+		if _, refused := unattached.(refusal); unattached != nil && (!refused || i.Status.Phase != detour.PhaseActive) { //nolint:errorlint // made here, never wrapped
+			return unattached
+		}
+	}
 	with, without := map[string]bool{}, 0
 	for _, p := range pods {
-		if target.changed(&p) {
+		switch {
+		case target.changed(&p):
 			with[string(p.UID)] = true
-		} else {
+		case !attached || podReady(&p): // one that is ending is not attached to any more
 			without++
 		}
 	}
@@ -251,13 +265,18 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		}
 	}
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
-	if done, waiting := target.rolledOut(); !done || without > 0 {
+	done, waiting := target.rolledOut()
+	if !done && !attached || without > 0 {
 		message := fmt.Sprintf("rolling out %s %s (%d pods with it, %d still without)", target.name(), target.with(), len(with), without)
-		if why := trouble.Of(pods); why != "" {
+		if attached {
+			message = fmt.Sprintf("attaching the traffic-agent to the pods of %s (%d pods with it, %d still without)", target.name(), len(with), without)
+		}
+		switch why := trouble.Of(pods); {
+		case why != "":
 			message += ": " + why
-		} else if done && without > 0 {
+		case done && without > 0 && !attached:
 			message += ": waiting for the old pods to end"
-		} else if waiting != "" {
+		case waiting != "":
 			message += ": " + waiting
 		}
 		if target.container != "" {
@@ -281,7 +300,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 			continue
 		}
 		ready++
-		if with[string(p.UID)] && (target.port.Port == 0 || r.agents.confirmed(string(p.UID))) {
+		if with[string(p.UID)] && (target.port.Port == 0 || r.agents.confirmed(string(p.UID), target.port.Port)) {
 			confirmed++
 		}
 	}
@@ -292,12 +311,19 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	i.Status.Agents = fmt.Sprintf("%d/%d", confirmed, ready)
 	i.Status.Dropped = max(i.Status.Dropped, int64(r.agents.lost(string(i.UID))))
 	if confirmed < ready && i.Status.Phase != detour.PhaseActive {
-		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.name(), confirmed, ready))
+		message := fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.name(), confirmed, ready)
+		if why := trouble.Of(pods); why != "" {
+			message += ": " + why
+		}
+		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, message)
 		return nil
 	}
 	message := fmt.Sprintf("%s sends %s to %s", target.name(), i.Status.Requests, i.Status.Laptop)
 	if target.container != "" {
 		message = fmt.Sprintf("container %s of %s does not run, %s does its work", target.container, target.name(), i.Status.Laptop)
+	}
+	if unattached != nil {
+		message += ", but for a new pod: " + unattached.Error()
 	}
 	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, message)
 	return nil
@@ -347,7 +373,7 @@ func (r *interceptReconciler) suspend(ctx context.Context, i *detour.Intercept, 
 		return err
 	}
 	for _, p := range pods {
-		if podReady(&p) && inject.HasAgent(&p, target.port) && !r.agents.confirmed(string(p.UID)) {
+		if podReady(&p) && inject.HasAgent(&p, target.port) && !r.agents.confirmed(string(p.UID), target.port.Port) {
 			set(i, detour.PhaseSuspending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, "giving the traffic back to the cluster")
 			return nil
 		}

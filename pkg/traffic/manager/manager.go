@@ -29,6 +29,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/traffic/inject"
 	"github.com/detour-dev/detour/pkg/vif"
 )
 
@@ -61,6 +62,11 @@ type Options struct {
 const ServiceName = "traffic-manager"
 
 func (o Options) serverName() string { return ServiceName + "." + o.PodNamespace + ".svc" }
+
+// agent is what the agents are made with.
+func (o Options) agent(ca []byte) inject.Options {
+	return inject.Options{Image: o.AgentImage, PullPolicy: corev1.PullPolicy(o.AgentPullPolicy), Manager: o.serverName() + ":8082", Server: o.serverName(), CA: ca}
+}
 
 // Run runs the traffic-manager until ctx ends.
 func Run(ctx context.Context, o Options) error {
@@ -137,7 +143,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("make the discovery client: %w", err)
 	}
-	intercepts := &interceptReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), agents: agents, options: o, rollouts: &rollouts{discovery: apis, cache: mgr.GetCache(), log: o.Log}}
+	intercepts := &interceptReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), agents: agents, inject: o.agent(keys.caPEM), options: o, rollouts: &rollouts{discovery: apis, cache: mgr.GetCache(), log: o.Log}}
 	if err := sessions.setup(mgr); err != nil {
 		return err
 	}

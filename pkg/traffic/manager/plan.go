@@ -37,9 +37,14 @@ func (w *workload) cover(p inject.Plan) inject.Plan {
 	return p
 }
 
-// changed says whether a pod is as the intercept needs it.
+// changed says whether a pod is as the intercept needs it. One to which an agent is attached has connections that the agent knows nothing of:
+// who did not ask for that waits for a new pod.
 func (w *workload) changed(p *corev1.Pod) bool {
-	return (w.port.Port == 0 || inject.HasAgent(p, w.port)) && (w.container == "" || inject.IsReplaced(p, w.container))
+	has := inject.HasSidecar
+	if w.attach {
+		has = inject.HasAgent
+	}
+	return (w.port.Port == 0 || has(p, w.port)) && (w.container == "" || inject.IsReplaced(p, w.container))
 }
 
 // with says what new pods get, for the user.

@@ -3,6 +3,7 @@ package manager
 // What the traffic-manager may do in the whole cluster; `make generate` makes its ClusterRole of these.
 
 // +kubebuilder:rbac:groups="",resources=nodes;services;pods,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=pods/ephemeralcontainers,verbs=patch
 // +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=detour-traffic-agent,verbs=get;update;patch
 // +kubebuilder:rbac:groups=apps,resources=deployments;statefulsets;daemonsets,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=argoproj.io,resources=rollouts,verbs=get;list;watch;patch

@@ -9,24 +9,32 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
 
-// together adds to a plan what the session's other new intercepts of the service need, such as those of a range of ports: the workload is
-// to be rolled out once for all of them.
+// together adds to a plan what the session's other intercepts of the service need: the workload is to be rolled out once for all of them.
 func (r *interceptReconciler) together(ctx context.Context, i *detour.Intercept, target *workload, plan inject.Plan) inject.Plan {
+	for _, p := range r.siblings(ctx, i, target, plan) {
+		plan = plan.With(p, target.template)
+	}
+	return plan
+}
+
+// siblings are the ports of the session's other intercepts of the service that are made the same way, such as those of a range of ports.
+func (r *interceptReconciler) siblings(ctx context.Context, i *detour.Intercept, target *workload, plan inject.Plan) []inject.Port {
 	var list detour.InterceptList
 	if err := r.List(ctx, &list, client.InNamespace(i.Namespace)); err != nil {
-		return plan // each for itself, then
+		return nil // each for itself, then
 	}
+	var ports []inject.Port
 	for n := range list.Items {
 		other := &list.Items[n]
-		waits := other.Status.Phase == "" || other.Status.Phase == detour.PhasePending
-		if other.UID == i.UID || other.Spec.Session != i.Spec.Session || other.Spec.Service != i.Spec.Service || other.Spec.Suspend || !waits || other.Spec.Mode != i.Spec.Mode {
+		over := other.Spec.Suspend || other.Status.Phase == detour.PhaseRefused || !other.DeletionTimestamp.IsZero()
+		if over || other.UID == i.UID || other.Spec.Session != i.Spec.Session || other.Spec.Service != i.Spec.Service || other.Spec.Mode != i.Spec.Mode || other.Spec.Attach != i.Spec.Attach {
 			continue
 		}
 		w, err := r.resolve(ctx, other)
 		if err != nil || w.name() != target.name() || w.port.Port == 0 || w.setSecret(other, plan, other.Spec.Match != nil) != nil {
 			continue // it will be told so itself
 		}
-		plan = plan.With(w.port, w.template)
+		ports = append(ports, w.port)
 	}
-	return plan
+	return ports
 }

@@ -43,10 +43,7 @@ func (i *injector) Handle(ctx context.Context, req admission.Request) admission.
 	}
 	plan, err := i.plan(ctx, req.Namespace, &pod)
 	if err == nil {
-		err = inject.Mutate(&pod, plan, inject.Options{
-			Image: i.options.AgentImage, PullPolicy: corev1.PullPolicy(i.options.AgentPullPolicy),
-			Manager: i.options.serverName() + ":8082", Server: i.options.serverName(), CA: i.ca,
-		})
+		err = inject.Mutate(&pod, plan, i.options.agent(i.ca))
 	}
 	if err != nil {
 		i.log.Warn("a pod is made without the agent", "namespace", req.Namespace, "pod", pod.GenerateName, "err", err)

@@ -29,6 +29,7 @@ type workload struct {
 	selector    labels.Selector
 	port        inject.Port // none when the workload was asked for by its name
 	container   string      // that is replaced, in mode Replace
+	attach      bool        // running pods get the agent
 }
 
 func (w *workload) name() string { return strings.ToLower(w.kind) + "/" + w.object.GetName() }
@@ -43,6 +44,7 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 	if err != nil {
 		return nil, err
 	}
+	w.attach = i.Spec.Attach
 	if i.Spec.Mode == detour.ModeReplace || i.Spec.Mode == detour.ModeIngest {
 		if w.container, err = inject.PickContainer(w.template, i.Spec.Container, w.port.Port); err != nil {
 			return nil, refuse(detour.ReasonWhichContainer, "%s: %s", w.name(), err)
@@ -51,7 +53,7 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 	if i.Spec.Mode == detour.ModeIngest {
 		return w, nil
 	}
-	if reason := w.cannotRoll(); reason != "" {
+	if reason := w.cannotRoll(); reason != "" && !i.Spec.Attach {
 		return nil, refuse(detour.ReasonUnsupported, "%s %s", w.name(), reason)
 	}
 	return w, nil

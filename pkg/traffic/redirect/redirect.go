@@ -14,6 +14,15 @@ import (
 
 const tableName = "detour"
 
+// Flags of TCP.
+const (
+	fin = 1 << iota
+	syn
+	rst
+	_
+	ack
+)
+
 // Apply replaces the rules of this network namespace, for IPv4 and IPv6. Traffic within the pod is left alone.
 func Apply(c agentconfig.Config) error {
 	conn, err := nftables.New()
@@ -46,18 +55,26 @@ func Apply(c agentconfig.Config) error {
 	return nil
 }
 
-// rule is `iifname != "lo" PROTOCOL dport FROM redirect to :TO`.
+// rule is `iifname != "lo" PROTOCOL dport FROM redirect to :TO`, for TCP of a connection's first packet alone: with the first rule the kernel
+// begins to follow connections, and those that are open then are new to it; they must not be led elsewhere.
 func rule(protocol byte, from, to uint16) []expr.Any {
 	lo := make([]byte, unix.IFNAMSIZ)
 	copy(lo, "lo")
-	return []expr.Any{
+	match := []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: lo},
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, from)},
-		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, to)},
-		&expr.Redir{RegisterProtoMin: 1},
 	}
+	if protocol == unix.IPPROTO_TCP {
+		match = append(match,
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syn}})
+	}
+	return append(match,
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, to)},
+		&expr.Redir{RegisterProtoMin: 1})
 }

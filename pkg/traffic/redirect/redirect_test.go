@@ -1,11 +1,13 @@
 package redirect
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -239,4 +241,153 @@ func TestOrderOfTables(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A redirection that is held can be set anew and taken back, beside others.
+func TestHold(t *testing.T) {
+	client, server := newPod(t)
+	server.in(t, func() {
+		serve(t, appPort, "app")
+		serve(t, 8081, "other")
+		serve(t, agentPort, "agent")
+	})
+	check := func(want map[int]string) {
+		t.Helper()
+		for _, ip := range server.ips {
+			for port, says := range want {
+				client.in(t, func() { assert.Equal(t, says, ask(t, ip, port), "%s port %d from outside", ip, port) })
+			}
+			server.in(t, func() { assert.Equal(t, "app", ask(t, ip, appPort), "%s from within the pod", ip) })
+		}
+	}
+	open := echo(t, client, server, 8082, 8082)
+	h, other := NewHold("a"), NewHold("b")
+	set := func(h *Hold, ports map[uint16]uint16) {
+		t.Helper()
+		server.in(t, func() { require.NoError(t, h.Set(ports)) })
+	}
+	server.in(t, func() { require.NoError(t, h.Open()); require.NoError(t, other.Open()) })
+	check(map[int]string{appPort: "app", 8081: "other"})
+	set(h, map[uint16]uint16{appPort: agentPort})
+	check(map[int]string{appPort: "agent", 8081: "other"})
+	set(h, map[uint16]uint16{appPort: agentPort, 8081: agentPort, 8082: agentPort})
+	open("still the app's")
+	check(map[int]string{appPort: "agent", 8081: "agent"})
+	set(h, map[uint16]uint16{appPort: agentPort})
+	set(other, map[uint16]uint16{8081: agentPort})
+	check(map[int]string{appPort: "agent", 8081: "agent"})
+	set(h, map[uint16]uint16{appPort: agentPort, 8083: 9983})
+	led := echo(t, client, server, 8083, 9983)
+	led("to the agent")
+	set(h, nil)
+	check(map[int]string{appPort: "app", 8081: "agent"})
+	set(other, nil)
+	check(map[int]string{appPort: "app", 8081: "other"})
+	open("and now")
+	led("goes on to where it was led")
+
+	set(h, map[uint16]uint16{appPort: agentPort})
+	require.NoError(t, h.Close())
+	require.NoError(t, h.Close(), "again")
+	require.NoError(t, other.Close())
+	check(map[int]string{appPort: "app", 8081: "other"})
+	open("and then")
+}
+
+// echo opens a connection to a port of the pod, where something listens on what may be another port, and returns what says something over
+// it and waits for the same.
+func echo(t *testing.T, client, server pod, port, listens int) func(string) {
+	t.Helper()
+	server.in(t, func() {
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", listens))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}
+		}()
+	})
+	var c net.Conn
+	client.in(t, func() {
+		var err error
+		c, err = net.Dial("tcp", net.JoinHostPort(server.ips[0], fmt.Sprint(port)))
+		require.NoError(t, err)
+	})
+	t.Cleanup(func() { _ = c.Close() })
+	return func(s string) {
+		t.Helper()
+		require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+		_, err := io.WriteString(c, s)
+		require.NoError(t, err)
+		got := make([]byte, len(s))
+		_, err = io.ReadFull(c, got)
+		require.NoError(t, err)
+		require.Equal(t, s, string(got))
+	}
+}
+
+// Connections that are under way while redirections come and go reach the app or the agent.
+func TestHoldUnderLoad(t *testing.T) {
+	client, server := newPod(t)
+	server.in(t, func() { answer(t, appPort); answer(t, agentPort) })
+	ctx, stop := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	failures := make(chan error, 1000)
+	for range 8 {
+		asking.Go(func() {
+			client.in(t, func() {
+				for ctx.Err() == nil {
+					time.Sleep(time.Millisecond)
+					if err := question(net.JoinHostPort(server.ips[0], fmt.Sprint(appPort))); err != nil {
+						failures <- err
+					}
+				}
+			})
+		})
+	}
+	h := NewHold("a")
+	for _, step := range []func() error{h.Open, func() error { return h.Set(map[uint16]uint16{appPort: agentPort}) }, func() error { return h.Set(nil) }, func() error { return h.Set(map[uint16]uint16{appPort: agentPort}) }, func() error { return h.Set(nil) }} {
+		time.Sleep(100 * time.Millisecond)
+		server.in(t, func() { require.NoError(t, step()) })
+	}
+	time.Sleep(100 * time.Millisecond)
+	stop()
+	asking.Wait()
+	close(failures)
+	for err := range failures {
+		assert.NoError(t, err)
+	}
+	require.NoError(t, h.Close())
+}
+
+func answer(t *testing.T, port int) {
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
+		}
+	}()
+}
+
+func question(address string) error {
+	c, err := net.DialTimeout("tcp", address, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.WriteString(c, "question"); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, make([]byte, len("question")))
+	return err
 }

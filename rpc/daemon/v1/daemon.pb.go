@@ -838,6 +838,7 @@ type InterceptRequest struct {
 	Workload       string                 `protobuf:"bytes,20,opt,name=workload,proto3" json:"workload,omitempty"`                                   // KIND/NAME or NAME, in place of service and ports: only the work is taken over, no traffic
 	Container      string                 `protobuf:"bytes,21,opt,name=container,proto3" json:"container,omitempty"`                                 // to replace; empty when it is clear which
 	Protocol       string                 `protobuf:"bytes,10,opt,name=protocol,proto3" json:"protocol,omitempty"`                                   // "TCP" or "UDP"; empty where the service's port says it
+	Attach         bool                   `protobuf:"varint,22,opt,name=attach,proto3" json:"attach,omitempty"`                                      // to the running pods, in place of a rollout
 	TlsSecret      string                 `protobuf:"bytes,8,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`                 // a Secret of the pods, to look into TLS
 	LocalPlaintext bool                   `protobuf:"varint,9,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"` // the local process does not speak TLS
 	unknownFields  protoimpl.UnknownFields
@@ -942,6 +943,13 @@ func (x *InterceptRequest) GetProtocol() string {
 		return x.Protocol
 	}
 	return ""
+}
+
+func (x *InterceptRequest) GetAttach() bool {
+	if x != nil {
+		return x.Attach
+	}
+	return false
 }
 
 func (x *InterceptRequest) GetTlsSecret() string {
@@ -1284,7 +1292,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\tcontainer\x18\x14 \x01(\tR\tcontainer\x12\x1d\n" +
 	"\n" +
 	"tls_secret\x18\x11 \x01(\tR\ttlsSecret\x12\x1a\n" +
-	"\bprotocol\x18\x12 \x01(\tR\bprotocol\"\x8a\x03\n" +
+	"\bprotocol\x18\x12 \x01(\tR\bprotocol\"\xa2\x03\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
@@ -1298,7 +1306,8 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\bworkload\x18\x14 \x01(\tR\bworkload\x12\x1c\n" +
 	"\tcontainer\x18\x15 \x01(\tR\tcontainer\x12\x1a\n" +
 	"\bprotocol\x18\n" +
-	" \x01(\tR\bprotocol\x12\x1d\n" +
+	" \x01(\tR\bprotocol\x12\x16\n" +
+	"\x06attach\x18\x16 \x01(\bR\x06attach\x12\x1d\n" +
 	"\n" +
 	"tls_secret\x18\b \x01(\tR\ttlsSecret\x12'\n" +
 	"\x0flocal_plaintext\x18\t \x01(\bR\x0elocalPlaintext\"\x84\x01\n" +

@@ -14,6 +14,8 @@ import (
 // +kubebuilder:validation:XValidation:rule="(has(self.service) && self.mode != 'Ingest') == has(self.localPort) && (has(self.localPort) || !has(self.port))",message="a service's traffic needs a local port, and nothing else has ports"
 // +kubebuilder:validation:XValidation:rule="self.mode in ['Replace', 'Ingest'] || (has(self.service) && !has(self.container))",message="workload and container are for the modes Replace and Ingest"
 // +kubebuilder:validation:XValidation:rule="!(self.mode in ['Replace', 'Ingest']) || !has(self.match)",message="the modes Replace and Ingest have no match: one takes everything, the other nothing"
+// +kubebuilder:validation:XValidation:rule="has(self.attach) == has(oldSelf.attach) && (!has(self.attach) || self.attach == oldSelf.attach)",message="only suspend can change; delete the intercept and create a new one"
+// +kubebuilder:validation:XValidation:rule="!(self.mode in ['Replace', 'Ingest']) || !has(self.attach) || !self.attach",message="only traffic needs an agent in the running pods: the modes Replace and Ingest cannot attach"
 // +kubebuilder:validation:XValidation:rule="self.session == oldSelf.session && (!has(self.service) || !has(oldSelf.service) || self.service == oldSelf.service) && (!has(self.localPort) || !has(oldSelf.localPort) || self.localPort == oldSelf.localPort) && self.onFailure == oldSelf.onFailure && self.mode == oldSelf.mode && has(self.ttl) == has(oldSelf.ttl) && (!has(self.ttl) || self.ttl == oldSelf.ttl) && has(self.port) == has(oldSelf.port) && (!has(self.port) || self.port == oldSelf.port)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="has(self.tls) == has(oldSelf.tls) && (!has(self.tls) || self.tls == oldSelf.tls)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="!has(self.tls) || has(self.match) || self.mode == 'Wiretap'",message="all of a port goes to the laptop as it is, TLS included: give a match, or no tls"
@@ -55,6 +57,9 @@ type InterceptSpec struct {
 	// the app does (Replace): the app's container does not run meanwhile. With Ingest it gets no traffic, and reads the app's environment.
 	// +kubebuilder:default=Intercept
 	Mode Mode `json:"mode,omitempty"`
+	// Attach puts the agent into the running pods, as an ephemeral container, in place of a rollout that brings it along.
+	// +optional
+	Attach bool `json:"attach,omitempty"`
 	// TTL ends the intercept so long after its creation; it is deleted. Absent: it lives as long as its session.
 	// +optional
 	TTL *metav1.Duration `json:"ttl,omitempty"`
@@ -213,7 +218,7 @@ type InterceptStatus struct {
 	Container string `json:"container,omitempty"`
 	// Protocol is "UDP", or nothing for TCP.
 	Protocol corev1.Protocol `json:"protocol,omitempty"`
-	// Redirect is how traffic reaches the agent: "targetPort" or "nftables".
+	// Redirect is how traffic reaches the agent: "targetPort", "nftables" or "attach".
 	Redirect string `json:"redirect,omitempty"`
 	// Agents is "<confirmed>/<pods>".
 	Agents string `json:"agents,omitempty"`
