@@ -47,9 +47,11 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	detour(t, "install", "--image", managerImage)
 	laptopService(t, 18080)
 	detour(t, "intercept", "catalog", "--port", "18080", "-n", "shop")
+	detour(t, "intercept", "frontend", "--port", "18080", "-n", "shop", "--attach")
 	require.NotEqual(t, before, everything(t))
 	detour(t, "quit")
 	detour(t, "uninstall")
 	require.Eventually(t, settled, 90*time.Second, time.Second, "the pods come back without the agent")
 	require.Equal(t, before, everything(t))
+	attachedEnd(t, func() {})
 }

@@ -177,6 +177,9 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 	if err != nil {
 		return fmt.Errorf("pods with the traffic-agent are still there (%s): see why their rollout does not finish, then run uninstall again: %w", strings.Join(left, ", "), err)
 	}
+	if err := o.mentionAttached(ctx, c); err != nil {
+		return err
+	}
 	return o.removeHistory(ctx, c)
 }
 
@@ -201,6 +204,25 @@ func (o *options) restartRollouts(ctx context.Context, c *kubernetes.Clientset) 
 		}
 	}
 	return names, nil
+}
+
+// mentionAttached says where agents are that were attached to running pods. Without intercepts they redirect nothing, and end when no client
+// is connected through them.
+func (o *options) mentionAttached(ctx context.Context, c *kubernetes.Clientset) error {
+	pods, err := c.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return explain.Error(err, "list the pods")
+	}
+	var names []string
+	for i := range pods.Items {
+		if inject.IsAttached(&pods.Items[i]) {
+			names = append(names, pods.Items[i].Namespace+"/"+pods.Items[i].Name)
+		}
+	}
+	if len(names) > 0 {
+		fmt.Fprintf(o.ErrOut, "attached traffic-agents end by themselves: %s\n", strings.Join(names, ", "))
+	}
+	return nil
 }
 
 func (o *options) removeHistory(ctx context.Context, c *kubernetes.Clientset) error {
