@@ -121,6 +121,7 @@ func TestTail(t *testing.T) {
 		return l.ServedBy == "cluster" && l.Path == "/" && l.Why == "no intercept matched"
 	})
 	require.NoError(t, alice.service.Process.Kill())
+	_ = alice.service.Wait() // until then it may still take a request
 	tail.until(ask("alice"), func(l tailLine) bool {
 		return l.ServedBy == "cluster" && l.Why == line.Laptop+"'s laptop is unreachable: fell back"
 	})
