@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/detour-dev/detour/pkg/socket"
 )
 
 // virtioHeader is what the kernel puts before each packet, and wants there (struct virtio_net_hdr): a byte of flags, one that says whether
@@ -20,7 +22,7 @@ const virtioHeader = 10
 // offloadTUN is a TUN whose large packets are passed on as they are, if the other end of the tunnel takes them.
 type offloadTUN struct {
 	tun.Device
-	file  *os.File
+	file  *socket.File
 	mtu   int
 	large atomic.Bool
 
@@ -29,10 +31,17 @@ type offloadTUN struct {
 	buf  []byte   // what is left of it
 }
 
+// smallPacket is not worth to be joined with others, in bytes.
+const smallPacket = 2 << 10
+
 // newOffloadTUN makes the most of a TUN of wireguard-go's.
 func newOffloadTUN(device tun.Device, mtu int) (*offloadTUN, error) {
-	o := &offloadTUN{Device: device, file: device.File(), mtu: mtu, buf: make([]byte, virtioHeader+1<<16)}
-	raw, err := o.file.SyscallConn()
+	file, err := socket.NewFile(device.File())
+	if err != nil {
+		return nil, err
+	}
+	o := &offloadTUN{Device: device, file: file, mtu: mtu, buf: make([]byte, virtioHeader+1<<16)}
+	raw, err := device.File().SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("use the network interface: %w", err)
 	}
@@ -127,11 +136,12 @@ func (o *offloadTUN) segments(bufs [][]byte, sizes []int, offset int) (n int) {
 
 // Write needs the same room. It may use it.
 func (o *offloadTUN) Write(bufs [][]byte, offset int) (int, error) {
-	large := false
+	large, small := false, true
 	for _, b := range bufs {
 		large = large || len(b)-offset > o.mtu
+		small = small && len(b)-offset <= smallPacket
 	}
-	if !large {
+	if !large && !small {
 		return o.Device.Write(bufs, offset) // which joins what belongs together
 	}
 	var failed error

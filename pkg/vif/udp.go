@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/detour-dev/detour/pkg/socket"
 )
 
 const (
@@ -35,10 +37,11 @@ const (
 
 // udpSocket sends and receives messages as datagrams, and pieces for what is too large. The kernel takes and gives many at a time.
 type udpSocket struct {
-	port   uint16
-	conns  [families]*net.UDPConn // nil where the machine has not that family
-	pieces atomic.Uint32
-	uncut  atomic.Bool // the kernel or the network card does not cut
+	port    uint16
+	conns   [families]*net.UDPConn // nil where the machine has not that family
+	senders [families]*socket.Sender
+	pieces  atomic.Uint32
+	uncut   atomic.Bool // the kernel or the network card does not cut
 	// joiner finds where the pieces of a sender are put together; it returns nil for a stranger, whose pieces are dropped.
 	joiner func(netip.AddrPort) *joiner
 }
@@ -68,6 +71,7 @@ func (u *udpSocket) listen() error {
 			return err
 		}
 		u.conns[family] = c.(*net.UDPConn)
+		u.senders[family] = socket.NewSender(u.conns[family])
 		u.port = c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 		_ = u.conns[family].SetReadBuffer(socketBuffer)
 		_ = u.conns[family].SetWriteBuffer(socketBuffer)
@@ -156,15 +160,15 @@ func (u *udpSocket) flush(t *train, to netip.AddrPort) error {
 	if count == 0 {
 		return nil
 	}
-	c := u.conns[udp4]
+	s := u.senders[udp4]
 	if !to.Addr().Is4() {
-		c = u.conns[udp6]
+		s = u.senders[udp6]
 	}
-	if c == nil {
+	if s == nil {
 		return fmt.Errorf("send to %s: %w", to, syscall.EAFNOSUPPORT)
 	}
 	if count > 1 && !u.uncut.Load() {
-		err := sendTrain(c, buf, size, to)
+		err := sendTrain(s, buf, size, to)
 		if err == nil || !mayNotCut(err) {
 			return sendError(to, err)
 		}
@@ -172,7 +176,7 @@ func (u *udpSocket) flush(t *train, to netip.AddrPort) error {
 	}
 	for len(buf) > 0 {
 		n := min(size, len(buf))
-		if _, err := c.WriteToUDPAddrPort(buf[:n], to); err != nil {
+		if err := s.Send(buf[:n], nil, to); err != nil {
 			return sendError(to, err)
 		}
 		buf = buf[n:]
@@ -235,7 +239,7 @@ func (b *pathBind) receiveDatagrams(family int, closing chan struct{}) conn.Rece
 				return 0, net.ErrClosed
 			}
 			if u != r.socket {
-				r.socket, r.reader, r.from = u, newTrainReader(u.conns[family], family), nil
+				r.socket, r.reader, r.from = u, newTrainReader(u.conns[family]), nil
 			}
 			var err error
 			if r.waiting, err = r.reader.read(); err != nil {

@@ -7,9 +7,9 @@ import (
 	"syscall"
 	"unsafe"
 
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/pkg/socket"
 )
 
 // joinDatagrams asks the kernel to join what comes from one sender (GRO). Where it cannot, datagrams come one by one.
@@ -28,14 +28,13 @@ func joinDatagrams(network, _ string, raw syscall.RawConn) error {
 }
 
 // sendTrain lets the kernel cut buf into datagrams (GSO).
-func sendTrain(c *net.UDPConn, buf []byte, size int, to netip.AddrPort) error {
+func sendTrain(s *socket.Sender, buf []byte, size int, to netip.AddrPort) error {
 	var control [32]byte
 	header := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
 	header.Level, header.Type = unix.SOL_UDP, unix.UDP_SEGMENT
 	header.SetLen(unix.CmsgLen(2))
 	*(*uint16)(unsafe.Pointer(&control[unix.CmsgLen(0)])) = uint16(size)
-	_, _, err := c.WriteMsgUDPAddrPort(buf, control[:unix.CmsgSpace(2)], to)
-	return err
+	return s.Send(buf, control[:unix.CmsgSpace(2)], to)
 }
 
 // mayNotCut says whether an error means that there is no GSO: an old kernel, or a network card that makes no checksums.
@@ -45,44 +44,28 @@ func mayNotCut(err error) bool {
 
 // trainReader reads many datagrams at once.
 type trainReader struct {
-	conn interface {
-		ReadBatch([]ipv4.Message, int) (int, error)
-	}
-	messages []ipv4.Message
+	receiver *socket.Receiver
+	came     []socket.Received
 	trains   []received
 }
 
-func newTrainReader(c *net.UDPConn, family int) *trainReader {
-	r := &trainReader{messages: make([]ipv4.Message, trainsAtOnce), trains: make([]received, trainsAtOnce)}
-	if family == udp4 {
-		r.conn = ipv4.NewPacketConn(c)
-	} else {
-		r.conn = ipv6.NewPacketConn(c)
-	}
-	for i := range r.messages {
-		r.messages[i].Buffers = [][]byte{make([]byte, trainBuffer)}
-		r.messages[i].OOB = make([]byte, unix.CmsgSpace(4))
-	}
-	return r
+func newTrainReader(c *net.UDPConn) *trainReader {
+	return &trainReader{receiver: socket.NewReceiver(c, trainsAtOnce, trainBuffer, unix.CmsgSpace(4))}
 }
 
 // read waits for datagrams. The next read overwrites them.
 func (r *trainReader) read() ([]received, error) {
-	n, err := r.conn.ReadBatch(r.messages, 0)
-	if err != nil {
+	var err error
+	if r.came, err = r.receiver.Receive(r.came[:0]); err != nil {
 		return nil, err
 	}
-	all := r.trains[:0]
-	for i := range n {
-		m := &r.messages[i]
-		from, ok := m.Addr.(*net.UDPAddr)
-		if m.N == 0 || !ok {
-			continue
+	r.trains = r.trains[:0]
+	for _, d := range r.came {
+		if len(d.Data) > 0 {
+			r.trains = append(r.trains, received{buf: d.Data, size: joinedSize(d.Control, len(d.Data)), from: d.From})
 		}
-		at := from.AddrPort()
-		all = append(all, received{buf: m.Buffers[0][:m.N], size: joinedSize(m.OOB[:m.NN], m.N), from: netip.AddrPortFrom(at.Addr().Unmap(), at.Port())})
 	}
-	return all, nil
+	return r.trains, nil
 }
 
 // joinedSize is the size of the datagrams that the kernel joined; whole when it did not.

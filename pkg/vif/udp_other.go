@@ -7,11 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+
+	"github.com/detour-dev/detour/pkg/socket"
 )
 
 func joinDatagrams(string, string, syscall.RawConn) error { return nil }
 
-func sendTrain(*net.UDPConn, []byte, int, netip.AddrPort) error { return errors.ErrUnsupported }
+func sendTrain(*socket.Sender, []byte, int, netip.AddrPort) error { return errors.ErrUnsupported }
 
 func mayNotCut(err error) bool { return errors.Is(err, errors.ErrUnsupported) }
 
@@ -22,7 +24,7 @@ type trainReader struct {
 	trains [1]received
 }
 
-func newTrainReader(c *net.UDPConn, _ int) *trainReader {
+func newTrainReader(c *net.UDPConn) *trainReader {
 	return &trainReader{conn: c, buf: make([]byte, trainBuffer)}
 }
 
