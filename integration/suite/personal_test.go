@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/detour-dev/detour/integration/cluster/laptop"
@@ -210,7 +211,7 @@ func TestPersonalIntercepts(t *testing.T) {
 	copies := tapping.count(18080)
 	require.Contains(t, tapping.detour("intercept", "catalog", "--port", "18080", "--mode", "wiretap", "-n", "shop"), "copies of all requests")
 
-	t.Run("64 connections, rolled out and scaled", func(t *testing.T) {
+	t.Run("64 connections, rolled out, scaled and evicted", func(t *testing.T) {
 		stop := mixed(64, "alice", "bob", "carol", "")
 		posted := posts(8, "alice", "carol")
 		kubectl(t, "-n", "shop", "rollout", "restart", "deployment/catalog")
@@ -221,6 +222,16 @@ func TestPersonalIntercepts(t *testing.T) {
 		time.Sleep(6 * time.Second)
 		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=3")
 		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
+		// As a drained node does it, within the owner's budget.
+		kubectl(t, "-n", "shop", "create", "poddisruptionbudget", "catalog", "--selector=app=catalog", "--min-available=2")
+		defer kubectl(t, "-n", "shop", "delete", "poddisruptionbudget", "catalog")
+		for _, pod := range strings.Fields(podsOf(t, "catalog", "{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}"))[:2] {
+			evict(t, pod)
+		}
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
+		for _, pod := range strings.Fields(podsOf(t, "catalog", "{{.metadata.name}}{{range .spec.initContainers}}/{{.name}}{{end}} ")) {
+			require.Contains(t, pod, "/traffic-agent")
+		}
 		failed := posted()
 		n, wrong := stop()
 		require.Empty(t, wrong)
@@ -265,6 +276,20 @@ func TestPersonalIntercepts(t *testing.T) {
 	got, err := askAs(http.DefaultClient, "bob")
 	require.NoError(t, err)
 	require.Equal(t, "cluster", got)
+}
+
+// evict asks for the eviction of a pod until its budget allows it.
+func evict(t *testing.T, name string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		cmd := exec.Command("kubectl", "create", "--raw", "/api/v1/namespaces/shop/pods/"+name+"/eviction", "-f", "-")
+		cmd.Stdin = strings.NewReader(fmt.Sprintf(`{"apiVersion":"policy/v1","kind":"Eviction","metadata":{"namespace":"shop","name":%q}}`, name))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			assert.Contains(t, string(out), "disruption budget")
+		}
+		return err == nil
+	}, 90*time.Second, 500*time.Millisecond, "the eviction of %s", name)
 }
 
 // daemonPID finds the daemon in the laptop by its socket's directory.
