@@ -23,6 +23,8 @@ const (
 	firstService = "10.96.0.1"
 	controlPlane = "detour-cp" // network namespace
 	hostLink     = "detour-host"
+	// fabricAddress is the bridge's own address on its link, one of those that anybody may choose.
+	fabricAddress = "02:de:70:00:00:01"
 )
 
 // Cluster is a local cluster, running or not, kept in a directory.

@@ -49,7 +49,8 @@ func (c *Cluster) JoinLaptop(ctx context.Context, i int) error {
 	var b strings.Builder
 	in := func(ns, line string) { fmt.Fprintf(&b, "nsenter --net=%s -- %s\n", netnsPath(ns), line) }
 	fmt.Fprintf(&b, "ip netns add %s\n", name)
-	fmt.Fprintf(&b, "ip link add %s netns %s type veth peer name eth0 netns %s\n", name, controlPlane, name)
+	// The same address each time, which the others may still know.
+	fmt.Fprintf(&b, "ip link add %s netns %s type veth peer name eth0 address 02:de:70:00:01:%02x netns %s\n", name, controlPlane, i, name)
 	in(controlPlane, "ip link set "+name+" master fabric up")
 	in(name, "ip link set lo up")
 	// Without this the laptop would see the others on the link by their link-local addresses.

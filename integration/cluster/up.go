@@ -132,7 +132,9 @@ func (c *Cluster) network() error {
 	in := func(ns, line string) { fmt.Fprintf(&b, "nsenter --net=/run/netns/%s -- %s\n", ns, line) }
 	fmt.Fprintf(&b, "ip netns add %s\n", controlPlane)
 	in(controlPlane, "ip link set lo up")
-	in(controlPlane, "ip link add fabric type bridge")
+	// With an address of its own: else it takes the lowest of its ports', and when that port leaves, as a laptop does, all others go on
+	// sending to an address that is nobody's for up to a minute.
+	in(controlPlane, "ip link add fabric address "+fabricAddress+" type bridge")
 	in(controlPlane, "ip addr add "+apiServer+"/24 dev fabric")
 	in(controlPlane, "ip -6 addr add "+apiServer6+"/64 dev fabric nodad")
 	in(controlPlane, "ip link set fabric up")

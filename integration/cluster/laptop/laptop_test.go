@@ -290,3 +290,18 @@ func TestOneLaptopIsNotTakenTwice(t *testing.T) {
 	require.ErrorContains(t, err, "this process has it already")
 	require.NotEmpty(t, run(t, l, "ip", "link", "show", "eth0"))
 }
+
+// A laptop that leaves takes nothing along that the others need: the fabric's address stays whatever addresses the laptops' links have.
+func TestFabricKeepsItsAddress(t *testing.T) {
+	local(t)
+	link := func(args ...string) string {
+		out, err := exec.Command("nsenter", append([]string{"--net=/run/netns/detour-cp", "--", "ip", "-o", "link"}, args...)...).CombinedOutput()
+		require.NoError(t, err, string(out))
+		return string(out)
+	}
+	_, before, _ := strings.Cut(link("show", "fabric"), "link/ether")
+	boot(t, first)
+	link("set", cluster.LaptopName(first), "address", "00:00:5e:00:53:01") // of RFC 7042, and the lowest there is
+	_, after, _ := strings.Cut(link("show", "fabric"), "link/ether")
+	require.Equal(t, before, after)
+}
