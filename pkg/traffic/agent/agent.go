@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,8 +66,6 @@ type agent struct {
 
 // Run serves until ctx ends, and then what is under way for a while.
 func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error {
-	// The app's pod pays for our memory: collect early.
-	debug.SetGCPercent(50)
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(config.CA)) {
 		return errors.New("the configuration has no certificate authority")
@@ -123,6 +120,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	}
 	tasks.Go(func() error { a.control(ctx); return nil })
 	tasks.Go(func() error { a.refresh(ctx); return nil })
+	tasks.Go(func() error { saveMemory(ctx); return nil })
 	err := tasks.Wait()
 	a.http2.close()
 	a.conns.Wait()
