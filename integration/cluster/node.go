@@ -30,6 +30,7 @@ func (c *Cluster) startNode(n node) error {
 	// ptp and not bridge: each pod has a routed link of its own, so that service rules see traffic between two pods of one node
 	// without br_netfilter. The ranges are the node's; the controller manager gives them out in the order of the nodes' arrival, so
 	// they are read from the node by the kubelet's runtime hook through the conf template.
+	// The logs of pods lie apart, or each kubelet would delete the other's as those of pods that are gone.
 	files := map[string]string{
 		filepath.Join(dir, "cni.tmpl"): fmt.Sprintf(`{
   "cniVersion": "0.4.0", "name": "pods",
@@ -78,10 +79,11 @@ resolvConf: ""
 registerNode: true
 maxPods: 200
 podPidsLimit: -1
+podLogsDir: %q
 serializeImagePulls: false
 syncFrequency: 10s
 containerRuntimeEndpoint: "unix://%s"
-`, c.path("pki", "ca.crt"), c.path("pki", n.name+".crt"), c.path("pki", n.name+".key"), n.ns, dnsAddress, n.socket(c)),
+`, c.path("pki", "ca.crt"), c.path("pki", n.name+".crt"), c.path("pki", n.name+".key"), n.ns, dnsAddress, filepath.Join(dir, "pod-logs"), n.socket(c)),
 		filepath.Join(dir, "kube-proxy.yaml"): fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 bindAddress: "::"
