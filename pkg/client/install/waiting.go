@@ -19,7 +19,7 @@ import (
 // waiting does something of Helm's that waits until the traffic-manager is ready. When that is in vain it says what the traffic-manager waited
 // for: Helm has rolled it back by then.
 func (o *options) waiting(ctx context.Context, clients kubernetes.Interface, do func() error) error {
-	watching, stop := context.WithCancel(ctx)
+	watching, stop := context.WithTimeout(ctx, o.timeout) // not while it rolls back
 	last := make(chan string)
 	go func() {
 		why := ""
