@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,30 +27,19 @@ func NewFile(f *os.File) (*File, error) {
 	if err := raw.Control(func(fd uintptr) { flags, failed = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil {
 		return nil, fmt.Errorf("use %s: %w", f.Name(), err)
 	}
-	if failed != nil || flags&unix.O_NONBLOCK == 0 {
-		return nil, fmt.Errorf("%s blocks: %w", f.Name(), failed)
+	if failed != nil {
+		return nil, fmt.Errorf("ask whether %s blocks: %w", f.Name(), failed)
+	}
+	if flags&unix.O_NONBLOCK == 0 {
+		return nil, fmt.Errorf("%s blocks", f.Name())
 	}
 	s := &File{raw: raw}
 	s.in.try, s.out.try = s.in.readFile, s.out.writeFile
 	return s, nil
 }
 
-func (t *transfer) readFile(fd uintptr) bool  { return t.call(syscall.SYS_READ, fd) }
-func (t *transfer) writeFile(fd uintptr) bool { return t.call(syscall.SYS_WRITE, fd) }
-
-func (t *transfer) call(trap, fd uintptr) bool {
-	for {
-		n, _, errno := syscall.RawSyscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(t.b))), uintptr(len(t.b)))
-		switch errno {
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN:
-			return false
-		}
-		t.n, t.errno = int(n), errno
-		return true
-	}
-}
+func (t *transfer) readFile(fd uintptr) bool  { return t.call(syscall.SYS_READ, fd, 0) }
+func (t *transfer) writeFile(fd uintptr) bool { return t.call(syscall.SYS_WRITE, fd, 0) }
 
 // Read reads once: from a TUN a packet.
 func (f *File) Read(b []byte) (int, error) { return once(f.in.move(f.raw.Read, b)) }

@@ -35,8 +35,13 @@ func newConn(c *net.TCPConn) net.Conn {
 }
 
 func (t *transfer) receive(fd uintptr) bool {
+	return t.call(syscall.SYS_RECVFROM, fd, syscall.MSG_DONTWAIT)
+}
+
+// call makes one call that moves bytes. The kernel does not look at flags where it knows none.
+func (t *transfer) call(trap, fd, flags uintptr) bool {
 	for {
-		n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(t.b))), uintptr(len(t.b)), syscall.MSG_DONTWAIT, 0, 0)
+		n, _, errno := syscall.RawSyscall6(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(t.b))), uintptr(len(t.b)), flags, 0, 0)
 		switch errno {
 		case syscall.EINTR:
 			continue
