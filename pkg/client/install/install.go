@@ -218,7 +218,7 @@ func (o *options) ensureNamespace(ctx context.Context, c *kubernetes.Clientset) 
 	waiting, done := context.WithTimeout(ctx, o.timeout)
 	defer done()
 	if err := awaitEnd(waiting, c, o.namespace); err != nil {
-		return false, fmt.Errorf("wait until the namespace %s, which is being deleted, is gone: %w", o.namespace, err)
+		return false, err
 	}
 	_, err = c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace, Labels: map[string]string{
 		createdLabel: "true", "pod-security.kubernetes.io/enforce": "restricted",

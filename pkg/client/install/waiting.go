@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/detour-dev/detour/pkg/trouble"
 )
@@ -67,14 +68,17 @@ func managerTrouble(ctx context.Context, clients kubernetes.Interface, namespace
 
 // awaitEnd waits until a namespace is gone that is being deleted.
 func awaitEnd(ctx context.Context, clients kubernetes.Interface, namespace string) error {
-	return wait.PollUntilContextCancel(ctx, 500*time.Millisecond, true, func(ctx context.Context) (gone bool, err error) {
+	ending := false
+	err := wait.PollUntilContextCancel(ctx, 500*time.Millisecond, true, func(ctx context.Context) (gone bool, err error) {
 		n, err := clients.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return true, nil
-		}
 		if err != nil {
-			return false, err
+			return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
 		}
-		return n.DeletionTimestamp.IsZero(), nil
+		ending = !n.DeletionTimestamp.IsZero()
+		return !ending, nil
 	})
+	if ending && errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("it is still being deleted: `kubectl get namespace %s -o yaml` says what it waits for; install again when it is gone", namespace)
+	}
+	return err
 }
