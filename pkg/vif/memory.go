@@ -20,13 +20,15 @@ const (
 type memory struct {
 	received uint64
 	since    time.Time
-	sample   [1]metrics.Sample
+	// worked says that there was a load, or the start, since the program was last let go.
+	worked bool
+	sample [1]metrics.Sample
 }
 
 // note is told how many bytes have come in all.
 func (m *memory) note(received uint64, now time.Time) {
 	if received-m.received > quietBytes || received < m.received || m.since.IsZero() {
-		m.received, m.since = received, now
+		m.received, m.since, m.worked = received, now, true
 		return
 	}
 	if now.Sub(m.since) < quietTime {
@@ -38,5 +40,9 @@ func (m *memory) note(received uint64, now time.Time) {
 	if m.sample[0].Value.Uint64() > spareMemory {
 		runtime.GC() // what pools keep is let go by the second of two
 		debug.FreeOSMemory()
+	}
+	if m.worked {
+		m.worked = false
+		letProgramGo()
 	}
 }
