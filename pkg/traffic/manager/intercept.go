@@ -75,7 +75,7 @@ func (r *interceptReconciler) setup(ctx context.Context, mgr ctrl.Manager) error
 	}
 	r.rollouts.watch = func() error { return c.Watch(source.Kind[client.Object](mgr.GetCache(), argo.New(), all)) }
 	// Before anything is reconciled: an intercept of a Rollout must not be refused because the manager is new.
-	return r.rollouts.look(ctx)
+	return patiently(ctx, r.options.Log, r.rollouts.look)
 }
 
 // refusal is an answer that only the user can change.

@@ -41,8 +41,21 @@ type keys struct {
 	caKey     *ecdsa.PrivateKey
 }
 
-// loadKeys reads the secret, and makes it the first time. Two managers that start together agree on what was created first.
+// loadKeys reads the secret, and makes it the first time.
 func loadKeys(ctx context.Context, c client.Client, o Options) (*keys, error) {
+	var secret *corev1.Secret
+	err := patiently(ctx, o.Log, func(ctx context.Context) (err error) {
+		secret, err = keysSecret(ctx, c, o)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return parseKeys(secret)
+}
+
+// keysSecret is the secret that is there, or else a new one. Two managers that start together agree on what was created first.
+func keysSecret(ctx context.Context, c client.Client, o Options) (*corev1.Secret, error) {
 	var secret corev1.Secret
 	name := client.ObjectKey{Namespace: o.PodNamespace, Name: KeysSecret}
 	err := c.Get(ctx, name, &secret)
@@ -52,7 +65,7 @@ func loadKeys(ctx context.Context, c client.Client, o Options) (*keys, error) {
 			return nil, merr
 		}
 		if err = c.Create(ctx, made); err == nil {
-			return parseKeys(made)
+			return made, nil
 		}
 		if apierrors.IsAlreadyExists(err) {
 			err = c.Get(ctx, name, &secret)
@@ -61,7 +74,7 @@ func loadKeys(ctx context.Context, c client.Client, o Options) (*keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the secret %s: %w", name, err)
 	}
-	return parseKeys(&secret)
+	return &secret, nil
 }
 
 func newKeysSecret(name client.ObjectKey) (*corev1.Secret, error) {

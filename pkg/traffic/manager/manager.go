@@ -144,7 +144,7 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("make the discovery client: %w", err)
 	}
 	intercepts := &interceptReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), agents: agents, inject: o.agent(keys.caPEM), options: o, rollouts: &rollouts{discovery: apis, cache: mgr.GetCache(), log: o.Log}}
-	if err := sessions.setup(mgr); err != nil {
+	if err := sessions.setup(ctx, mgr); err != nil {
 		return err
 	}
 	if err := intercepts.setup(ctx, mgr); err != nil {

@@ -52,21 +52,40 @@ type sessionReconciler struct {
 	allocate  sync.Mutex
 }
 
-func (r *sessionReconciler) setup(mgr ctrl.Manager) error {
+func (r *sessionReconciler) setup(ctx context.Context, mgr ctrl.Manager) error {
 	r.connected, r.started = map[client.ObjectKey]bool{}, time.Now()
 	sessions := ctrl.NewControllerManagedBy(mgr).Named("session").For(&detour.Session{}).
 		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(otherNode())).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(r.elsewhere(podAddresses))).
 		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(r.elsewhere(clusterIPs)))
-	// The ServiceCIDR API is of Kubernetes 1.33.
-	if _, err := mgr.GetRESTMapper().RESTMapping(networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR").GroupKind(), networkingv1.SchemeGroupVersion.Version); err == nil {
+	declared := false
+	err := patiently(ctx, r.options.Log, func(context.Context) (err error) {
+		declared, err = hasServiceCIDRs(mgr.GetRESTMapper())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if declared {
 		sessions = sessions.Watches(&networkingv1.ServiceCIDR{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(predicate.GenerationChangedPredicate{}))
 	}
 	if err := sessions.Complete(r); err != nil {
 		return fmt.Errorf("set up the session controller: %w", err)
 	}
 	return nil
+}
+
+// hasServiceCIDRs says whether the cluster has the ServiceCIDR API, which is of Kubernetes 1.33.
+func hasServiceCIDRs(mapper meta.RESTMapper) (bool, error) {
+	kind := networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR")
+	_, err := mapper.RESTMapping(kind.GroupKind(), kind.Version)
+	if meta.IsNoMatchError(err) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("ask for the API of service networks: %w", err)
+	}
+	return true, nil
 }
 
 // all are all sessions, for an event that concerns each.
