@@ -55,3 +55,18 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	require.Equal(t, before, everything(t))
 	attachedEnd(t, func() {})
 }
+
+// Install waits for the end of a namespace that is being deleted, says so, and says what to do when that takes too long.
+func TestInstallIntoAnEndingNamespace(t *testing.T) {
+	kubectl(t, "create", "namespace", "ending")
+	kubectl(t, "-n", "ending", "create", "configmap", "holder")
+	kubectl(t, "-n", "ending", "patch", "configmap", "holder", "-p", `{"metadata":{"finalizers":["example.com/hold"]}}`)
+	t.Cleanup(func() {
+		kubectl(t, "-n", "ending", "patch", "configmap", "holder", "-p", `{"metadata":{"finalizers":null}}`)
+	})
+	kubectl(t, "delete", "namespace", "ending", "--wait=false")
+	out, err := command("detour", "install", "--manager-namespace", "ending", "--timeout", "4s")
+	require.Error(t, err)
+	require.Contains(t, out, "waiting until the namespace ending is gone, which is being deleted")
+	require.Contains(t, out, "it is still being deleted: `kubectl get namespace ending -o yaml` says what it waits for")
+}

@@ -217,7 +217,7 @@ func (o *options) install(ctx context.Context) error {
 func (o *options) ensureNamespace(ctx context.Context, c *kubernetes.Clientset) (made bool, err error) {
 	waiting, done := context.WithTimeout(ctx, o.timeout)
 	defer done()
-	if err := awaitEnd(waiting, c, o.namespace); err != nil {
+	if err := awaitEnd(waiting, c, o.namespace, o.ErrOut); err != nil {
 		return false, err
 	}
 	_, err = c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace, Labels: map[string]string{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -16,6 +17,9 @@ import (
 
 	"github.com/detour-dev/detour/pkg/trouble"
 )
+
+// tellAfter is how long a wait may be before a person wonders.
+const tellAfter = 2 * time.Second
 
 // waiting does something of Helm's that waits until the traffic-manager is ready. When that is in vain it says what the traffic-manager waited
 // for: Helm has rolled it back by then.
@@ -66,15 +70,19 @@ func managerTrouble(ctx context.Context, clients kubernetes.Interface, namespace
 	return "its pod needs longer, which a longer --timeout gives it"
 }
 
-// awaitEnd waits until a namespace is gone that is being deleted.
-func awaitEnd(ctx context.Context, clients kubernetes.Interface, namespace string) error {
-	ending := false
+// awaitEnd waits until a namespace is gone that is being deleted. A wait that is not short it tells of.
+func awaitEnd(ctx context.Context, clients kubernetes.Interface, namespace string, tell io.Writer) error {
+	ending, told, began := false, false, time.Now()
 	err := wait.PollUntilContextCancel(ctx, 500*time.Millisecond, true, func(ctx context.Context) (gone bool, err error) {
 		n, err := clients.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 		if err != nil {
 			return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
 		}
 		ending = !n.DeletionTimestamp.IsZero()
+		if ending && !told && time.Since(began) > tellAfter {
+			told = true
+			fmt.Fprintf(tell, "waiting until the namespace %s is gone, which is being deleted\n", namespace)
+		}
 		return !ending, nil
 	})
 	if ending && errors.Is(err, context.DeadlineExceeded) {
