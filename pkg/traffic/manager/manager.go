@@ -99,7 +99,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	lease, err := newLease(rest, o)
+	lease, err := newLease(rest, direct, o)
 	if err != nil {
 		return err
 	}
