@@ -235,7 +235,8 @@ func TestSecondLaptop(t *testing.T) {
 	detour(t, "leave", "catalog")
 }
 
-// A laptop that slept so long that its session was given up comes back with all it had, without any command. A session that
+// A laptop that slept so long that its session was given up comes back with all it had, without any command: also with the port that
+// somebody else has taken meanwhile, as soon as it is free again. A session that
 // somebody deletes while the laptop is there ends, and the laptop is put back.
 func TestDeletedSession(t *testing.T) {
 	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=8s")
@@ -251,9 +252,17 @@ func TestDeletedSession(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
 	require.Eventually(t, func() bool { return session() == "" }, 60*time.Second, time.Second, "the session is given up")
 	require.Equal(t, "cluster", inCluster())
+	second := newIdleDeveloper(t, 0) // on which nothing listens
+	second.detour("intercept", "catalog", "--port", "18080", "-n", "shop")
+	other := session()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
-	require.Eventually(t, func() bool { return inCluster() == "laptop" }, 60*time.Second, time.Second, "the intercept is back")
-	require.NotEqual(t, first, session())
+	require.Eventually(t, func() bool {
+		out, err := command("detour", "status")
+		return err == nil && strings.Contains(out, "Refused") && strings.Contains(out, "is intercepted by")
+	}, 60*time.Second, 200*time.Millisecond, "its status says who has the port")
+	second.detour("quit")
+	require.Eventually(t, func() bool { return inCluster() == "laptop" }, 60*time.Second, 200*time.Millisecond, "the intercept is back")
+	require.NotContains(t, []string{first, other}, session())
 
 	kubectl(t, "-n", "shop", "delete", session())
 	require.Eventually(t, func() bool { return strings.Contains(detour(t, "status"), "the session was deleted in the cluster") }, 20*time.Second, time.Second)

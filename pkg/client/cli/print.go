@@ -130,7 +130,10 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 		if i.LocalPort == 0 {
 			fmt.Fprintf(w, "intercept   %s, %s\n", i.Workload, i.Phase)
 		} else {
-			fmt.Fprintf(w, "intercept   service %s (%s) -> 127.0.0.1:%d, %s, agents %s\n", i.Service, i.Workload, i.LocalPort, i.Phase, i.Agents)
+			fmt.Fprintf(w, "intercept   service %s (%s) -> 127.0.0.1:%d, %s, agents %s\n", i.Service, cell(i.Workload), i.LocalPort, i.Phase, cell(i.Agents))
+		}
+		if i.Message != "" && i.Phase != string(detour.PhaseActive) {
+			fmt.Fprintf(w, "%-11s %s\n", "", i.Message)
 		}
 		switch i.Mode {
 		case string(detour.ModeWiretap):

@@ -36,9 +36,9 @@ type localIntercept struct {
 	request *daemonv1.InterceptRequest
 }
 
-// intercept creates the object, waits until traffic flows, and takes everything back when it does not come to that.
-func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (_ *daemonv1.Intercept, err error) {
-	i := detour.Intercept{
+// begin creates the object of an intercept. The laptop can answer from then on, before the first agent asks.
+func (s *session) begin(ctx context.Context, req *daemonv1.InterceptRequest) (*detour.Intercept, error) {
+	i := &detour.Intercept{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: s.namespace, GenerateName: objectName(cmp.Or(req.Service, path.Base(req.Workload))) + "-",
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: detour.GroupVersion.String(), Kind: "Session", Name: s.object.Name, UID: s.object.UID}},
@@ -66,23 +66,37 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 		port := intstr.Parse(req.Port)
 		i.Spec.Port = &port
 	}
-	if err := s.kube.Create(ctx, &i); err != nil {
+	if err := s.kube.Create(ctx, i); err != nil {
 		return nil, explain.Error(err, "create an intercept in namespace "+s.namespace)
 	}
-	defer func() {
-		if err != nil {
-			ending, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-			defer done()
-			s.relays.remove(string(i.UID))
-			if derr := client.IgnoreNotFound(s.kube.Delete(ending, &i)); derr != nil {
-				s.log.Warn("deleting the intercept failed", "intercept", i.Name, "err", derr)
-			}
-		}
-	}()
-	// The laptop must be able to answer before the first agent asks.
 	if req.LocalPort != 0 {
 		s.relays.add(string(i.UID), uint16(req.LocalPort))
 	}
+	return i, nil
+}
+
+// abandon takes back what begin has made.
+func (s *session) abandon(ctx context.Context, i *detour.Intercept) {
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer done()
+	s.relays.remove(string(i.UID))
+	if err := client.IgnoreNotFound(s.kube.Delete(ctx, i)); err != nil {
+		s.log.Warn("deleting the intercept failed", "intercept", i.Name, "err", err)
+	}
+}
+
+// intercept begins one, waits until traffic flows, and takes everything back when it does not come to that.
+func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (_ *daemonv1.Intercept, err error) {
+	begun, err := s.begin(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	i := *begun
+	defer func() {
+		if err != nil {
+			s.abandon(ctx, &i)
+		}
+	}()
 	waiting, cancel := context.WithTimeout(ctx, activeTimeout)
 	defer cancel()
 	last, tried := "", req.LocalPort == 0 // for the work or the environment alone, no traffic
@@ -104,6 +118,7 @@ func (s *session) intercept(ctx context.Context, req *daemonv1.InterceptRequest,
 		case detour.PhaseActive:
 			s.mu.Lock()
 			s.intercepts[i.Name] = &localIntercept{object: i, request: req}
+			s.wanted = slices.DeleteFunc(s.wanted, func(w *wanted) bool { return sameTarget(w.request, req) })
 			s.mu.Unlock()
 			return describe(&i), nil
 		case detour.PhaseRefused:
@@ -167,13 +182,9 @@ func whoAnswers(req *daemonv1.InterceptRequest) string {
 func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*daemonv1.Intercept, error) {
 	s.mu.Lock()
 	var names, have []string
+	left := s.forget(req)
 	for name, l := range s.intercepts {
-		is := []string{name}
-		if l.object.Spec.Service != "" {
-			is = append(is, l.object.Spec.Service)
-		} else {
-			is = append(is, l.object.Status.Workload.Name, strings.ToLower(l.object.Status.Workload.Kind)+"/"+l.object.Status.Workload.Name)
-		}
+		is := append([]string{name}, calledBy(l.object.Spec.Service, cmp.Or(l.object.Status.Workload, l.object.Spec.Workload))...)
 		have = append(have, is[len(is)-1])
 		port := ""
 		if l.object.Spec.Port != nil {
@@ -185,13 +196,15 @@ func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*dae
 	}
 	s.mu.Unlock()
 	if len(names) == 0 {
+		if len(left) > 0 {
+			return left, nil
+		}
 		if len(have) == 0 {
 			return nil, errors.New("there is no intercept to leave")
 		}
 		return nil, fmt.Errorf("%s is not intercepted by this laptop: it intercepts %s", req.Service, strings.Join(have, ", "))
 	}
 	s.suspend(ctx, names)
-	var left []*daemonv1.Intercept
 	for _, name := range names {
 		i, err := s.leaveOne(ctx, name)
 		if err != nil {
@@ -261,8 +274,8 @@ func describe(i *detour.Intercept) *daemonv1.Intercept {
 	if i.Spec.TLS != nil {
 		d.TlsSecret = i.Spec.TLS.Secret
 	}
-	if w := i.Status.Workload; w != nil {
-		d.Workload = strings.ToLower(w.Kind) + "/" + w.Name
+	if w := cmp.Or(i.Status.Workload, i.Spec.Workload); w != nil {
+		d.Workload = strings.TrimPrefix(strings.ToLower(w.Kind)+"/"+w.Name, "/")
 	}
 	if c := meta.FindStatusCondition(i.Status.Conditions, detour.ConditionReady); c != nil {
 		d.Message = c.Message

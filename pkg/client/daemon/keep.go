@@ -47,6 +47,9 @@ func (s *Server) keep(ctx context.Context) {
 			s.log.Warn("the holder of the network has ended: making the session again", "session", now.object.Name)
 		default:
 			deleted, err := now.refresh(ctx)
+			if err == nil && !deleted {
+				now.resume(ctx)
+			}
 			if err != nil || !deleted {
 				continue
 			}
@@ -96,13 +99,11 @@ func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*daem
 		old.setProblem(err)
 		return false
 	}
-	s.put(n)
 	for _, i := range intercepts {
-		if _, err := n.intercept(trying, i, func(*daemonv1.InterceptResponse) {}); err != nil {
-			s.log.Warn("intercepting again failed", "service", i.Service, "err", err)
-			n.setProblem(errors.Join(errors.New("service "+i.Service+" is not intercepted again"), err))
-		}
+		n.wanted = append(n.wanted, &wanted{request: i})
 	}
+	s.put(n)
+	n.resume(trying)
 	return true
 }
 
@@ -167,6 +168,9 @@ func (s *session) wishes() []*daemonv1.InterceptRequest {
 	var all []*daemonv1.InterceptRequest
 	for _, l := range s.intercepts {
 		all = append(all, l.request)
+	}
+	for _, w := range s.wanted {
+		all = append(all, w.request)
 	}
 	return all
 }

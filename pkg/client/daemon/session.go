@@ -65,8 +65,9 @@ type session struct {
 	cleanup         []func(context.Context) // run last to first
 	mu              sync.Mutex
 	intercepts      map[string]*localIntercept // by name
-	request         *daemonv1.ConnectRequest   // what made it
-	ended           bool                       // closed; only its problem is still of interest
+	wanted          []*wanted
+	request         *daemonv1.ConnectRequest // what made it
+	ended           bool                     // closed; only its problem is still of interest
 	problem         error
 }
 
@@ -317,6 +318,7 @@ func (s *session) followResolvers() {
 // close undoes everything, last to first.
 func (s *session) close(ctx context.Context) {
 	s.mu.Lock()
+	s.wanted = nil
 	names := make([]string, 0, len(s.intercepts))
 	for name := range s.intercepts {
 		names = append(names, name)
@@ -383,6 +385,9 @@ func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 			l.object = i
 		}
 		r.Intercepts = append(r.Intercepts, describe(&l.object))
+	}
+	for _, w := range s.wanted {
+		r.Intercepts = append(r.Intercepts, w.describe())
 	}
 	slices.SortFunc(r.Intercepts, func(a, b *daemonv1.Intercept) int { return strings.Compare(a.Name, b.Name) })
 	return r

@@ -1,0 +1,42 @@
+package daemon
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// What could not be asked for again is shown with the reason, and can be left as any other.
+func TestForget(t *testing.T) {
+	requests := func() []*wanted {
+		return []*wanted{
+			{request: &daemonv1.InterceptRequest{Service: "web", Port: "80", LocalPort: 8080}, err: errors.New("no answer")},
+			{request: &daemonv1.InterceptRequest{Service: "web", Port: "81", LocalPort: 8081}},
+			{request: &daemonv1.InterceptRequest{Workload: "Deployment/worker"}},
+			{request: &daemonv1.InterceptRequest{Workload: "consumer"}},
+		}
+	}
+	for name, c := range map[string]struct {
+		leave *daemonv1.LeaveRequest
+		want  int // how many are left
+	}{
+		"a service":          {&daemonv1.LeaveRequest{Service: "web"}, 2},
+		"a port of it":       {&daemonv1.LeaveRequest{Service: "web", Port: "81"}, 1},
+		"a workload":         {&daemonv1.LeaveRequest{Service: "worker"}, 1},
+		"with its kind":      {&daemonv1.LeaveRequest{Service: "deployment/worker"}, 1},
+		"one without a kind": {&daemonv1.LeaveRequest{Service: "consumer"}, 1},
+		"another":            {&daemonv1.LeaveRequest{Service: "db"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &session{wanted: requests()}
+			assert.Len(t, s.forget(c.leave), c.want)
+			assert.Len(t, s.wanted, 4-c.want)
+		})
+	}
+	got := requests()[0].describe()
+	assert.Equal(t, "Wanted", got.Phase)
+	assert.Equal(t, "no answer", got.Message)
+}
