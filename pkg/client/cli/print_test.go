@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -141,6 +142,24 @@ func TestOutputIsCheckedFirst(t *testing.T) {
 			cmd := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: io.Discard})
 			cmd.SetArgs(append(line, "-o", "xml"))
 			require.EqualError(t, cmd.Execute(), "-o xml is not known: use json or yaml")
+		})
+	}
+}
+
+// What is called wrongly says how it is called.
+func TestCalledWrongly(t *testing.T) {
+	for line, want := range map[string]string{
+		"leave":           "accepts 1 arg(s), received 0: it is called as `detour leave SERVICE|WORKLOAD`",
+		"status catalog":  `unknown command "catalog" for "detour status": it is called as ` + "`detour status`",
+		"leave a --porrt": "unknown flag: --porrt: see `detour leave --help`",
+	} {
+		t.Run(line, func(t *testing.T) {
+			dir := t.TempDir()
+			t.Setenv("DETOUR_RUN_DIR", dir)
+			t.Setenv("DETOUR_STATE_DIR", dir)
+			cmd := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: io.Discard})
+			cmd.SetArgs(strings.Fields(line))
+			require.EqualError(t, cmd.Execute(), want)
 		})
 	}
 }

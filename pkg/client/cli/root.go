@@ -58,7 +58,25 @@ func Command(streams genericiooptions.IOStreams) *cobra.Command {
 	a.flags.AddFlags(root.PersistentFlags())
 	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.tailCommand(), a.runCommand(), a.shellCommand(), a.versionCommand(), a.daemonCommand(), a.holdCommand(),
 		install.Command(streams, a.flags, output{a}), install.UninstallCommand(streams, a.flags, output{a}))
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())
+	})
+	for _, cmd := range root.Commands() {
+		called(cmd)
+	}
 	return root
+}
+
+// called has a command say how it is called when its arguments are not those. Cobra only counts them.
+func called(cmd *cobra.Command) {
+	check := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		err := check(cmd, args)
+		if err == nil {
+			return nil
+		}
+		return fmt.Errorf("%w: it is called as `detour %s`", err, cmd.Use)
+	}
 }
 
 // Main runs the command line and returns the exit code.

@@ -77,13 +77,15 @@ func at(what Context) string {
 	return " at " + what.Server
 }
 
+const noCluster = "no cluster is configured: set KUBECONFIG or give --kubeconfig"
+
 func sentence(err error, what Context) string {
 	var status apierrors.APIStatus
 	switch {
 	case errors.Is(err, context.Canceled):
 		return "cancelled"
 	case clientcmd.IsEmptyConfig(err):
-		return "no cluster is configured: set KUBECONFIG or give --kubeconfig"
+		return noCluster
 	case clientcmd.IsContextNotFound(err), strings.HasPrefix(err.Error(), "context ") && strings.HasSuffix(err.Error(), "does not exist"):
 		return err.Error() + " in the kubeconfig: `kubectl config get-contexts` lists what there is"
 	case clientcmd.IsConfigurationInvalid(err):
@@ -153,6 +155,9 @@ func ofNetwork(err error, what Context) string {
 		return fmt.Sprintf("the certificate of the API server%s is not trusted by your kubeconfig (%s): get a new kubeconfig", at(what), oneLine(root(err).Error()))
 	case errors.As(err, &dns):
 		return unreachable(fmt.Sprintf("its name %s is not known", dns.Name))
+	// What client-go takes when there is no kubeconfig.
+	case errors.As(err, &reached) && strings.HasPrefix(reached.URL, "http://localhost:8080/"):
+		return noCluster
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return unreachable("nothing listens there")
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):

@@ -8,6 +8,8 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -54,11 +56,12 @@ func TestSentences(t *testing.T) {
 			fmt.Errorf("create the session: %w", noResource), shop,
 			"the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to",
 		},
-		"no kubeconfig":    {clientcmd.ErrEmptyConfig, shop, "no cluster is configured: set KUBECONFIG or give --kubeconfig"},
-		"unknown context":  {errors.New(`context "prod" does not exist`), shop, "context \"prod\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is"},
-		"interrupted":      {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
-		"something else":   {errors.New("odd"), shop, "list the services: odd"},
-		"plugin is absent": {errors.New(`Get "https://k8s": getting credentials: exec: executable login not found`), shop, "the credential plugin of your kubeconfig failed: exec: executable login not found"},
+		"no kubeconfig":                          {clientcmd.ErrEmptyConfig, shop, "no cluster is configured: set KUBECONFIG or give --kubeconfig"},
+		"unknown context":                        {errors.New(`context "prod" does not exist`), shop, "context \"prod\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is"},
+		"interrupted":                            {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
+		"no kubeconfig, but client-go's default": {&url.Error{Op: "Get", URL: "http://localhost:8080/api", Err: syscall.ECONNREFUSED}, shop, "no cluster is configured: set KUBECONFIG or give --kubeconfig"},
+		"something else":                         {errors.New("odd"), shop, "list the services: odd"},
+		"plugin is absent":                       {errors.New(`Get "https://k8s": getting credentials: exec: executable login not found`), shop, "the credential plugin of your kubeconfig failed: exec: executable login not found"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := c.what.Error(c.err)
@@ -72,11 +75,11 @@ func TestSentences(t *testing.T) {
 
 func TestNobodyAnswers(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
-	url := server.URL
+	where := server.URL
 	server.Close()
-	_, err := http.Get(url) //nolint:bodyclose // it fails
-	require.EqualError(t, explain.Context{Server: url}.Error(err),
-		"the cluster at "+url+" cannot be reached, nothing listens there: check the network, the VPN and the context of your kubeconfig")
+	_, err := http.Get(where) //nolint:bodyclose // it fails
+	require.EqualError(t, explain.Context{Server: where}.Error(err),
+		"the cluster at "+where+" cannot be reached, nothing listens there: check the network, the VPN and the context of your kubeconfig")
 }
 
 func TestUntrustedCertificate(t *testing.T) {
