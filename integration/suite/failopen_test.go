@@ -143,6 +143,7 @@ func TestFailOpen(t *testing.T) {
 		// It can no longer take its session back, and its mark would be held until the session's time is over.
 		kubectl(t, "-n", "shop", "delete", "sessions", "--all")
 		require.Eventually(t, func() bool { return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name") == "" }, 30*time.Second, 200*time.Millisecond)
+		require.NoError(t, syscall.Kill(alice.daemonPID(), syscall.SIGKILL)) // it would try for a while to say that it leaves
 	})
 }
 

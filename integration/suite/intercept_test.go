@@ -159,6 +159,9 @@ func TestBadInputIsOneSentence(t *testing.T) {
 // Of a service with two ports one is intercepted; the other goes on as before.
 func TestOneOfTwoPorts(t *testing.T) {
 	other(t)
+	t.Cleanup(func() { // the tests that follow have it without an agent, as it was
+		kubectl(t, "-n", "other", "patch", "deployment", "target", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"detour.dev/agent":null}}}}}`)
+	})
 	detour(t, "connect", "-n", "other")
 	t.Cleanup(func() { detour(t, "quit") })
 	laptopService(t, 18080)

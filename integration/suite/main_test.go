@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	}
 	_, _ = command("detour", "quit")
 	_, _ = command("detour", "uninstall")
-	_, _ = command("kubectl", "delete", "namespace", "shop")
+	_, _ = command("kubectl", "delete", "namespace", "shop", "other", "--ignore-not-found")
 	os.Exit(code)
 }
 

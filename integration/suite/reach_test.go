@@ -18,12 +18,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// other is a namespace with a service of two ports, target, that is not the one we connect to.
+// other is a namespace with a service of two ports, target, that is not the one we connect to. It stays there for the tests that follow.
 func other(t *testing.T) {
 	t.Helper()
-	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/target.yaml")
-	kubectl(t, "apply", "-f", manifest)
-	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest) })
+	kubectl(t, "apply", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/target.yaml"))
 	kubectl(t, "-n", "other", "rollout", "status", "deployment/target", "--timeout=60s")
 }
 
