@@ -3,6 +3,7 @@ package suite
 import (
 	"bytes"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,11 +26,11 @@ func argoRollouts(t *testing.T) {
 	program, definitions, err := c.ArgoRollouts(t.Context(), filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/cluster/build"), log)
 	require.NoError(t, err)
 	kubectl(t, "apply", "--server-side", "-k", definitions)
+	require.Eventually(t, func() bool { _, err := command("kubectl", "-n", "shop", "get", "rollouts"); return err == nil }, 60*time.Second, 200*time.Millisecond)
 	t.Cleanup(func() {
 		kubectl(t, "delete", "-k", definitions, "--timeout=120s")
 		managerKnows(t, false)
 	})
-	managerKnows(t, true)
 	var out bytes.Buffer
 	cmd := exec.Command(program, "--kubeconfig", os.Getenv("KUBECONFIG"), "--leader-elect=false", "--metricsPort=18190", "--healthzPort=18191")
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -61,10 +62,31 @@ func managerKnows(t *testing.T, installed bool) {
 	}
 }
 
-// rollout reads a field of the Rollout.
-func rollout(t *testing.T, field string) string {
+// rollout reads a field of a Rollout.
+func rollout(t *testing.T, name, field string) string {
 	t.Helper()
-	return kubectl(t, "-n", "shop", "get", "rollout", "web", "-o", "jsonpath={"+field+"}")
+	return kubectl(t, "-n", "shop", "get", "rollout", name, "-o", "jsonpath={"+field+"}")
+}
+
+func becomes(t *testing.T, name, phase string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return rollout(t, name, ".status.phase") == phase }, 120*time.Second, 200*time.Millisecond, "%s is to be %s", name, phase)
+}
+
+// serves asks a service of a single pod.
+func serves(service string) func() bool {
+	return func() bool {
+		_, err := get(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, "http://"+service+".shop/")
+		return err == nil
+	}
+}
+
+// answeredBy requires that all of some requests are answered by who.
+func answeredBy(t *testing.T, service, who string) {
+	t.Helper()
+	for range 20 {
+		require.Equal(t, who, edition(t, "http://"+service+".shop/"), service)
+	}
 }
 
 // Argo Rollouts that came after the traffic-manager are intercepted, replaced, scaled and released as other workloads are. None of it makes a
@@ -76,51 +98,104 @@ func TestArgoRollout(t *testing.T) {
 	argoRollouts(t)
 	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/rollout.yaml")
 	kubectl(t, "apply", "-f", manifest)
-	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest) })
-	require.Eventually(t, func() bool { return rollout(t, ".status.phase") == "Healthy" }, 120*time.Second, 500*time.Millisecond)
-	stable, template := rollout(t, ".status.stableRS"), rollout(t, ".spec.template")
+	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest, "--wait=false", "--ignore-not-found") })
+	all := []string{"blue", "of-deployment", "web"}
+	stable := map[string]string{}
+	for _, name := range all {
+		becomes(t, name, "Healthy")
+		stable[name] = rollout(t, name, ".status.stableRS")
+	}
+	managerKnows(t, true)
 	connected(t)
 	laptopService(t, 18080)
+	list := detour(t, "list", "-n", "shop")
+	require.Regexp(t, `(?m)^web +80/http +rollout/web +yes, by targetPort`, list)
+	require.Regexp(t, `(?m)^blue +80/http +rollout/blue +yes, by targetPort`, list)
+	require.Regexp(t, `(?m)^of-deployment +80 +rollout/of-deployment +yes, by nftables`, list)
+	require.NotContains(t, list, "deployment/template")
 	require.Contains(t, refused(t, "intercept", "rollout/nothing", "--mode", "replace"), "rollout nothing does not exist")
-	require.Regexp(t, `web +80/http +rollout/web +yes, by targetPort`, detour(t, "list", "-n", "shop"))
-	stop := load(t, "http://web.shop/", false)
-	answers := func(who string) {
-		t.Helper()
-		for range 20 {
-			require.Equal(t, who, edition(t, "http://web.shop/"))
-		}
-	}
+	require.Contains(t, refused(t, "intercept", "deployment/template", "--mode", "replace"), "deployment/template has no pods, it is only the template of rollout/of-deployment: intercept that")
 
-	require.Contains(t, detour(t, "intercept", "web", "--port", "18080", "--mode", "replace"), "container web of rollout/web does not run")
-	answers("laptop")
-	require.Empty(t, running(t, "web"))
-	detour(t, "leave", "web")
-	answers("cluster")
-	require.Len(t, running(t, "web"), 2)
-	n, failures := stop()
-	require.Empty(t, failures, "of %d requests: pods were evicted one by one, within their budget", n)
-	require.Equal(t, template, rollout(t, ".spec.template"))
-	require.Equal(t, stable, rollout(t, ".status.stableRS"))
+	t.Run("canary", func(t *testing.T) {
+		template := rollout(t, "web", ".spec.template")
+		stop := load(t, "http://web.shop/", false)
+		require.Contains(t, detour(t, "intercept", "web", "--port", "18080"), "of rollout/web -> 127.0.0.1:18080")
+		answeredBy(t, "web", "laptop")
+		n, failures := stop()
+		require.Empty(t, failures, "of %d requests: pods were evicted one by one", n)
+		require.Equal(t, template, rollout(t, "web", ".spec.template"))
+		require.Equal(t, stable["web"], rollout(t, "web", ".status.stableRS"))
 
-	require.Contains(t, detour(t, "intercept", "web", "--port", "18080"), "of rollout/web -> 127.0.0.1:18080")
-	answers("laptop")
-	agents := func(want string) {
-		t.Helper()
+		kubectl(t, "-n", "shop", "scale", "rollout/web", "--replicas=3")
 		require.Eventually(t, func() bool {
-			return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.agents}") == want
-		}, 90*time.Second, 500*time.Millisecond, "agents %s", want)
-	}
-	kubectl(t, "-n", "shop", "scale", "rollout/web", "--replicas=3")
-	agents("3/3")
-	answers("laptop")
+			return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.agents}") == "3/3"
+		}, 90*time.Second, 200*time.Millisecond, "agents 3/3")
+		answeredBy(t, "web", "laptop")
 
-	// A release meanwhile: its pods have the agent too.
-	kubectl(t, "-n", "shop", "patch", "rollout", "web", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"release":"2"}}}}}`)
-	require.Eventually(t, func() bool { return rollout(t, ".status.phase") == "Paused" }, 90*time.Second, 500*time.Millisecond, "half of the pods are of the release")
-	for range 20 {
-		require.Equal(t, "laptop", edition(t, "http://web-canary.shop/"))
-	}
-	answers("laptop")
-	detour(t, "leave", "web")
-	answers("cluster")
+		// A release meanwhile: its pods have the agent too.
+		kubectl(t, "-n", "shop", "patch", "rollout", "web", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"release":"2"}}}}}`)
+		becomes(t, "web", "Paused") // half of the pods are of the release
+		answeredBy(t, "web-canary", "laptop")
+		answeredBy(t, "web", "laptop")
+		detour(t, "leave", "web")
+		answeredBy(t, "web", "cluster")
+		kubectl(t, "-n", "shop", "delete", "rollout", "web", "--wait=false") // its restart would take its time
+	})
+
+	t.Run("template of a deployment", func(t *testing.T) {
+		pod := kubectl(t, "-n", "shop", "get", "pods", "-l", "app=of-deployment", "-o", "name")
+		require.Contains(t, detour(t, "intercept", "rollout/of-deployment", "--mode", "ingest", "--", "sh", "-c", `echo "the colour is $COLOUR"`), "the colour is blue")
+		require.Contains(t, detour(t, "intercept", "of-deployment", "--mode", "ingest", "--", "sh", "-c", `echo "the colour is $COLOUR"`), "the colour is blue")
+		require.Equal(t, pod, kubectl(t, "-n", "shop", "get", "pods", "-l", "app=of-deployment", "-o", "name"), "nothing has changed in the cluster")
+		template := kubectl(t, "-n", "shop", "get", "deployment/template", "-o", "jsonpath={.spec}")
+		require.Contains(t, detour(t, "intercept", "of-deployment", "--port", "18080", "--mode", "replace"), "container app of rollout/of-deployment does not run")
+		require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+		answeredBy(t, "of-deployment", "laptop")
+		require.Empty(t, running(t, "of-deployment"))
+		detour(t, "leave", "of-deployment")
+		require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+		answeredBy(t, "of-deployment", "cluster")
+		require.Len(t, running(t, "of-deployment"), 1)
+		require.Contains(t, detour(t, "intercept", "of-deployment", "--port", "18080"), "of rollout/of-deployment -> 127.0.0.1:18080")
+		require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+		answeredBy(t, "of-deployment", "laptop")
+		require.Equal(t, template, kubectl(t, "-n", "shop", "get", "deployment/template", "-o", "jsonpath={.spec}"))
+	})
+
+	t.Run("blue and green", func(t *testing.T) {
+		require.Contains(t, detour(t, "intercept", "blue", "--port", "18080"), "of rollout/blue -> 127.0.0.1:18080")
+		require.Eventually(t, serves("blue"), patience, 50*time.Millisecond, "the nodes know its new pod")
+		answeredBy(t, "blue", "laptop")
+		require.Equal(t, stable["blue"], rollout(t, "blue", ".status.stableRS"))
+
+		// The release that is being looked at is not what is intercepted.
+		kubectl(t, "-n", "shop", "patch", "rollout", "blue", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"release":"2"}}}}}`)
+		becomes(t, "blue", "Paused")
+		require.Eventually(t, func() bool { return edition(t, "http://blue-preview.shop/") == "cluster" }, 30*time.Second, 100*time.Millisecond)
+		answeredBy(t, "blue-preview", "cluster")
+		answeredBy(t, "blue", "laptop")
+
+		// As `kubectl argo rollouts promote` does it.
+		kubectl(t, "-n", "shop", "patch", "rollout", "blue", "--subresource=status", "--type=merge", "-p", `{"status":{"pauseConditions":null}}`)
+		becomes(t, "blue", "Healthy")
+		require.NotEqual(t, stable["blue"], rollout(t, "blue", ".status.stableRS"))
+		stable["blue"] = rollout(t, "blue", ".status.stableRS")
+		require.Eventually(t, func() bool { return edition(t, "http://blue-preview.shop/") == "laptop" }, 30*time.Second, 100*time.Millisecond)
+		answeredBy(t, "blue", "laptop")
+	})
+
+	t.Run("uninstall", func(t *testing.T) {
+		t.Cleanup(func() { detour(t, "install", "--image", managerImage) })
+		require.Contains(t, detour(t, "uninstall"), "rollout/of-deployment")
+		for _, name := range all[:2] {
+			require.NotContains(t, rollout(t, name, ".metadata.annotations"), "detour.dev")
+			require.Equal(t, stable[name], rollout(t, name, ".status.stableRS"), "no release")
+		}
+		for _, name := range all[:2] {
+			require.Eventually(t, func() bool {
+				page, _ := command("kubectl", "get", "--raw", "/api/v1/namespaces/shop/services/"+name+":80/proxy/")
+				return editionOf(page) == "cluster"
+			}, 60*time.Second, 200*time.Millisecond, name)
+		}
+	})
 }

@@ -87,11 +87,13 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 		return nil, explain.Error(err, "list the services of namespace "+namespace)
 	}
 	templates := map[string]*corev1.PodTemplateSpec{}
+	idle := map[string]bool{} // scaled to 0
 	if l, err := clients.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{}); err != nil {
 		return nil, explain.Error(err, "list the deployments of namespace "+namespace)
 	} else {
 		for i := range l.Items {
-			templates["deployment/"+l.Items[i].Name] = &l.Items[i].Spec.Template
+			name, replicas := "deployment/"+l.Items[i].Name, l.Items[i].Spec.Replicas
+			templates[name], idle[name] = &l.Items[i].Spec.Template, replicas != nil && *replicas == 0
 		}
 	}
 	if l, err := clients.AppsV1().StatefulSets(namespace).List(ctx, metav1.ListOptions{}); err != nil {
@@ -118,7 +120,9 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 			from := strings.ToLower(ref.Kind) + "/" + ref.Name
 			if t, ok := templates[from]; ok {
 				template = t
-				delete(templates, from) // it has no pods of its own
+				if idle[from] {
+					delete(templates, from) // it is only the template
+				}
 			}
 		}
 		templates[rolloutPrefix+r.GetName()] = template

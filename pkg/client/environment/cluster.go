@@ -120,18 +120,19 @@ func ofService(ctx context.Context, clients kubernetes.Interface, namespace, ser
 // ofWorkload takes a workload of any kind when that is not said.
 func ofWorkload(ctx context.Context, clients kubernetes.Interface, namespace, kind, name, container string) (*corev1.Pod, *corev1.Container, error) {
 	apps := clients.AppsV1()
+	deployment := func(name string) (*metav1.LabelSelector, error) {
+		w, err := apps.Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		return w.Spec.Selector, nil
+	}
 	var selector *metav1.LabelSelector
 	for _, k := range []struct {
 		kind string
 		get  func() (*metav1.LabelSelector, error)
 	}{
-		{"Deployment", func() (*metav1.LabelSelector, error) {
-			w, err := apps.Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
-			if err != nil {
-				return nil, err
-			}
-			return w.Spec.Selector, nil
-		}},
+		{"Deployment", func() (*metav1.LabelSelector, error) { return deployment(name) }},
 		{"StatefulSet", func() (*metav1.LabelSelector, error) {
 			w, err := apps.StatefulSets(namespace).Get(ctx, name, metav1.GetOptions{})
 			if err != nil {
@@ -149,9 +150,13 @@ func ofWorkload(ctx context.Context, clients kubernetes.Interface, namespace, ki
 		{argo.Kind, func() (*metav1.LabelSelector, error) {
 			all, err := argo.List(ctx, clients.Discovery().RESTClient(), namespace)
 			for _, w := range all {
-				if w.GetName() == name {
-					return w.Spec.Selector, nil
+				if w.GetName() != name {
+					continue
 				}
+				if ref := w.Spec.WorkloadRef; w.Spec.Selector == nil && ref != nil && ref.Kind == "Deployment" {
+					return deployment(ref.Name)
+				}
+				return w.Spec.Selector, nil
 			}
 			return nil, err
 		}},

@@ -44,6 +44,18 @@ type Spec struct {
 	Template    corev1.PodTemplateSpec `json:"template,omitempty"`
 	WorkloadRef *WorkloadRef           `json:"workloadRef,omitempty"`
 	RestartAt   *metav1.Time           `json:"restartAt,omitempty"`
+	Strategy    Strategy               `json:"strategy,omitempty"`
+}
+
+// Strategy is how releases happen.
+type Strategy struct {
+	BlueGreen *BlueGreen `json:"blueGreen,omitempty"`
+}
+
+// BlueGreen names the services that Argo leads to the release that serves, and to the one that is to be looked at before it does.
+type BlueGreen struct {
+	ActiveService  string `json:"activeService,omitempty"`
+	PreviewService string `json:"previewService,omitempty"`
 }
 
 // WorkloadRef names what has the pod template of a Rollout that has none itself.
@@ -174,6 +186,20 @@ func (r *Rollout) Observed() bool {
 // Restarting says whether a restart that was asked for is not over.
 func (r *Rollout) Restarting() bool {
 	return r.Spec.RestartAt != nil && !r.Spec.RestartAt.Equal(r.Status.RestartedAt)
+}
+
+// Other is the name of the other one of the two services of a blue-green Rollout, or empty.
+func (r *Rollout) Other(service string) string {
+	s := r.Spec.Strategy.BlueGreen
+	switch {
+	case s == nil:
+		return ""
+	case service == s.ActiveService:
+		return s.PreviewService
+	case service == s.PreviewService:
+		return s.ActiveService
+	}
+	return ""
 }
 
 // Of is the name of the Rollout that a pod is of, or empty. A ReplicaSet of a Rollout is named after it and the hash that its pods have.

@@ -17,7 +17,7 @@ func TestAll(t *testing.T) {
 	require.NoError(t, list.UnmarshalJSON([]byte(`{"apiVersion":"argoproj.io/v1alpha1","kind":"RolloutList","items":[
 		{"apiVersion":"argoproj.io/v1alpha1","kind":"Rollout","metadata":{"name":"odd"},"spec":{"template":{"spec":{"containers":"none"}}}},
 		{"apiVersion":"argoproj.io/v1alpha1","kind":"Rollout","metadata":{"name":"web","generation":7},
-			"spec":{"restartAt":"2026-01-02T03:04:05Z","strategy":{"canary":{}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"web","ports":[{"containerPort":8080}]}]}}},
+			"spec":{"restartAt":"2026-01-02T03:04:05Z","strategy":{"blueGreen":{"activeService":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"web","ports":[{"containerPort":8080}]}]}}},
 			"status":{"availableReplicas":1,"observedGeneration":"7","message":"all is well"}}]}`)))
 	all := All(list)
 	require.Len(t, all, 1)
@@ -26,6 +26,7 @@ func TestAll(t *testing.T) {
 	assert.Equal(t, map[string]string{"app": "web"}, r.Spec.Template.Labels)
 	assert.Equal(t, int32(8080), r.Spec.Template.Spec.Containers[0].Ports[0].ContainerPort)
 	assert.Equal(t, Status{AvailableReplicas: 1, ObservedGeneration: "7", Message: "all is well"}, r.Status)
+	assert.Equal(t, &BlueGreen{ActiveService: "web"}, r.Spec.Strategy.BlueGreen)
 	assert.Equal(t, int32(1), r.Wants())
 	assert.True(t, r.Observed())
 	assert.True(t, r.Restarting())
@@ -51,6 +52,14 @@ func TestSelects(t *testing.T) {
 			assert.Equal(t, c.want, Selects(c.selector, template))
 		})
 	}
+}
+
+func TestOther(t *testing.T) {
+	r := &Rollout{Spec: Spec{Strategy: Strategy{BlueGreen: &BlueGreen{ActiveService: "web", PreviewService: "next"}}}}
+	assert.Equal(t, "next", r.Other("web"))
+	assert.Equal(t, "web", r.Other("next"))
+	assert.Empty(t, r.Other("db"))
+	assert.Empty(t, (&Rollout{}).Other("web"))
 }
 
 func TestOf(t *testing.T) {

@@ -245,10 +245,15 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		}
 	}
 	with, without := map[string]bool{}, 0
+	serving := map[string]bool{} // of these, those whose traffic the laptop gets
 	for _, p := range pods {
 		switch {
 		case target.changed(&p):
 			with[string(p.UID)] = true
+			// Where the app's container is replaced, nobody else could answer.
+			if target.container != "" || target.leftOut == "" || p.Labels[argo.HashLabel] != target.leftOut {
+				serving[string(p.UID)] = true
+			}
 		case !attached || podReady(&p): // one that is ending is not attached to any more
 			without++
 		}
@@ -261,7 +266,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	}
 	force := func() {
 		if target.port.Port != 0 {
-			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: with, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop, plaintext: i.Spec.TLS != nil && i.Spec.TLS.LocalPlaintext, datagrams: target.port.Protocol != ""})
+			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: serving, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop, plaintext: i.Spec.TLS != nil && i.Spec.TLS.LocalPlaintext, datagrams: target.port.Protocol != ""})
 		}
 	}
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))

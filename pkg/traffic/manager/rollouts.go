@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
@@ -68,7 +69,7 @@ func (r *rollouts) look(ctx context.Context) error {
 	return nil
 }
 
-// withRollouts adds Argo's to the other workloads. A Deployment that only has the template of one is none itself.
+// withRollouts adds Argo's to the other workloads.
 func (r *interceptReconciler) withRollouts(ctx context.Context, namespace string, all []*workload) ([]*workload, error) {
 	if !r.rollouts.installed.Load() {
 		return all, nil
@@ -86,10 +87,16 @@ func addRollouts(all []*workload, rollouts []*argo.Rollout) []*workload {
 	for _, o := range rollouts {
 		template := &o.Spec.Template
 		if ref := o.Spec.WorkloadRef; ref != nil {
+			template = &corev1.PodTemplateSpec{}
+			if o.Spec.Selector != nil { // a service is known by it
+				template.Labels = o.Spec.Selector.MatchLabels
+			}
 			for i, w := range all {
 				if w.kind == ref.Kind && w.object.GetName() == ref.Name && w.object.GetNamespace() == o.GetNamespace() {
 					template = w.template
-					all = append(all[:i:i], all[i+1:]...)
+					if d, ok := w.object.(*appsv1.Deployment); ok && d.Spec.Replicas != nil && *d.Spec.Replicas == 0 {
+						all[i].templateOf = o.GetName()
+					}
 					break
 				}
 			}
@@ -97,6 +104,33 @@ func addRollouts(all []*workload, rollouts []*argo.Rollout) []*workload {
 		all = append(all, &workload{kind: argo.Kind, object: o, template: template, selector: labels.SelectorFromSet(template.Labels)})
 	}
 	return all
+}
+
+// unknownTemplate refuses a Rollout whose pods' template cannot be had.
+func (w *workload) unknownTemplate() error {
+	o, ok := w.object.(*argo.Rollout)
+	if !ok || o.Spec.WorkloadRef == nil || len(w.template.Spec.Containers) > 0 {
+		return nil
+	}
+	ref := o.Spec.WorkloadRef
+	return refuse(detour.ReasonUnsupported, "%s has its pods' template from %s %s, which detour does not know: it needs a Deployment there, or the template in the Rollout itself", w.name(), ref.Kind, ref.Name)
+}
+
+// leftOut are the pods of a blue-green Rollout that serve only its other service: an intercept of the active service is none of the release
+// that is being looked at, nor the other way round. Pods that serve neither stay in: they may have served until a moment ago.
+func (r *interceptReconciler) leftOut(ctx context.Context, w *workload, svc *corev1.Service) (hash string, err error) {
+	o, ok := w.object.(*argo.Rollout)
+	if !ok || o.Other(svc.Name) == "" {
+		return "", nil
+	}
+	var other corev1.Service
+	if err := r.Get(ctx, client.ObjectKey{Namespace: svc.Namespace, Name: o.Other(svc.Name)}, &other); err != nil {
+		return "", client.IgnoreNotFound(err)
+	}
+	if hash = other.Spec.Selector[argo.HashLabel]; hash == svc.Spec.Selector[argo.HashLabel] {
+		return "", nil
+	}
+	return hash, nil
 }
 
 // planOfRollout is the annotation of the Rollout that a new pod is of: unlike other workloads' its pods do not bring it along. It is

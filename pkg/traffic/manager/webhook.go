@@ -56,19 +56,17 @@ func (i *injector) Handle(ctx context.Context, req admission.Request) admission.
 	return admission.PatchResponseFromRaw(req.Object.Raw, mutated)
 }
 
-// plan is what a pod's annotation says, after it was given that of its Rollout.
+// plan is what a pod's annotation says, after it was given that of its Rollout. One of the pod's own may be left of the time when a Deployment
+// had pods whose template the Rollout has now.
 func (i *injector) plan(ctx context.Context, namespace string, pod *corev1.Pod) (inject.Plan, error) {
-	text := pod.Annotations[inject.Annotation]
-	if text == "" {
-		var err error
-		if text, err = i.planOfRollout(ctx, namespace, pod); err != nil {
-			return inject.Plan{}, err
-		}
-		if text != "" {
-			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, inject.Annotation, text)
-		}
+	text, err := i.planOfRollout(ctx, namespace, pod)
+	if err != nil {
+		return inject.Plan{}, err
 	}
-	return inject.ParsePlan(text)
+	if text != "" {
+		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, inject.Annotation, text)
+	}
+	return inject.ParsePlan(pod.Annotations[inject.Annotation])
 }
 
 // keepBundle keeps the manager's authority in the webhook's configuration.

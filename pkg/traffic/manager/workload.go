@@ -30,6 +30,8 @@ type workload struct {
 	port        inject.Port // none when the workload was asked for by its name
 	container   string      // that is replaced, in mode Replace
 	attach      bool        // running pods get the agent
+	leftOut     string      // argo.HashLabel of pods that do not serve what is intercepted
+	templateOf  string      // the Rollout that has its pods, where it only has their template
 }
 
 func (w *workload) name() string { return strings.ToLower(w.kind) + "/" + w.object.GetName() }
@@ -74,7 +76,7 @@ func (r *interceptReconciler) byName(ctx context.Context, i *detour.Intercept) (
 		}
 	}
 	found, err := r.workloads(ctx, i.Namespace, func(w *workload) bool {
-		return w.object.GetName() == wanted.Name && (wanted.Kind == "" || w.kind == wanted.Kind)
+		return w.object.GetName() == wanted.Name && (wanted.Kind == "" && w.templateOf == "" || w.kind == wanted.Kind)
 	})
 	if err != nil {
 		return nil, err
@@ -82,8 +84,10 @@ func (r *interceptReconciler) byName(ctx context.Context, i *detour.Intercept) (
 	switch {
 	case len(found) > 1:
 		return nil, refuse(detour.ReasonManyWorkloads, "there are several workloads %s (%s): say which", wanted.Name, namesOf(found))
+	case len(found) == 1 && found[0].templateOf != "":
+		return nil, refuse(detour.ReasonNoWorkload, "%s has no pods, it is only the template of rollout/%s: intercept that", found[0].name(), found[0].templateOf)
 	case len(found) == 1:
-		return found[0], nil
+		return found[0], found[0].unknownTemplate()
 	case wanted.Kind == "":
 		return nil, refuse(detour.ReasonNoWorkload, "there is no %s %s in namespace %s", r.kinds(), wanted.Name, i.Namespace)
 	}
@@ -132,7 +136,7 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}
 	found, err := r.workloads(ctx, i.Namespace, func(w *workload) bool {
-		return w.selectedBy(svc.Spec.Selector)
+		return w.templateOf == "" && w.selectedBy(svc.Spec.Selector)
 	})
 	if err != nil {
 		return nil, err
@@ -145,6 +149,12 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 		return nil, refuse(detour.ReasonManyWorkloads, "service %s has several workloads (%s): intercept a service that selects one of them", svc.Name, namesOf(found))
 	}
 	w := found[0]
+	if err := w.unknownTemplate(); err != nil {
+		return nil, err
+	}
+	if w.leftOut, err = r.leftOut(ctx, w, &svc); err != nil {
+		return nil, err
+	}
 	w.servicePort = port.Port
 	if port.AppProtocol != nil {
 		w.appProtocol = *port.AppProtocol
@@ -236,10 +246,6 @@ func (w *workload) cannotRoll() string {
 	case *appsv1.DaemonSet:
 		if o.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType {
 			return "has the update strategy OnDelete: detour does not delete pods, so it cannot get its agent in"
-		}
-	case *argo.Rollout:
-		if ref := o.Spec.WorkloadRef; ref != nil && len(w.template.Spec.Containers) == 0 {
-			return fmt.Sprintf("has its pods' template from %s %s, which detour does not know: it needs a Deployment there, or the template in the Rollout itself", ref.Kind, ref.Name)
 		}
 	}
 	return ""

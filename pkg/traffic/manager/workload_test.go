@@ -249,9 +249,6 @@ func TestCannotRoll(t *testing.T) {
 			&appsv1.DaemonSet{Spec: appsv1.DaemonSetSpec{UpdateStrategy: appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}}}, "OnDelete",
 		},
 		"rollout": {&argo.Rollout{Unstructured: argo.New()}, ""},
-		"rollout, of a replica set": {
-			&argo.Rollout{Unstructured: argo.New(), Spec: argo.Spec{WorkloadRef: &argo.WorkloadRef{Kind: "ReplicaSet", Name: "web"}}}, "has its pods' template from ReplicaSet web",
-		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := (&workload{object: c.object, template: &corev1.PodTemplateSpec{}}).cannotRoll()
