@@ -81,7 +81,11 @@ func TestDeveloperWithTheShippedRole(t *testing.T) {
 }
 
 func TestDeveloperWithoutARole(t *testing.T) {
-	said := refused(t, "connect", "-n", "shop", "--kubeconfig", developer(t, "joe"))
+	joe := developer(t, "joe")
+	for _, command := range []string{"install", "uninstall"} {
+		require.Contains(t, refused(t, command, "--kubeconfig", joe), "this needs an administrator of the cluster")
+	}
+	said := refused(t, "connect", "-n", "shop", "--kubeconfig", joe)
 	require.Contains(t, said, "system:serviceaccount:shop:joe")
 	require.Contains(t, said, "detour-user")
 	require.Equal(t, "not connected", detour(t, "status"))

@@ -101,6 +101,11 @@ func (o *options) run(ctx context.Context, do func(context.Context) error) error
 	return o.out.Print(o.result, o.result.print)
 }
 
+// explained is err as a sentence for who installs, which takes more rights than a developer has.
+func explained(err error, doing string) error {
+	return explain.Context{Doing: doing, Role: explain.RoleAdmin}.Error(err)
+}
+
 // Command is `detour install`.
 func Command(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, out Output) *cobra.Command {
 	o := &options{IOStreams: streams, flags: flags, out: out}
@@ -184,7 +189,7 @@ func (o *options) install(ctx context.Context) error {
 	*o.flags.Namespace = o.namespace
 	made, err := o.ensureNamespace(ctx, clients)
 	if err != nil {
-		return explain.Error(err, "create the namespace "+o.namespace)
+		return explained(err, "create the namespace "+o.namespace)
 	}
 	config, err := o.configuration()
 	if err != nil {
@@ -195,12 +200,12 @@ func (o *options) install(ctx context.Context) error {
 		upgrade.Namespace, upgrade.WaitStrategy, upgrade.Timeout, upgrade.RollbackOnFailure = o.namespace, kube.StatusWatcherStrategy, o.timeout, true
 		upgrade.ReuseValues = true
 		if err := o.waiting(ctx, clients, func() error { _, err := upgrade.RunWithContext(ctx, release, c, values); return err }); err != nil {
-			return explain.Error(err, "upgrade the traffic-manager")
+			return explained(err, "upgrade the traffic-manager")
 		}
 		o.result.Action = "upgraded"
 		return nil
 	} else if !errors.Is(err, driver.ErrReleaseNotFound) {
-		return explain.Error(err, "look for an installed traffic-manager")
+		return explained(err, "look for an installed traffic-manager")
 	}
 	install := action.NewInstall(config)
 	install.ReleaseName, install.Namespace, install.WaitStrategy, install.Timeout, install.RollbackOnFailure = release, o.namespace, kube.StatusWatcherStrategy, o.timeout, true
@@ -208,7 +213,7 @@ func (o *options) install(ctx context.Context) error {
 		if made {
 			_ = clients.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), o.namespace, metav1.DeleteOptions{})
 		}
-		return explain.Error(err, "install the traffic-manager")
+		return explained(err, "install the traffic-manager")
 	}
 	o.result.Action = "installed"
 	return nil

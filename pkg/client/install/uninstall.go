@@ -24,7 +24,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
@@ -59,10 +58,10 @@ func (o *options) uninstall(ctx context.Context) error {
 	}
 	c, err := client.New(rest, client.Options{Scheme: s})
 	if err != nil {
-		return explain.Error(err, "reach the cluster")
+		return explained(err, "reach the cluster")
 	}
 	if err := o.endSessions(ctx, c); err != nil {
-		return explain.Error(err, "end the sessions")
+		return explained(err, "end the sessions")
 	}
 	if err := o.removeAgents(ctx, clients); err != nil {
 		return err
@@ -77,7 +76,7 @@ func (o *options) uninstall(ctx context.Context) error {
 	if _, err := remove.Run(release); errors.Is(err, driver.ErrReleaseNotFound) {
 		o.result.Action = "none"
 	} else if err != nil {
-		return explain.Error(err, "remove the traffic-manager")
+		return explained(err, "remove the traffic-manager")
 	} else {
 		o.result.Action = "removed"
 	}
@@ -116,22 +115,22 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 	has := func(t corev1.PodTemplateSpec) bool { return t.Annotations[inject.Annotation] != "" }
 	deployments, err := c.AppsV1().Deployments("").List(ctx, all)
 	if err != nil {
-		return explain.Error(err, "list the deployments")
+		return explained(err, "list the deployments")
 	}
 	sets, err := c.AppsV1().StatefulSets("").List(ctx, all)
 	if err != nil {
-		return explain.Error(err, "list the stateful sets")
+		return explained(err, "list the stateful sets")
 	}
 	daemons, err := c.AppsV1().DaemonSets("").List(ctx, all)
 	if err != nil {
-		return explain.Error(err, "list the daemon sets")
+		return explained(err, "list the daemon sets")
 	}
 	var names []string
 	for _, w := range deployments.Items {
 		if has(w.Spec.Template) {
 			names = append(names, "deployment/"+w.Name)
 			if _, err := c.AppsV1().Deployments(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
-				return explain.Error(err, "roll deployment/"+w.Name+" back")
+				return explained(err, "roll deployment/"+w.Name+" back")
 			}
 		}
 	}
@@ -139,7 +138,7 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 		if has(w.Spec.Template) {
 			names = append(names, "statefulset/"+w.Name)
 			if _, err := c.AppsV1().StatefulSets(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
-				return explain.Error(err, "roll statefulset/"+w.Name+" back")
+				return explained(err, "roll statefulset/"+w.Name+" back")
 			}
 		}
 	}
@@ -147,7 +146,7 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 		if has(w.Spec.Template) {
 			names = append(names, "daemonset/"+w.Name)
 			if _, err := c.AppsV1().DaemonSets(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
-				return explain.Error(err, "roll daemonset/"+w.Name+" back")
+				return explained(err, "roll daemonset/"+w.Name+" back")
 			}
 		}
 	}
@@ -187,7 +186,7 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 func (o *options) restartRollouts(ctx context.Context, c *kubernetes.Clientset) ([]string, error) {
 	all, err := argo.List(ctx, c.Discovery().RESTClient(), "")
 	if err != nil {
-		return nil, explain.Error(err, "list the rollouts")
+		return nil, explained(err, "list the rollouts")
 	}
 	var names []string
 	for _, r := range all {
@@ -200,7 +199,7 @@ func (o *options) restartRollouts(ctx context.Context, c *kubernetes.Clientset) 
 			return nil, err
 		}
 		if err := c.Discovery().RESTClient().Patch(types.MergePatchType).AbsPath(argo.Path(r.GetNamespace()), r.GetName()).Body(patch).Do(ctx).Error(); err != nil {
-			return nil, explain.Error(err, "restart rollout/"+r.GetName())
+			return nil, explained(err, "restart rollout/"+r.GetName())
 		}
 	}
 	return names, nil
@@ -211,7 +210,7 @@ func (o *options) restartRollouts(ctx context.Context, c *kubernetes.Clientset) 
 func (o *options) mentionAttached(ctx context.Context, c *kubernetes.Clientset) error {
 	pods, err := c.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return explain.Error(err, "list the pods")
+		return explained(err, "list the pods")
 	}
 	var names []string
 	for i := range pods.Items {
@@ -228,23 +227,23 @@ func (o *options) mentionAttached(ctx context.Context, c *kubernetes.Clientset) 
 func (o *options) removeHistory(ctx context.Context, c *kubernetes.Clientset) error {
 	replicaSets, err := c.AppsV1().ReplicaSets("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return explain.Error(err, "list the replica sets")
+		return explained(err, "list the replica sets")
 	}
 	for _, r := range replicaSets.Items {
 		if r.Spec.Template.Annotations[inject.Annotation] != "" && r.Status.Replicas == 0 {
 			if err := c.AppsV1().ReplicaSets(r.Namespace).Delete(ctx, r.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-				return explain.Error(err, "delete replicaset/"+r.Name)
+				return explained(err, "delete replicaset/"+r.Name)
 			}
 		}
 	}
 	revisions, err := c.AppsV1().ControllerRevisions("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return explain.Error(err, "list the revisions")
+		return explained(err, "list the revisions")
 	}
 	for _, r := range revisions.Items {
 		if strings.Contains(string(r.Data.Raw), inject.Annotation) {
 			if err := c.AppsV1().ControllerRevisions(r.Namespace).Delete(ctx, r.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-				return explain.Error(err, "delete controllerrevision/"+r.Name)
+				return explained(err, "delete controllerrevision/"+r.Name)
 			}
 		}
 	}
@@ -257,13 +256,13 @@ func (o *options) removeNamespace(ctx context.Context, c *kubernetes.Clientset) 
 		return nil
 	}
 	if err != nil {
-		return explain.Error(err, "look at the namespace "+o.namespace)
+		return explained(err, "look at the namespace "+o.namespace)
 	}
 	if ns.Labels[createdLabel] != "true" {
 		return nil
 	}
 	if err := c.CoreV1().Namespaces().Delete(ctx, o.namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return explain.Error(err, "delete the namespace "+o.namespace)
+		return explained(err, "delete the namespace "+o.namespace)
 	}
 	err = wait.PollUntilContextTimeout(ctx, 300*time.Millisecond, o.timeout, true, func(ctx context.Context) (bool, error) {
 		_, err := c.CoreV1().Namespaces().Get(ctx, o.namespace, metav1.GetOptions{})
