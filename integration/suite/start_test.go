@@ -2,6 +2,7 @@ package suite
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,4 +23,18 @@ func TestManagerWaitsForItsKeys(t *testing.T) {
 	allow(rules)
 	kubectl(t, "-n", "detour-system", "rollout", "status", "deployment/traffic-manager", "--timeout=60s")
 	require.Equal(t, "0", kubectl(t, "-n", "detour-system", "get", "pods", "-l", "app=traffic-manager", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}"), "it has not ended")
+}
+
+// A manager that cannot give its lease back, and whose pod was deleted by force, as that of a lost node: the next one takes it, when the old
+// one's token is worth nothing any more.
+func TestManagerOfALostNode(t *testing.T) {
+	old := processes(t, "/traffic", "manager")
+	require.Len(t, old, 1)
+	pod := kubectl(t, "-n", "detour-system", "get", "pods", "-l", "app=traffic-manager", "-o", "jsonpath={.items[0].metadata.name}")
+	require.NoError(t, syscall.Kill(old[0], syscall.SIGSTOP)) // the kubelet kills it for good
+	kubectl(t, "-n", "detour-system", "delete", "pod", pod, "--force", "--grace-period=0")
+	require.Eventually(t, func() bool {
+		return strings.Contains(managerLog(), "the lease's holder has no pod any more: taking it") && strings.Contains(managerLog(), "Successfully acquired lease")
+	}, 120*time.Second, 500*time.Millisecond)
+	connected(t)
 }
