@@ -141,7 +141,11 @@ func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
 		case string(detour.ModeIngest):
 			fmt.Fprintf(w, "%-11s mode ingest: %s\n", "", i.Requests)
 		case string(detour.ModeReplace):
-			fmt.Fprintf(w, "%-11s mode replace: container %s does not run\n", "", i.Container)
+			if i.Container == "" { // it is not looked at yet
+				fmt.Fprintf(w, "%-11s mode replace\n", "")
+			} else {
+				fmt.Fprintf(w, "%-11s mode replace: container %s does not run\n", "", i.Container)
+			}
 		}
 		if i.Personal {
 			fmt.Fprintf(w, "%-11s only %s\n", "", i.Requests)

@@ -61,6 +61,9 @@ func TestPrintStatus(t *testing.T) {
 		{Name: "catalog-8080", Namespace: "shop", Service: "catalog", Port: "http", LocalPort: 8080, Workload: "deployment/catalog", Phase: "Active", Agents: "2/2", Redirect: inject.ViaNftables, Message: "deployment/catalog sends its traffic to eve@thinkpad", ContainerPort: 8080},
 		{Name: "db-5432", Namespace: "shop", Service: "db", LocalPort: 15432, Workload: "statefulset/db", Phase: "Pending", Agents: "0/1", Mode: "Wiretap", Dropped: 12},
 		{Name: "worker-x", Namespace: "shop", Workload: "deployment/worker", Phase: "Active", Agents: "2/2", Mode: "Replace", Container: "app"},
+		{Name: "stock-x", Namespace: "shop", Service: "stock", LocalPort: 8081, Workload: "deployment/stock", Phase: "Refused", Message: "port 8080 of deployment/stock is intercepted by mallory@x1"},
+		{Service: "web", LocalPort: 8082, Phase: "Wanted", Message: "the API server could not answer (busy): try again"},
+		{Workload: "deployment/mailer", Phase: "Wanted", Mode: "Replace"},
 	}
 	down := connected()
 	down.TunnelUp, down.Problem = false, "the traffic-manager fell silent"
