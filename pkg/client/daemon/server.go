@@ -20,6 +20,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
+	"github.com/detour-dev/detour/pkg/processors"
 	"github.com/detour-dev/detour/pkg/version"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
@@ -73,6 +74,7 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	daemonv1.RegisterDaemonServiceServer(server, s)
 	var kept sync.WaitGroup
 	kept.Go(func() { s.keep(ctx) })
+	kept.Go(func() { processors.Follow(ctx) })
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/processors"
 	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 	"github.com/detour-dev/detour/pkg/vif"
@@ -156,6 +157,7 @@ func Run(ctx context.Context, o Options) error {
 		everyReplica(func(ctx context.Context) error { return serveTunnel(ctx, hub, o) }),
 		everyReplica(func(ctx context.Context) error { return agents.serve(ctx, certs) }),
 		everyReplica(func(ctx context.Context) error { return serveRelay(ctx, hub, agents, certs, o) }),
+		everyReplica(func(ctx context.Context) error { processors.Follow(ctx); return nil }),
 		everyReplica(sessions.watchPeers),
 		everyReplica(intercepts.rollouts.follow),
 		everyReplica(func(ctx context.Context) error {
