@@ -13,6 +13,7 @@ import (
 type direct struct {
 	raw     syscall.RawConn
 	in, out transfer
+	some    func(fd uintptr) bool
 }
 
 // transfer is one direction. What tries is made once, because it would be allocated for each call.
@@ -30,7 +31,7 @@ func newConn(c *net.TCPConn) net.Conn {
 		return c // it is closed
 	}
 	s := &Conn{TCPConn: c, direct: direct{raw: raw}}
-	s.in.try, s.out.try = s.in.receive, s.out.send
+	s.in.try, s.out.try, s.some = s.in.receive, s.out.send, s.out.sendSome
 	return s
 }
 
@@ -71,12 +72,22 @@ func (t *transfer) send(fd uintptr) bool {
 	return true
 }
 
+// sendSome sends what the socket takes now.
+func (t *transfer) sendSome(fd uintptr) bool {
+	t.send(fd)
+	return true
+}
+
 // move moves b, waiting for the socket where it has to.
 func (t *transfer) move(wait func(func(uintptr) bool) error, b []byte) (int, syscall.Errno, error) {
+	return t.moveBy(wait, t.try, b)
+}
+
+func (t *transfer) moveBy(wait func(func(uintptr) bool) error, try func(uintptr) bool, b []byte) (int, syscall.Errno, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.b, t.n, t.errno = b, 0, 0
-	err := wait(t.try)
+	err := wait(try)
 	t.b = nil
 	return t.n, t.errno, err
 }
@@ -101,6 +112,15 @@ func (c *Conn) Read(b []byte) (int, error) {
 // Write implements net.Conn.
 func (c *Conn) Write(b []byte) (int, error) {
 	n, errno, err := c.out.move(c.raw.Write, b)
+	if err == nil && errno != 0 {
+		err = c.failed("write", errno)
+	}
+	return n, err
+}
+
+// WriteSome writes as much as the socket takes without waiting. It is not for use beside Write.
+func (c *Conn) WriteSome(b []byte) (int, error) {
+	n, errno, err := c.out.moveBy(c.raw.Write, c.some, b)
 	if err == nil && errno != 0 {
 		err = c.failed("write", errno)
 	}

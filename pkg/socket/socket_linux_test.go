@@ -111,6 +111,25 @@ func TestOthersStay(t *testing.T) {
 	require.Equal(t, net.Conn(c), New(c), "a cheap one is not made cheaper")
 }
 
+// WriteSome takes what there is room for and does not wait for the rest.
+func TestWriteSome(t *testing.T) {
+	a, b := pair(t)
+	require.NoError(t, b.SetReadBuffer(64<<10))
+	sent := make([]byte, 64<<20)
+	_, _ = rand.Read(sent[:1<<20])
+	n, err := a.WriteSome(sent)
+	require.NoError(t, err)
+	require.Positive(t, n)
+	require.Less(t, n, len(sent))
+	got := make([]byte, n)
+	_, err = io.ReadFull(b, got)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(sent[:n], got))
+	require.NoError(t, a.Close())
+	_, err = a.WriteSome(sent)
+	require.ErrorIs(t, err, net.ErrClosed)
+}
+
 func TestPeek(t *testing.T) {
 	a, b := pair(t)
 	look := func() (n int, err error) {
