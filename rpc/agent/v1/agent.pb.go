@@ -133,6 +133,7 @@ const (
 	RelayStatus_RELAY_STATUS_UNREACHABLE       RelayStatus = 3 // the laptop does not answer
 	RelayStatus_RELAY_STATUS_UNKNOWN_INTERCEPT RelayStatus = 4 // ended, or never the laptop's
 	RelayStatus_RELAY_STATUS_DENIED            RelayStatus = 5 // the token is wrong
+	RelayStatus_RELAY_STATUS_MULTIPLEXED       RelayStatus = 6 // frames of pkg/traffic/mux follow
 )
 
 // Enum value maps for RelayStatus.
@@ -144,6 +145,7 @@ var (
 		3: "RELAY_STATUS_UNREACHABLE",
 		4: "RELAY_STATUS_UNKNOWN_INTERCEPT",
 		5: "RELAY_STATUS_DENIED",
+		6: "RELAY_STATUS_MULTIPLEXED",
 	}
 	RelayStatus_value = map[string]int32{
 		"RELAY_STATUS_UNSPECIFIED":       0,
@@ -152,6 +154,7 @@ var (
 		"RELAY_STATUS_UNREACHABLE":       3,
 		"RELAY_STATUS_UNKNOWN_INTERCEPT": 4,
 		"RELAY_STATUS_DENIED":            5,
+		"RELAY_STATUS_MULTIPLEXED":       6,
 	}
 )
 
@@ -950,12 +953,15 @@ func (x *ValueMatch) GetValue() string {
 // length followed by the message. Before any payload, one status byte (RelayStatus) comes back from the laptop (or from the manager, if it
 // cannot reach it); until then the agent has sent nothing of the client's and can still use the app instead.
 type RelayHeader struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	InterceptUid  string                 `protobuf:"bytes,1,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
-	Token         []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`             // agent -> manager only
-	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`           // ip:port of the client as the agent saw it
-	Destination   string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // ip:port that the client asked for
-	Datagrams     bool                   `protobuf:"varint,5,opt,name=datagrams,proto3" json:"datagrams,omitempty"`    // frames of pkg/traffic/datagram follow, of any number of clients; source and destination are empty
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	InterceptUid string                 `protobuf:"bytes,1,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
+	Token        []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`             // agent -> manager only
+	Source       string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`           // ip:port of the client as the agent saw it
+	Destination  string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // ip:port that the client asked for
+	Datagrams    bool                   `protobuf:"varint,5,opt,name=datagrams,proto3" json:"datagrams,omitempty"`    // frames of pkg/traffic/datagram follow, of any number of clients; source and destination are empty
+	// The agent would carry many streams over the connection, in frames of pkg/traffic/mux. A laptop that does so answers MULTIPLEXED; one that does not know
+	// of it answers as ever.
+	Multiplexed   bool `protobuf:"varint,6,opt,name=multiplexed,proto3" json:"multiplexed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1021,6 +1027,13 @@ func (x *RelayHeader) GetDestination() string {
 func (x *RelayHeader) GetDatagrams() bool {
 	if x != nil {
 		return x.Datagrams
+	}
+	return false
+}
+
+func (x *RelayHeader) GetMultiplexed() bool {
+	if x != nil {
+		return x.Multiplexed
 	}
 	return false
 }
@@ -1099,13 +1112,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"ValueMatch\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x1a.detour.agent.v1.MatchTypeR\x04type\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\tR\x05value\"\xa0\x01\n" +
+	"\x05value\x18\x03 \x01(\tR\x05value\"\xc2\x01\n" +
 	"\vRelayHeader\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12 \n" +
 	"\vdestination\x18\x04 \x01(\tR\vdestination\x12\x1c\n" +
-	"\tdatagrams\x18\x05 \x01(\bR\tdatagrams*7\n" +
+	"\tdatagrams\x18\x05 \x01(\bR\tdatagrams\x12 \n" +
+	"\vmultiplexed\x18\x06 \x01(\bR\vmultiplexed*7\n" +
 	"\x03Way\x12\x13\n" +
 	"\x0fWAY_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aWAY_APP\x10\x01\x12\x0e\n" +
@@ -1115,14 +1129,15 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x16MATCH_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10MATCH_TYPE_EXACT\x10\x01\x12\x14\n" +
 	"\x10MATCH_TYPE_REGEX\x10\x02\x12\x16\n" +
-	"\x12MATCH_TYPE_PRESENT\x10\x03*\xb5\x01\n" +
+	"\x12MATCH_TYPE_PRESENT\x10\x03*\xd3\x01\n" +
 	"\vRelayStatus\x12\x1c\n" +
 	"\x18RELAY_STATUS_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fRELAY_STATUS_OK\x10\x01\x12\x18\n" +
 	"\x14RELAY_STATUS_REFUSED\x10\x02\x12\x1c\n" +
 	"\x18RELAY_STATUS_UNREACHABLE\x10\x03\x12\"\n" +
 	"\x1eRELAY_STATUS_UNKNOWN_INTERCEPT\x10\x04\x12\x17\n" +
-	"\x13RELAY_STATUS_DENIED\x10\x052U\n" +
+	"\x13RELAY_STATUS_DENIED\x10\x05\x12\x1c\n" +
+	"\x18RELAY_STATUS_MULTIPLEXED\x10\x062U\n" +
 	"\fAgentService\x12E\n" +
 	"\aConnect\x12\x1d.detour.agent.v1.AgentMessage\x1a\x17.detour.agent.v1.Config(\x010\x01B3Z1github.com/detour-dev/detour/rpc/agent/v1;agentv1b\x06proto3"
 

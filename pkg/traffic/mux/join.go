@@ -1,0 +1,131 @@
+package mux
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// A copy begins with a small buffer, and has a large one while reads fill what it has: most connections wait most of the time.
+const smallCopy, largeCopy = 4 << 10, 64 << 10
+
+var largeCopies = sync.Pool{New: func() any { return new([largeCopy]byte) }}
+
+// join answers that the stream is open, and connects it to local until both have ended.
+func (s *Stream) join(local net.Conn) {
+	defer s.conn.forget(s)
+	defer local.Close()
+	s.mu.Lock()
+	s.local = local
+	cut := s.err != nil
+	s.mu.Unlock()
+	if cut || s.conn.say(s.id, answer, []byte{byte(agentv1.RelayStatus_RELAY_STATUS_OK)}) != nil {
+		abort(local)
+		return
+	}
+	s.mu.Lock()
+	s.drain() // what was not to be sent yet
+	s.mu.Unlock()
+	if err := copyAll(s, local); err != nil {
+		_ = s.Abort()
+	} else {
+		_ = s.CloseWrite()
+	}
+	s.mu.Lock()
+	for !s.fin && s.err == nil {
+		s.readable.Wait()
+	}
+	s.mu.Unlock()
+	s.drained.Wait()
+}
+
+// pass writes to local what that takes without waiting, and returns the rest; mu is held.
+func (s *Stream) pass(b []byte) (rest []byte, err error) {
+	some, ok := s.local.(interface{ WriteSome([]byte) (int, error) })
+	if !ok {
+		return b, nil
+	}
+	n, err := some.WriteSome(b)
+	if n == len(b) {
+		s.took(n)
+	} else {
+		s.credits.taken += n
+	}
+	return b[n:], err
+}
+
+// drain has a goroutine write what waits to a local process that does not take all at once; mu is held.
+func (s *Stream) drain() {
+	if s.local == nil || s.draining || s.parts.len() == 0 && !s.fin {
+		return
+	}
+	s.draining = true
+	s.drained.Go(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for s.parts.len() > 0 && s.err == nil {
+			p := s.parts.pop()
+			s.mu.Unlock()
+			_, err := s.local.Write(p.b[p.from:p.to])
+			partPool.Put(p.b)
+			if err != nil {
+				_ = s.Abort()
+			}
+			s.mu.Lock()
+			s.took(p.to - p.from)
+		}
+		s.draining = false
+		if s.fin && s.err == nil {
+			closeWrite(s.local)
+		}
+	})
+}
+
+// copyAll copies until from ends.
+func copyAll(to io.Writer, from io.Reader) error {
+	small := make([]byte, smallCopy)
+	b, large := small, (*[largeCopy]byte)(nil)
+	giveBack := func() {
+		if large != nil {
+			largeCopies.Put(large)
+			b, large = small, nil
+		}
+	}
+	defer giveBack()
+	for {
+		n, err := from.Read(b)
+		if n > 0 {
+			if _, err := to.Write(b[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case n == len(b) && large == nil:
+			large = largeCopies.Get().(*[largeCopy]byte)
+			b = large[:]
+		case n <= smallCopy:
+			giveBack()
+		}
+	}
+}
+
+func closeWrite(c net.Conn) {
+	if w, ok := c.(interface{ CloseWrite() error }); ok {
+		_ = w.CloseWrite()
+	}
+}
+
+// abort closes with a reset.
+func abort(c net.Conn) {
+	if t, ok := c.(interface{ SetLinger(int) error }); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}
