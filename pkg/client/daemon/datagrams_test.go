@@ -3,6 +3,7 @@ package daemon
 import (
 	"bufio"
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -38,7 +39,7 @@ func TestDatagrams(t *testing.T) {
 	var d net.Dialer
 	r := &relayServer{log: slog.New(slog.DiscardHandler), dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 		return d.DialContext(ctx, network, address)
-	}, ports: map[string]uint16{}, conns: map[net.Conn]string{}, timer: map[string]*time.Timer{}}
+	}, ports: map[string]uint16{}, conns: map[io.Closer]string{}, timer: map[string]*time.Timer{}}
 	r.add("uid", port)
 	agent, here := net.Pipe()
 	serving.Go(func() { r.serve(here); _ = here.Close() })

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/detour-dev/detour/pkg/dnsproxy"
+	"github.com/detour-dev/detour/pkg/traffic/mux"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	"github.com/detour-dev/detour/pkg/vif"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
@@ -32,12 +34,12 @@ type relayServer struct {
 
 	mu    sync.Mutex
 	ports map[string]uint16      // by intercept UID
-	conns map[net.Conn]string    // to the intercept's UID
+	conns map[io.Closer]string   // to the intercept's UID
 	timer map[string]*time.Timer // of ended intercepts
 }
 
 func newRelayServer(addresses []netip.Addr, place dnsproxy.Network, log *slog.Logger) (*relayServer, error) {
-	r := &relayServer{log: log, dial: place.Dial, ports: map[string]uint16{}, conns: map[net.Conn]string{}, timer: map[string]*time.Timer{}}
+	r := &relayServer{log: log, dial: place.Dial, ports: map[string]uint16{}, conns: map[io.Closer]string{}, timer: map[string]*time.Timer{}}
 	for i, a := range addresses {
 		l, err := place.Listen("tcp", netip.AddrPortFrom(a, relay.LaptopPort).String())
 		if err != nil {
@@ -76,7 +78,7 @@ func (r *relayServer) end(which func(uid string) bool) {
 	defer r.mu.Unlock()
 	for c, uid := range r.conns {
 		if which(uid) {
-			_ = c.Close()
+			r.open.Go(func() { _ = c.Close() })
 		}
 	}
 }
@@ -117,10 +119,16 @@ func (r *relayServer) serve(c net.Conn) {
 		r.log.Debug("a relayed connection had no header", "err", err)
 		return
 	}
+	var conn io.Closer = c
+	var streams *mux.Conn
+	if header.Multiplexed {
+		streams = mux.New(c, func(*agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) { return r.openLocal(header.InterceptUid) })
+		conn = streams
+	}
 	r.mu.Lock()
 	port, ok := r.ports[header.InterceptUid]
 	if ok {
-		r.conns[c] = header.InterceptUid
+		r.conns[conn] = header.InterceptUid
 	}
 	r.mu.Unlock()
 	if !ok {
@@ -129,9 +137,16 @@ func (r *relayServer) serve(c net.Conn) {
 	}
 	defer func() {
 		r.mu.Lock()
-		delete(r.conns, c)
+		delete(r.conns, conn)
 		r.mu.Unlock()
 	}()
+	if streams != nil {
+		if relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_MULTIPLEXED) == nil {
+			_ = c.SetDeadline(time.Time{})
+			r.log.Debug("a connection of streams has ended", "err", streams.Run())
+		}
+		return
+	}
 	if header.Datagrams {
 		if relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_OK) == nil {
 			_ = c.SetDeadline(time.Time{})
@@ -150,6 +165,21 @@ func (r *relayServer) serve(c net.Conn) {
 	}
 	_ = c.SetDeadline(time.Time{})
 	vif.Splice(c, local)
+}
+
+// openLocal opens what a stream of an intercept leads to.
+func (r *relayServer) openLocal(uid string) (net.Conn, agentv1.RelayStatus) {
+	r.mu.Lock()
+	port, ok := r.ports[uid]
+	r.mu.Unlock()
+	if !ok {
+		return nil, agentv1.RelayStatus_RELAY_STATUS_UNKNOWN_INTERCEPT
+	}
+	local, err := dialLocal(r.dial, port)
+	if err != nil {
+		return nil, agentv1.RelayStatus_RELAY_STATUS_REFUSED
+	}
+	return local, agentv1.RelayStatus_RELAY_STATUS_OK
 }
 
 func dialLocal(dial vif.DialFunc, port uint16) (net.Conn, error) {

@@ -70,7 +70,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	if !roots.AppendCertsFromPEM([]byte(config.CA)) {
 		return errors.New("the configuration has no certificate authority")
 	}
-	a := newAgent(&tls.Config{RootCAs: roots, ServerName: config.Server, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(16)}, log)
+	a := newAgent(&tls.Config{RootCAs: roots, ServerName: config.Server, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(16), DynamicRecordSizingDisabled: true}, log)
 	a.config = config
 	a.ports = newPorts(config)
 

@@ -12,9 +12,11 @@ import (
 	"syscall"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
+	"github.com/detour-dev/detour/pkg/traffic/mux"
 )
 
-const bufferSize = 32 << 10
+// bufferSize is two records of TLS, without the headers of two frames (pkg/traffic/mux).
+const bufferSize = 32<<10 - 16
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
 
@@ -314,6 +316,9 @@ func closeWrite(c net.Conn) {
 // abort closes with a reset where the transport has one: an end in the order of TLS would make what was cut look whole.
 func abort(c net.Conn) {
 	below := bottom(c)
+	if s, ok := below.(*mux.Stream); ok {
+		_ = s.Abort()
+	}
 	if t, ok := below.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
 	}

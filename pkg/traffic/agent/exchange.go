@@ -18,11 +18,13 @@ import (
 	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
+	"github.com/detour-dev/detour/pkg/traffic/mux"
 	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
 const (
-	exchangeBuffer = 16 << 10
+	// With the header of a frame (pkg/traffic/mux) a full buffer is one record of TLS.
+	exchangeBuffer = 16<<10 - 8
 	// lingering is how long a client may go on to send what nobody reads before its connection is closed.
 	lingering = time.Second
 	// watchAfter is how long an answer may take before its client is watched.
@@ -461,21 +463,26 @@ func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, 
 
 // alive says whether a connection on which nothing is expected is neither closed nor has something come.
 func alive(c net.Conn) bool {
-	s, ok := bottom(c).(syscall.Conn)
-	if !ok {
+	var quiet, closed bool
+	switch s := bottom(c).(type) {
+	case *mux.Stream:
+		quiet, closed = s.Quiet()
+	case syscall.Conn:
+		raw, err := s.SyscallConn()
+		if err != nil {
+			return false
+		}
+		if err := raw.Control(func(fd uintptr) {
+			n, err := socket.Peek(fd, make([]byte, 1))
+			quiet, closed = errors.Is(err, syscall.EAGAIN), err == nil && n == 0
+		}); err != nil {
+			return false
+		}
+	default:
 		return true
 	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return false
-	}
-	quiet, closed := false, false
-	err = raw.Control(func(fd uintptr) {
-		n, err := socket.Peek(fd, make([]byte, 1))
-		quiet, closed = errors.Is(err, syscall.EAGAIN), err == nil && n == 0
-	})
-	if err != nil || quiet || closed {
-		return err == nil && quiet
+	if quiet || closed {
+		return quiet
 	}
 	if _, ok := c.(*tls.Conn); !ok {
 		return false

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +37,43 @@ func TestLaptopGetsNewConnections(t *testing.T) {
 
 	p.leave()
 	assert.Equal(t, "app /cart ", p.browse(t).get(t, "/cart"))
+}
+
+// Connections to a laptop are streams on one, or one each where its daemon is older.
+func TestLaptopTakesStreamsOrNot(t *testing.T) {
+	for name, plain := range map[string]bool{"streams": false, "an older daemon": true} {
+		t.Run(name, func(t *testing.T) {
+			m := newLaptop(t, ok, answers("laptop"))
+			m.plain = plain
+			p := newPod(t, "127.0.0.1", app(t), m.authority)
+			p.intercept(m.address)
+			for range 3 {
+				b := p.browse(t)
+				assert.Equal(t, "laptop /cart ", b.get(t, "/cart"))
+				assert.Equal(t, "laptop /more ", b.get(t, "/more"))
+			}
+			if plain {
+				assert.EqualValues(t, 4, m.accepted.Load(), "one found out")
+			} else {
+				assert.EqualValues(t, 1, m.accepted.Load())
+			}
+		})
+	}
+}
+
+// A lane that is lost takes its streams along, and the next request makes another.
+func TestLaneLost(t *testing.T) {
+	m := newLaptop(t, ok, answers("laptop"))
+	p := newPod(t, "127.0.0.1", app(t), m.authority)
+	p.intercept(m.address)
+	for range 3 {
+		b := p.browse(t)
+		assert.Equal(t, "laptop /1 ", b.get(t, "/1"))
+		m.cut()
+		_, err := b.Read(make([]byte, 1))
+		require.ErrorIs(t, err, syscall.ECONNRESET)
+		require.Eventually(t, func() bool { return p.browse(t).get(t, "/2") == "laptop /2 " }, patience, time.Millisecond)
+	}
 }
 
 // A keep-alive connection that lives longer than an intercept's changes changes with them, between two requests: connection
@@ -257,7 +295,7 @@ func TestLaptopHangsUpAfterTheIntercept(t *testing.T) {
 func TestLaptopLostBeforeItsAnswer(t *testing.T) {
 	m := newLaptop(t, ok, func(c net.Conn) {
 		_, _ = c.Read(make([]byte, 1))
-		raw := c.(*tls.Conn).NetConn().(*net.TCPConn)
+		raw := bottom(c).(*net.TCPConn)
 		_ = raw.SetLinger(0)
 		_ = raw.Close()
 	})

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"crypto/tls"
 	"io"
 	"net"
 	"syscall"
@@ -17,7 +16,7 @@ func TestLaptopLostInItsAnswer(t *testing.T) {
 		_, _ = io.ReadFull(c, make([]byte, 5))
 		_, _ = io.WriteString(c, "half ")
 		<-reset
-		raw := c.(*tls.Conn).NetConn().(*net.TCPConn)
+		raw := bottom(c).(*net.TCPConn)
 		_ = raw.SetLinger(0)
 		_ = raw.Close()
 	})

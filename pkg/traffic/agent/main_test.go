@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/detour-dev/detour/pkg/traffic/mux"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -170,6 +171,11 @@ type laptop struct {
 	certificate *x509.Certificate
 	headers     chan *agentv1.RelayHeader // of every connection, in order
 	status      atomic.Int32
+	accepted    atomic.Int32 // connections
+	plain       bool         // it knows of no streams
+	mu          sync.Mutex
+	raw         []*net.TCPConn
+	ctx         context.Context // of connections that carry streams
 }
 
 // newLaptop answers headers with status, and leaves the connections that it accepts to handle.
@@ -179,11 +185,21 @@ func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) 
 	require.NoError(t, err)
 	m := &laptop{authority: authority, certificate: leaf, headers: make(chan *agentv1.RelayHeader, 100)}
 	m.status.Store(int32(status))
+	var cancel context.CancelFunc
+	m.ctx, cancel = context.WithCancel(context.Background())
 	port := serve(t, "127.0.0.1", func(raw *net.TCPConn) {
 		c := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13})
 		defer c.Close()
 		header, err := relay.ReadHeader(c)
 		if err != nil {
+			return
+		}
+		m.accepted.Add(1)
+		m.mu.Lock()
+		m.raw = append(m.raw, raw)
+		m.mu.Unlock()
+		if header.Multiplexed && !m.plain {
+			m.join(c, header, handle)
 			return
 		}
 		m.headers <- header
@@ -193,7 +209,63 @@ func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) 
 		}
 	})
 	m.address = fmt.Sprintf("127.0.0.1:%d", port)
+	t.Cleanup(cancel)
 	return m
+}
+
+// cut resets the connections that it has.
+func (m *laptop) cut() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.raw {
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+	m.raw = nil
+}
+
+// join takes streams, as the daemon does, and answers each as it would a connection.
+func (m *laptop) join(c net.Conn, first *agentv1.RelayHeader, handle func(net.Conn)) {
+	if status := agentv1.RelayStatus(m.status.Load()); status != agentv1.RelayStatus_RELAY_STATUS_OK && status != agentv1.RelayStatus_RELAY_STATUS_REFUSED {
+		_ = relay.WriteStatus(c, status)
+		return
+	}
+	if relay.WriteStatus(c, agentv1.RelayStatus_RELAY_STATUS_MULTIPLEXED) != nil {
+		return
+	}
+	_ = c.SetDeadline(time.Time{})
+	var handling sync.WaitGroup
+	defer handling.Wait()
+	streams := mux.New(c, func(header *agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) {
+		header.InterceptUid, header.Token = first.InterceptUid, first.Token
+		m.headers <- header
+		status := agentv1.RelayStatus(m.status.Load())
+		if status != agentv1.RelayStatus_RELAY_STATUS_OK {
+			return nil, status
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, agentv1.RelayStatus_RELAY_STATUS_REFUSED
+		}
+		defer l.Close()
+		there, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			return nil, agentv1.RelayStatus_RELAY_STATUS_REFUSED
+		}
+		here, err := l.Accept()
+		if err != nil {
+			return nil, agentv1.RelayStatus_RELAY_STATUS_REFUSED
+		}
+		handling.Go(func() {
+			defer here.Close()
+			_ = here.SetDeadline(time.Now().Add(patience))
+			handle(here)
+		})
+		return there, status
+	})
+	stop := context.AfterFunc(m.ctx, func() { _ = streams.Close() })
+	defer stop()
+	_ = streams.Run()
 }
 
 func newCertificate(t *testing.T) (tls.Certificate, *x509.CertPool) {

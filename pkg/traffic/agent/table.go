@@ -39,6 +39,7 @@ type target struct {
 	failed     atomic.Bool   // the last link did
 	pool       sync.Once     // makes transport
 	transport  transport
+	lanes      lanes
 }
 
 // out says whether the app has to answer in place of a laptop that could not be reached lately.

@@ -71,7 +71,11 @@ func (a *agent) openLaptop(ctx context.Context, t *target, header *agentv1.Relay
 		return nil, errors.New("the laptop could not be reached a moment ago")
 	}
 	header.InterceptUid, header.Token = t.Uid, t.Token
-	conn, silent, err := a.relayed(ctx, t, header)
+	open := a.stream
+	if header.Datagrams {
+		open = a.relayed
+	}
+	conn, silent, err := open(ctx, t, header)
 	if silent && ctx.Err() == nil {
 		a.leaveOut(t, header)
 	}
@@ -82,25 +86,37 @@ func (a *agent) openLaptop(ctx context.Context, t *target, header *agentv1.Relay
 func (a *agent) relayed(ctx context.Context, t *target, header *agentv1.RelayHeader) (_ net.Conn, silent bool, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
+	conn, status, err := a.ask(ctx, t, header)
+	if err == nil && status == agentv1.RelayStatus_RELAY_STATUS_OK {
+		return conn, false, nil
+	}
+	if conn != nil {
+		_ = conn.Close()
+	}
+	return nil, unheard(status, err), errors.Join(fmt.Errorf("the relay answered %s", status), err)
+}
+
+// unheard says whether an answer of the relay says nothing of the laptop.
+func unheard(status agentv1.RelayStatus, err error) bool {
+	return err != nil || status == agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE
+}
+
+// ask opens a connection to the relay with a header, and says what came back.
+func (a *agent) ask(ctx context.Context, t *target, header *agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus, error) {
 	plain, err := relayDialer.DialContext(ctx, "tcp", t.RelayAddress)
 	if err != nil {
-		return nil, true, fmt.Errorf("dial the relay: %w", err)
+		return nil, 0, fmt.Errorf("dial the relay: %w", err)
 	}
 	conn := tls.Client(socket.New(plain), a.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
-		return nil, true, fmt.Errorf("greet the relay: %w", err)
+		return nil, 0, fmt.Errorf("greet the relay: %w", err)
 	}
 	deadline, _ := ctx.Deadline()
 	_ = conn.SetDeadline(deadline)
 	status, err := openRelay(conn, header)
-	if err != nil || status != agentv1.RelayStatus_RELAY_STATUS_OK {
-		_ = conn.Close()
-		silent = err != nil || status == agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE
-		return nil, silent, errors.Join(fmt.Errorf("the relay answered %s", status), err)
-	}
 	_ = conn.SetDeadline(time.Time{})
-	return conn, false, nil
+	return conn, status, err
 }
 
 // leaveOut passes a laptop over that was silent, until it is not: that is found out in the background, so that no request waits for it.
