@@ -55,6 +55,10 @@ test-unit: ## unit tests with the race detector, and the builds for other platfo
 test-integration: ## the suites on a real cluster, which is started for them and stopped afterwards
 	@integration/run.sh go test -C integration -v -count=1 -timeout 50m -p 1 ./suite/... ./cluster/...
 
+.PHONY: fuzz
+fuzz: ## every parser of bytes from the network on made-up input, FUZZTIME (10s) each
+	@.ci/fuzz $(or $(FUZZTIME),10s)
+
 .PHONY: bench
 bench: ## measure the data path beside the plain route, on a local cluster; prints a table and writes bench/out/bench.json
 	@.ci/deps wrk
