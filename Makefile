@@ -47,7 +47,7 @@ test: deps lint test-unit test-integration ## everything
 .PHONY: test-unit
 test-unit: ## unit tests with the race detector, and the builds for other platforms
 	@echo "== unit tests (race detector on)"
-	go test -race -count=1 ./pkg/vif ./pkg/traffic/agent ./... # first those that wait most
+	go test -race -count=1 ./...
 	@echo "== cmd/detour on other platforms"
 	@for os in darwin windows; do echo "building for $$os"; GOOS=$$os CGO_ENABLED=0 go build -o /dev/null ./cmd/detour; done
 

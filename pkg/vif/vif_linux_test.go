@@ -134,7 +134,7 @@ func echo(t *testing.T) netip.AddrPort {
 
 func dialFromLaptop(network, address string) (c net.Conn, err error) {
 	err = inLaptop(func() error {
-		c, err = (&net.Dialer{Timeout: 5 * time.Second}).Dial(network, address)
+		c, err = (&net.Dialer{Timeout: patience}).Dial(network, address)
 		return err
 	})
 	return c, err
