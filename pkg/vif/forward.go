@@ -3,7 +3,6 @@ package vif
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -26,14 +25,10 @@ const (
 	dnsIdle    = 5 * time.Second
 	dnsPort    = 53
 	maxPending = 4096 // TCP connections that wait for their dial
-	// A copy begins with a small buffer, takes a large one while reads fill what it has, and gives that back when one brings little again:
-	// most connections wait most of the time.
-	copyBuffer, smallCopy = 64 << 10, 4 << 10
-	// A transfer is bulk after so many full buffers in a row, and for so long.
-	bulkAfter, bulkLength = 4, 16 << 20
 )
 
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
+// datagramBuffers have room for any datagram.
+var datagramBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
 // forwarder ends the laptops' flows in netstack and carries them on with the cluster's ordinary sockets.
 type forwarder struct {
@@ -133,8 +128,8 @@ func (f *forwarder) udp(r *udp.ForwarderRequest) bool {
 
 // copyDatagrams ends after idle without traffic from either side, because both directions push both deadlines.
 func copyDatagrams(from, to net.Conn, idle time.Duration) {
-	pooled := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(pooled)
+	pooled := datagramBuffers.Get().(*[]byte)
+	defer datagramBuffers.Put(pooled)
 	for {
 		_ = from.SetReadDeadline(time.Now().Add(idle))
 		n, err := from.Read(*pooled)
@@ -192,7 +187,7 @@ func Splice(a, b net.Conn) {
 	a, b = socket.New(a), socket.New(b)
 	var both sync.WaitGroup
 	direction := func(from, to net.Conn) {
-		if err := copyStream(to, from); err != nil {
+		if err := socket.Copy(to, from); err != nil {
 			abort(from)
 			abort(to)
 			return
@@ -208,61 +203,6 @@ func Splice(a, b net.Conn) {
 	both.Wait()
 	_ = a.Close()
 	_ = b.Close()
-}
-
-func copyStream(to io.Writer, from io.Reader) error {
-	small := make([]byte, smallCopy)
-	buf, large := small, (*[]byte)(nil)
-	giveBack := func() {
-		if large != nil {
-			copyBuffers.Put(large)
-			buf, large = small, nil
-		}
-	}
-	defer giveBack()
-	full := 0
-	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			if _, werr := to.Write(buf[:n]); werr != nil {
-				return werr
-			}
-		}
-		if n == copyBuffer {
-			full++
-		} else {
-			full = 0
-		}
-		if full == bulkAfter && err == nil {
-			full = 0
-			err = spliceSockets(to, from)
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		case n == len(buf) && large == nil:
-			large = copyBuffers.Get().(*[]byte)
-			buf = *large
-		case n <= smallCopy:
-			giveBack()
-		}
-	}
-}
-
-// spliceSockets lets the kernel move the next bytes itself, where both are its sockets. Small messages would pay more for that than they gain.
-func spliceSockets(to io.Writer, from io.Reader) error {
-	w, ok := to.(*socket.Conn)
-	if !ok {
-		return nil
-	}
-	r, ok := from.(*socket.Conn)
-	if !ok {
-		return nil
-	}
-	_, err := io.CopyN(w.TCPConn, r.TCPConn, bulkLength)
-	return err
 }
 
 // flowTable knows the open flows of each laptop, so that they can be reset together.

@@ -118,8 +118,8 @@ func (p *pinger) flow(key pingKey) *neticmp.PacketConn {
 
 // answer carries replies back until none have come for a while. It is only the one who was asked that answers: the kernel sorts by identifier.
 func (p *pinger) answer(key pingKey, c *neticmp.PacketConn) {
-	pooled := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(pooled)
+	pooled := datagramBuffers.Get().(*[]byte)
+	defer datagramBuffers.Put(pooled)
 	for {
 		n, _, err := c.ReadFrom(*pooled)
 		if err != nil {

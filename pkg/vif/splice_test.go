@@ -44,7 +44,7 @@ func TestSpliceSockets(t *testing.T) {
 		all.Go(func() {
 			defer from.CloseWrite() //nolint:errcheck // the reader sees it
 			random := mathrand.NewChaCha8([32]byte{})
-			for _, size := range []int64{1, 100, bulkLength + 3*copyBuffer, 5, 40, 2*bulkLength + 7, 1} {
+			for _, size := range []int64{1, 100, 16<<20 + 3*64<<10, 5, 40, 32<<20 + 7, 1} {
 				if _, err := io.CopyN(io.MultiWriter(from, sent), random, size); err != nil {
 					t.Error(err)
 				}

@@ -1,18 +1,11 @@
 package mux
 
 import (
-	"errors"
-	"io"
 	"net"
-	"sync"
 
+	"github.com/detour-dev/detour/pkg/socket"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
-
-// A copy begins with a small buffer, and has a large one while reads fill what it has: most connections wait most of the time.
-const smallCopy, largeCopy = 4 << 10, 64 << 10
-
-var largeCopies = sync.Pool{New: func() any { return new([largeCopy]byte) }}
 
 // join answers that the stream is open, and connects it to local until both have ended.
 func (s *Stream) join(local net.Conn) {
@@ -29,7 +22,7 @@ func (s *Stream) join(local net.Conn) {
 	s.mu.Lock()
 	s.drain() // what was not to be sent yet
 	s.mu.Unlock()
-	if err := copyAll(s, local); err != nil {
+	if err := socket.Copy(s, local); err != nil {
 		_ = s.Abort()
 	} else {
 		_ = s.CloseWrite()
@@ -82,38 +75,6 @@ func (s *Stream) drain() {
 			closeWrite(s.local)
 		}
 	})
-}
-
-// copyAll copies until from ends.
-func copyAll(to io.Writer, from io.Reader) error {
-	small := make([]byte, smallCopy)
-	b, large := small, (*[largeCopy]byte)(nil)
-	giveBack := func() {
-		if large != nil {
-			largeCopies.Put(large)
-			b, large = small, nil
-		}
-	}
-	defer giveBack()
-	for {
-		n, err := from.Read(b)
-		if n > 0 {
-			if _, err := to.Write(b[:n]); err != nil {
-				return err
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		case n == len(b) && large == nil:
-			large = largeCopies.Get().(*[largeCopy]byte)
-			b = large[:]
-		case n <= smallCopy:
-			giveBack()
-		}
-	}
 }
 
 func closeWrite(c net.Conn) {
