@@ -18,9 +18,11 @@ type matchFlags struct {
 	path, pathPrefix string
 	headers, query   []string
 	methods          []string
+	given            func(flag string) bool
 }
 
 func (m *matchFlags) add(f *pflag.FlagSet) {
+	m.given = f.Changed
 	f.BoolVar(&m.me, "me", false, "only my requests: with the header "+route.UserHeader+": ME, or the baggage member "+route.Baggage+"=ME")
 	f.StringArrayVar(&m.headers, "header", nil, "only requests with a header: NAME=VALUE, NAME~=REGEX or NAME (repeatable)")
 	f.StringArrayVar(&m.query, "query", nil, "only requests with a query parameter: NAME=VALUE, NAME~=REGEX or NAME (repeatable)")
@@ -31,6 +33,12 @@ func (m *matchFlags) add(f *pflag.FlagSet) {
 
 // match is nil when no flag was given.
 func (m *matchFlags) match() (*agentv1.Match, error) {
+	// A variable of the shell that is not set must not turn a personal intercept into one that takes everybody's traffic.
+	for flag, empty := range map[string]bool{"path": m.path == "", "path-prefix": m.pathPrefix == "", "method": len(m.methods) == 0} {
+		if empty && m.given(flag) {
+			return nil, fmt.Errorf("--%s is empty, so it is no condition: give it a value, or leave it out", flag)
+		}
+	}
 	spec := &agentv1.Match{Path: m.path, PathPrefix: m.pathPrefix}
 	if m.me {
 		spec.User = userName()

@@ -37,17 +37,27 @@ func TestMatchFlags(t *testing.T) {
 			assert.Equal(t, c.curl, curl(match, &daemonv1.Intercept{Service: "catalog", Namespace: "shop", ServicePort: 80}))
 		}
 	}
-	for said, args := range map[string][]string{
-		"NAME=VALUE":     {"--header", "=alice"},
-		"not both":       {"--path", "/a", "--path-prefix", "/b"},
-		"does not begin": {"--path", "a"},
-		"missing":        {"--header", "x~=("},
+	for _, c := range []struct {
+		said string
+		args []string
+	}{
+		{"NAME=VALUE", []string{"--header", "=alice"}},
+		{"not both", []string{"--path", "/a", "--path-prefix", "/b"}},
+		{"does not begin", []string{"--path", "a"}},
+		{"missing", []string{"--header", "x~=("}},
+		// As a shell makes them of a variable that is not set. No condition at all would take everybody's traffic.
+		{"--path is empty", []string{"--path", ""}},
+		{"--path-prefix is empty", []string{"--path-prefix", ""}},
+		{"--method is empty", []string{"--method", ""}},
+		{"NAME=VALUE", []string{"--header", ""}},
+		{"NAME=VALUE", []string{"--query", ""}},
+		{"--path-prefix is empty", []string{"--me", "--path-prefix="}},
 	} {
 		var m matchFlags
 		f := pflag.NewFlagSet("", pflag.ContinueOnError)
 		m.add(f)
-		require.NoError(t, f.Parse(args))
+		require.NoError(t, f.Parse(c.args))
 		_, err := m.match()
-		assert.ErrorContains(t, err, said)
+		assert.ErrorContains(t, err, c.said, "%q", c.args)
 	}
 }
