@@ -26,7 +26,7 @@ func (m *matchFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&m.me, "me", false, "only my requests: with the header "+route.UserHeader+": ME, or the baggage member "+route.Baggage+"=ME")
 	f.StringArrayVar(&m.headers, "header", nil, "only requests with a header: NAME=VALUE, NAME~=REGEX or NAME (repeatable)")
 	f.StringArrayVar(&m.query, "query", nil, "only requests with a query parameter: NAME=VALUE, NAME~=REGEX or NAME (repeatable)")
-	f.StringSliceVar(&m.methods, "method", nil, "only requests with one of these methods")
+	f.StringSliceVar(&m.methods, "method", nil, "only requests with one of these methods: GET,POST (repeatable)")
 	f.StringVar(&m.path, "path", "", "only requests for this path")
 	f.StringVar(&m.pathPrefix, "path-prefix", "", "only requests for this path and what is below it")
 }
@@ -44,20 +44,22 @@ func (m *matchFlags) match() (*agentv1.Match, error) {
 		spec.User = userName()
 	}
 	for _, method := range m.methods {
-		spec.Methods = append(spec.Methods, strings.ToUpper(method))
+		spec.Methods = append(spec.Methods, strings.ToUpper(strings.TrimSpace(method)))
 	}
-	for _, list := range []struct {
-		flag  string
-		texts []string
-		into  *[]*agentv1.ValueMatch
-	}{{"--header", m.headers, &spec.Headers}, {"--query", m.query, &spec.Query}} {
-		for _, text := range list.texts {
-			v, err := parseValue(text)
-			if err != nil {
-				return nil, fmt.Errorf("%s %q: %w", list.flag, text, err)
-			}
-			*list.into = append(*list.into, v)
+	for _, text := range m.headers {
+		v, ok := parseValue(text)
+		if !ok || strings.ContainsAny(v.Name, " \t:") {
+			return nil, fmt.Errorf("--header %q: write NAME=VALUE, NAME~=REGEX or NAME", text)
 		}
+		v.Value = strings.TrimSpace(v.Value) // as servers and HTTP/1 clients do
+		spec.Headers = append(spec.Headers, v)
+	}
+	for _, text := range m.query {
+		v, ok := parseValue(text)
+		if !ok {
+			return nil, fmt.Errorf("--query %q: write NAME=VALUE, NAME~=REGEX or NAME", text)
+		}
+		spec.Query = append(spec.Query, v)
 	}
 	if !m.me && m.path == "" && m.pathPrefix == "" && len(m.headers)+len(m.query)+len(m.methods) == 0 {
 		return nil, nil //nolint:nilnil // no match is everything
@@ -68,7 +70,7 @@ func (m *matchFlags) match() (*agentv1.Match, error) {
 	return spec, nil
 }
 
-func parseValue(text string) (*agentv1.ValueMatch, error) {
+func parseValue(text string) (_ *agentv1.ValueMatch, ok bool) {
 	name, value, equals := strings.Cut(text, "=")
 	kind := agentv1.MatchType_MATCH_TYPE_EXACT
 	switch {
@@ -77,10 +79,7 @@ func parseValue(text string) (*agentv1.ValueMatch, error) {
 	case strings.HasSuffix(name, "~"):
 		name, kind = strings.TrimSuffix(name, "~"), agentv1.MatchType_MATCH_TYPE_REGEX
 	}
-	if strings.TrimSpace(name) == "" || strings.ContainsAny(name, " \t:") {
-		return nil, fmt.Errorf("write NAME=VALUE, NAME~=REGEX or NAME")
-	}
-	return &agentv1.ValueMatch{Name: name, Type: kind, Value: value}, nil
+	return &agentv1.ValueMatch{Name: name, Type: kind, Value: value}, strings.TrimSpace(name) != ""
 }
 
 // curl is a command line whose request meets the conditions, where they say one; empty where they do not.

@@ -24,6 +24,10 @@ func TestMatchFlags(t *testing.T) {
 		{[]string{"--header", "x-dev~=al.*"}, "header x-dev~=al.*", ""},
 		{[]string{"--header", "x-dev=it's"}, "header x-dev=it's", `curl -H 'x-dev: it'\''s' http://catalog.shop/`},
 		{[]string{"--path-prefix", "/api", "--query", "dev=alice", "--method", "post,put"}, "query dev=alice, paths under /api, method POST or PUT", "curl -X POST 'http://catalog.shop/api?dev=alice'"},
+		{[]string{"--method", "GET, post"}, "method GET or POST", "curl -X GET http://catalog.shop/"},
+		{[]string{"--method", "put", "--method", "Patch"}, "method PUT or PATCH", "curl -X PUT http://catalog.shop/"},
+		{[]string{"--header", "x-dev= alice "}, "header x-dev=alice", "curl -H 'x-dev: alice' http://catalog.shop/"},
+		{[]string{"--header", "x-dev~= a"}, "header x-dev~=a", ""},
 		{[]string{"--path", "/a", "--header", "x=y=z"}, "header x=y=z, path /a", "curl -H 'x: y=z' http://catalog.shop/a"},
 	} {
 		var m matchFlags
@@ -45,6 +49,11 @@ func TestMatchFlags(t *testing.T) {
 		{"not both", []string{"--path", "/a", "--path-prefix", "/b"}},
 		{"does not begin", []string{"--path", "a"}},
 		{"missing", []string{"--header", "x~=("}},
+		{"NAME=VALUE", []string{"--header", "x dev=alice"}},
+		{"NAME=VALUE", []string{"--header", "x-dev: alice"}},
+		{"no name of a header", []string{"--header", "x(dev)=alice"}},
+		{"method \"\" is none", []string{"--method", "GET,"}},
+		{"method \"GET POST\" is none", []string{"--method", "get post"}},
 		// As a shell makes them of a variable that is not set. No condition at all would take everybody's traffic.
 		{"--path is empty", []string{"--path", ""}},
 		{"--path-prefix is empty", []string{"--path-prefix", ""}},

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/net/http/httpguts"
+
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -52,6 +54,20 @@ func Compile(spec *agentv1.Match) (*Match, error) {
 			return nil, fmt.Errorf("the path %q does not begin with /", p)
 		}
 	}
+	// What no request can have would be a condition that never holds.
+	for _, method := range spec.Methods {
+		if !isToken(method) {
+			return nil, fmt.Errorf("the method %q is none: it is one word, such as POST", method)
+		}
+	}
+	for _, h := range spec.Headers {
+		switch {
+		case h.Name != "" && !isToken(h.Name):
+			return nil, fmt.Errorf("%q is no name of a header", h.Name)
+		case isExact(h) && (strings.TrimSpace(h.Value) != h.Value || !httpguts.ValidHeaderFieldValue(h.Value)):
+			return nil, fmt.Errorf("the header %s cannot have the value %q: there are no blanks around it, nor control characters in it", h.Name, h.Value)
+		}
+	}
 	var err error
 	if m.headers, err = conditions("header", spec.Headers); err != nil {
 		return nil, err
@@ -59,6 +75,11 @@ func Compile(spec *agentv1.Match) (*Match, error) {
 	m.queries, err = conditions("query parameter", spec.Query)
 	return m, err
 }
+
+// isToken says whether s is what HTTP calls a token, as names and methods are.
+func isToken(s string) bool { return httpguts.ValidHeaderFieldName(s) }
+
+func isExact(v *agentv1.ValueMatch) bool { return v.Type <= agentv1.MatchType_MATCH_TYPE_EXACT }
 
 func conditions(kind string, all []*agentv1.ValueMatch) ([]condition, error) {
 	var compiled []condition

@@ -14,7 +14,7 @@ import (
 func Compare(a, b *agentv1.Match) int {
 	exact := func(all []*agentv1.ValueMatch) (n int) {
 		for _, v := range all {
-			if v.Type != agentv1.MatchType_MATCH_TYPE_REGEX && v.Type != agentv1.MatchType_MATCH_TYPE_PRESENT {
+			if isExact(v) {
 				n++
 			}
 		}
@@ -62,8 +62,7 @@ func disjoint(a, b *agentv1.Match) bool {
 func exclude(a, b []*agentv1.ValueMatch, same func(string, string) bool) bool {
 	for _, x := range a {
 		for _, y := range b {
-			plain := x.Type <= agentv1.MatchType_MATCH_TYPE_EXACT && y.Type <= agentv1.MatchType_MATCH_TYPE_EXACT
-			if same(x.Name, y.Name) && plain && x.Value != y.Value {
+			if same(x.Name, y.Name) && isExact(x) && isExact(y) && x.Value != y.Value {
 				return true
 			}
 		}

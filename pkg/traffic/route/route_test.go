@@ -79,6 +79,14 @@ func TestCompileRefuses(t *testing.T) {
 		"does not begin":     {Path: "a"},
 		"without a name":     {Headers: []*agentv1.ValueMatch{{Value: "x"}}},
 		"missing closing )":  {Headers: []*agentv1.ValueMatch{pattern("x", "(")}},
+
+		// What no request can have, so that nothing would ever match.
+		`the method " POST" is none`:              {Methods: []string{"GET", " POST"}},
+		`the method "" is none`:                   {Methods: []string{""}},
+		`"x dev" is no name of a header`:          header("x dev", "alice"),
+		`"x-dev:" is no name of a header`:         header("x-dev:", "alice"),
+		`header x-dev cannot have the value " a`:  header("x-dev", " alice"),
+		`header x-dev cannot have the value "a\n`: header("x-dev", "a\nb: c"),
 	} {
 		_, err := Compile(m)
 		assert.ErrorContains(t, err, said)
