@@ -197,6 +197,17 @@ func TestRootless(t *testing.T) {
 		require.Contains(t, complaint, "no-such-command")
 	})
 
+	t.Run("a shell", func(t *testing.T) {
+		cmd := u.command("detour", "shell")
+		cmd.Env = append(cmd.Env, "SHELL=/bin/sh")
+		cmd.Stdin = strings.NewReader("curl -sS --max-time 10 http://catalog.shop/\nexit 4\n")
+		var complaint bytes.Buffer
+		cmd.Stderr = &complaint
+		out, err := cmd.Output()
+		require.Equal(t, "cluster", editionOf(string(out)), "%v %s", err, &complaint)
+		require.Equal(t, 4, cmd.ProcessState.ExitCode())
+	})
+
 	t.Run("signals reach it", func(t *testing.T) {
 		cmd := u.command("detour", "run", "--", "sh", "-c", `trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.1; done`)
 		out, err := cmd.StdoutPipe()
@@ -300,7 +311,11 @@ func TestRootlessInterceptsSideBySide(t *testing.T) {
 	before := hostState(t)
 	ends := map[string]func() int{}
 	for service, who := range map[string]*user{"catalog": u, "frontend": v} {
-		cmd := who.command("detour", "intercept", service, "-n", "shop", "--port", "8080", "--", u.program, "serve", "127.0.0.1:8080", `{"edition":"laptop","service":"`+service+`"}`, "5")
+		args := []string{"detour", "intercept", service, "-n", "shop", "--port", "8080"}
+		if service == "catalog" {
+			args = append(args, "--me")
+		}
+		cmd := who.command(append(args, "--", u.program, "serve", "127.0.0.1:8080", `{"edition":"laptop","service":"`+service+`"}`, "5")...)
 		var out lockedBuffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		require.NoError(t, cmd.Start())
@@ -313,12 +328,24 @@ func TestRootlessInterceptsSideBySide(t *testing.T) {
 			<-over
 			return cmd.ProcessState.ExitCode()
 		}
+		require.Eventually(t, func() bool { return strings.Contains(out.String(), "intercepted: service "+service) }, 90*time.Second, 100*time.Millisecond, "%s", &out)
 		page := func() string {
 			out, _ := command("kubectl", "get", "--raw", "/api/v1/namespaces/shop/services/"+service+":http/proxy/")
 			return out
 		}
+		if service == "catalog" { // as its user is told to
+			var line string
+			require.Eventually(t, func() (whole bool) {
+				_, rest, _ := strings.Cut(out.String(), "try: ")
+				line, _, whole = strings.Cut(rest, "\n")
+				return whole
+			}, 10*time.Second, 20*time.Millisecond, "%s", &out)
+			page = func() string {
+				answer, _ := who.command("sh", "-c", line).CombinedOutput()
+				return string(answer)
+			}
+		}
 		require.Eventually(t, func() bool { return strings.Contains(page(), `"edition":"laptop","service":"`+service+`"`) }, 90*time.Second, 300*time.Millisecond, "%s", &out)
-		require.Eventually(t, func() bool { return strings.Contains(out.String(), "intercepted: service "+service) }, 90*time.Second, 100*time.Millisecond, "%s", &out)
 	}
 	require.Equal(t, before, hostState(t), "while both are intercepted")
 	for service, end := range ends {

@@ -73,7 +73,7 @@ func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptReque
 	if err != nil {
 		return err
 	}
-	return a.printIntercepts(a.Out, requests, made)
+	return a.printIntercepts(a.Out, requests, made, s.Rootless)
 }
 
 // serviceAndCommand takes a command only after --, where it is meant.
@@ -110,14 +110,14 @@ func (a *app) interceptAll(ctx context.Context, client daemonv1.DaemonServiceCli
 	return made, nil
 }
 
-func (a *app) printIntercepts(w io.Writer, requests []*daemonv1.InterceptRequest, made []*daemonv1.Intercept) error {
+func (a *app) printIntercepts(w io.Writer, requests []*daemonv1.InterceptRequest, made []*daemonv1.Intercept, rootless bool) error {
 	var value any = made
 	if len(made) == 1 {
 		value = made[0]
 	}
 	return a.printTo(w, value, func(w io.Writer) {
 		for i := range made {
-			printIntercept(w, requests[i], made[i])
+			printIntercept(w, requests[i], made[i], rootless)
 		}
 	})
 }

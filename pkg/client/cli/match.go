@@ -1,7 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
+	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -85,8 +88,14 @@ func parseValue(text string) (_ *agentv1.ValueMatch, ok bool) {
 // curl is a command line whose request meets the conditions, where they say one; empty where they do not.
 func curl(m *agentv1.Match, i *daemonv1.Intercept) string {
 	words := []string{"curl"}
-	if len(m.Methods) > 0 {
-		words = append(words, "-X", m.Methods[0])
+	// -X HEAD would wait for a body, and GET is curl's own.
+	body := slices.IndexFunc(m.Methods, func(method string) bool { return method != http.MethodHead })
+	switch {
+	case len(m.Methods) == 0 || slices.Contains(m.Methods, http.MethodGet):
+	case body < 0:
+		words = append(words, "-I")
+	default:
+		words = append(words, "-X", m.Methods[body])
 	}
 	if m.User != "" {
 		words = append(words, "-H", quote(route.UserHeader+": "+m.User))
@@ -98,7 +107,11 @@ func curl(m *agentv1.Match, i *daemonv1.Intercept) string {
 		case agentv1.MatchType_MATCH_TYPE_PRESENT:
 			words = append(words, "-H", quote(h.Name+": 1"))
 		default:
-			words = append(words, "-H", quote(h.Name+": "+h.Value))
+			field := h.Name + ": " + h.Value
+			if h.Value == "" {
+				field = h.Name + ";" // a colon with nothing after it takes the field away
+			}
+			words = append(words, "-H", quote(field))
 		}
 	}
 	var query []string
@@ -106,7 +119,7 @@ func curl(m *agentv1.Match, i *daemonv1.Intercept) string {
 		if q.Type == agentv1.MatchType_MATCH_TYPE_REGEX {
 			return ""
 		}
-		query = append(query, q.Name+"="+q.Value)
+		query = append(query, url.QueryEscape(q.Name)+"="+url.QueryEscape(q.Value))
 	}
 	scheme, usual := "http", uint32(80)
 	if i.TlsSecret != "" {
@@ -117,10 +130,8 @@ func curl(m *agentv1.Match, i *daemonv1.Intercept) string {
 	if i.ServicePort != usual {
 		target += fmt.Sprintf(":%d", i.ServicePort)
 	}
-	target += m.Path + m.PathPrefix
-	if m.Path+m.PathPrefix == "" {
-		target += "/"
-	}
+	path := url.URL{Path: cmp.Or(m.Path, m.PathPrefix, "/")}
+	target += path.EscapedPath()
 	if len(query) > 0 {
 		target += "?" + strings.Join(query, "&")
 	}

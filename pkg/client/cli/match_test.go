@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/spf13/pflag"
@@ -24,10 +25,17 @@ func TestMatchFlags(t *testing.T) {
 		{[]string{"--header", "x-dev~=al.*"}, "header x-dev~=al.*", ""},
 		{[]string{"--header", "x-dev=it's"}, "header x-dev=it's", `curl -H 'x-dev: it'\''s' http://catalog.shop/`},
 		{[]string{"--path-prefix", "/api", "--query", "dev=alice", "--method", "post,put"}, "query dev=alice, paths under /api, method POST or PUT", "curl -X POST 'http://catalog.shop/api?dev=alice'"},
-		{[]string{"--method", "GET, post"}, "method GET or POST", "curl -X GET http://catalog.shop/"},
+		{[]string{"--method", "GET, post"}, "method GET or POST", "curl http://catalog.shop/"},
 		{[]string{"--method", "put", "--method", "Patch"}, "method PUT or PATCH", "curl -X PUT http://catalog.shop/"},
 		{[]string{"--header", "x-dev= alice "}, "header x-dev=alice", "curl -H 'x-dev: alice' http://catalog.shop/"},
 		{[]string{"--header", "x-dev~= a"}, "header x-dev~=a", ""},
+		{[]string{"--query", "q= a"}, "query q= a", "curl 'http://catalog.shop/?q=+a'"},
+		{[]string{"--method", "HEAD"}, "method HEAD", "curl -I http://catalog.shop/"},
+		{[]string{"--method", "HEAD,PUT"}, "method HEAD or PUT", "curl -X PUT http://catalog.shop/"},
+		{[]string{"--header", "x-dev="}, "header x-dev=", "curl -H 'x-dev;' http://catalog.shop/"},
+		{[]string{"--query", "q=a b&c"}, "query q=a b&c", "curl 'http://catalog.shop/?q=a+b%26c'"},
+		{[]string{"--query", "a b"}, "query a b", "curl 'http://catalog.shop/?a+b='"},
+		{[]string{"--path", "/a b?[1-2]"}, "path /a b?[1-2]", "curl http://catalog.shop/a%20b%3F%5B1-2%5D"},
 		{[]string{"--path", "/a", "--header", "x=y=z"}, "header x=y=z, path /a", "curl -H 'x: y=z' http://catalog.shop/a"},
 	} {
 		var m matchFlags
@@ -38,7 +46,13 @@ func TestMatchFlags(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, c.want, route.Describe(match))
 		if match != nil {
-			assert.Equal(t, c.curl, curl(match, &daemonv1.Intercept{Service: "catalog", Namespace: "shop", ServicePort: 80}))
+			i := &daemonv1.Intercept{Service: "catalog", Namespace: "shop", ServicePort: 80, Personal: true, LocalPort: 8080, Requests: "some"}
+			assert.Equal(t, c.curl, curl(match, i))
+			for rootless, prefix := range map[bool]string{false: "try: curl ", true: "try: detour run -- curl "} {
+				var out strings.Builder
+				printIntercept(&out, &daemonv1.InterceptRequest{Match: match}, i, rootless)
+				assert.Equal(t, c.curl != "", strings.Contains(out.String(), prefix), out.String())
+			}
 		}
 	}
 	for _, c := range []struct {

@@ -132,7 +132,7 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 	}
 	if requests[0].Mode == string(detour.ModeIngest) {
 		// No traffic waits for the command.
-		return a.ingestFor(ctx, client, requests, target(s), args, environment)
+		return a.ingestFor(ctx, client, requests, s, args, environment)
 	}
 	p, err := inside.Start(target(s), args, environment)
 	if err != nil {
@@ -161,7 +161,7 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 		}
 		return err
 	}
-	printed := a.printIntercepts(a.ErrOut, requests, made) // standard output is the command's
+	printed := a.printIntercepts(a.ErrOut, requests, made, s.Rootless) // standard output is the command's
 	<-over
 	if err := a.leaveAll(ctx, client, made); err != nil {
 		return errors.Join(err, code)
@@ -173,13 +173,13 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 }
 
 // ingestFor runs a command while the cluster knows that the laptop has the app's environment.
-func (a *app) ingestFor(ctx context.Context, client daemonv1.DaemonServiceClient, requests []*daemonv1.InterceptRequest, pid int, args, environment []string) error {
+func (a *app) ingestFor(ctx context.Context, client daemonv1.DaemonServiceClient, requests []*daemonv1.InterceptRequest, s *daemonv1.StatusResponse, args, environment []string) error {
 	made, err := a.interceptAll(ctx, client, requests, false)
 	if err != nil {
 		return err
 	}
-	printed := a.printIntercepts(a.ErrOut, requests, made)
-	p, err := inside.Start(pid, args, environment)
+	printed := a.printIntercepts(a.ErrOut, requests, made, s.Rootless)
+	p, err := inside.Start(target(s), args, environment)
 	if err != nil {
 		if lerr := a.leaveAll(ctx, client, made); lerr != nil {
 			fmt.Fprintln(a.ErrOut, "warning:", lerr)

@@ -151,7 +151,7 @@ func printLeft(w io.Writer, i *daemonv1.Intercept) {
 	fmt.Fprintf(w, "left: %s, the cluster's pods answer again\n", nameOf(i))
 }
 
-func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept) {
+func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept, rootless bool) {
 	switch i.Mode {
 	case string(detour.ModeIngest):
 		fmt.Fprintf(w, "ingested: the environment of container %s of %s, no traffic\n", i.Container, i.Workload)
@@ -180,6 +180,9 @@ func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Inter
 		return
 	}
 	if line := curl(r.Match, i); line != "" {
+		if rootless { // the laptop itself does not know the cluster's names
+			line = "detour run -- " + line
+		}
 		fmt.Fprintf(w, "try: %s\n", line)
 	}
 }
