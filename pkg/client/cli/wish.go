@@ -22,9 +22,11 @@ type wish struct {
 	secret                     string
 	plaintext, attach          bool
 	env                        environmentFlags
+	given                      func(flag string) bool
 }
 
 func (w *wish) add(f *pflag.FlagSet) {
+	w.given = f.Changed
 	f.StringArrayVarP(&w.ports, "port", "p", nil, "LOCAL[:REMOTE[/udp]], or ranges such as 9000-9010:9000-9010 (required, but for --mode ingest and a workload that is replaced; repeatable)")
 	f.DurationVar(&w.ttl, "ttl", 0, "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
 	f.StringVar(&w.onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
@@ -57,8 +59,20 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 	switch {
 	case !known:
 		return nil, fmt.Errorf("--mode %s is not known: use intercept, wiretap (a copy of the requests; the cluster's pods answer), replace (the app's container does not run) or ingest (only the app's environment)", w.mode)
+	case target == "":
+		return nil, errors.New("the name of the service is empty: say whose traffic you want, as in detour intercept catalog --port 8080")
+	case w.container == "" && w.given("container"):
+		return nil, errors.New("--container is empty: give it a value, or leave it out")
+	case w.secret == "" && w.given("tls-secret"):
+		return nil, errors.New("--tls-secret is empty: give it a value, or leave it out")
 	case replaces && match != nil:
 		return nil, errors.New("--mode replace takes everything, since the app does not run: leave out the conditions, or use --mode intercept")
+	case replaces && w.onFailure == "fallback" && w.given("on-failure"):
+		return nil, errors.New("--on-failure fallback: with --mode replace the app does not run, so nothing can answer for this laptop: leave it out, or use --mode intercept")
+	case mode == detour.ModeWiretap && w.onFailure == "error":
+		return nil, errors.New("--on-failure error: with --mode wiretap the cluster's pods answer in any case: leave it out")
+	case ingests && w.given("on-failure"):
+		return nil, errors.New("--on-failure: --mode ingest takes no traffic: leave it out")
 	case w.container != "" && !replaces && !ingests:
 		return nil, errors.New("--container is for --mode replace and --mode ingest")
 	case w.attach && replaces:
