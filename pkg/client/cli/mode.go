@@ -17,7 +17,7 @@ import (
 func (a *app) modeFlags(cmd *cobra.Command) {
 	a.managerFlag(cmd)
 	wishFlags(cmd.Flags(), &a.wishes)
-	cmd.Flags().BoolVar(&a.rootless, "rootless", canRootless(), "keep the network in namespaces, for `detour run`, and leave the laptop alone; false: a network interface of the laptop, with sudo")
+	cmd.Flags().BoolVar(&a.rootless, "rootless", canRootless(), "keep the network in namespaces, for 'detour run', and leave the laptop alone; false: a network interface of the laptop, with sudo")
 	cmd.Flags().BoolVar(&a.hostLoopback, "host-loopback", false, "with --rootless: let processes inside reach this laptop's 127.0.0.1, as "+vif.HostLoopback.String())
 	cmd.Flags().StringVar(&a.transport, "transport", "", "the tunnel's path: auto, the best that works, or only upgrade or portforward (default auto)")
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -133,6 +134,23 @@ func TestUnknownOutput(t *testing.T) {
 			require.EqualError(t, err, "-o "+output+" is not known: use json or yaml")
 		}
 	}
+}
+
+// What the commands say of themselves, without kubectl's flags.
+func TestHelp(t *testing.T) {
+	var out bytes.Buffer
+	root := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: io.Discard})
+	fmt.Fprintf(&out, "%s\n", root.Long)
+	for _, cmd := range root.Commands() {
+		if cmd.Hidden {
+			continue
+		}
+		if f := cmd.Flags().Lookup("rootless"); f != nil {
+			f.DefValue = "false" // root's
+		}
+		fmt.Fprintf(&out, "\n== detour %s\n%s\n%s\n%s\n%s", cmd.Use, cmd.Short, cmd.Long, cmd.Example, cmd.LocalNonPersistentFlags().FlagUsages())
+	}
+	golden(t, "help.txt", out.Bytes())
 }
 
 // A wrong -o is refused before anything is done: an intercept that was left cannot be had back by repeating the command.
