@@ -109,6 +109,7 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 		return []*daemonv1.InterceptRequest{r}, nil
 	}
 	var all []*daemonv1.InterceptRequest
+	given := map[string]bool{}
 	for _, flag := range w.ports {
 		ports, err := parsePorts(flag)
 		if err != nil {
@@ -118,6 +119,11 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 			if p.remote == "" && len(w.ports) > 1 {
 				return nil, fmt.Errorf("--port %s: with several ports say for each which of the service's it is, as in --port 8080:http --port 9090:grpc", flag)
 			}
+			remote := p.remote + "/" + p.protocol
+			if given[remote] {
+				return nil, fmt.Errorf("--port %s: the service's port %s is given twice, and its traffic can go to one port of this laptop", flag, p.remote)
+			}
+			given[remote] = true
 			r := request()
 			r.Service, r.LocalPort, r.Port, r.Protocol = target, p.local, p.remote, p.protocol
 			all = append(all, r)

@@ -52,6 +52,9 @@ func TestWish(t *testing.T) {
 		"an empty port":               {"catalog", []string{"--port", ""}, nil, "--port"},
 		"no service":                  {"", []string{"--port", "1"}, nil, "the name of the service is empty"},
 		"TLS of what is replaced":     {"catalog", []string{"--port", "1", "--mode", "replace", "--tls-secret", "x"}, nil, "--tls-secret is for a part"},
+		"a port twice":                {"catalog", []string{"--port", "8080:http", "--port", "8081:http"}, nil, "--port 8081:http: the service's port http is given twice"},
+		"a port in two ranges":        {"catalog", []string{"--port", "9000-9002", "--port", "8002:9002"}, nil, "--port 8002:9002: the service's port 9002 is given twice"},
+		"both protocols of a port":    {"dns", []string{"--port", "5353:53/udp", "--port", "5353:53/tcp"}, []*daemonv1.InterceptRequest{{Service: "dns", LocalPort: 5353, Port: "53", Protocol: "UDP", Mode: "Intercept"}, {Service: "dns", LocalPort: 5353, Port: "53", Protocol: "TCP", Mode: "Intercept"}}, ""},
 		"ports that are not clear":    {"catalog", []string{"--port", "1", "--port", "2:http"}, nil, "with several ports say for each"},
 	} {
 		t.Run(name, func(t *testing.T) {
