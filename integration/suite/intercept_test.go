@@ -173,7 +173,7 @@ func TestOneOfTwoPorts(t *testing.T) {
 	out = detour(t, "intercept", "target", "--port", "18080:http")
 	require.NotContains(t, out, "warning")
 	require.Equal(t, "laptop", edition(t, "http://"+ip+"/"))
-	detour(t, "leave", "target", "--port", "bulk")
+	detour(t, "leave", "target", "--port", "9000")
 	require.Equal(t, "laptop", edition(t, "http://"+ip+"/"))
 	c, err := net.Dial("tcp", ip+":9000")
 	require.NoError(t, err)

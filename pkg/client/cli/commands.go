@@ -201,7 +201,7 @@ func (a *app) leaveCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&port, "port", "", "only the intercept of this service port")
+	cmd.Flags().StringVar(&port, "port", "", "only the intercept of this service port, by name or number")
 	a.outputFlag(cmd)
 	return cmd
 }

@@ -180,29 +180,19 @@ func whoAnswers(req *daemonv1.InterceptRequest) string {
 
 // leave ends the intercepts of a service or a workload, or the one with a name.
 func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*daemonv1.Intercept, error) {
-	s.mu.Lock()
-	var names, have []string
-	left := s.forget(req)
-	for name, l := range s.intercepts {
-		is := append([]string{name}, calledBy(l.object.Spec.Service, cmp.Or(l.object.Status.Workload, l.object.Spec.Workload))...)
-		have = append(have, is[len(is)-1])
-		port := ""
-		if l.object.Spec.Port != nil {
-			port = l.object.Spec.Port.String()
-		}
-		if slices.Contains(is, req.Service) && (req.Port == "" || req.Port == port) {
-			names = append(names, name)
-		}
+	var ports servicePorts
+	if req.Port != "" {
+		ports = s.portsOf(ctx, req.Service)
 	}
+	s.mu.Lock()
+	left := s.forget(req, ports)
+	names, err := s.meant(req, ports)
 	s.mu.Unlock()
 	if len(names) == 0 {
 		if len(left) > 0 {
 			return left, nil
 		}
-		if len(have) == 0 {
-			return nil, errors.New("there is no intercept to leave")
-		}
-		return nil, fmt.Errorf("%s is not intercepted by this laptop: it intercepts %s", req.Service, strings.Join(have, ", "))
+		return nil, err
 	}
 	s.suspend(ctx, names)
 	for _, name := range names {
@@ -213,6 +203,37 @@ func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*dae
 		left = append(left, i)
 	}
 	return left, nil
+}
+
+// meant are the names of the intercepts that are to be left. The caller holds mu.
+func (s *session) meant(req *daemonv1.LeaveRequest, ports servicePorts) (names []string, err error) {
+	var have, others []string // of others, and other ports of the same
+	for name, l := range s.intercepts {
+		is := append([]string{name}, calledBy(l.object.Spec.Service, cmp.Or(l.object.Status.Workload, l.object.Spec.Workload))...)
+		have = append(have, is[len(is)-1])
+		port, number := "", l.object.Status.ServicePort
+		if l.object.Spec.Port != nil {
+			port = l.object.Spec.Port.String()
+		}
+		switch {
+		case !slices.Contains(is, req.Service):
+		case req.Port == "" || ports.same(req.Port, port) || number != 0 && number == ports.number(req.Port):
+			names = append(names, name)
+		default:
+			others = append(others, cmp.Or(port, fmt.Sprint(number)))
+		}
+	}
+	slices.Sort(have)
+	slices.Sort(others)
+	switch {
+	case len(names) > 0:
+		return names, nil
+	case len(others) > 0:
+		return nil, fmt.Errorf("port %s of %s is not intercepted by this laptop: it intercepts port %s", req.Port, req.Service, strings.Join(others, ", "))
+	case len(have) > 0:
+		return nil, fmt.Errorf("%s is not intercepted by this laptop: it intercepts %s", req.Service, strings.Join(slices.Compact(have), ", "))
+	}
+	return nil, errors.New("there is no intercept to leave")
 }
 
 // suspend asks the traffic-manager to give traffic and work back. Of several ports of a replaced container none is done without the others.

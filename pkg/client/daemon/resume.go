@@ -44,13 +44,13 @@ func (s *session) resume(ctx context.Context) {
 }
 
 // forget drops what is wanted and was asked to be left. The caller holds mu.
-func (s *session) forget(req *daemonv1.LeaveRequest) (left []*daemonv1.Intercept) {
+func (s *session) forget(req *daemonv1.LeaveRequest, ports servicePorts) (left []*daemonv1.Intercept) {
 	s.wanted = slices.DeleteFunc(s.wanted, func(w *wanted) bool {
 		kind, name, ok := strings.Cut(w.request.Workload, "/")
 		if !ok {
 			kind, name = "", w.request.Workload
 		}
-		is := slices.Contains(calledBy(w.request.Service, &detour.WorkloadRef{Kind: kind, Name: name}), req.Service) && (req.Port == "" || req.Port == w.request.Port)
+		is := slices.Contains(calledBy(w.request.Service, &detour.WorkloadRef{Kind: kind, Name: name}), req.Service) && (req.Port == "" || ports.same(req.Port, w.request.Port))
 		if is {
 			left = append(left, w.describe())
 		}

@@ -25,6 +25,8 @@ func TestForget(t *testing.T) {
 	}{
 		"a service":          {&daemonv1.LeaveRequest{Service: "web"}, 2},
 		"a port of it":       {&daemonv1.LeaveRequest{Service: "web", Port: "81"}, 1},
+		"by its name":        {&daemonv1.LeaveRequest{Service: "web", Port: "grpc"}, 1},
+		"a port it has not":  {&daemonv1.LeaveRequest{Service: "web", Port: "82"}, 0},
 		"a workload":         {&daemonv1.LeaveRequest{Service: "worker"}, 1},
 		"with its kind":      {&daemonv1.LeaveRequest{Service: "deployment/worker"}, 1},
 		"one without a kind": {&daemonv1.LeaveRequest{Service: "consumer"}, 1},
@@ -32,7 +34,7 @@ func TestForget(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &session{wanted: requests()}
-			assert.Len(t, s.forget(c.leave), c.want)
+			assert.Len(t, s.forget(c.leave, servicePorts{{Name: "http", Port: 80}, {Name: "grpc", Port: 81}}), c.want)
 			assert.Len(t, s.wanted, 4-c.want)
 		})
 	}
