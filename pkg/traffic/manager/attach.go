@@ -22,7 +22,7 @@ const leaveOut = "leave out --attach, so that new pods with the agent are rolled
 func (r *interceptReconciler) attach(ctx context.Context, i *detour.Intercept, target *workload, plan inject.Plan, pods []corev1.Pod) error {
 	switch {
 	case target.port.Protocol != "":
-		return refuse(detour.ReasonUnsupported, "port %d of %s is %s, and only TCP ports can be taken over in running pods: %s", target.port.Port, target.name(), target.port.Protocol, leaveOut)
+		return refuse(detour.ReasonUnsupported, "port %d of %s is %s, and only TCP ports can be taken over in running pods: %s", target.port.Port, target.Name(), target.port.Protocol, leaveOut)
 	case target.port.Secret != "":
 		return refuse(detour.ReasonUnsupported, "a running pod cannot get the volume with the Secret %s: %s", target.port.Secret, leaveOut)
 	}

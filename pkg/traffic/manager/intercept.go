@@ -171,7 +171,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if err != nil {
 		return err
 	}
-	i.Status.Workload = &detour.WorkloadRef{Kind: target.kind, Name: target.object.GetName()}
+	i.Status.Workload = &detour.WorkloadRef{Kind: target.Kind, Name: target.Object.GetName()}
 	i.Status.Container = target.container
 	if i.Spec.Mode == detour.ModeIngest {
 		ingest(i, target)
@@ -195,9 +195,9 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	if err := r.conflict(ctx, i); err != nil {
 		return err
 	}
-	plan, err := inject.ParsePlan(annotationOf(target.object))
+	plan, err := inject.ParsePlan(annotationOf(target.Object))
 	if err != nil {
-		return refuse(detour.ReasonUnsupported, "%s/%s: %s: remove it and try again", strings.ToLower(target.kind), target.object.GetName(), err)
+		return refuse(detour.ReasonUnsupported, "%s/%s: %s: remove it and try again", strings.ToLower(target.Kind), target.Object.GetName(), err)
 	}
 	over, _ := expired(i)
 	switch {
@@ -208,7 +208,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	}
 	byRequest := match != nil || i.Spec.Mode == detour.ModeWiretap
 	if byRequest && target.port.Protocol != "" {
-		return refuse(detour.ReasonUnsupported, "port %d of %s is %s: there are no requests that could be told apart, so intercept all of it, without conditions", target.port.Port, target.name(), target.port.Protocol)
+		return refuse(detour.ReasonUnsupported, "port %d of %s is %s: there are no requests that could be told apart, so intercept all of it, without conditions", target.port.Port, target.Name(), target.port.Protocol)
 	}
 	if err := target.setSecret(i, plan, byRequest); err != nil {
 		return err
@@ -221,7 +221,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		if err := r.annotate(ctx, target, r.together(ctx, i, target, target.cover(plan))); err != nil {
 			return err
 		}
-		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonRollingOut, "rolling out "+target.name()+" "+target.with())
+		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonRollingOut, "rolling out "+target.Name()+" "+target.with())
 		return nil
 	}
 	pods, err := r.pods(ctx, target)
@@ -272,9 +272,9 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
 	done, waiting := target.rolledOut()
 	if !done && !attached || without > 0 {
-		message := fmt.Sprintf("rolling out %s %s (%d pods with it, %d still without)", target.name(), target.with(), len(with), without)
+		message := fmt.Sprintf("rolling out %s %s (%d pods with it, %d still without)", target.Name(), target.with(), len(with), without)
 		if attached {
-			message = fmt.Sprintf("attaching the traffic-agent to the pods of %s (%d pods with it, %d still without)", target.name(), len(with), without)
+			message = fmt.Sprintf("attaching the traffic-agent to the pods of %s (%d pods with it, %d still without)", target.Name(), len(with), without)
 		}
 		switch why := trouble.Of(pods); {
 		case why != "":
@@ -287,7 +287,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		if target.container != "" {
 			force() // in the new pods there is no app that could answer
 		}
-		if done && (target.container != "" || target.kind == argo.Kind && i.Status.Phase != detour.PhaseActive) {
+		if done && (target.container != "" || target.Kind == argo.Kind && i.Status.Phase != detour.PhaseActive) {
 			if err := r.again(ctx, target, plan, pods); err != nil {
 				return err
 			}
@@ -316,16 +316,16 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	i.Status.Agents = fmt.Sprintf("%d/%d", confirmed, ready)
 	i.Status.Dropped = max(i.Status.Dropped, int64(r.agents.lost(string(i.UID))))
 	if confirmed < ready && i.Status.Phase != detour.PhaseActive {
-		message := fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.name(), confirmed, ready)
+		message := fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.Name(), confirmed, ready)
 		if why := trouble.Of(pods); why != "" {
 			message += ": " + why
 		}
 		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, message)
 		return nil
 	}
-	message := fmt.Sprintf("%s sends %s to %s", target.name(), i.Status.Requests, i.Status.Laptop)
+	message := fmt.Sprintf("%s sends %s to %s", target.Name(), i.Status.Requests, i.Status.Laptop)
 	if target.container != "" {
-		message = fmt.Sprintf("container %s of %s does not run, %s does its work", target.container, target.name(), i.Status.Laptop)
+		message = fmt.Sprintf("container %s of %s does not run, %s does its work", target.container, target.Name(), i.Status.Laptop)
 	}
 	if unattached != nil {
 		message += ", but for a new pod: " + unattached.Error()
@@ -341,7 +341,7 @@ func ingest(i *detour.Intercept, target *workload) {
 		set(i, detour.PhaseSuspended, metav1.ConditionFalse, detour.ReasonSuspended, "nothing has changed in the cluster")
 		return
 	}
-	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s has the environment of container %s of %s", i.Status.Laptop, target.container, target.name()))
+	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s has the environment of container %s of %s", i.Status.Laptop, target.container, target.Name()))
 }
 
 func gone(fails, replaced bool) string {

@@ -29,7 +29,7 @@ func (w *workload) covered(p inject.Plan) bool {
 // cover adds to a plan what the intercept needs.
 func (w *workload) cover(p inject.Plan) inject.Plan {
 	if w.port.Port != 0 {
-		p = p.With(w.port, w.template)
+		p = p.With(w.port, w.Template)
 	}
 	if w.container != "" {
 		p = p.Replacing(w.container)
@@ -61,7 +61,7 @@ func (r *interceptReconciler) again(ctx context.Context, w *workload, plan injec
 		return nil
 	}
 	last, err := time.Parse(time.RFC3339, plan.Restart)
-	o, ofArgo := w.object.(*argo.Rollout)
+	o, ofArgo := w.Object.(*argo.Rollout)
 	if ofArgo && o.Spec.RestartAt != nil {
 		last, err = o.Spec.RestartAt.Time, nil
 	}
@@ -71,7 +71,7 @@ func (r *interceptReconciler) again(ctx context.Context, w *workload, plan injec
 	for _, p := range pods {
 		// A Rollout's pods do not have the annotation without the webhook.
 		if p.DeletionTimestamp == nil && (ofArgo || p.Annotations[inject.Annotation] == plan.String()) && !w.changed(&p) {
-			r.options.Log.Info("rolling out again: a pod was made without the webhook", "workload", w.name(), "pod", p.Name)
+			r.options.Log.Info("rolling out again: a pod was made without the webhook", "workload", w.Name(), "pod", p.Name)
 			plan.Restart = time.Now().UTC().Format(time.RFC3339)
 			return r.annotate(ctx, w, plan)
 		}
@@ -86,18 +86,18 @@ func (r *interceptReconciler) annotate(ctx context.Context, w *workload, plan in
 	if !plan.Empty() {
 		value = plan.String()
 	}
-	if w.kind == argo.Kind {
+	if w.Kind == argo.Kind {
 		return r.annotateRollout(ctx, w, value)
 	}
 	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"resourceVersion": w.object.GetResourceVersion()},
+		"metadata": map[string]any{"resourceVersion": w.Object.GetResourceVersion()},
 		"spec":     map[string]any{"template": map[string]any{"metadata": map[string]any{"annotations": map[string]any{inject.Annotation: value}}}},
 	})
 	if err != nil {
 		return fmt.Errorf("encode the patch: %w", err)
 	}
-	if err := r.Patch(ctx, w.object, client.RawPatch(types.MergePatchType, patch)); err != nil {
-		return fmt.Errorf("annotate %s: %w", w.name(), err)
+	if err := r.Patch(ctx, w.Object, client.RawPatch(types.MergePatchType, patch)); err != nil {
+		return fmt.Errorf("annotate %s: %w", w.Name(), err)
 	}
 	return nil
 }

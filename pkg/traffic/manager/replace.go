@@ -10,6 +10,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/traffic/workloads"
 	"github.com/detour-dev/detour/pkg/trouble"
 )
 
@@ -33,7 +34,7 @@ func replacedIn(o client.Object) []string {
 // restore lets replaced containers run again that no intercept replaces any longer, whatever ended it: leave, the end of its time or of
 // its session, a deletion while no traffic-manager ran.
 func (r *interceptReconciler) restore(ctx context.Context) error {
-	held, err := r.workloads(ctx, "", func(w *workload) bool { return len(replacedIn(w.object)) > 0 })
+	held, err := r.workloads(ctx, "", func(w *workloads.Workload) bool { return len(replacedIn(w.Object)) > 0 })
 	if err != nil || len(held) == 0 {
 		return err
 	}
@@ -44,7 +45,7 @@ func (r *interceptReconciler) restore(ctx context.Context) error {
 	}
 	var failures []error
 	for _, w := range held {
-		plan, err := inject.ParsePlan(annotationOf(w.object))
+		plan, err := inject.ParsePlan(annotationOf(w.Object))
 		if err != nil {
 			return err
 		}
@@ -52,7 +53,7 @@ func (r *interceptReconciler) restore(ctx context.Context) error {
 		if len(wanted.Replaced) == len(plan.Replaced) {
 			continue
 		}
-		r.options.Log.Info("restoring what is no longer replaced", "namespace", w.object.GetNamespace(), "workload", w.name())
+		r.options.Log.Info("restoring what is no longer replaced", "namespace", w.Object.GetNamespace(), "workload", w.Name())
 		failures = append(failures, r.annotate(ctx, w, wanted))
 	}
 	return errors.Join(failures...)
@@ -63,10 +64,10 @@ func replaced(intercepts []detour.Intercept, w *workload, container string) bool
 	for n := range intercepts {
 		i := &intercepts[n]
 		over, _ := expired(i)
-		if i.Namespace != w.object.GetNamespace() || i.Spec.Mode != detour.ModeReplace || i.Spec.Suspend || over || !i.DeletionTimestamp.IsZero() || i.Status.Phase == detour.PhaseRefused {
+		if i.Namespace != w.Object.GetNamespace() || i.Spec.Mode != detour.ModeReplace || i.Spec.Suspend || over || !i.DeletionTimestamp.IsZero() || i.Status.Phase == detour.PhaseRefused {
 			continue
 		}
-		if i.Status.Workload == nil || (*i.Status.Workload == detour.WorkloadRef{Kind: w.kind, Name: w.object.GetName()} && i.Status.Container == container) {
+		if i.Status.Workload == nil || (*i.Status.Workload == detour.WorkloadRef{Kind: w.Kind, Name: w.Object.GetName()} && i.Status.Container == container) {
 			return true
 		}
 	}
@@ -96,7 +97,7 @@ func (r *interceptReconciler) giveBack(ctx context.Context, i *detour.Intercept,
 		}
 	}
 	if done, _ := target.rolledOut(); !done || idle > 0 {
-		message := fmt.Sprintf("rolling out %s with its own container %s (%d pods still without)", target.name(), target.container, idle)
+		message := fmt.Sprintf("rolling out %s with its own container %s (%d pods still without)", target.Name(), target.container, idle)
 		if why := trouble.Of(pods); why != "" {
 			message += ": " + why
 		}

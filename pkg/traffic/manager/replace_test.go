@@ -9,11 +9,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/traffic/workloads"
 )
 
 // A container is restored when the last intercept that replaces it is over, and not while one may come that nobody has looked at yet.
 func TestReplaced(t *testing.T) {
-	worker := &workload{kind: "Deployment", object: &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "worker"}}}
+	worker := &workload{Workload: &workloads.Workload{Kind: "Deployment", Object: &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "worker"}}}}
 	intercept := func(change ...func(*detour.Intercept)) []detour.Intercept {
 		i := detour.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", CreationTimestamp: metav1.NewTime(time.Now().Add(-time.Hour))}}
 		i.Spec.Mode = detour.ModeReplace

@@ -9,16 +9,15 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/traffic/workloads"
 )
 
 const (
@@ -70,7 +69,7 @@ func (r *rollouts) look(ctx context.Context) error {
 }
 
 // withRollouts adds Argo's to the other workloads.
-func (r *interceptReconciler) withRollouts(ctx context.Context, namespace string, all []*workload) ([]*workload, error) {
+func (r *interceptReconciler) withRollouts(ctx context.Context, namespace string, all []*workloads.Workload) ([]*workloads.Workload, error) {
 	if !r.rollouts.installed.Load() {
 		return all, nil
 	}
@@ -80,46 +79,13 @@ func (r *interceptReconciler) withRollouts(ctx context.Context, namespace string
 	if err := r.List(ctx, list, client.InNamespace(namespace)); err != nil {
 		return nil, err
 	}
-	return addRollouts(all, argo.All(list)), nil
-}
-
-func addRollouts(all []*workload, rollouts []*argo.Rollout) []*workload {
-	for _, o := range rollouts {
-		template := &o.Spec.Template
-		if ref := o.Spec.WorkloadRef; ref != nil {
-			template = &corev1.PodTemplateSpec{}
-			if o.Spec.Selector != nil { // a service is known by it
-				template.Labels = o.Spec.Selector.MatchLabels
-			}
-			for i, w := range all {
-				if w.kind == ref.Kind && w.object.GetName() == ref.Name && w.object.GetNamespace() == o.GetNamespace() {
-					template = w.template
-					if d, ok := w.object.(*appsv1.Deployment); ok && d.Spec.Replicas != nil && *d.Spec.Replicas == 0 {
-						all[i].templateOf = o.GetName()
-					}
-					break
-				}
-			}
-		}
-		all = append(all, &workload{kind: argo.Kind, object: o, template: template, selector: labels.SelectorFromSet(template.Labels)})
-	}
-	return all
-}
-
-// unknownTemplate refuses a Rollout whose pods' template cannot be had.
-func (w *workload) unknownTemplate() error {
-	o, ok := w.object.(*argo.Rollout)
-	if !ok || o.Spec.WorkloadRef == nil || len(w.template.Spec.Containers) > 0 {
-		return nil
-	}
-	ref := o.Spec.WorkloadRef
-	return refuse(detour.ReasonUnsupported, "%s has its pods' template from %s %s, which detour does not know: it needs a Deployment there, or the template in the Rollout itself", w.name(), ref.Kind, ref.Name)
+	return workloads.AddRollouts(all, argo.All(list)), nil
 }
 
 // leftOut are the pods of a blue-green Rollout that serve only its other service: an intercept of the active service is none of the release
 // that is being looked at, nor the other way round. Pods that serve neither stay in: they may have served until a moment ago.
 func (r *interceptReconciler) leftOut(ctx context.Context, w *workload, svc *corev1.Service) (hash string, err error) {
-	o, ok := w.object.(*argo.Rollout)
+	o, ok := w.Object.(*argo.Rollout)
 	if !ok || o.Other(svc.Name) == "" {
 		return "", nil
 	}
@@ -149,15 +115,15 @@ func (r *interceptReconciler) planOfRollout(ctx context.Context, namespace strin
 
 // annotateRollout writes the plan, and has new pods made with it.
 func (r *interceptReconciler) annotateRollout(ctx context.Context, w *workload, plan any) error {
-	patch, err := argo.AnnotateAndRestart(w.object.GetResourceVersion(), inject.Annotation, plan, time.Now())
+	patch, err := argo.AnnotateAndRestart(w.Object.GetResourceVersion(), inject.Annotation, plan, time.Now())
 	if err != nil {
 		return fmt.Errorf("encode the patch: %w", err)
 	}
 	o := argo.New()
-	o.SetNamespace(w.object.GetNamespace())
-	o.SetName(w.object.GetName())
+	o.SetNamespace(w.Object.GetNamespace())
+	o.SetName(w.Object.GetName())
 	if err := r.Patch(ctx, o, client.RawPatch(types.MergePatchType, patch)); err != nil {
-		return fmt.Errorf("annotate %s: %w", w.name(), err)
+		return fmt.Errorf("annotate %s: %w", w.Name(), err)
 	}
 	return nil
 }
@@ -168,19 +134,6 @@ func (r *interceptReconciler) kinds() string {
 		return "Deployment, StatefulSet, DaemonSet or Rollout"
 	}
 	return "Deployment, StatefulSet or DaemonSet"
-}
-
-// selectedBy says whether a service's selector selects the workload's pods.
-func (w *workload) selectedBy(selector map[string]string) bool {
-	if w.kind == argo.Kind {
-		return argo.Selects(selector, w.template)
-	}
-	return labels.SelectorFromSet(selector).Matches(labels.Set(w.template.Labels))
-}
-
-// owns says whether a pod that the selector finds is the workload's.
-func (w *workload) owns(p *corev1.Pod) bool {
-	return w.kind != argo.Kind || argo.Of(p) == w.object.GetName()
 }
 
 // annotationOf is the plan of a workload's pods, as it is annotated; nothing for other objects.

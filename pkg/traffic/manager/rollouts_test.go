@@ -21,50 +21,6 @@ func rolloutNamed(name string, spec argo.Spec) *argo.Rollout {
 	return &argo.Rollout{Unstructured: u, Spec: spec}
 }
 
-// A Deployment that a Rollout refers to is only its template, unless it has pods of its own.
-func TestAddRollouts(t *testing.T) {
-	template := corev1.PodTemplateSpec{
-		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "web"}},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "web"}}},
-	}
-	selector := &metav1.LabelSelector{MatchLabels: template.Labels}
-	deployments := func(replicas int32) []*workload {
-		return workloadsIn(&appsv1.DeploymentList{Items: []appsv1.Deployment{
-			{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop"}, Spec: appsv1.DeploymentSpec{Template: template, Replicas: &replicas}},
-			{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "elsewhere"}, Spec: appsv1.DeploymentSpec{Template: template}},
-		}})
-	}
-	ref := func(kind, name string) *argo.WorkloadRef { return &argo.WorkloadRef{Kind: kind, Name: name} }
-	for name, c := range map[string]struct {
-		replicas   int32
-		spec       argo.Spec
-		templateOf string // what the Deployment is then
-		labels     map[string]string
-		unknown    string
-	}{
-		"with a template":                      {0, argo.Spec{Template: template}, "", template.Labels, ""},
-		"with a deployment's":                  {0, argo.Spec{WorkloadRef: ref("Deployment", "web")}, "shop", template.Labels, ""},
-		"with that of a deployment with pods":  {2, argo.Spec{WorkloadRef: ref("Deployment", "web")}, "", template.Labels, ""},
-		"with none":                            {0, argo.Spec{WorkloadRef: ref("Deployment", "gone")}, "", nil, "has its pods' template from Deployment gone"},
-		"with a replica set's, and a selector": {0, argo.Spec{WorkloadRef: ref("ReplicaSet", "web"), Selector: selector}, "", template.Labels, "has its pods' template from ReplicaSet web"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			all := addRollouts(deployments(c.replicas), []*argo.Rollout{rolloutNamed("shop", c.spec)})
-			assert.Len(t, all, 3)
-			assert.Equal(t, c.templateOf, all[0].templateOf)
-			assert.Empty(t, all[1].templateOf)
-			made := all[2]
-			assert.Equal(t, "rollout/shop", made.name())
-			assert.Equal(t, c.labels, made.template.Labels)
-			if err := made.unknownTemplate(); c.unknown == "" {
-				assert.NoError(t, err)
-			} else {
-				assert.ErrorContains(t, err, c.unknown)
-			}
-		})
-	}
-}
-
 // The plan of a Rollout's pods is its own annotation, other workloads' is their template's.
 func TestAnnotationOf(t *testing.T) {
 	annotated := metav1.ObjectMeta{Annotations: map[string]string{inject.Annotation: `{"replaced":["app"]}`}}

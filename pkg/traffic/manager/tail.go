@@ -176,7 +176,7 @@ func (t *tails) find(ctx context.Context, namespace string, request *tailv1.Tail
 			why = err
 			continue
 		}
-		name = w.name()
+		name = w.Name()
 		pods, err := t.intercepts.pods(ctx, w)
 		if err != nil {
 			return nil, err

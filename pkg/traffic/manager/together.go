@@ -12,7 +12,7 @@ import (
 // together adds to a plan what the session's other intercepts of the service need: the workload is to be rolled out once for all of them.
 func (r *interceptReconciler) together(ctx context.Context, i *detour.Intercept, target *workload, plan inject.Plan) inject.Plan {
 	for _, p := range r.siblings(ctx, i, target, plan) {
-		plan = plan.With(p, target.template)
+		plan = plan.With(p, target.Template)
 	}
 	return plan
 }
@@ -31,7 +31,7 @@ func (r *interceptReconciler) siblings(ctx context.Context, i *detour.Intercept,
 			continue
 		}
 		w, err := r.resolve(ctx, other)
-		if err != nil || w.name() != target.name() || w.port.Port == 0 || w.setSecret(other, plan, other.Spec.Match != nil) != nil {
+		if err != nil || w.Name() != target.Name() || w.port.Port == 0 || w.setSecret(other, plan, other.Spec.Match != nil) != nil {
 			continue // it will be told so itself
 		}
 		ports = append(ports, w.port)

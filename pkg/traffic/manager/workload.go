@@ -4,37 +4,30 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/traffic/workloads"
 )
 
-// workload is what stands behind a service or is asked for by its name, whatever its kind.
+// workload is what stands behind a service or is asked for by its name, and what an intercept needs of it.
 type workload struct {
+	*workloads.Workload
 	servicePort int32
-	appProtocol string // of the service's port
-	kind        string
-	object      client.Object
-	template    *corev1.PodTemplateSpec
-	selector    labels.Selector
+	appProtocol string      // of the service's port
 	port        inject.Port // none when the workload was asked for by its name
 	container   string      // that is replaced, in mode Replace
 	attach      bool        // running pods get the agent
 	leftOut     string      // argo.HashLabel of pods that do not serve what is intercepted
-	templateOf  string      // the Rollout that has its pods, where it only has their template
 }
-
-func (w *workload) name() string { return strings.ToLower(w.kind) + "/" + w.object.GetName() }
 
 // resolve finds the workload of an intercept, and what of it.
 func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) (*workload, error) {
@@ -48,15 +41,15 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 	}
 	w.attach = i.Spec.Attach
 	if i.Spec.Mode == detour.ModeReplace || i.Spec.Mode == detour.ModeIngest {
-		if w.container, err = inject.PickContainer(w.template, i.Spec.Container, w.port.Port); err != nil {
-			return nil, refuse(detour.ReasonWhichContainer, "%s: %s", w.name(), err)
+		if w.container, err = inject.PickContainer(w.Template, i.Spec.Container, w.port.Port); err != nil {
+			return nil, refuse(detour.ReasonWhichContainer, "%s: %s", w.Name(), err)
 		}
 	}
 	if i.Spec.Mode == detour.ModeIngest {
 		return w, nil
 	}
-	if reason := w.cannotRoll(); reason != "" && !i.Spec.Attach {
-		return nil, refuse(detour.ReasonUnsupported, "%s %s", w.name(), reason)
+	if why := w.CannotRoll(); why != "" && !i.Spec.Attach {
+		return nil, refuse(detour.ReasonUnsupported, "%s", why)
 	}
 	return w, nil
 }
@@ -75,8 +68,8 @@ func (r *interceptReconciler) byName(ctx context.Context, i *detour.Intercept) (
 			return nil, err
 		}
 	}
-	found, err := r.workloads(ctx, i.Namespace, func(w *workload) bool {
-		return w.object.GetName() == wanted.Name && (wanted.Kind == "" && w.templateOf == "" || w.kind == wanted.Kind)
+	found, err := r.workloads(ctx, i.Namespace, func(w *workloads.Workload) bool {
+		return w.Object.GetName() == wanted.Name && (wanted.Kind == "" && w.TemplateOf == "" || w.Kind == wanted.Kind)
 	})
 	if err != nil {
 		return nil, err
@@ -84,10 +77,10 @@ func (r *interceptReconciler) byName(ctx context.Context, i *detour.Intercept) (
 	switch {
 	case len(found) > 1:
 		return nil, refuse(detour.ReasonManyWorkloads, "there are several workloads %s (%s): say which", wanted.Name, namesOf(found))
-	case len(found) == 1 && found[0].templateOf != "":
-		return nil, refuse(detour.ReasonNoWorkload, "%s has no pods, it is only the template of rollout/%s: intercept that", found[0].name(), found[0].templateOf)
+	case len(found) == 1 && found[0].TemplateOf != "":
+		return nil, refuse(detour.ReasonNoWorkload, "%s has no pods, it is only the template of rollout/%s: intercept that", found[0].Name(), found[0].TemplateOf)
 	case len(found) == 1:
-		return found[0], found[0].unknownTemplate()
+		return found[0], found[0].knownTemplate()
 	case wanted.Kind == "":
 		return nil, refuse(detour.ReasonNoWorkload, "there is no %s %s in namespace %s", r.kinds(), wanted.Name, i.Namespace)
 	}
@@ -95,25 +88,39 @@ func (r *interceptReconciler) byName(ctx context.Context, i *detour.Intercept) (
 }
 
 // workloads are those of a namespace, of all namespaces when it is empty.
-func (r *interceptReconciler) workloads(ctx context.Context, namespace string, which func(*workload) bool) ([]*workload, error) {
-	var all []*workload
+func (r *interceptReconciler) workloads(ctx context.Context, namespace string, which func(*workloads.Workload) bool) ([]*workload, error) {
+	var all []*workloads.Workload
 	for _, list := range workloadKinds() {
 		if err := r.List(ctx, list, client.InNamespace(namespace)); err != nil {
 			return nil, err
 		}
-		all = append(all, workloadsIn(list)...)
+		all = append(all, workloads.In(list)...)
 	}
 	all, err := r.withRollouts(ctx, namespace, all)
 	if err != nil {
 		return nil, fmt.Errorf("list the Argo Rollouts: %w", err)
 	}
-	return slices.DeleteFunc(all, func(w *workload) bool { return !which(w) }), nil
+	var found []*workload
+	for _, w := range all {
+		if which(w) {
+			found = append(found, &workload{Workload: w})
+		}
+	}
+	return found, nil
+}
+
+// knownTemplate refuses a Rollout whose pods' template cannot be had.
+func (w *workload) knownTemplate() error {
+	if why := w.UnknownTemplate(); why != "" {
+		return refuse(detour.ReasonUnsupported, "%s", why)
+	}
+	return nil
 }
 
 func namesOf(workloads []*workload) string {
 	var names []string
 	for _, w := range workloads {
-		names = append(names, w.name())
+		names = append(names, w.Name())
 	}
 	return strings.Join(names, ", ")
 }
@@ -135,9 +142,7 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 		_, err := inject.PlanPort(&svc, port, &corev1.PodTemplateSpec{})
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}
-	found, err := r.workloads(ctx, i.Namespace, func(w *workload) bool {
-		return w.templateOf == "" && w.selectedBy(svc.Spec.Selector)
-	})
+	found, err := r.workloads(ctx, i.Namespace, func(w *workloads.Workload) bool { return w.SelectedBy(svc.Spec.Selector) })
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +154,7 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 		return nil, refuse(detour.ReasonManyWorkloads, "service %s has several workloads (%s): intercept a service that selects one of them", svc.Name, namesOf(found))
 	}
 	w := found[0]
-	if err := w.unknownTemplate(); err != nil {
+	if err := w.knownTemplate(); err != nil {
 		return nil, err
 	}
 	if w.leftOut, err = r.leftOut(ctx, w, &svc); err != nil {
@@ -159,7 +164,7 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 	if port.AppProtocol != nil {
 		w.appProtocol = *port.AppProtocol
 	}
-	if w.port, err = inject.PlanPort(&svc, port, w.template); err != nil && i.Spec.Mode != detour.ModeIngest {
+	if w.port, err = inject.PlanPort(&svc, port, w.Template); err != nil && i.Spec.Mode != detour.ModeIngest {
 		return nil, refuse(detour.ReasonUnsupported, "%s", err)
 	}
 	if i.Spec.Mode == detour.ModeIngest {
@@ -207,55 +212,11 @@ func servicePort(svc *corev1.Service, wanted *intstr.IntOrString, protocol corev
 	return corev1.ServicePort{}, refuse(detour.ReasonPortNotFound, "service %s has no port %s: it has %s", svc.Name, asked, strings.Join(have, ", "))
 }
 
-func workloadsIn(list client.ObjectList) []*workload {
-	var all []*workload
-	add := func(kind string, o client.Object, t *corev1.PodTemplateSpec, s map[string]string) {
-		all = append(all, &workload{kind: kind, object: o, template: t, selector: labels.SelectorFromSet(s)})
-	}
-	switch l := list.(type) {
-	case *appsv1.DeploymentList:
-		for i := range l.Items {
-			add("Deployment", &l.Items[i], &l.Items[i].Spec.Template, l.Items[i].Spec.Template.Labels)
-		}
-	case *appsv1.StatefulSetList:
-		for i := range l.Items {
-			add("StatefulSet", &l.Items[i], &l.Items[i].Spec.Template, l.Items[i].Spec.Template.Labels)
-		}
-	case *appsv1.DaemonSetList:
-		for i := range l.Items {
-			add("DaemonSet", &l.Items[i], &l.Items[i].Spec.Template, l.Items[i].Spec.Template.Labels)
-		}
-	}
-	return all
-}
-
-// cannotRoll says why new pods cannot be had by a rollout, or nothing.
-func (w *workload) cannotRoll() string {
-	switch o := w.object.(type) {
-	case *appsv1.Deployment:
-		if o.Spec.Paused {
-			return "is paused: resume it, so that pods with the traffic-agent can be rolled out"
-		}
-	case *appsv1.StatefulSet:
-		if o.Spec.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType {
-			return "has the update strategy OnDelete: detour does not delete pods, so it cannot get its agent in"
-		}
-		if r := o.Spec.UpdateStrategy.RollingUpdate; r != nil && r.Partition != nil && *r.Partition > 0 {
-			return fmt.Sprintf("updates only pods from number %d on (rollingUpdate.partition): set it to 0, so that all of them can get the traffic-agent", *r.Partition)
-		}
-	case *appsv1.DaemonSet:
-		if o.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType {
-			return "has the update strategy OnDelete: detour does not delete pods, so it cannot get its agent in"
-		}
-	}
-	return ""
-}
-
 // rolledOut says whether every wanted pod is of the newest template and available.
 func (w *workload) rolledOut() (done bool, waiting string) {
 	var generation, observed int64
 	var want, updated, total, available int32
-	switch o := w.object.(type) {
+	switch o := w.Object.(type) {
 	case *appsv1.Deployment:
 		want = 1
 		if o.Spec.Replicas != nil {
@@ -293,7 +254,7 @@ func (w *workload) rolledOut() (done bool, waiting string) {
 
 // available is how many pods serve, by the word of the workload's own controller.
 func (w *workload) available() int {
-	switch o := w.object.(type) {
+	switch o := w.Object.(type) {
 	case *appsv1.Deployment:
 		return int(o.Status.AvailableReplicas)
 	case *appsv1.StatefulSet:
@@ -309,28 +270,20 @@ func (w *workload) available() int {
 // pods are the workload's pods that still run, those that are ending included.
 func (r *interceptReconciler) pods(ctx context.Context, w *workload) ([]corev1.Pod, error) {
 	var list corev1.PodList
-	if err := r.List(ctx, &list, client.InNamespace(w.object.GetNamespace()), client.MatchingLabelsSelector{Selector: w.selector}); err != nil {
+	if err := r.List(ctx, &list, client.InNamespace(w.Object.GetNamespace()), client.MatchingLabelsSelector{Selector: w.Selector}); err != nil {
 		return nil, err
 	}
-	var running []corev1.Pod
-	for _, p := range list.Items {
-		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && w.owns(&p) {
-			running = append(running, p)
-		}
-	}
-	return running, nil
+	return w.Running(list.Items), nil
 }
 
-// leaveAlone refuses a port that is to be left alone for what only the pods themselves have, such as a service mesh's proxy.
+// leaveAlone refuses a port that is to be left alone for what only the pods themselves have.
 func (r *interceptReconciler) leaveAlone(ctx context.Context, w *workload) error {
 	pods, err := r.pods(ctx, w)
 	if err != nil {
 		return err
 	}
-	for _, p := range pods {
-		if why := inject.LeaveAlone(&p.ObjectMeta, &p.Spec, w.port); p.DeletionTimestamp == nil && why != "" {
-			return refuse(detour.ReasonUnsupported, "port %d of %s %s", w.port.Port, w.name(), why)
-		}
+	if why := w.LeaveAlone(pods, w.port); why != "" {
+		return refuse(detour.ReasonUnsupported, "%s", why)
 	}
 	return nil
 }

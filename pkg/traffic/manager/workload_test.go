@@ -15,6 +15,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
+	"github.com/detour-dev/detour/pkg/traffic/workloads"
 )
 
 func TestServicePort(t *testing.T) {
@@ -224,59 +225,11 @@ func TestRolledOut(t *testing.T) {
 		"daemon set without nodes":       {daemon(func(d *appsv1.DaemonSet) { d.Status = appsv1.DaemonSetStatus{ObservedGeneration: 3} }), true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			done, waiting := (&workload{object: c.object}).rolledOut()
+			done, waiting := (&workload{Workload: &workloads.Workload{Object: c.object}}).rolledOut()
 			assert.Equal(t, c.want, done)
 			assert.Equal(t, c.waiting, waiting)
 		})
 	}
-}
-
-// What will never roll out is refused at once, with what to do about it.
-func TestCannotRoll(t *testing.T) {
-	for name, c := range map[string]struct {
-		object client.Object
-		want   string
-	}{
-		"deployment":           {&appsv1.Deployment{}, ""},
-		"paused deployment":    {&appsv1.Deployment{Spec: appsv1.DeploymentSpec{Paused: true}}, "is paused"},
-		"recreated deployment": {&appsv1.Deployment{Spec: appsv1.DeploymentSpec{Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType}}}, ""},
-		"stateful set":         {&appsv1.StatefulSet{Spec: appsv1.StatefulSetSpec{UpdateStrategy: appsv1.StatefulSetUpdateStrategy{Type: appsv1.RollingUpdateStatefulSetStrategyType}}}, ""},
-		"stateful set, by hand": {
-			&appsv1.StatefulSet{Spec: appsv1.StatefulSetSpec{UpdateStrategy: appsv1.StatefulSetUpdateStrategy{Type: appsv1.OnDeleteStatefulSetStrategyType}}}, "OnDelete",
-		},
-		"daemon set": {&appsv1.DaemonSet{}, ""},
-		"daemon set, by hand": {
-			&appsv1.DaemonSet{Spec: appsv1.DaemonSetSpec{UpdateStrategy: appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}}}, "OnDelete",
-		},
-		"rollout": {&argo.Rollout{Unstructured: argo.New()}, ""},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got := (&workload{object: c.object, template: &corev1.PodTemplateSpec{}}).cannotRoll()
-			if c.want == "" {
-				assert.Empty(t, got)
-			}
-			assert.Contains(t, got, c.want)
-		})
-	}
-}
-
-func TestWorkloadsIn(t *testing.T) {
-	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "catalog"}}}
-	meta := metav1.ObjectMeta{Name: "catalog"}
-	var names []string
-	for _, list := range []client.ObjectList{
-		&appsv1.DeploymentList{Items: []appsv1.Deployment{{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{Template: template}}}},
-		&appsv1.StatefulSetList{Items: []appsv1.StatefulSet{{ObjectMeta: meta, Spec: appsv1.StatefulSetSpec{Template: template}}}},
-		&appsv1.DaemonSetList{Items: []appsv1.DaemonSet{{ObjectMeta: meta, Spec: appsv1.DaemonSetSpec{Template: template}}}},
-		&corev1.PodList{Items: []corev1.Pod{{}}},
-	} {
-		for _, w := range workloadsIn(list) {
-			names = append(names, w.name())
-			assert.Equal(t, "app=catalog", w.selector.String())
-			assert.Equal(t, template, *w.template)
-		}
-	}
-	assert.Equal(t, []string{"deployment/catalog", "statefulset/catalog", "daemonset/catalog"}, names)
 }
 
 func TestPodReady(t *testing.T) {
