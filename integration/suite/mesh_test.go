@@ -47,6 +47,11 @@ func TestPortsLeftAlone(t *testing.T) {
 	laptopService(t, 18080)
 	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18080:admin"), "port 9000, which is to be left alone: the pods' annotation detour.dev/skip-inbound-ports lists it")
 	require.Contains(t, detour(t, "list", "-n", "shop"), "is to be left alone")
+	kubectl(t, "-n", "shop", "rollout", "pause", "deployment/meshed")
+	paused := "deployment/meshed is paused: resume it"
+	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18080:http"), paused)
+	require.Regexp(t, `(?m)^meshed +80/http +deployment/meshed +with --attach: `+paused, detour(t, "list", "-n", "shop"))
+	kubectl(t, "-n", "shop", "rollout", "resume", "deployment/meshed")
 	require.Contains(t, detour(t, "intercept", "meshed", "--port", "18080:http"), "by nftables")
 	require.Equal(t, "laptop", edition(t, "http://meshed.shop/"))
 	set := rules(t, "meshed")

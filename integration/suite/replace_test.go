@@ -100,6 +100,7 @@ func TestReplaceQueueWorker(t *testing.T) {
 	stop := q.publish()
 	q.eventually("the cluster works", func() bool { return q.count("cluster") > 20 })
 
+	require.Regexp(t, `(?m)^- +- +deployment/worker +with --mode replace`, detour(t, "list", "-n", "shop"))
 	out := detour(t, "intercept", "worker", "--mode", "replace")
 	require.Contains(t, out, "replaced: container worker of deployment/worker does not run (pods 2/2)")
 	before := q.count("cluster")

@@ -298,7 +298,7 @@ func TestMatches(t *testing.T) {
 		}
 	}
 	list := detour(t, "list", "-n", "shop")
-	require.Regexp(t, `(?m)^subject +80/http +deployment/subject +yes, by targetPort +\S+ +(intercept|wiretap) +`, list)
+	require.Regexp(t, `(?m)^subject +80/http +deployment/subject +yes, by targetPort +\S+ +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(intercept|wiretap) +`, list)
 	for _, of := range []string{"intercept +path /only", `intercept +query debug, query dev~=b\.b, paths under /api`, "intercept +method POST or PUT", "wiretap +copies of all requests"} {
 		require.Regexp(t, `(?m) \S+ +`+of+`$`, list)
 	}

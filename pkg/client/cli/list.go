@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -13,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -22,6 +21,7 @@ import (
 	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/traffic/workloads"
 )
 
 // listed is one row of `detour list`: a service port, or a workload without a service.
@@ -31,6 +31,7 @@ type listed struct {
 	Workload   string   `json:"workload"`
 	Redirect   string   `json:"redirect,omitempty"` // how traffic reaches the agent, or would
 	Why        string   `json:"whyNot,omitempty"`
+	Only       string   `json:"only,omitempty"` // the flag with which it can be intercepted in spite of that
 	Intercepts []holder `json:"intercepts,omitempty"`
 }
 
@@ -46,14 +47,13 @@ type holder struct {
 	redirect string
 }
 
-const rolloutPrefix = "rollout/"
-
 func (a *app) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List what can be intercepted, how, and who does", Args: cobra.NoArgs, Example: "  detour list -n shop",
 		Long: `Lists each port of the namespace's services: the workload behind it, whether it can be intercepted or why not, how its traffic reaches the
 agent (targetPort: the agent takes over the port's name; nftables: the pod's own redirection; attach: that of an agent in the running
-pods), and who intercepts which requests in which mode.`,
+pods), and who intercepts which requests in which mode. Why something cannot be intercepted is what ` + "`detour intercept`" + ` would say, and may
+end with the flag with which it can.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.checkOutput(); err != nil {
 				return err
@@ -86,101 +86,109 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 	if err != nil {
 		return nil, explain.Error(err, "list the services of namespace "+namespace)
 	}
-	templates := map[string]*corev1.PodTemplateSpec{}
-	idle := map[string]bool{} // scaled to 0
-	if l, err := clients.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{}); err != nil {
+	var all []*workloads.Workload
+	deployments, err := clients.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
 		return nil, explain.Error(err, "list the deployments of namespace "+namespace)
-	} else {
-		for i := range l.Items {
-			name, replicas := "deployment/"+l.Items[i].Name, l.Items[i].Spec.Replicas
-			templates[name], idle[name] = &l.Items[i].Spec.Template, replicas != nil && *replicas == 0
-		}
 	}
-	if l, err := clients.AppsV1().StatefulSets(namespace).List(ctx, metav1.ListOptions{}); err != nil {
+	all = append(all, workloads.In(deployments)...)
+	statefulSets, err := clients.AppsV1().StatefulSets(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
 		return nil, explain.Error(err, "list the stateful sets of namespace "+namespace)
-	} else {
-		for i := range l.Items {
-			templates["statefulset/"+l.Items[i].Name] = &l.Items[i].Spec.Template
-		}
 	}
-	if l, err := clients.AppsV1().DaemonSets(namespace).List(ctx, metav1.ListOptions{}); err != nil {
+	all = append(all, workloads.In(statefulSets)...)
+	daemonSets, err := clients.AppsV1().DaemonSets(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
 		return nil, explain.Error(err, "list the daemon sets of namespace "+namespace)
-	} else {
-		for i := range l.Items {
-			templates["daemonset/"+l.Items[i].Name] = &l.Items[i].Spec.Template
-		}
 	}
+	all = append(all, workloads.In(daemonSets)...)
 	rollouts, err := argo.List(ctx, clients.Discovery().RESTClient(), namespace)
 	if err != nil {
 		return nil, explain.Error(err, "list the rollouts of namespace "+namespace)
 	}
-	for _, r := range rollouts {
-		template := &r.Spec.Template
-		if ref := r.Spec.WorkloadRef; ref != nil {
-			from := strings.ToLower(ref.Kind) + "/" + ref.Name
-			if t, ok := templates[from]; ok {
-				template = t
-				if idle[from] {
-					delete(templates, from) // it is only the template
-				}
-			}
-		}
-		templates[rolloutPrefix+r.GetName()] = template
+	all = workloads.AddRollouts(all, rollouts)
+	// A mesh's proxy may be in the pods alone. Who may not see them is told when they intercept.
+	pods, err := clients.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+	if apierrors.IsForbidden(err) {
+		pods = &corev1.PodList{}
+	} else if err != nil {
+		return nil, explain.Error(err, "list the pods of namespace "+namespace)
 	}
 	holders, err := a.holders(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}
-	return rowsOf(services.Items, templates, holders), nil
+	return rowsOf(services.Items, all, pods.Items, holders), nil
 }
 
-// rowsOf makes the rows from what the cluster has: templates by "kind/name" of the workload, holders by "kind/name:port" (and UDP), with port 0
-// for a workload that is replaced without its traffic.
-func rowsOf(services []corev1.Service, templates map[string]*corev1.PodTemplateSpec, holders map[string][]holder) []listed {
+// rowsOf makes the rows from what the cluster has: holders by "kind/name:port" (and UDP), with port 0 for a workload that is replaced
+// without its traffic.
+func rowsOf(services []corev1.Service, all []*workloads.Workload, pods []corev1.Pod, holders map[string][]holder) []listed {
 	rows := []listed{} // not nil: a script reads [] and not null
-	alone := map[string]bool{}
-	for name := range templates {
-		alone[name] = true
-	}
+	served := map[*workloads.Workload]bool{}
 	for i := range services {
 		s := &services[i]
-		var workloads []string
-		for name, t := range templates {
-			selects := len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(t.Labels))
-			if strings.HasPrefix(name, rolloutPrefix) {
-				selects = argo.Selects(s.Spec.Selector, t)
-			}
-			if selects {
-				workloads = append(workloads, name)
-				delete(alone, name)
-			}
+		behind := workloads.Behind(all, s.Spec.Selector)
+		var names []string
+		for _, w := range behind {
+			served[w] = served[w] || len(s.Spec.Ports) > 0
+			names = append(names, w.Name())
 		}
-		slices.Sort(workloads)
+		slices.Sort(names)
 		for _, p := range s.Spec.Ports {
-			row := listed{Service: s.Name, Port: fmt.Sprint(p.Port), Workload: strings.Join(workloads, ", ")}
+			row := listed{Service: s.Name, Port: fmt.Sprint(p.Port), Workload: strings.Join(names, ", ")}
 			if p.Name != "" {
 				row.Port += "/" + p.Name
 			}
-			if len(workloads) == 0 {
+			switch len(behind) {
+			case 0:
 				row.Why = "no workload stands behind it"
-			} else if len(workloads) > 1 {
+			case 1:
+				row.judge(s, p, behind[0], behind[0].Running(pods), holders)
+			default:
 				row.Why = "several workloads stand behind it"
-			} else if port, err := inject.PlanPort(s, p, templates[row.Workload]); err != nil {
-				row.Why = err.Error()
-			} else {
-				row.Redirect = port.Via
-				row.Intercepts = slices.Concat(holders[fmt.Sprintf("%s:%d%s", row.Workload, port.Port, port.Protocol)], holders[row.Workload+":0"])
-				for _, h := range row.Intercepts {
-					row.Redirect = cmp.Or(h.redirect, row.Redirect)
-				}
 			}
 			rows = append(rows, row)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(alone)) {
-		rows = append(rows, listed{Workload: name, Why: "no service leads to it", Intercepts: holders[name+":0"]})
+	all = slices.SortedFunc(slices.Values(all), func(a, b *workloads.Workload) int { return cmp.Compare(a.Name(), b.Name()) })
+	for _, w := range all {
+		if served[w] || w.TemplateOf != "" {
+			continue
+		}
+		row := listed{Workload: w.Name(), Why: "no service leads to it", Only: "--mode replace", Intercepts: holders[w.Name()+":0"]}
+		if why := cmp.Or(w.UnknownTemplate(), w.CannotRoll()); why != "" {
+			row.Why, row.Only = why, ""
+		}
+		rows = append(rows, row)
 	}
 	return rows
+}
+
+// judge says what the traffic-manager would.
+func (l *listed) judge(s *corev1.Service, p corev1.ServicePort, w *workloads.Workload, running []corev1.Pod, holders map[string][]holder) {
+	if l.Why = w.UnknownTemplate(); l.Why != "" {
+		return
+	}
+	port, err := inject.PlanPort(s, p, w.Template)
+	if err != nil {
+		l.Why = err.Error()
+		return
+	}
+	if l.Why = w.LeaveAlone(running, port); l.Why != "" {
+		return
+	}
+	l.Redirect = port.Via
+	l.Intercepts = slices.Concat(holders[fmt.Sprintf("%s:%d%s", w.Name(), port.Port, port.Protocol)], holders[w.Name()+":0"])
+	for _, h := range l.Intercepts {
+		l.Redirect = cmp.Or(h.redirect, l.Redirect)
+	}
+	if l.Why = w.CannotRoll(); l.Why != "" {
+		l.Redirect = ""
+		if port.Protocol == "" {
+			l.Redirect, l.Only = inject.ViaAttach, "--attach"
+		}
+	}
 }
 
 // holders says who intercepts which container port, by "workload:port". Without detour in the cluster nobody does.
@@ -229,10 +237,13 @@ func printList(w io.Writer, rows []listed) {
 		return
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SERVICE\tPORT\tWORKLOAD\tINTERCEPTABLE\tINTERCEPTED BY\tMODE\tGETS")
+	fmt.Fprintln(t, "SERVICE\tPORT\tWORKLOAD\tINTERCEPTABLE\tINTERCEPTED BY\tSINCE\tMODE\tGETS")
 	for _, r := range rows {
 		able := "yes, by " + r.Redirect
-		if r.Why != "" {
+		switch {
+		case r.Only != "":
+			able = "with " + r.Only + ": " + r.Why
+		case r.Why != "":
 			able = "no: " + r.Why
 		}
 		first := fmt.Sprintf("%s\t%s\t%s\t%s", cell(r.Service), cell(r.Port), cell(r.Workload), able)
@@ -244,7 +255,7 @@ func printList(w io.Writer, rows []listed) {
 			if h.Phase != string(detour.PhaseActive) {
 				who += " (" + h.Phase + ")"
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", first, who, h.Mode, h.Requests)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", first, who, h.Since.Local().Format(time.DateTime), h.Mode, h.Requests)
 			first = "\t\t\t"
 		}
 	}

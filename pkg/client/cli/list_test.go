@@ -5,20 +5,38 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/detour-dev/detour/pkg/traffic/argo"
+	"github.com/detour-dev/detour/pkg/traffic/workloads"
 )
 
 func service(name string, selector map[string]string, ports ...corev1.ServicePort) corev1.Service {
 	return corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.5", Selector: selector, Ports: ports}}
 }
 
-func template(labels map[string]string) *corev1.PodTemplateSpec {
-	return &corev1.PodTemplateSpec{
+func template(labels map[string]string) corev1.PodTemplateSpec {
+	return corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Labels: labels},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}},
 	}
+}
+
+func deployment(name string, labels map[string]string) appsv1.Deployment {
+	return appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: appsv1.DeploymentSpec{Template: template(labels)}}
+}
+
+func deployments(all ...appsv1.Deployment) []*workloads.Workload {
+	return workloads.In(&appsv1.DeploymentList{Items: all})
+}
+
+func rolloutOf(spec argo.Spec) *argo.Rollout {
+	u := argo.New()
+	u.SetName("catalog")
+	return &argo.Rollout{Unstructured: u, Spec: spec}
 }
 
 // The list says the same of a service as the traffic-manager would.
@@ -28,56 +46,74 @@ func TestRows(t *testing.T) {
 	number := corev1.ServicePort{Port: 8080, TargetPort: intstr.FromInt32(8080), Protocol: corev1.ProtocolTCP}
 	sctp := corev1.ServicePort{Name: "signal", Port: 99, TargetPort: intstr.FromInt32(99), Protocol: corev1.ProtocolSCTP}
 	dns := corev1.ServicePort{Name: "dns", Port: 53, TargetPort: intstr.FromInt32(53), Protocol: corev1.ProtocolUDP}
-	one := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(map[string]string{"app": "catalog", "version": "1"}), "deployment/other": template(nil)}
-	two := map[string]*corev1.PodTemplateSpec{"deployment/catalog": template(catalog), "deployment/canary": template(catalog)}
+	one := deployments(deployment("catalog", map[string]string{"app": "catalog", "version": "1"}), deployment("other", nil))
+	two := deployments(deployment("catalog", catalog), deployment("canary", catalog))
 	eve := []holder{{Name: "catalog-1", Laptop: "eve@thinkpad", Phase: "Active", Mode: "intercept", Requests: "all requests", redirect: "attach"}}
 	held := map[string][]holder{"deployment/catalog:8080": eve, "deployment/other:8080": {{Laptop: "mallory@mac"}}}
-	argos := map[string]*corev1.PodTemplateSpec{"rollout/catalog": template(catalog)}
+	argos := workloads.AddRollouts(nil, []*argo.Rollout{rolloutOf(argo.Spec{Template: template(catalog)})})
+	unread := workloads.AddRollouts(nil, []*argo.Rollout{rolloutOf(argo.Spec{WorkloadRef: &argo.WorkloadRef{Kind: "ReplicaSet", Name: "x"}, Selector: &metav1.LabelSelector{MatchLabels: catalog}})})
+	none := int32(0)
+	only := deployment("catalog", catalog)
+	only.Spec.Replicas = &none
+	referring := workloads.AddRollouts(deployments(only), []*argo.Rollout{rolloutOf(argo.Spec{WorkloadRef: &argo.WorkloadRef{Kind: "Deployment", Name: "catalog"}})})
 	stable := map[string]string{"app": "catalog", "rollouts-pod-template-hash": "76d9f8c7"}
-	other := listed{Workload: "deployment/other", Why: "no service leads to it"}
-	catalogs := []listed{{Workload: "deployment/catalog", Why: other.Why}, other}
+	paused := deployment("catalog", catalog)
+	paused.Spec.Paused = true
+	const (
+		noService = "no service leads to it"
+		isPaused  = "deployment/catalog is paused: resume it, so that pods with the traffic-agent can be rolled out"
+		unknown   = "rollout/catalog has its pods' template from ReplicaSet x, which detour does not know: it needs a Deployment there, or the template in the Rollout itself"
+		meshed    = "port 8080 of deployment/catalog reaches the pods through their Istio proxy, so that it cannot be redirected to the agent: give the container port a name, and the service that name as its targetPort, or keep the port out of the mesh with the pods' annotation traffic.sidecar.istio.io/excludeInboundPorts"
+	)
+	other := listed{Workload: "deployment/other", Why: noService, Only: "--mode replace"}
+	catalogs := []listed{{Workload: "deployment/catalog", Why: noService, Only: "--mode replace"}, other}
+	istio := []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "catalog", "version": "1"}}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}, {Name: "istio-proxy"}}}}}
 
 	for name, c := range map[string]struct {
 		services  []corev1.Service
-		templates map[string]*corev1.PodTemplateSpec
+		workloads []*workloads.Workload
+		pods      []corev1.Pod
 		want      []listed
 	}{
-		"nothing":   {nil, nil, []listed{}},
-		"workloads": {nil, one, catalogs},
-		"each port": {[]corev1.Service{service("catalog", catalog, http, number)}, one, []listed{
-			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Intercepts: eve},
-			{Service: "catalog", Port: "8080", Workload: "deployment/catalog", Intercepts: eve},
+		"nothing":   {nil, nil, nil, []listed{}},
+		"workloads": {nil, one, nil, catalogs},
+		"each port": {[]corev1.Service{service("catalog", catalog, http, number)}, one, nil, []listed{
+			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: "attach", Intercepts: eve},
+			{Service: "catalog", Port: "8080", Workload: "deployment/catalog", Redirect: "attach", Intercepts: eve},
 			other,
 		}},
-		"no such pods":  {[]corev1.Service{service("cart", map[string]string{"app": "cart"}, http)}, one, []listed{{Service: "cart", Port: "80/http", Why: "no workload stands behind it"}, catalogs[0], catalogs[1]}},
-		"no selector":   {[]corev1.Service{service("outside", nil, http)}, one, []listed{{Service: "outside", Port: "80/http", Why: "no workload stands behind it"}, catalogs[0], catalogs[1]}},
-		"two workloads": {[]corev1.Service{service("catalog", catalog, http)}, two, []listed{{Service: "catalog", Port: "80/http", Workload: "deployment/canary, deployment/catalog", Why: "several workloads stand behind it"}}},
-		"argo's":        {[]corev1.Service{service("catalog", stable, http)}, argos, []listed{{Service: "catalog", Port: "80/http", Workload: "rollout/catalog"}}},
-		"not argo's":    {[]corev1.Service{service("catalog", stable, http)}, two, []listed{{Service: "catalog", Port: "80/http", Why: "no workload stands behind it"}, {Workload: "deployment/canary", Why: other.Why}, catalogs[0]}},
-		"no ports":      {[]corev1.Service{service("headless", catalog)}, one, []listed{other}},
+		"no such pods":                   {[]corev1.Service{service("cart", map[string]string{"app": "cart"}, http)}, one, nil, []listed{{Service: "cart", Port: "80/http", Why: "no workload stands behind it"}, catalogs[0], catalogs[1]}},
+		"no selector":                    {[]corev1.Service{service("outside", nil, http)}, one, nil, []listed{{Service: "outside", Port: "80/http", Why: "no workload stands behind it"}, catalogs[0], catalogs[1]}},
+		"two workloads":                  {[]corev1.Service{service("catalog", catalog, http)}, two, nil, []listed{{Service: "catalog", Port: "80/http", Workload: "deployment/canary, deployment/catalog", Why: "several workloads stand behind it"}}},
+		"argo's":                         {[]corev1.Service{service("catalog", stable, http)}, argos, nil, []listed{{Service: "catalog", Port: "80/http", Workload: "rollout/catalog", Redirect: "targetPort"}}},
+		"not argo's":                     {[]corev1.Service{service("catalog", stable, http)}, two, nil, []listed{{Service: "catalog", Port: "80/http", Why: "no workload stands behind it"}, {Workload: "deployment/canary", Why: noService, Only: "--mode replace"}, catalogs[0]}},
+		"only argo's template":           {[]corev1.Service{service("catalog", catalog, http)}, referring, nil, []listed{{Service: "catalog", Port: "80/http", Workload: "rollout/catalog", Redirect: "targetPort"}}},
+		"no ports":                       {[]corev1.Service{service("headless", catalog)}, one, nil, catalogs},
+		"a template that cannot be read": {[]corev1.Service{service("catalog", catalog, http)}, unread, nil, []listed{{Service: "catalog", Port: "80/http", Workload: "rollout/catalog", Why: unknown}}},
+		"paused": {[]corev1.Service{service("catalog", catalog, number, dns)}, deployments(paused), nil, []listed{
+			{Service: "catalog", Port: "8080", Workload: "deployment/catalog", Redirect: "attach", Why: isPaused, Only: "--attach", Intercepts: eve},
+			{Service: "catalog", Port: "53/dns", Workload: "deployment/catalog", Why: isPaused},
+		}},
+		"paused, without a service": {nil, deployments(paused), nil, []listed{{Workload: "deployment/catalog", Why: isPaused}}},
+		"a proxy in the pods alone": {[]corev1.Service{service("catalog", catalog, number, http)}, one, istio, []listed{
+			{Service: "catalog", Port: "8080", Workload: "deployment/catalog", Why: meshed},
+			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: "attach", Intercepts: eve},
+			other,
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := rowsOf(c.services, c.templates, held)
-			for i := range got { // how is the injector's to decide; that there is a way is what counts here
-				assert.Equal(t, got[i].Why == "", got[i].Redirect != "")
-				got[i].Redirect = ""
-			}
-			assert.Equal(t, c.want, got)
+			assert.Equal(t, c.want, rowsOf(c.services, c.workloads, c.pods, held))
 		})
 	}
 	t.Run("UDP", func(t *testing.T) {
 		mine := map[string][]holder{"deployment/catalog:53UDP": eve}
-		rows := rowsOf([]corev1.Service{service("catalog", catalog, dns, sctp)}, one, mine)
+		rows := rowsOf([]corev1.Service{service("catalog", catalog, dns, sctp)}, one, nil, mine)
 		require.Len(t, rows, 3)
 		assert.Equal(t, eve, rows[0].Intercepts)
 		assert.NotEmpty(t, rows[0].Redirect)
 		assert.Contains(t, rows[1].Why, "only TCP and UDP")
 	})
 	t.Run("no services, for a script", func(t *testing.T) {
-		assert.Equal(t, "[]\n", string(printed(t, "json", rowsOf(nil, nil, nil), nil)))
-	})
-	t.Run("how it is redirected now", func(t *testing.T) {
-		rows := rowsOf([]corev1.Service{service("catalog", catalog, http)}, one, held)
-		assert.Equal(t, "attach", rows[0].Redirect)
+		assert.Equal(t, "[]\n", string(printed(t, "json", rowsOf(nil, nil, nil, nil), nil)))
 	})
 }

@@ -89,6 +89,9 @@ func TestPrintStatus(t *testing.T) {
 }
 
 func TestPrintList(t *testing.T) {
+	local := time.Local
+	time.Local = time.UTC
+	t.Cleanup(func() { time.Local = local })
 	since := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	for name, rows := range map[string][]listed{
 		"list": {
@@ -98,7 +101,8 @@ func TestPrintList(t *testing.T) {
 			}},
 			{Service: "catalog", Port: "9090/grpc", Workload: "deployment/catalog", Redirect: inject.ViaNftables},
 			{Service: "legacy", Port: "8080", Why: "no workload stands behind it"},
-			{Workload: "deployment/worker", Why: "no service leads to it"},
+			{Service: "paused", Port: "80", Workload: "deployment/paused", Why: "deployment/paused is paused: resume it", Only: "--attach", Redirect: inject.ViaAttach},
+			{Workload: "deployment/worker", Why: "no service leads to it", Only: "--mode replace"},
 		},
 		"list-empty": {},
 	} {
