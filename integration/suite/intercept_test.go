@@ -51,23 +51,44 @@ func TestInterceptAndLeaveUnderLoad(t *testing.T) {
 	}
 }
 
-// A numeric target port is redirected by nftables; the other port of the workload is not touched, and probes go on to reach the app.
+// A numeric target port is redirected by nftables, over IPv4 and IPv6, for everybody and for one; the other port of the workload is not touched,
+// and probes go on to reach the app.
 func TestNumericTargetPort(t *testing.T) {
-	kubectl(t, "-n", "shop", "expose", "deployment/catalog", "--name=numeric", "--port=81", "--target-port=8080")
+	kubectl(t, "-n", "shop", "expose", "deployment/catalog", "--name=numeric", "--port=81", "--target-port=8080", `--overrides={"spec":{"ipFamilyPolicy":"PreferDualStack"}}`)
 	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "service", "numeric") })
+	urls := []string{"http://numeric.shop:81/"}
+	for _, ip := range strings.Fields(kubectl(t, "-n", "shop", "get", "service", "numeric", "-o", "jsonpath={.spec.clusterIPs[*]}")) {
+		urls = append(urls, "http://"+net.JoinHostPort(ip, "81")+"/")
+	}
+	if v6 := urls[len(urls)-1]; !strings.Contains(v6, "[") {
+		t.Log("the cluster has no IPv6:", urls)
+	}
 	connected(t)
 	laptopService(t, 18080)
 	out := detour(t, "intercept", "numeric", "--port", "18080:81")
 	require.Contains(t, out, "nftables")
 	asked := time.Now()
-	require.Equal(t, "laptop", edition(t, "http://numeric.shop:81/"), "asked at %s", asked)
+	for _, url := range urls {
+		require.Equal(t, "laptop", edition(t, url), "%s asked at %s", url, asked)
+	}
 	kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=30s") // all are Ready: their probes reach the app
 
 	out, err := command("detour", "intercept", "catalog", "--port", "18080")
 	require.Error(t, err)
 	require.Regexp(t, `is intercepted by yourself since \d{4}-\d\d-\d\d .*: run .detour leave numeric-`, out, "a second intercept says who holds the port")
 	detour(t, "leave", "numeric")
-	require.Equal(t, "cluster", edition(t, "http://numeric.shop:81/"))
+	for _, url := range urls {
+		require.Equal(t, "cluster", edition(t, url), url)
+	}
+
+	detour(t, "intercept", "numeric", "--port", "18080:81", "--header", "x-dev=alice")
+	for _, url := range urls {
+		require.Equal(t, "cluster", edition(t, url), url)
+		page, err := command("curl", "-sS", "--max-time", "10", "-H", "x-dev: alice", url)
+		require.NoError(t, err, page)
+		require.Equal(t, "laptop", editionOf(page), url)
+	}
+	detour(t, "leave", "numeric")
 }
 
 func TestStatefulSetWithHeadlessService(t *testing.T) {
