@@ -302,6 +302,48 @@ func TestRootlessHostLoopback(t *testing.T) {
 	require.Equal(t, "the host's own", u.inside(u.program, "fetch", "http://198.18.255.254:"+port))
 }
 
+// Two sessions by two contexts of the kubeconfig at once, whose networks have the same addresses, as two clusters' often have: each has its own
+// names, and nothing of the other's. It is one cluster here, in two namespaces: a session knows of no other.
+func TestRootlessTwoContexts(t *testing.T) {
+	other(t)
+	u := ordinaryUser(t)
+	v := u.again()
+	config := filepath.Join(u.dir, "kubeconfig")
+	cluster := kubectl(t, "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.cluster} {.contexts[0].context.user}")
+	who := strings.Fields(cluster)
+	out, err := u.command("kubectl", "--kubeconfig", config, "config", "set-context", "second", "--cluster="+who[0], "--user="+who[1], "--namespace=other").CombinedOutput()
+	require.NoError(t, err, string(out))
+	t.Cleanup(func() { u.try("quit"); v.try("quit") })
+	u.detour("connect", "-n", "shop")
+	v.detour("connect", "--context", "second")
+	type state struct {
+		Context, Session string
+		Subnets          []string
+	}
+	status := func(w *user) (s state) {
+		require.NoError(t, json.Unmarshal([]byte(w.detour("status", "-o", "json")), &s))
+		return s
+	}
+	one, two := status(u), status(v)
+	require.Equal(t, one.Subnets, two.Subnets)
+	require.NotEqual(t, one.Session, two.Session)
+	require.NotEqual(t, "second", one.Context)
+	require.Equal(t, "second", two.Context)
+	for range 2 {
+		require.Equal(t, "cluster", editionOf(u.inside("curl", "-sS", "--max-time", "10", "http://catalog/")))
+		v.inside("curl", "-sSf", "--max-time", "10", "-o", "/dev/null", "http://target/")
+		for name, w := range map[string]*user{"http://target/": u, "http://catalog/": v} {
+			_, complaint, code := w.try("run", "--", "curl", "-sS", "--max-time", "10", name)
+			require.NotZero(t, code)
+			require.Contains(t, complaint, "Could not resolve host")
+		}
+	}
+	u.detour("quit")
+	v.inside("curl", "-sSf", "--max-time", "10", "-o", "/dev/null", "http://target/")
+	v.detour("quit")
+	requireNothingRuns(t)
+}
+
 // Two services that both listen on port 8080 of 127.0.0.1 run side by side, each in a session of its own.
 func TestRootlessInterceptsSideBySide(t *testing.T) {
 	withoutAgent(t, "catalog")
