@@ -55,6 +55,10 @@ test-unit: ## unit tests with the race detector, and the builds for other platfo
 test-integration: ## the suites on a real cluster, which is started for them and stopped afterwards
 	@integration/run.sh go test -C integration -v -count=1 -timeout 50m -p 1 ./suite/... ./cluster/...
 
+.PHONY: test-long
+test-long: ## the tests of endurance for as long as users would: a minute of load, a minute without any network
+	@DETOUR_LOAD=60s DETOUR_OUTAGE=60s integration/run.sh go test -C integration -v -count=1 -timeout 30m -run 'TestTogether|TestConnectionsSurviveEveryPath' ./suite
+
 .PHONY: fuzz
 fuzz: ## every parser of bytes from the network on made-up input, FUZZTIME (10s) each
 	@.ci/fuzz $(or $(FUZZTIME),10s)
