@@ -49,7 +49,7 @@ func TestPortsLeftAlone(t *testing.T) {
 	require.Contains(t, detour(t, "list", "-n", "shop"), "is to be left alone")
 	kubectl(t, "-n", "shop", "rollout", "pause", "deployment/meshed")
 	paused := "deployment/meshed is paused: resume it"
-	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18080:http"), paused)
+	require.Regexp(t, paused+".*; or use --attach", refused(t, "intercept", "meshed", "--port", "18080:http"))
 	require.Regexp(t, `(?m)^meshed +80/http +deployment/meshed +with --attach: `+paused, detour(t, "list", "-n", "shop"))
 	kubectl(t, "-n", "shop", "rollout", "resume", "deployment/meshed")
 	require.Contains(t, detour(t, "intercept", "meshed", "--port", "18080:http"), "by nftables")

@@ -49,6 +49,9 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 		return w, nil
 	}
 	if why := w.CannotRoll(); why != "" && !i.Spec.Attach {
+		if i.Spec.Mode != detour.ModeReplace && w.port.Protocol == "" && i.Spec.TLS == nil {
+			why += "; or use --attach, which needs no new pods"
+		}
 		return nil, refuse(detour.ReasonUnsupported, "%s", why)
 	}
 	return w, nil
