@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"sync"
@@ -82,7 +83,7 @@ func New(config *rest.Config, namespace, only string, pod func(context.Context) 
 			if err != nil {
 				return nil, err
 			}
-			return socket.New(c), nil
+			return &socket.Gatherer{Conn: socket.New(c)}, nil
 		}
 	}
 	transport, err := rest.TransportFor(config)
@@ -112,6 +113,8 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, upgradeTimeout)
 	defer cancel()
 	path := d.base.JoinPath("api", "v1", "namespaces", d.namespace, "services", "traffic-manager:tunnel", "proxy", "tunnel")
+	var below *socket.Gatherer
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { below = gathererOf(got.Conn) }})
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, path.String(), nil)
 	if err != nil {
 		return vif.Stream{}, fmt.Errorf("make the request for the tunnel: %w", err)
@@ -135,7 +138,39 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 		_ = response.Body.Close()
 		return vif.Stream{}, fmt.Errorf("open the tunnel: %w", errNoUpgrade)
 	}
+	if below != nil {
+		stream = &upgraded{ReadWriteCloser: stream, below: below}
+	}
 	return vif.Stream{ReadWriteCloser: stream, Transport: Upgrade}, nil
+}
+
+// upgraded is a stream whose writes reach the network whole, and not in records of TLS.
+type upgraded struct {
+	io.ReadWriteCloser
+	below *socket.Gatherer
+}
+
+func (u *upgraded) Write(b []byte) (int, error) {
+	u.below.Hold()
+	n, err := u.ReadWriteCloser.Write(b)
+	if failed := u.below.Release(); err == nil {
+		err = failed
+	}
+	return n, err
+}
+
+// gathererOf finds what was dialled, below TLS. It is nil where that was not done here.
+func gathererOf(c net.Conn) *socket.Gatherer {
+	for {
+		switch below := c.(type) {
+		case *socket.Gatherer:
+			return below
+		case interface{ NetConn() net.Conn }:
+			c = below.NetConn()
+		default:
+			return nil
+		}
+	}
 }
 
 // refusal reads the API server's reason.
