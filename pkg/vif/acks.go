@@ -16,6 +16,11 @@ const (
 	ackDelay = time.Millisecond
 	// ackSmall is what may be acknowledged late, in bytes. Of more the other side may be waiting to send on.
 	ackSmall = 4 << 10
+	// ackBulk is what may be acknowledged late of bulk, in bytes; that is what brings bulkSize in bulkTime. Its sender has more under way and is
+	// not kept waiting: if it were, it would not be bulk for long.
+	ackBulk  = 256 << 10
+	bulkSize = 1 << 20
+	bulkTime = 8 * time.Millisecond
 	// ackFlows bounds the connections that are remembered. What is not remembered does not wait.
 	ackFlows = 8192
 	// plainOptions is the length of a segment's options with a timestamp and nothing else, such as SACK.
@@ -23,7 +28,8 @@ const (
 )
 
 // ackDelayer is netstack's link. Netstack acknowledges each message at once, though the answer to it, or the next request, says the same a
-// moment later: half of the packets of a request were bare acknowledgements. Here those of small messages wait for that moment.
+// moment later: half of the packets of a request were bare acknowledgements. Here those of small messages wait for that moment, and those of
+// bulk for more of it.
 type ackDelayer struct {
 	*channel.Endpoint
 
@@ -32,18 +38,23 @@ type ackDelayer struct {
 	waiting []*ackFlow
 	tick    *time.Timer // runs while somebody waits
 	ticks   uint64
+	now     func() time.Time
 }
 
 // ackFlow is one connection.
 type ackFlow struct {
-	acked  uint32
+	acked  uint32              // as the other side knows
 	held   *stack.PacketBuffer // an acknowledgement that waits, or nil
 	since  uint64              // ticks
 	queued bool                // among the waiting
+	bulk   bool
+	// Where and when it was last seen how much comes.
+	counted uint32
+	began   time.Time
 }
 
 func newAckDelayer(link *channel.Endpoint) *ackDelayer {
-	d := &ackDelayer{Endpoint: link, flows: map[stack.TransportEndpointID]*ackFlow{}}
+	d := &ackDelayer{Endpoint: link, flows: map[stack.TransportEndpointID]*ackFlow{}, now: time.Now}
 	d.tick = time.AfterFunc(time.Hour, d.release)
 	d.tick.Stop()
 	return d
@@ -80,19 +91,23 @@ func (d *ackDelayer) delay(p *stack.PacketBuffer) bool {
 			maps.DeleteFunc(d.flows, func(_ stack.TransportEndpointID, f *ackFlow) bool { return !f.queued })
 		}
 		if len(d.flows) < ackFlows {
-			d.flows[id] = &ackFlow{acked: acked}
+			d.flows[id] = &ackFlow{acked: acked, counted: acked, began: d.now()}
 		}
 		return false
 	}
+	f.count(acked, d.now)
 	bare := p.Data().Size() == 0 && segment.Flags() == header.TCPFlagAck && len(segment.Options()) <= plainOptions
 	news := acked - f.acked
-	waits := bare && f.held == nil && news > 0 && news <= ackSmall
-	f.acked = acked
+	waits := bare && news > 0 && (f.held == nil && news <= ackSmall || f.bulk && news <= ackBulk)
+	if f.held == nil {
+		f.since = d.ticks
+	}
 	f.drop()
 	if !waits {
+		f.acked = acked
 		return false
 	}
-	f.held, f.since = p.Clone(), d.ticks
+	f.held = p.Clone()
 	if !f.queued {
 		f.queued = true
 		if d.waiting = append(d.waiting, f); len(d.waiting) == 1 {
@@ -100,6 +115,16 @@ func (d *ackDelayer) delay(p *stack.PacketBuffer) bool {
 		}
 	}
 	return true
+}
+
+// count finds out whether what comes is bulk.
+func (f *ackFlow) count(acked uint32, now func() time.Time) {
+	if acked-f.counted < bulkSize {
+		return
+	}
+	at := now()
+	f.bulk = at.Sub(f.began) <= bulkTime
+	f.counted, f.began = acked, at
 }
 
 func (f *ackFlow) drop() {
@@ -121,6 +146,7 @@ func (d *ackDelayer) release() {
 		case f.since == d.ticks:
 			rest = append(rest, f)
 		default:
+			f.acked = header.TCP(f.held.TransportHeader().Slice()).AckNumber()
 			due.PushBack(f.held)
 			f.held, f.queued = nil, false
 		}

@@ -92,6 +92,45 @@ func TestAcknowledgements(t *testing.T) {
 	}
 }
 
+// Bulk is acknowledged each 256 KiB, or when a tick comes, as long as it is bulk.
+func TestAcknowledgementsOfBulk(t *testing.T) {
+	const step = 64 << 10
+	link := channel.New(64, 1500, "")
+	d := newAckDelayer(link)
+	defer d.Close()
+	clock := time.Now()
+	d.now = func() time.Time { return clock }
+	ack, left := uint32(1), []uint32(nil)
+	// left gets what leaves at once, in steps of what is written here.
+	write := func(steps int, each time.Duration) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		left = nil
+		for i := range steps {
+			s := segment{ack: ack}
+			ack += step
+			clock = clock.Add(each)
+			if p := s.packet(); !d.delay(p) {
+				left = append(left, uint32(i))
+			}
+		}
+	}
+	write(1+bulkSize/step, 100*time.Microsecond)
+	require.Len(t, left, bulkSize/step, "all but the one that shows that it is bulk")
+	write(12, 100*time.Microsecond)
+	require.Equal(t, []uint32{3, 8}, left, "what comes after 256 KiB that wait does not")
+	require.Eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.waiting) == 0 }, 10*time.Second, time.Millisecond)
+	last := link.Read()
+	require.NotNil(t, last, "the last comes with a tick")
+	require.Equal(t, ack-step, header.TCP(last.TransportHeader().Slice()).AckNumber())
+	last.DecRef()
+	require.Nil(t, link.Read(), "and only that")
+
+	write(32, time.Millisecond)
+	write(4, time.Millisecond)
+	require.Len(t, left, 4, "what has become slow is acknowledged at once")
+}
+
 // Connections without number leave no more than so many behind, and those that are not remembered work.
 func TestManyAcknowledged(t *testing.T) {
 	link := channel.New(1, 1500, "")
