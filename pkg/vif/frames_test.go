@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.zx2c4.com/wireguard/conn"
 )
 
 func frame(messages ...string) (raw []byte) {
@@ -123,6 +125,47 @@ func TestStreamCarriesMessages(t *testing.T) {
 }
 
 // A peer that does not speak the protocol is given up, not waited for.
+// However much a read brings, WireGuard gets each message whole, in order and once, also where the buffer ends in the middle of one.
+func TestStreamIsReadByWireGuard(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var sent []string
+	for range 300 {
+		sent = append(sent, strings.Repeat(string(rune('a'+len(sent)%26)), random.IntN(maxMessage+1)))
+	}
+	for name, most := range map[string]int{"a few bytes at a time": 700, "records of TLS": 16 << 10, "as much as there is": 1 << 30} {
+		t.Run(name, func(t *testing.T) {
+			s := newStream("one", &struct {
+				io.Reader
+				io.WriteCloser
+			}{Reader: &atMost{strings.NewReader(string(frame(sent...))), most}})
+			packets, sizes, from := make([][]byte, 4), make([]int, 4), make([]conn.Endpoint, 4)
+			for i := range packets {
+				packets[i] = make([]byte, maxMessage)
+			}
+			var got []string
+			for {
+				n, err := s.receive(packets, sizes, from, func(wire, []byte) {})
+				for i := range n {
+					got = append(got, string(packets[i][:sizes[i]]))
+				}
+				if err != nil {
+					require.ErrorIs(t, err, io.EOF)
+					break
+				}
+			}
+			require.True(t, slices.Equal(sent, got))
+		})
+	}
+}
+
+// atMost brings no more than so many bytes at once.
+type atMost struct {
+	io.Reader
+	most int
+}
+
+func (a *atMost) Read(b []byte) (int, error) { return a.Reader.Read(b[:min(len(b), a.most)]) }
+
 func TestStreamRefusesNonsense(t *testing.T) {
 	near, far := sockets(t)
 	_, err := io.WriteString(near, "GET /tunnel HTTP/1.1\r\n\r\n")

@@ -312,7 +312,9 @@ func (s *stream) receive(packets [][]byte, sizes []int, eps []conn.Endpoint, pro
 		if n > 0 {
 			return n, nil
 		}
-		s.from, s.to = 0, copy(s.buf, s.buf[s.from:s.to])
+		if s.from == s.to || len(s.buf)-s.from < frameHeader+maxMessage {
+			s.from, s.to = 0, copy(s.buf, s.buf[s.from:s.to]) // for the message that has begun to find room
+		}
 		got, err := s.rw.Read(s.buf[s.to:])
 		if err != nil {
 			return 0, err
