@@ -158,6 +158,16 @@ func TestStreamIsReadByWireGuard(t *testing.T) {
 	}
 }
 
+// A writer that is woken for nothing keeps its buffers for the next messages.
+func TestStreamKeepsItsBuffers(t *testing.T) {
+	s := newStream("one", nil)
+	s.queue, s.spare, s.spareUrgent = make([]byte, 0, 1000), make([]byte, 0, 1000), make([]byte, 0, 1000)
+	urgent, frames := s.take()
+	require.Empty(t, urgent)
+	require.Empty(t, frames)
+	require.Equal(t, []int{1000, 1000, 1000}, []int{cap(s.queue), cap(s.spare), cap(s.spareUrgent)})
+}
+
 // atMost brings no more than so many bytes at once.
 type atMost struct {
 	io.Reader

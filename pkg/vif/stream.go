@@ -216,7 +216,7 @@ func (s *stream) writeLoop() error {
 func (s *stream) take() (urgent, frames []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.writing { // a sender is, and will tell when it is done
+	if s.writing || len(s.urgent) == 0 && len(s.queue) == 0 { // a sender writes, and will tell when it is done; or all is written
 		return nil, nil
 	}
 	urgent, s.urgent, s.spareUrgent = s.urgent, s.spareUrgent[:0], nil
