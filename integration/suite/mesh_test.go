@@ -57,6 +57,9 @@ func TestPortsLeftAlone(t *testing.T) {
 	set := rules(t, "meshed")
 	require.Regexp(t, "tcp dport 8080 .*redirect to :9910", set)
 	require.NotContains(t, set, "dport 9000")
+	kubectl(t, "-n", "shop", "rollout", "pause", "deployment/meshed")
+	require.Never(t, func() bool { return edition(t, "http://meshed.shop/") != "laptop" }, 2*time.Second, 100*time.Millisecond, "what is in force stays so")
+	kubectl(t, "-n", "shop", "rollout", "resume", "deployment/meshed")
 
 	kubectl(t, "-n", "shop", "patch", "deployment", "meshed", "-p", `{"spec":{"template":{"spec":{"containers":[{"name":"istio-proxy","image":"detour.local/shop:dev","imagePullPolicy":"IfNotPresent","command":["/stock"]}]}}}}`)
 	require.Eventually(t, func() bool {

@@ -48,7 +48,8 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 	if i.Spec.Mode == detour.ModeIngest {
 		return w, nil
 	}
-	if why := w.CannotRoll(); why != "" && !i.Spec.Attach {
+	// What is in force needs no rollout.
+	if why := w.CannotRoll(); why != "" && !i.Spec.Attach && i.Status.Phase != detour.PhaseActive {
 		if i.Spec.Mode != detour.ModeReplace && w.port.Protocol == "" && i.Spec.TLS == nil {
 			why += "; or use --attach, which needs no new pods"
 		}
