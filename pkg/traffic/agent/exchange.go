@@ -19,12 +19,15 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/mux"
+	"github.com/detour-dev/detour/pkg/traffic/relay"
 	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
 const (
 	// With the header of a frame (pkg/traffic/mux) a full buffer is one record of TLS.
 	exchangeBuffer = 16<<10 - 8
+	// bulk is how much is gathered for a client before it waits for what has come from its laptop already.
+	bulk = exchangeBuffer / 2
 	// lingering is how long a client may go on to send what nobody reads before its connection is closed.
 	lingering = time.Second
 	// watchAfter is how long an answer may take before its client is watched.
@@ -51,7 +54,7 @@ type exchange struct {
 type link struct {
 	net.Conn
 	r    *bufio.Reader
-	w    *bufio.Writer
+	w    *outlet
 	to   *link // who gets what is read here
 	used bool
 	// forget is set where the connection ends with a context.
@@ -67,7 +70,7 @@ func (l *link) Close() error {
 
 func newLink(c net.Conn, first []byte) *link {
 	l := &link{Conn: socket.New(c)}
-	l.w = bufio.NewWriterSize(l.Conn, exchangeBuffer)
+	l.w = &outlet{to: l.Conn, small: make([]byte, exchangeBuffer)}
 	l.r = bufio.NewReaderSize(&prefixed{link: l, first: first}, exchangeBuffer)
 	return l
 }
@@ -84,7 +87,12 @@ func (p *prefixed) Read(b []byte) (int, error) {
 		p.first = p.first[n:]
 		return n, nil
 	}
-	if p.to != nil && p.to.w.Buffered() > 0 {
+	if p.to != nil && p.to.w.n > 0 {
+		if s, ok := p.Conn.(*mux.Stream); ok && p.to.w.n >= bulk {
+			if n := s.ReadNow(b); n > 0 {
+				return n, nil // which leaves with the rest
+			}
+		}
 		if err := p.to.w.Flush(); err != nil {
 			return 0, err
 		}
@@ -464,6 +472,9 @@ func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, 
 // alive says whether a connection on which nothing is expected is neither closed nor has something come.
 func alive(c net.Conn) bool {
 	var quiet, closed bool
+	if r, ok := c.(*relay.Conn); ok && r.Waiting() {
+		return false
+	}
 	switch s := bottom(c).(type) {
 	case *mux.Stream:
 		quiet, closed = s.Quiet()
@@ -484,7 +495,9 @@ func alive(c net.Conn) bool {
 	if quiet || closed {
 		return quiet
 	}
-	if _, ok := c.(*tls.Conn); !ok {
+	switch c.(type) {
+	case *tls.Conn, *relay.Conn:
+	default:
 		return false
 	}
 	// TLS has things of its own to say, such as tickets, which only it can tell from the other side's.

@@ -2,14 +2,12 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -107,7 +105,7 @@ func (a *agent) ask(ctx context.Context, t *target, header *agentv1.RelayHeader)
 	if err != nil {
 		return nil, 0, fmt.Errorf("dial the relay: %w", err)
 	}
-	conn := tls.Client(socket.New(plain), a.tls)
+	conn := relay.Client(plain, a.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
 		return nil, 0, fmt.Errorf("greet the relay: %w", err)

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 	"github.com/detour-dev/detour/pkg/vif"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
@@ -26,17 +25,16 @@ func serveRelay(ctx context.Context, hub *vif.Hub, a *agents, certs *certificate
 	config.MinVersion = tls.VersionTLS13
 	// An agent whose node is lost says no goodbye.
 	listening := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
-	plain, err := listening.Listen(ctx, "tcp", net.JoinHostPort("", fmt.Sprint(RelayPort)))
+	listener, err := listening.Listen(ctx, "tcp", net.JoinHostPort("", fmt.Sprint(RelayPort)))
 	if err != nil {
 		return fmt.Errorf("listen for relayed connections: %w", err)
 	}
-	listener := tls.NewListener(socket.Listener{Listener: plain}, config)
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
 	var open sync.WaitGroup
 	defer open.Wait()
 	for {
-		conn, err := listener.Accept()
+		plain, err := listener.Accept()
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
@@ -45,6 +43,7 @@ func serveRelay(ctx context.Context, hub *vif.Hub, a *agents, certs *certificate
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
+		conn := relay.Server(plain, config)
 		open.Go(func() {
 			defer conn.Close()
 			end := context.AfterFunc(ctx, func() { _ = conn.Close() })

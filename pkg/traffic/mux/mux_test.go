@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/detour-dev/detour/pkg/traffic/relay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -57,7 +58,7 @@ func secured(t testing.TB, a, b net.Conn) (net.Conn, net.Conn) {
 	require.NoError(t, err)
 	pool := x509.NewCertPool()
 	pool.AddCert(leaf)
-	return tls.Client(a, &tls.Config{RootCAs: pool, ServerName: "manager"}), tls.Server(b, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	return relay.Client(a, &tls.Config{RootCAs: pool, ServerName: "manager"}), relay.Server(b, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
 }
 
 // process is a local process: what handle does with each of its connections.
@@ -197,6 +198,33 @@ func TestWhoReads(t *testing.T) {
 			says(t, first, "with others")
 		}
 		all.Wait()
+	}
+}
+
+// What can be read without waiting is what comes next, and is had at some time.
+func TestReadNow(t *testing.T) {
+	a, b := pair(t)
+	a, b = secured(t, a, b)
+	c, _ := run(t, a, b, process(t, echo))
+	s := stream(t, c)
+	require.Zero(t, s.ReadNow(make([]byte, 1)), "nothing was asked")
+	sent := make([]byte, 60<<10)
+	for had := 0; had == 0; {
+		_, _ = rand.Read(sent)
+		_, err := s.Write(sent)
+		require.NoError(t, err)
+		got, buf := []byte(nil), make([]byte, 16<<10)
+		for len(got) < len(sent) {
+			n, err := s.Read(buf)
+			require.NoError(t, err)
+			got = append(got, buf[:n]...)
+			for n > 0 {
+				n = s.ReadNow(buf)
+				got = append(got, buf[:n]...)
+				had += n
+			}
+		}
+		require.True(t, bytes.Equal(sent, got))
 	}
 }
 

@@ -127,6 +127,18 @@ func (c *Conn) lead() bool {
 	return true
 }
 
+// leadNow is lead where reading does not have to wait.
+func (c *Conn) leadNow() bool {
+	below, ok := c.conn.(interface{ Waiting() bool })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !ok || c.reading || !c.left || c.err != nil || !c.alone() || !below.Waiting() {
+		return false
+	}
+	c.reading = true
+	return true
+}
+
 func (c *Conn) leads() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

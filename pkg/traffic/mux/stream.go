@@ -71,10 +71,10 @@ func (s *Stream) Write(b []byte) (n int, err error) {
 			return n, nil
 		case s.writeBy.over():
 			return n, os.ErrDeadlineExceeded
-		case len(c.queue) >= queueLimit && !c.writing:
+		case len(c.queue) > queueLimit && !c.writing: // not at queueLimit: the few bytes that do not fit into four frames leave with them
 			c.flush()
 			continue
-		case len(c.queue) >= queueLimit:
+		case len(c.queue) > queueLimit:
 			c.room.Wait()
 			continue
 		case s.credit == 0:
@@ -225,9 +225,10 @@ func (s *Stream) receive(b []byte) error {
 	case s.err != nil:
 		b = nil
 	case s.parts.len() > 0:
-	case s.into != nil && s.got == 0:
-		s.got = copy(s.into, b)
-		b = b[s.got:]
+	case s.got < len(s.into):
+		n := copy(s.into[s.got:], b)
+		s.got += n
+		b = b[n:]
 		s.readable.Broadcast()
 	case s.local != nil && !s.draining:
 		b, err = s.pass(b)
@@ -302,6 +303,25 @@ func (s *Stream) Read(b []byte) (int, error) {
 	n := s.parts.take(b)
 	s.took(n)
 	return n, nil
+}
+
+// ReadNow reads what can be had without waiting, if anything can.
+func (s *Stream) ReadNow(b []byte) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.parts.len() == 0 && s.into == nil && s.err == nil && !s.fin && s.conn.leadNow() {
+		s.into, s.leading = b, true
+		s.mu.Unlock()
+		s.lead()
+		s.mu.Lock()
+		s.into = nil
+		n, s.got = s.got, 0
+	}
+	n += s.parts.take(b[n:])
+	if n > 0 {
+		s.took(n)
+	}
+	return n
 }
 
 // lead reads the connection once.
