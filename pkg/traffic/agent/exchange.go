@@ -45,7 +45,8 @@ type exchange struct {
 	upstreams map[*target]*link
 	taps      map[*target]*tap
 	seen      *seen // the request that is served now
-	watching  *watching
+	sending   sending
+	watching  watching
 	idle      idle
 	kept      bool // a request has been answered
 }
@@ -156,6 +157,9 @@ func (e *exchange) begins() bool {
 }
 
 func (e *exchange) end() {
+	if e.watching.timer != nil {
+		e.watching.timer.Stop()
+	}
 	for _, u := range e.upstreams {
 		_ = u.Close()
 	}
@@ -237,35 +241,19 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 	kept := up.used
 	up.used = true
 	up.to, e.client.to = e.client, up
-	var sending sync.WaitGroup
-	var failed error
-	sent := make(chan struct{}) // closed when the request is, as far as can be told where it ends
 	var to io.Writer = up.w
 	if len(copies) > 0 {
 		to = io.MultiWriter(append([]io.Writer{up.w}, copies...)...)
 	}
-	send := func() {
-		if _, failed = to.Write(request.Raw); failed == nil {
-			failed = http1.CopyBody(to, e.client.r, request)
-		}
-		flushed := up.w.Flush()
-		if failed == nil {
-			failed = flushed
-		}
-		close(sent)
-		switch {
-		case errors.Is(failed, http1.ErrUnclear):
-			e.onward(up) // who is less strict than we are waits for the rest
-		case failed != nil && flushed == nil:
-			hangUp(up.Conn, errors.Is(failed, io.ErrUnexpectedEOF)) // half a body cannot be taken for a whole one
-		}
-	}
+	sending := &e.sending
+	sending.sent = nil
 	if request.Framing == http1.NoBody {
-		send()
+		e.send(up, request, to)
 		e.watch(up)
 		defer e.unwatch()
 	} else {
-		sending.Go(send)
+		sending.sent = make(chan struct{})
+		sending.Go(func() { e.send(up, request, to) })
 	}
 	answered := false
 	for {
@@ -276,7 +264,7 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 				// Not HTTP/1 after all: the rest is passed on as it is.
 				_, err = e.client.w.Write(answer.Raw)
 				if err == nil {
-					err = e.tunnel(up, &sending)
+					err = e.tunnel(up)
 				}
 				return false, false, err
 			}
@@ -301,11 +289,11 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 			answer.Raw = closing(answer.Raw)
 		}
 		if _, err := e.client.w.Write(answer.Raw); err != nil {
-			return false, false, e.fail(up, &sending, err)
+			return false, false, e.fail(up, err)
 		}
 		if answer.Status == 101 {
 			e.seen.end()
-			return false, false, e.tunnel(up, &sending)
+			return false, false, e.tunnel(up)
 		}
 		if answer.Status < 200 {
 			continue
@@ -315,10 +303,10 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 			err = flushed
 		}
 		if errors.Is(err, http1.ErrUnclear) {
-			return false, false, e.tunnel(up, &sending)
+			return false, false, e.tunnel(up)
 		}
 		if err != nil {
-			return false, false, e.fail(up, &sending, err)
+			return false, false, e.fail(up, err)
 		}
 		if answer.Close {
 			_ = up.Close() // a body that is still being sent has nobody left to read it
@@ -326,9 +314,9 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 			sending.Wait()
 			return false, false, nil
 		}
-		<-sent
+		failed := sending.wait()
 		if errors.Is(failed, http1.ErrUnclear) {
-			return false, false, e.tunnel(up, &sending)
+			return false, false, e.tunnel(up)
 		}
 		sending.Wait()
 		if errors.Is(failed, io.ErrUnexpectedEOF) {
@@ -339,6 +327,43 @@ func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (agai
 	}
 }
 
+// sending is the request that is sent while its answer may come already.
+type sending struct {
+	sync.WaitGroup
+	sent   chan struct{} // closed when the request is, as far as can be told where it ends; nil where it has no body
+	failed error
+}
+
+// wait waits until the request is sent.
+func (s *sending) wait() error {
+	if s.sent != nil {
+		<-s.sent
+	}
+	return s.failed
+}
+
+// send sends a request to an upstream, and to where it passes through.
+func (e *exchange) send(up *link, request *http1.Head, to io.Writer) {
+	_, err := to.Write(request.Raw)
+	if err == nil {
+		err = http1.CopyBody(to, e.client.r, request)
+	}
+	flushed := up.w.Flush()
+	if err == nil {
+		err = flushed
+	}
+	e.sending.failed = err
+	if e.sending.sent != nil {
+		close(e.sending.sent)
+	}
+	switch {
+	case errors.Is(err, http1.ErrUnclear):
+		e.onward(up) // who is less strict than we are waits for the rest
+	case err != nil && flushed == nil:
+		hangUp(up.Conn, errors.Is(err, io.ErrUnexpectedEOF)) // half a body cannot be taken for a whole one
+	}
+}
+
 // closing is the head of an answer that says that its connection ends with it. The line comes first, because some clients look at one only.
 func closing(head []byte) []byte {
 	line := bytes.Index(head, []byte("\r\n")) + 2
@@ -346,10 +371,10 @@ func closing(head []byte) []byte {
 }
 
 // fail ends both sides, so that the sender ends too.
-func (e *exchange) fail(up *link, sending *sync.WaitGroup, err error) error {
+func (e *exchange) fail(up *link, err error) error {
 	_ = up.Close()
 	abort(e.local)
-	sending.Wait()
+	e.sending.Wait()
 	return err
 }
 
@@ -360,11 +385,11 @@ func (e *exchange) finish() error {
 }
 
 // tunnel joins the two sides for the rest of the connection.
-func (e *exchange) tunnel(up *link, sending *sync.WaitGroup) error {
+func (e *exchange) tunnel(up *link) error {
 	e.unwatch()
 	var both sync.WaitGroup
 	both.Go(func() {
-		sending.Wait()
+		e.sending.Wait()
 		e.onward(up)
 	})
 	err := http1.CopyRaw(e.client.w, up.r)
@@ -401,30 +426,67 @@ func hangUp(up net.Conn, inOrder bool) {
 // watch looks whether the client is still there when an answer takes long, so that an upstream with a silent stream hears of its
 // end. Nothing is read of the client's meanwhile.
 func (e *exchange) watch(up *link) {
-	w := &watching{done: make(chan struct{})}
-	w.timer = time.AfterFunc(watchAfter, func() {
-		defer close(w.done)
-		if _, err := e.client.r.Peek(1); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			hangUp(up.Conn, errors.Is(err, io.EOF))
-		}
-	})
-	e.watching = w
+	w := &e.watching
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.up, w.since = up, time.Now()
+	switch {
+	case w.armed:
+		return
+	case w.timer == nil:
+		w.timer = time.AfterFunc(watchAfter, e.look)
+	default:
+		w.timer.Reset(watchAfter)
+	}
+	w.armed = true
 }
 
+// watching is what watch began. The timer goes on from one request to the next, because to set it costs more than to see in vain.
 type watching struct {
+	mu    sync.Mutex
 	timer *time.Timer
-	done  chan struct{}
+	armed bool
+	up    *link // who answers, or nil
+	since time.Time
+	done  chan struct{} // closed when the client is not looked at any more; nil when it is not
+}
+
+// look looks at the client if it waits long enough.
+func (e *exchange) look() {
+	w := &e.watching
+	w.mu.Lock()
+	up := w.up
+	if left := watchAfter - time.Since(w.since); up != nil && left > 0 {
+		w.timer.Reset(left)
+		w.mu.Unlock()
+		return
+	}
+	w.armed = false
+	if up == nil {
+		w.mu.Unlock()
+		return
+	}
+	done := make(chan struct{})
+	w.done = done
+	w.mu.Unlock()
+	defer close(done)
+	if _, err := e.client.r.Peek(1); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		hangUp(up.Conn, errors.Is(err, io.EOF))
+	}
 }
 
 // unwatch ends what watch began: the client may be read again.
 func (e *exchange) unwatch() {
-	w := e.watching
-	e.watching = nil
-	if w == nil || w.timer.Stop() {
+	w := &e.watching
+	w.mu.Lock()
+	done := w.done
+	w.up, w.done = nil, nil
+	w.mu.Unlock()
+	if done == nil {
 		return
 	}
 	_ = e.client.SetReadDeadline(time.Unix(1, 0))
-	<-w.done
+	<-done
 	_ = e.client.SetReadDeadline(time.Time{})
 }
 
@@ -444,7 +506,7 @@ func (e *exchange) raw(ctx context.Context, first []byte) {
 		abort(e.local)
 		return
 	}
-	_ = e.tunnel(up, new(sync.WaitGroup))
+	_ = e.tunnel(up)
 }
 
 // upstream is the open connection to a route's laptop or to the app, or a new one; to the app when the laptop cannot be had.

@@ -63,6 +63,9 @@ func (h *Head) Has(name string) bool { return h.count(name) > 0 }
 // ReadRequest reads the head of a request. With ErrUnclear the head has Raw, which is what was taken from r. io.EOF means that
 // the client has no more to say.
 func ReadRequest(r *bufio.Reader) (*Head, error) {
+	if h, err := buffered(r, ParseRequest); h != nil {
+		return h, err
+	}
 	h := &Head{}
 	line, err := readLine(r, h)
 	if err != nil {
@@ -132,6 +135,9 @@ func (h *Head) request(fields string) error {
 
 // ReadResponse reads the head of an answer to a request with a method. An answer that is unclear in its length ends with its connection.
 func ReadResponse(r *bufio.Reader, method string) (*Head, error) {
+	if h, err := buffered(r, func(b []byte) (*Head, error) { return parseResponse(b, method) }); h != nil {
+		return h, err
+	}
 	h := &Head{}
 	line, err := readLine(r, h)
 	if err != nil {
@@ -228,6 +234,21 @@ func (h *Head) closes() bool {
 		}
 	}
 	return h.Minor == 0 && !keep
+}
+
+// buffered takes a head that is whole in the buffer of r and clear, which costs less than to read it line by line. It returns nil when it is not.
+func buffered(r *bufio.Reader, parse func([]byte) (*Head, error)) (*Head, error) {
+	if _, err := r.Peek(1); err != nil {
+		return &Head{}, err
+	}
+	b, _ := r.Peek(r.Buffered())
+	h, err := parse(b)
+	if err != nil {
+		return nil, nil
+	}
+	h.Raw = bytes.Clone(h.Raw)
+	_, _ = r.Discard(len(h.Raw))
+	return h, nil
 }
 
 // readLine takes one line, which ends with CRLF and nothing less, and returns it without its end.

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -132,6 +133,8 @@ func FuzzRequest(f *testing.F) {
 				t.Fatalf("parsed %+v (%v), read %+v (%v)", parsed, perr, h, err)
 			}
 		}
+		slow, serr := ReadRequest(slowly(sent))
+		same(t, slow, serr, h, err)
 		if err != nil {
 			return
 		}
@@ -162,6 +165,18 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
+// slowly gives what was sent byte by byte: no head is whole at once.
+func slowly(sent []byte) *bufio.Reader {
+	return bufio.NewReader(iotest.OneByteReader(bytes.NewReader(sent)))
+}
+
+func same(t *testing.T, slow *Head, serr error, fast *Head, err error) {
+	t.Helper()
+	if (serr == nil) != (err == nil) || errors.Is(serr, ErrUnclear) != errors.Is(err, ErrUnclear) || !reflect.DeepEqual(slow, fast) {
+		t.Fatalf("byte by byte %+v (%v), at once %+v (%v)", slow, serr, fast, err)
+	}
+}
+
 func FuzzResponse(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"), "GET")
 	f.Add([]byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"), "HEAD")
@@ -171,6 +186,8 @@ func FuzzResponse(f *testing.F) {
 		if !bytes.HasPrefix(sent, h.Raw) {
 			t.Fatal("what was taken is not what was sent")
 		}
+		slow, serr := ReadResponse(slowly(sent), method)
+		same(t, slow, serr, h, err)
 		if err != nil {
 			return
 		}
