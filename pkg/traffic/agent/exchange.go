@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/socket/look"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/mux"
@@ -48,7 +49,9 @@ type exchange struct {
 	sending   sending
 	watching  watching
 	idle      idle
-	kept      bool // a request has been answered
+	kept      bool     // a request has been answered
+	last      net.Conn // who has answered it
+	gain      look.Gain
 }
 
 // link is one side: reading from it first sends on what was gathered for the other side.
@@ -151,9 +154,18 @@ func (e *exchange) begins() bool {
 		return true
 	}
 	e.idle.wait(true)
+	if e.alone() {
+		socket.Look(e.client.Conn, &e.gain)
+	}
 	_, err := e.client.r.Peek(1)
 	e.idle.wait(false)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// alone says whether a laptop has answered the last request that nobody else asks anything now. Its next one comes soon then, or it is not in a hurry.
+func (e *exchange) alone() bool {
+	s, ok := e.last.(*mux.Stream)
+	return ok && s.Alone()
 }
 
 func (e *exchange) end() {
@@ -197,7 +209,7 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 		e.seen.went(owner, key)
 		again, lost, err := e.with(up, request, copies)
 		if again && err == nil {
-			e.kept = true
+			e.kept, e.last = true, up.Conn
 			return true, nil
 		}
 		_ = up.Close()

@@ -349,6 +349,13 @@ func (s *Stream) wake() {
 	s.readable.Broadcast()
 }
 
+// Alone says whether the stream is the only one on its connection.
+func (s *Stream) Alone() bool {
+	s.conn.mu.Lock()
+	defer s.conn.mu.Unlock()
+	return s.conn.alone()
+}
+
 // Quiet says whether nothing has come that was not read, and whether the stream has ended instead.
 func (s *Stream) Quiet() (quiet, ended bool) {
 	s.conn.catchUp()

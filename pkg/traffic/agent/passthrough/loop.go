@@ -8,16 +8,14 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/pkg/socket/look"
 )
 
 const (
 	bufferSize = 64 << 10
 	batch      = 128 // events taken at once
 	readsMax   = 8   // buffers read from a socket before others get their turn
-	spins      = 50  // looks before falling asleep, about 1 µs each
-	gainTry    = 3   // what a new try begins with
-	gainMax    = 20
-	sleepsMax  = 1000 // sleeps between two tries
 )
 
 // loop is one thread's connections. Only its thread touches it once it runs.
@@ -35,8 +33,7 @@ type loop struct {
 	finishing  atomic.Bool // nothing new is taken
 	stopped    bool
 	pipes      []*pipe
-	sleeps     int // how often to sleep before looking again
-	gain       int // whether looking has paid lately; it is done while positive
+	gain       look.Gain
 }
 
 // socket is a listener, or one end of a pair.
@@ -187,25 +184,19 @@ func (l *loop) run() {
 	}
 }
 
-// wait waits for events. To fall asleep and be woken costs more than to carry a small message, so where an answer usually follows
-// at once the thread looks for it for a moment first, giving way to whoever else wants the processor. Where it looks in vain
-// more than once in three times it stops, and tries again much later: neither an idle agent nor a busy pod pays for it.
+// wait waits for events, and looks for them for a moment where that pays.
 func (l *loop) wait(events []unix.EpollEvent) (int, error) {
-	if l.gain <= 0 {
-		if l.sleeps--; l.sleeps > 0 {
-			return unix.EpollWait(l.epoll, events, -1)
+	if l.gain.Pays() {
+		for range look.Times {
+			n, err := pollRaw(l.epoll, events)
+			if n != 0 || err != nil {
+				l.gain.Looked(true)
+				return n, err
+			}
+			yieldRaw()
 		}
-		l.sleeps, l.gain = sleepsMax, gainTry
+		l.gain.Looked(false)
 	}
-	for range spins {
-		n, err := pollRaw(l.epoll, events)
-		if n != 0 || err != nil {
-			l.gain = min(l.gain+1, gainMax)
-			return n, err
-		}
-		yieldRaw()
-	}
-	l.gain -= 2
 	return unix.EpollWait(l.epoll, events, -1)
 }
 

@@ -1,0 +1,28 @@
+package socket
+
+import (
+	"errors"
+	"net"
+	"syscall"
+
+	"github.com/detour-dev/detour/pkg/socket/look"
+)
+
+// Look looks for a moment whether a socket has something to say, where that pays. Whoever reads it then does not fall asleep.
+func Look(c net.Conn, g *look.Gain) {
+	s, ok := c.(*Conn)
+	if !ok || !g.Pays() {
+		return
+	}
+	var b [1]byte
+	_ = s.raw.Control(func(fd uintptr) {
+		for range look.Times {
+			if _, err := Peek(fd, b[:]); !errors.Is(err, syscall.EAGAIN) {
+				g.Looked(true)
+				return
+			}
+			_, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
+		}
+		g.Looked(false)
+	})
+}
