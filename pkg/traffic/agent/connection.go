@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 	"github.com/detour-dev/detour/pkg/traffic/mux"
@@ -34,6 +35,7 @@ type connection struct {
 	proto    sniff.Protocol
 	answered bool // the upstream has spoken since the client last did
 	upgraded bool // no longer HTTP
+	begun    begun
 
 	frames frameWriter   // to the client of an HTTP/2 connection
 	spoken atomic.Uint64 // how often either side has said something
@@ -72,7 +74,7 @@ func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest 
 		return false, nil
 	}
 	seen.went(want, up.target)
-	c.join(up)
+	c.join(ctx, up)
 	defer c.agent.framed.Delete(c)
 	watching, done := context.WithCancel(ctx)
 	defer done()
@@ -100,14 +102,30 @@ func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest 
 	}
 	<-up.ended
 	_ = up.Close()
+	if next := c.now(); next != up { // its laptop has fallen silent meanwhile
+		closeWrite(next.Conn)
+		<-next.ended
+		_ = next.Close()
+	}
 	return false, nil
 }
 
-func (c *connection) join(up *upstream) {
+func (c *connection) now() *upstream {
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.up
+}
+
+func (c *connection) join(ctx context.Context, up *upstream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.joined(ctx, up)
+}
+
+// joined is join with c.mu held.
+func (c *connection) joined(ctx context.Context, up *upstream) {
 	c.up = up
-	c.mu.Unlock()
-	go c.fromUpstream(up) // ends when up is closed, and serve waits for it
+	go c.fromUpstream(ctx, up) // ends when up is closed, and serve waits for it
 }
 
 // fromClient carries the client's bytes on, after those that were read before.
@@ -160,25 +178,66 @@ func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 			}
 			_ = up.Close()
 			<-up.ended
-			c.join(next)
+			c.join(ctx, next)
 			up = next
 			c.mu.Lock()
 		}
 	}
+	asks := begins && !c.answered || c.proto == sniff.HTTP1 && !c.upgraded && c.answered && sniff.StartsRequest(b)
+	c.begun.said(up, b, asks)
 	c.answered = false
 	c.mu.Unlock()
 	_, err := up.Write(b)
+	if err != nil && c.moved(up, err) {
+		return nil // with b
+	}
 	return err
 }
 
+// moved waits whether the app gets what a silent laptop has not taken.
+func (c *connection) moved(up *upstream, err error) bool {
+	c.mu.Lock()
+	moved, lost := c.up != up, c.begun.lost(up, err)
+	c.mu.Unlock()
+	if !moved && lost {
+		<-up.ended
+		return c.now() != up
+	}
+	return moved
+}
+
+// move gives the app what the laptop has not taken of the client; c.mu is held. It says whether the app has it.
+func (c *connection) move(ctx context.Context, up *upstream) bool {
+	if c.begun.over || up.target.ErrorOnFailure {
+		return false
+	}
+	next, err := c.open(ctx, nil)
+	if err != nil {
+		return false
+	}
+	_ = next.SetWriteDeadline(time.Now().Add(appTimeout))
+	_, err = next.Write(c.begun.raw)
+	_ = next.SetWriteDeadline(time.Time{})
+	if err != nil {
+		_ = next.Close()
+		return false
+	}
+	c.begun = begun{}
+	up.left = true
+	c.joined(ctx, next)
+	return true
+}
+
 // fromUpstream carries the upstream's bytes to the client.
-func (c *connection) fromUpstream(up *upstream) {
+func (c *connection) fromUpstream(ctx context.Context, up *upstream) {
 	defer close(up.ended)
 	err := c.copyBack(up)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	lost := c.begun.lost(up, err)
 	switch {
 	case up.left:
+	case lost && c.move(ctx, up):
 	case up.target != nil && c.proto == sniff.HTTP1 && !c.upgraded && c.answered && err == nil && c.agent.wanted(c.port) != up.target:
 		up.idle = true // the intercept is over and the laptop closed up; the client need not know
 	case err == nil:
@@ -192,6 +251,10 @@ func (c *connection) copyBack(up *upstream) error {
 	write := func(b []byte) error {
 		c.spoken.Add(1)
 		c.mu.Lock()
+		if !c.begun.answered() {
+			c.mu.Unlock()
+			return errLaptop
+		}
 		if c.proto == sniff.HTTP2 || c.proto == sniff.Unknown { // whose server may greet first
 			c.answered = true
 			c.mu.Unlock()

@@ -61,6 +61,8 @@ type link struct {
 	w    *outlet
 	to   *link // who gets what is read here
 	used bool
+	// keeps is set while what is sent is kept as well: then it is no reason to read no more that the connection is lost.
+	keeps bool
 	// forget is set where the connection ends with a context.
 	forget func() bool
 }
@@ -97,7 +99,7 @@ func (p *prefixed) Read(b []byte) (int, error) {
 				return n, nil // which leaves with the rest
 			}
 		}
-		if err := p.to.w.Flush(); err != nil {
+		if err := p.to.w.Flush(); err != nil && !p.to.keeps {
 			return 0, err
 		}
 	}
@@ -194,6 +196,7 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 		t.begin()
 		defer t.complete()
 	}
+	var body kept
 	for attempt := 0; ; attempt++ {
 		up, key, err := e.upstream(ctx, want)
 		if errors.Is(err, errLaptop) {
@@ -207,7 +210,7 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 			return false, err
 		}
 		e.seen.went(owner, key)
-		again, lost, err := e.with(up, request, copies)
+		again, lost, err := e.with(up, request, &body, copies)
 		if again && err == nil {
 			e.kept, e.last = true, up.Conn
 			return true, nil
@@ -216,7 +219,7 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 		delete(e.upstreams, key)
 		if lost && attempt == 0 {
 			copies = nil // they have it
-			continue     // a kept connection that was just being closed, and nothing of the client's is gone
+			continue     // nothing of the client's is gone
 		}
 		return false, err
 	}
@@ -247,29 +250,42 @@ func (e *exchange) unavailable() error {
 	return e.finish()
 }
 
-// with exchanges request and answers with an upstream. lost says that the upstream was gone before anything came of it, and that the
-// request can be sent again.
-func (e *exchange) with(up *link, request *http1.Head, copies []io.Writer) (again, lost bool, err error) {
+// with exchanges request and answers with an upstream. body is what was kept of an attempt before, and gets what is kept of this one. lost says that the
+// request can be sent again: a kept connection was just being closed, or the laptop is lost and has not taken it, or may be asked twice.
+func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.Writer) (goesOn, lost bool, err error) {
 	kept := up.used
 	up.used = true
 	up.to, e.client.to = e.client, up
 	var to io.Writer = up.w
+	var question *mux.Question
+	var keeps *keepingWriter
+	if laptop := laptopOf(up.Conn); laptop != nil {
+		question = laptop.Ask(func() { _ = laptop.Abort() })
+		if request.Framing != http1.NoBody && !body.whole {
+			keeps = &keepingWriter{kept: body, to: up.w}
+			to = keeps
+		}
+	}
+	up.keeps = keeps != nil
 	if len(copies) > 0 {
-		to = io.MultiWriter(append([]io.Writer{up.w}, copies...)...)
+		to = io.MultiWriter(append([]io.Writer{to}, copies...)...)
 	}
 	sending := &e.sending
 	sending.sent = nil
 	if request.Framing == http1.NoBody {
-		e.send(up, request, to)
+		e.send(up, request, to, keeps, body)
 		e.watch(up)
 		defer e.unwatch()
 	} else {
 		sending.sent = make(chan struct{})
-		sending.Go(func() { e.send(up, request, to) })
+		sending.Go(func() { e.send(up, request, to, keeps, body) })
 	}
 	answered := false
 	for {
 		answer, err := http1.ReadResponse(up.r, request.Method)
+		if question != nil && !answered && (!question.Answered() || repeatable(request.Method, err) && len(answer.Raw) == 0) {
+			return false, e.takeBack(up, request, body), errLaptop
+		}
 		if err != nil {
 			replay := kept && !answered && request.Framing == http1.NoBody && len(answer.Raw) == 0
 			if !replay && errors.Is(err, http1.ErrUnclear) {
@@ -355,10 +371,15 @@ func (s *sending) wait() error {
 }
 
 // send sends a request to an upstream, and to where it passes through.
-func (e *exchange) send(up *link, request *http1.Head, to io.Writer) {
-	_, err := to.Write(request.Raw)
-	if err == nil {
+func (e *exchange) send(up *link, request *http1.Head, to io.Writer, keeps *keepingWriter, body *kept) {
+	var err error
+	if body.whole {
+		_, err = to.Write(body.raw)
+	} else if _, err = to.Write(request.Raw); err == nil {
 		err = http1.CopyBody(to, e.client.r, request)
+	}
+	if keeps != nil && err == nil {
+		body.whole, err = !body.over, keeps.err
 	}
 	flushed := up.w.Flush()
 	if err == nil {

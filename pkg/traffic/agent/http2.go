@@ -3,9 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"sync"
 	"time"
@@ -251,15 +253,31 @@ func (s *http2Server) ask(r *http.Request, want *target, client *http2Conn) (*ht
 		answer, err := s.to(nil, r, client).RoundTrip(r)
 		return answer, nil, err
 	}
-	first := r.Clone(r.Context())
-	if r.Body != nil {
-		first.Body = io.NopCloser(r.Body) // nothing is read of it when the dial fails
+	var asked question
+	ctx, cancel := context.WithCancel(r.Context())
+	first := r.Clone(httptrace.WithClientTrace(ctx, asked.trace(cancel)))
+	body := keepBody(r)
+	if body != nil {
+		first.Body = body
 	}
 	answer, err := s.to(want, first, client).RoundTrip(first)
-	if errors.Is(err, errLaptop) && !want.ErrorOnFailure {
+	switch {
+	case !asked.answered():
+		if err == nil {
+			_ = answer.Body.Close()
+		}
+		err = fmt.Errorf("%w: it has fallen silent", errLaptop)
+	case repeatable(r.Method, err):
+		err = errors.Join(errLaptop, err)
+	}
+	if err != nil {
+		cancel()
+	}
+	if errors.Is(err, errLaptop) && !want.ErrorOnFailure && body.forApp(r) {
 		answer, err = s.to(nil, r, client).RoundTrip(r)
 		return answer, nil, err
 	}
+	body.taken()
 	return answer, want, err
 }
 

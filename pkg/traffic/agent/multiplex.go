@@ -71,6 +71,7 @@ func (a *agent) carry(t *target, l *lane) {
 		t.lanes.mu.Unlock()
 	case err == nil && status == agentv1.RelayStatus_RELAY_STATUS_MULTIPLEXED:
 		l.conn = mux.New(conn, nil)
+		l.conn.OnSilence(func() { a.fallsSilent(t, l) })
 	default:
 		if conn != nil {
 			_ = conn.Close()
@@ -85,6 +86,14 @@ func (a *agent) carry(t *target, l *lane) {
 	defer stop()
 	err = l.conn.Run()
 	a.log.Debug("a lane has ended", "intercept", t.Uid, "err", err)
+}
+
+// fallsSilent has the app answer until the laptop can be reached again. What the laptop has taken may still be answered on the lane.
+func (a *agent) fallsSilent(t *target, l *lane) {
+	t.leave(l)
+	l.conn.Retire()
+	a.log.Debug("the laptop has fallen silent", "intercept", t.Uid)
+	a.leaveOut(t, &agentv1.RelayHeader{InterceptUid: t.Uid, Token: t.Token})
 }
 
 // stream opens a stream to the laptop. silent says that nobody has said anything of it.

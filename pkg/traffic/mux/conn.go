@@ -25,8 +25,9 @@ const (
 
 var (
 	// ErrFull says that there are as many streams as there may be.
-	ErrFull  = errors.New("there are too many streams on the connection")
-	errEnded = fmt.Errorf("the connection of the stream has ended: %w", syscall.ECONNRESET)
+	ErrFull = errors.New("there are too many streams on the connection")
+	// ErrEnded says that the connection is lost, and with it the stream.
+	ErrEnded = fmt.Errorf("the connection of the stream has ended: %w", syscall.ECONNRESET)
 )
 
 // Accept opens what a stream leads to, or says why not.
@@ -47,6 +48,7 @@ type Conn struct {
 	grown   int    // what the windows have grown, of all streams
 	writer
 	reader
+	pulse
 }
 
 // New makes an end that opens streams (accept is nil), or one that accepts them. It works while Run does.
@@ -118,7 +120,10 @@ func (c *Conn) fail(err error) {
 		c.mu.Unlock()
 		return
 	}
-	c.err = errors.Join(errEnded, err)
+	c.err = ErrEnded
+	if err != nil {
+		c.err = fmt.Errorf("%w: %v", ErrEnded, err) //nolint:errorlint // an end of the connection is none in order of a stream
+	}
 	close(c.done)
 	streams := c.streams
 	c.streams = map[uint32]*Stream{}
@@ -167,7 +172,7 @@ func (c *Conn) ask(b []byte) (*Stream, error) {
 	case c.err != nil:
 		return nil, c.err
 	case c.retired || c.last == 1<<32-1:
-		return nil, errEnded
+		return nil, ErrEnded
 	case len(c.streams) >= maxStreams:
 		return nil, ErrFull
 	}
@@ -177,6 +182,7 @@ func (c *Conn) ask(b []byte) (*Stream, error) {
 	c.streams[s.id] = s
 	c.waits()
 	c.frame(s.id, open, b)
+	c.owes()
 	c.flush()
 	return s, nil
 }
@@ -199,6 +205,7 @@ func (c *Conn) forget(s *Stream) {
 func (c *Conn) find(id uint32) *Stream {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.heard = true
 	return c.streams[id]
 }
 
@@ -214,6 +221,9 @@ func (c *Conn) data(id uint32, b []byte) error {
 func (c *Conn) control(h header, payload []byte) error {
 	if h.kind == open {
 		return c.accepts(h.stream, payload)
+	}
+	if h.stream == nobody && h.kind == reset {
+		return c.pong()
 	}
 	s := c.find(h.stream)
 	if s == nil {

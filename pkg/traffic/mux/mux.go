@@ -14,7 +14,8 @@
 //	6 window  4 bytes: so many more bytes of data may be sent
 //
 // Nothing is sent of a stream before its answer. Each direction of a stream begins with a window of firstWindow. A frame of a stream that is over is
-// answered with a reset if it is data, and ignored if it is not. Anything else that cannot be ends the connection, and its end cuts all streams that have
+// answered with a reset if it is data, and ignored if it is not. There is no stream 0: data on it is how the agent asks whether the laptop is there, and has
+// taken what was said before (silence.go). Anything else that cannot be ends the connection, and its end cuts all streams that have
 // not ended.
 //
 // # Ways that were weighed

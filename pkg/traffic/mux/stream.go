@@ -83,6 +83,7 @@ func (s *Stream) Write(b []byte) (n int, err error) {
 		}
 		k := min(len(b), s.credit, maxData)
 		c.frame(s.id, data, b[:k])
+		c.owes()
 		s.credit -= k
 		n += k
 		b = b[k:]

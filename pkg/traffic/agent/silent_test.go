@@ -1,0 +1,305 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+)
+
+// way is the network between an agent and a laptop's relay. It can be stopped: nothing is lost and nothing arrives, as with a process that is stopped, or a
+// laptop that sleeps.
+type way struct {
+	address string
+	mu      sync.RWMutex // held while it is stopped
+	stopped bool
+	conns   sync.Map
+}
+
+// cut ends what is open.
+func (w *way) cut() { w.conns.Range(func(c, _ any) bool { _ = c.(net.Conn).Close(); return true }) }
+
+func (w *way) stop() { w.mu.Lock(); w.stopped = true }
+
+func (w *way) goOn() {
+	if w.stopped {
+		w.stopped = false
+		w.mu.Unlock()
+	}
+}
+
+func newWay(t *testing.T, to string) *way {
+	w := new(way)
+	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
+		_ = c.SetDeadline(time.Time{})
+		there, err := net.Dial("tcp", to)
+		if err != nil {
+			return
+		}
+		w.conns.Store(c, nil)
+		var both sync.WaitGroup
+		for _, d := range [][2]net.Conn{{c, there}, {there, c}} {
+			both.Go(func() {
+				defer d[1].Close()
+				for b := make([]byte, 32<<10); ; {
+					n, err := d[0].Read(b)
+					w.mu.RLock()
+					_, _ = d[1].Write(b[:n])
+					w.mu.RUnlock()
+					if err != nil {
+						return
+					}
+				}
+			})
+		}
+		both.Wait()
+	})
+	t.Cleanup(w.goOn)
+	w.address = net.JoinHostPort("127.0.0.1", fmt.Sprint(port))
+	return w
+}
+
+// silent is a pod whose port alice intercepts for herself, from a laptop that can fall silent.
+func silent(t *testing.T, laptop http.Handler) (*pod, *way, *agentv1.Intercept, *atomic.Int32) {
+	t.Helper()
+	var asked atomic.Int32
+	serveApp := handler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); says("app").ServeHTTP(w, r) }))
+	m := newLaptop(t, ok, handler(t, laptop))
+	w := newWay(t, m.address)
+	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { _ = c.SetDeadline(time.Time{}); serveApp(c) }), m.authority)
+	alice := p.person("alice", w.address)
+	p.setRoutes([]*agentv1.Intercept{alice})
+	return p, w, alice, &asked
+}
+
+var bodies = map[string]struct {
+	method string
+	body   func() io.Reader
+	want   string
+}{
+	"GET":           {http.MethodGet, func() io.Reader { return nil }, ""},
+	"POST":          {http.MethodPost, func() io.Reader { return strings.NewReader("order") }, "order"},
+	"POST, chunked": {http.MethodPost, func() io.Reader { return struct{ io.Reader }{strings.NewReader("order")} }, "order"},
+}
+
+// A laptop that falls silent with connections that are kept: what it has not taken the app answers, whatever it is, and from then on the app at once.
+func TestLaptopFallsSilent(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			p, way, _, _ := silent(t, says("alice"))
+			for range 4 { // kept connections
+				require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+			}
+			way.stop()
+			var asking sync.WaitGroup
+			for name, b := range bodies {
+				asking.Go(func() {
+					answer := p.ask(t, transport, b.method, "/", "alice", b.body())
+					assert.Equal(t, "app / "+b.want, text(t, answer), name)
+				})
+			}
+			asking.Wait()
+			require.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+			way.goOn()
+			require.Eventually(t, func() bool {
+				return text(t, p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("more"))) == "alice / more"
+			},
+				patience, 10*time.Millisecond, "taken up again")
+		})
+	}
+}
+
+// A process that stands at a breakpoint does not make a laptop silent. What the laptop has taken is not given to anybody else when it falls silent, and may still
+// be answered.
+func TestTakenRequestsStay(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			standing := make(chan struct{})
+			p, way, _, asked := silent(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/breakpoint" {
+					<-standing
+				}
+				says("alice").ServeHTTP(w, r)
+			}))
+			ask := func(path string) string {
+				return text(t, p.ask(t, transport, http.MethodPost, path, "alice", strings.NewReader("order")))
+			}
+			answer := make(chan string, 1)
+			go func() { answer <- ask("/breakpoint") }()
+			time.Sleep(2 * time.Second) // longer than any laptop may be silent
+			require.Equal(t, "alice / order", ask("/"))
+			way.stop()
+			require.Equal(t, "app / order", ask("/"))
+			require.EqualValues(t, 1, asked.Load())
+			close(standing)
+			way.goOn()
+			require.Equal(t, "alice /breakpoint order", <-answer)
+			require.EqualValues(t, 1, asked.Load())
+		})
+	}
+}
+
+// Where the app shall not answer there is an error, within the same time.
+func TestSilentLaptopWithoutFallback(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			p, way, alice, asked := silent(t, says("alice"))
+			alice = proto.Clone(alice).(*agentv1.Intercept)
+			alice.ErrorOnFailure = true
+			p.setRoutes([]*agentv1.Intercept{alice})
+			require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+			way.stop()
+			for range 2 {
+				require.GreaterOrEqual(t, p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("order")).StatusCode, 500)
+			}
+			require.Zero(t, asked.Load())
+		})
+	}
+}
+
+// Bodies are given to the app whole: those that are still being sent, and those that say nothing until the answer has begun. What is too much to keep ends with an error.
+func TestBodiesOfSilentLaptops(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			p, way, _, _ := silent(t, says("alice"))
+			require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+			way.stop()
+			in, out := io.Pipe()
+			var asking sync.WaitGroup
+			asking.Go(func() {
+				assert.Equal(t, "app / first second", text(t, p.ask(t, transport, http.MethodPost, "/", "alice", in)))
+			})
+			_, err := io.WriteString(out, "first ")
+			require.NoError(t, err)
+			require.Eventually(t, func() bool { return p.table(p.port).personal[0].silent.Load() }, patience, time.Millisecond)
+			_, err = io.WriteString(out, "second")
+			require.NoError(t, err)
+			require.NoError(t, out.Close())
+			asking.Wait()
+			way.goOn()
+
+			require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
+			way.stop()
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum", bytes.NewReader(make([]byte, 4*maxKept)))
+			require.NoError(t, err)
+			r.Header.Set("X-Dev", "alice")
+			answer, err := transport.RoundTrip(r)
+			if err == nil {
+				require.Equal(t, http.StatusBadGateway, answer.StatusCode)
+				_ = answer.Body.Close()
+			}
+			require.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+		})
+	}
+	t.Run("both ways at once", func(t *testing.T) {
+		t.Parallel()
+		transport := transports(t)["HTTP/2"]
+		p, way, _, _ := silent(t, says("alice"))
+		require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+		way.stop()
+		in, out := io.Pipe()
+		defer out.Close()
+		go func() { _, _ = io.WriteString(out, "one\n") }()
+		answer := p.ask(t, transport, http.MethodPost, "/echo", "alice", in)
+		lines := bufio.NewReader(answer.Body)
+		for _, want := range []string{"one", "two"} {
+			got, err := lines.ReadString('\n')
+			require.NoError(t, err)
+			require.Equal(t, "app "+want+"\n", got)
+			if want == "one" {
+				_, err = io.WriteString(out, "two\n")
+				require.NoError(t, err)
+			}
+		}
+	})
+}
+
+// A lane that is lost takes the requests along that mean another thing twice, because the laptop may have them, and no others.
+func TestRepeatableRequests(t *testing.T) {
+	all := transports(t)
+	for name, global := range map[string]bool{"HTTP/1.1": false, "HTTP/2": false, "HTTP/1.1, all of it": true} {
+		t.Run(name, func(t *testing.T) {
+			version, _, _ := strings.Cut(name, ",")
+			transport := all[version]
+			taken, leave := make(chan struct{}), make(chan struct{})
+			defer close(leave)
+			var known sync.Map
+			p, way, alice, _ := silent(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if _, before := known.LoadOrStore(r.Method, nil); !before {
+					close(taken)
+					<-leave
+				}
+				says("alice").ServeHTTP(w, r)
+			}))
+			if global {
+				alice = proto.Clone(alice).(*agentv1.Intercept)
+				alice.Match = nil
+				p.setRoutes([]*agentv1.Intercept{alice})
+			}
+			for _, method := range []string{http.MethodDelete, http.MethodPut, http.MethodPost} {
+				taken = make(chan struct{})
+				cut := make(chan struct{})
+				go func() { <-taken; way.cut(); close(cut) }()
+				r, err := http.NewRequestWithContext(t.Context(), method, "http://"+p.address+"/", strings.NewReader("body"))
+				require.NoError(t, err)
+				r.GetBody = nil // or the client would repeat it
+				r.Header.Set("X-Dev", "alice")
+				answer, err := transport.RoundTrip(r)
+				<-cut
+				if err == nil {
+					t.Cleanup(func() { _ = answer.Body.Close() })
+				}
+				if method == http.MethodPost {
+					require.True(t, err != nil || answer.StatusCode == http.StatusBadGateway)
+				} else {
+					require.NoError(t, err)
+					require.Contains(t, text(t, answer), " / body")
+				}
+			}
+		})
+	}
+}
+
+// The same on a port that is intercepted as a whole: a connection's next request, and whatever a new one begins with.
+func TestGlobalLaptopFallsSilent(t *testing.T) {
+	p, way, alice, _ := silent(t, says("alice"))
+	alice = proto.Clone(alice).(*agentv1.Intercept)
+	alice.Match = nil
+	p.setRoutes([]*agentv1.Intercept{alice})
+	kept, other := p.browse(t), p.browse(t)
+	for _, b := range []*browser{kept, other} {
+		require.Equal(t, "alice /1 ", b.get(t, "/1"))
+		require.Equal(t, "alice /2 ", b.get(t, "/2"))
+	}
+	way.stop()
+	var asking sync.WaitGroup
+	asking.Go(func() { assert.Equal(t, "app /3 ", kept.get(t, "/3")) })
+	_, err := io.WriteString(other, "POST /3 HTTP/1.1\r\nHost: catalog\r\nContent-Length: 10\r\n\r\norder")
+	require.NoError(t, err)
+	asking.Wait()
+	_, err = io.WriteString(other, " more")
+	require.NoError(t, err)
+	require.Equal(t, "app /3 order more", other.answer(t))
+	for _, b := range []*browser{kept, other, p.browse(t)} {
+		require.Equal(t, "app /4 ", b.get(t, "/4"))
+	}
+	way.goOn()
+	require.Eventually(t, func() bool { return kept.get(t, "/5") == "alice /5 " }, patience, 10*time.Millisecond, "taken up again")
+}
