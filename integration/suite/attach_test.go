@@ -116,7 +116,7 @@ func TestAttach(t *testing.T) {
 func TestAttachAgain(t *testing.T) {
 	withoutAgent(t, "catalog")
 	alice := newDeveloper(t, 0, "alice")
-	client := outside(t, 3)
+	client := outside(t, "catalog")
 	before := catalogPods(t)
 	alice.detour("connect", "-n", "shop")
 	w := watchWith(client, "")
