@@ -47,7 +47,6 @@ type agent struct {
 	found   chan struct{} // tells the manager of what is known of a port now
 	framed  sync.Map      // connections of HTTP/2, which can be asked to leave
 	ports   ports
-	http2   *http2Server
 	report  *report
 	clients sync.WaitGroup // their connections
 	conns   sync.WaitGroup // what else runs
@@ -59,6 +58,9 @@ type agent struct {
 	podEnding atomic.Bool     // the pod ends, or nobody needs this agent: clients are to go elsewhere
 	stopping  context.Context // and so does the agent, once this is done
 	stop      context.CancelFunc
+
+	life    context.Context // of all that is under way
+	endLife context.CancelFunc
 
 	pendingMu sync.Mutex
 	pending   *time.Timer // gives the traffic back to the app when the manager stays away
@@ -122,7 +124,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	tasks.Go(func() error { a.refresh(ctx); return nil })
 	tasks.Go(func() error { saveMemory(ctx); return nil })
 	err := tasks.Wait()
-	a.http2.close()
+	a.endLife()
 	a.conns.Wait()
 	if errors.Is(err, errEnded) {
 		return nil
@@ -150,7 +152,7 @@ func (a *agent) accept(ctx context.Context, listeners map[uint16]*net.TCPListene
 func newAgent(tls *tls.Config, log *slog.Logger) *agent {
 	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1), report: newReport()}
 	a.tables.Store(&map[uint16]*table{})
-	a.http2 = newHTTP2Server(a)
+	a.life, a.endLife = context.WithCancel(context.Background())
 	a.stopping, a.stop = context.WithCancel(context.Background())
 	return a
 }
@@ -213,10 +215,11 @@ func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
 				a.conns.Go(func() { a.lookAgain(ctx, h.Port) })
 				untouched = true
 			case sniff.Classify(h.First) == sniff.HTTP2:
+				var app net.Conn
 				if h.App != nil {
-					_ = h.App.Close()
+					app = h.App
 				}
-				a.http2.serve(ctx, h.Client, h.Port, h.First)
+				a.serveHTTP2(h.Client, app, h.Port, h.First)
 				return
 			case sniff.BeginsRequest(h.First):
 				a.newExchange(h.Client, h).serve(ctx)

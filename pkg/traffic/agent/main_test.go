@@ -54,7 +54,7 @@ func newPod(t *testing.T, host string, appPort uint16, authority *x509.CertPool)
 		cancel()
 		serving.Wait()
 		_ = l.Close()
-		a.http2.close()
+		a.endLife()
 		a.conns.Wait()
 	}
 	t.Cleanup(stop)

@@ -275,6 +275,28 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
+// The host is a header like the others, whatever a version of HTTP calls it.
+func TestTheHostIsMatched(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			p := three(t)
+			alice := (*p.tables.Load())[p.port].personal[0].RelayAddress
+			preview := p.person("alice", alice)
+			preview.Match = &agentv1.Match{Headers: []*agentv1.ValueMatch{{Name: "Host", Value: "preview.shop"}}}
+			p.setRoutes([]*agentv1.Intercept{preview})
+			for host, want := range map[string]string{"preview.shop": "alice / ", "shop": "app / "} {
+				r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+"/", nil)
+				require.NoError(t, err)
+				r.Host = host
+				answer, err := transport.RoundTrip(r)
+				require.NoError(t, err)
+				assert.Equal(t, want, text(t, answer), host)
+				_ = answer.Body.Close()
+			}
+		})
+	}
+}
+
 // Requests sent ahead are answered in their order, each by whom it belongs to.
 func TestPipelining(t *testing.T) {
 	p := three(t)

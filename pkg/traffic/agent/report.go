@@ -3,13 +3,9 @@ package agent
 import (
 	"context"
 	"maps"
-	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -179,20 +175,6 @@ func (s *seen) copied(t *target) {
 func (s *seen) answered(status int) {
 	if s != nil {
 		s.Status = uint32(status)
-	}
-}
-
-// grpc notes the outcome of a call, which is in the trailers, or in the header when nothing else comes.
-func (s *seen) grpc(answer *http.Response) {
-	if !strings.HasPrefix(answer.Header.Get("Content-Type"), "application/grpc") {
-		return
-	}
-	text := answer.Trailer.Get("Grpc-Status")
-	if text == "" {
-		text = answer.Header.Get("Grpc-Status")
-	}
-	if code, err := strconv.ParseUint(text, 10, 32); err == nil {
-		s.GrpcStatus = proto.Uint32(uint32(code))
 	}
 }
 

@@ -37,8 +37,6 @@ type target struct {
 	linkMu     sync.Mutex
 	link       *datagramLink // nil while there are no datagrams
 	failed     atomic.Bool   // the last link did
-	pool       sync.Once     // makes transport
-	transport  transport
 	lanes      lanes
 }
 
@@ -168,7 +166,7 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 		now := old[i.Uid]
 		if now == nil || !proto.Equal(now.Intercept, i) {
 			now = &target{Intercept: i}
-			now.ctx, now.end = context.WithCancel(a.http2.ctx)
+			now.ctx, now.end = context.WithCancel(a.life)
 			if i.Match != nil {
 				match, err := route.Compile(i.Match)
 				if err != nil {
@@ -207,7 +205,6 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 	}
 	for _, gone := range old {
 		gone.end()
-		a.http2.drop(gone)
 		gone.closeLink()
 		a.report.forget(gone)
 	}

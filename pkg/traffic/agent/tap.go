@@ -14,9 +14,8 @@ const (
 	// tapLimit bounds what waits for a laptop that gets copies, in bytes for each of its connections. Beyond it the copy is dropped:
 	// the original is never slowed.
 	tapLimit = 256 << 10
-	// tapTimeout is how long a copy may take to be handed over, tapStall how long the laptop may take nothing of it.
-	tapTimeout = 30 * time.Second
-	tapStall   = 3 * time.Second
+	// tapStall is how long the laptop may take nothing of what waits.
+	tapStall = 3 * time.Second
 )
 
 // errTapDropped ends a copy that its laptop did not take fast enough.
@@ -132,32 +131,6 @@ func (b *tapBuffer) Read(p []byte) (int, error) {
 	n, err := b.waiting.Read(p)
 	b.settle()
 	return n, err
-}
-
-// Close implements io.Closer, for the reader.
-func (b *tapBuffer) Close() error {
-	b.finish(net.ErrClosed)
-	return nil
-}
-
-// teed is a body that is copied while it is read.
-type teed struct {
-	io.ReadCloser
-	tap *tapBuffer
-}
-
-func (t *teed) Read(p []byte) (int, error) {
-	n, err := t.ReadCloser.Read(p)
-	_, _ = t.tap.Write(p[:n])
-	if err != nil {
-		t.tap.finish(err)
-	}
-	return n, err
-}
-
-func (t *teed) Close() error {
-	t.tap.finish(io.ErrUnexpectedEOF)
-	return t.ReadCloser.Close()
 }
 
 // tap is the connection of an exchange to a laptop that gets copies. Requests follow one another as the client sent them; what the

@@ -6,10 +6,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
-	"net/http"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -34,15 +32,8 @@ type secured struct {
 	name      string // that the client wants
 	protocol  string // that the app has chosen: "h2", "http/1.1" or nothing
 
-	mu         sync.Mutex
-	app        *tls.Conn // the first to the app, until somebody uses it
-	transports map[upstreamKind]transport
-}
-
-// upstreamKind tells a client's transports apart.
-type upstreamKind struct {
-	of   *target // nil for the app
-	grpc bool
+	mu  sync.Mutex
+	app *tls.Conn // the first to the app, until somebody uses it
 }
 
 // serveTLS serves a client that began with TLS, when its port's certificate can be had and is the app's own. Else nothing of the
@@ -72,11 +63,10 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 	} else if raw, err = a.dialApp(dialing, h.Client, h.Port); err != nil {
 		return false
 	}
-	s := &secured{agent: a, port: h.Port, name: hello.Name(), transports: map[upstreamKind]transport{}}
-	kept := a.http2.keep(raw, nil, s)
-	if s.app, err = secure.Connect(dialing, kept, s.name, hello.Protocols(), p.certificate.Is); err != nil {
+	s := &secured{agent: a, port: h.Port, name: hello.Name()}
+	if s.app, err = secure.Connect(dialing, raw, s.name, hello.Protocols(), p.certificate.Is); err != nil {
 		a.log.Debug("TLS passes untouched", "port", h.Port, "err", err)
-		_ = kept.Close()
+		_ = raw.Close()
 		return false
 	}
 	defer s.end()
@@ -97,7 +87,7 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 
 func (s *secured) serve(ctx context.Context) {
 	if s.protocol == "h2" {
-		s.agent.http2.serve(ctx, s, s.port, nil)
+		s.agent.serveHTTP2(s, s.take(), s.port, nil)
 		return
 	}
 	e := s.agent.newExchange(s, passthrough.Handover{Port: s.port})
@@ -182,62 +172,6 @@ func (s *secured) dialLaptop(ctx context.Context, t *target, raw net.Conn) (*tls
 	return conn, err
 }
 
-// transport is where the requests of an HTTP/2 client go that are meant for a laptop, or for the app when t is nil. A process that speaks in
-// the clear seldom speaks HTTP/2, but gRPC is nothing else.
-func (s *secured) transport(t *target, r *http.Request, client *http2Conn) transport {
-	kind := upstreamKind{of: t, grpc: strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if known := s.transports[kind]; known != nil {
-		return known
-	}
-	protocols := new(http.Protocols)
-	made := &http.Transport{Protocols: protocols, DisableCompression: true, IdleConnTimeout: idleTimeout}
-	server := s.agent.http2
-	switch {
-	case t == nil:
-		protocols.SetHTTP2(true)
-		made.DialTLSContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			if first := s.take(); first != nil {
-				return first, nil
-			}
-			raw, err := s.agent.dialApp(ctx, client, s.port)
-			if err != nil {
-				return nil, err
-			}
-			kept := server.keep(raw, nil, s)
-			return orClose(kept)(s.dialApp(ctx, kept))
-		}
-	case t.LocalPlaintext:
-		protocols.SetHTTP1(!kind.grpc)
-		protocols.SetUnencryptedHTTP2(kind.grpc)
-		made.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			raw, err := s.agent.dialRelay(ctx, t, client)
-			if err != nil {
-				return nil, errors.Join(errLaptop, err)
-			}
-			return server.keep(raw, t, s), nil
-		}
-	default:
-		protocols.SetHTTP1(true)
-		protocols.SetHTTP2(true)
-		made.DialTLSContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			raw, err := s.agent.dialRelay(ctx, t, client)
-			if err != nil {
-				return nil, errors.Join(errLaptop, err)
-			}
-			kept := server.keep(raw, t, s)
-			c, err := orClose(kept)(s.dialLaptop(ctx, t, kept))
-			if err != nil {
-				return nil, errors.Join(errLaptop, err)
-			}
-			return c, nil
-		}
-	}
-	s.transports[kind] = made
-	return made
-}
-
 // orClose closes raw when the TLS on it failed.
 func orClose(raw net.Conn) func(*tls.Conn, error) (net.Conn, error) {
 	return func(c *tls.Conn, err error) (net.Conn, error) {
@@ -249,26 +183,15 @@ func orClose(raw net.Conn) func(*tls.Conn, error) (net.Conn, error) {
 	}
 }
 
-// end closes what only this client needed. Copies of its last requests may be under way for a moment.
+// end closes what nobody has used.
 func (s *secured) end() {
 	if app := s.take(); app != nil {
 		_ = app.Close()
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, t := range s.transports {
-		t.CloseIdleConnections()
-	}
-	if len(s.transports) > 0 {
-		time.AfterFunc(drainTimeout, func() { s.agent.http2.closeUpstreams(func(c *upstreamConn) bool { return c.client == s }) })
 	}
 }
 
 // securedOf is the TLS of a client, or nil when it speaks in the clear.
 func securedOf(client net.Conn) *secured {
-	if c, ok := client.(*http2Conn); ok {
-		client = c.Conn
-	}
 	s, _ := client.(*secured)
 	return s
 }

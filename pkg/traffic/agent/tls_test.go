@@ -269,6 +269,39 @@ func TestTLSFailsOpen(t *testing.T) {
 	}
 }
 
+// A process that speaks HTTP/1 in the clear is asked on connections that are kept; once it cannot be had the app answers.
+func TestTLSFailsOpenLater(t *testing.T) {
+	p, roots := looked(t, func(*tls.Config) {})
+	plain := newLaptop(t, ok, answers("plain"))
+	p.tls.RootCAs.AddCert(plain.certificate)
+	mine := p.person("alice", plain.address)
+	mine.LocalPlaintext = true
+	for version, transport := range secureTransports(t, roots) {
+		t.Run(version, func(t *testing.T) {
+			plain.status.Store(int32(ok))
+			p.setRoutes([]*agentv1.Intercept{mine})
+			for range 3 {
+				_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "alice", "body")
+				require.NoError(t, err)
+				assert.Equal(t, "plain / body", page)
+			}
+			plain.status.Store(int32(agentv1.RelayStatus_RELAY_STATUS_REFUSED))
+			plain.cut()
+			assert.EventuallyWithT(t, func(c *assert.CollectT) { // what is under way then may be lost
+				_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "alice", "body")
+				assert.NoError(c, err)
+				assert.Equal(c, "app / body", page)
+			}, patience, time.Millisecond)
+			for range 3 {
+				_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "alice", "body")
+				require.NoError(t, err)
+				assert.Equal(t, "app / body", page)
+			}
+			p.setRoutes(nil)
+		})
+	}
+}
+
 // A secret that is renewed is taken up, and one that is of no use any more leaves TLS alone.
 func TestTLSFollowsTheSecret(t *testing.T) {
 	p, roots := looked(t, func(*tls.Config) {})

@@ -1,0 +1,275 @@
+// Package http2 carries the requests of one HTTP/2 client to several servers, each to the one it belongs to, and their answers back. It
+// passes frames on: fields in their order, informational answers, trailers and the codes of resets are those that were sent. What there
+// is to each connection alone (settings, flow control, the compression of fields) each has for itself. The rules are those of RFC 9113.
+package http2
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// Config is what a Switch needs to know.
+type Config struct {
+	// App is where the client's connection led if nobody stood in between: its settings are the client's to see, and with its
+	// connection the client's ends.
+	App *Way
+	// Route says where a request goes.
+	Route func(*Request) Route
+	// Go runs what may outlive Serve: copies that are being handed over.
+	Go func(func())
+}
+
+// Way is a server that requests can go to, of one client.
+type Way struct {
+	// Dial opens a connection that speaks HTTP/2. When it fails nothing has been sent.
+	Dial func(context.Context) (net.Conn, error)
+	// Over is done when nothing more goes this way. What is under way has time to end.
+	Over context.Context
+	// Ask, where there is one, is told that a request is about to be sent on a connection. It calls untaken, from elsewhere, if the server
+	// has become silent and has not taken it; answered ends that, and says no when an answer will not do any more.
+	Ask func(c net.Conn, untaken func()) (answered func() bool)
+	// Again, where there is one, says whether a request may be sent to the app that the server may have, when the connection has ended so.
+	Again func(method string, err error) bool
+	// Lost counts requests whose copies do not get there whole, for a way that gets copies.
+	Lost func(uint64)
+}
+
+// Route is where a request goes.
+type Route struct {
+	Way    *Way // nil is the app's
+	Strict bool // nowhere else
+	Copies []*Way
+	Watch  Watcher // nil when nobody wants to know
+}
+
+// Watcher hears what becomes of a request. It must not block.
+type Watcher interface {
+	Went(*Way) // the last one counts
+	Answered(status int)
+	Ended(grpcStatus string) // empty when there is none
+}
+
+const (
+	// clientStreamWindow bounds what waits here of a request, in bytes, appStreamWindow and laptopStreamWindow what waits of an answer: a
+	// laptop is far away. What waits on one stream must not hold up the others, so that a connection's windows are much larger.
+	clientStreamWindow = 256 << 10
+	appStreamWindow    = 1 << 20
+	laptopStreamWindow = 4 << 20
+	clientWindow       = 16 << 20
+	serverWindow       = 1 << 30
+	// maxFields bounds the fields of a request or an answer, in bytes as RFC 9113, 6.5.2 counts them.
+	maxFields = 4 << 20
+	// maxStreams bounds the requests of a client that are under way. What the app's own limit is, the app says.
+	maxStreams = 1 << 16
+	// keptBody bounds what is kept of a request to send it once more.
+	keptBody = 64 << 10
+	// copyLimit bounds what waits for a server that gets copies, in bytes. Beyond it a copy is dropped: the original is never slowed.
+	copyLimit = 256 << 10
+	// copyStall is how long such a server may take nothing of what waits.
+	copyStall = 3 * time.Second
+	// drainTimeout is how long a request may go on after its way is over.
+	drainTimeout = 10 * time.Second
+	// lingering is how long it may take to hand over the last of a connection that ends.
+	lingering = time.Second
+	// settingsTimeout is how long the app may take to say its settings before the client gets others.
+	settingsTimeout = time.Second
+)
+
+// Switch serves one client.
+type Switch struct {
+	config Config
+	ctx    context.Context
+
+	mu      sync.Mutex // guards all that follows, and the sides and streams
+	client  *side
+	ways    map[*Way]*side // that take new requests
+	sides   map[*side]struct{}
+	greeted bool // the client has got settings
+	asked   bool // the client was asked to leave
+}
+
+// New is a Switch for a client's connection. Everything ends with ctx.
+func New(ctx context.Context, client net.Conn, config Config) *Switch {
+	w := &Switch{config: config, ctx: ctx, ways: map[*Way]*side{}, sides: map[*side]struct{}{}}
+	w.client = w.newSide(nil)
+	w.client.use(client)
+	return w
+}
+
+// Serve goes on until the client's connection ends.
+func (w *Switch) Serve() {
+	c := w.client
+	stop := context.AfterFunc(w.ctx, func() { _ = c.conn.Close() })
+	defer stop()
+	w.mu.Lock()
+	w.to(w.config.App) // where it would be by now
+	w.mu.Unlock()
+	greeting := time.AfterFunc(settingsTimeout, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.greet(nil)
+	})
+	defer greeting.Stop()
+	var writing sync.WaitGroup
+	writing.Go(c.write)
+	c.read()
+	w.mu.Lock()
+	c.finish()
+	w.mu.Unlock()
+	writing.Wait()
+	_ = c.conn.Close()
+	w.mu.Lock()
+	w.end()
+	w.mu.Unlock()
+}
+
+// Leave asks the client to open another connection for what it asks next. Everything that is under way, and what crosses it, is served.
+func (w *Switch) Leave() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.leave()
+}
+
+func (w *Switch) leave() {
+	w.asked = true
+	if !w.greeted || w.client.left {
+		return
+	}
+	w.client.left = true
+	w.client.say(func(s *side) error { return s.framer.WriteGoAway(1<<31-1, http2.ErrCodeNo, nil) })
+}
+
+// greet says the settings to the client, with those of the app that are the app's to say. The first of them may come only once, because
+// clients look no further.
+func (w *Switch) greet(app map[http2.SettingID]uint32) {
+	settings := []http2.Setting{}
+	for _, id := range []http2.SettingID{http2.SettingMaxConcurrentStreams, http2.SettingMaxHeaderListSize, http2.SettingEnableConnectProtocol} {
+		if v, ok := app[id]; ok {
+			settings = append(settings, http2.Setting{ID: id, Val: v})
+		}
+	}
+	if w.greeted {
+		if len(settings) > 0 {
+			w.client.say(func(s *side) error { return s.framer.WriteSettings(settings...) })
+		}
+		return
+	}
+	w.greeted = true
+	settings = append(settings, http2.Setting{ID: http2.SettingInitialWindowSize, Val: clientStreamWindow}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: largestFrame})
+	w.client.first(func(s *side) error {
+		if err := s.framer.WriteSettings(settings...); err != nil {
+			return err
+		}
+		return s.framer.WriteWindowUpdate(0, clientWindow-defaultWindow)
+	})
+	if w.asked {
+		w.leave()
+	}
+}
+
+// to is the side of a way, that is opened if need be.
+func (w *Switch) to(way *Way) *side {
+	if s := w.ways[way]; s != nil {
+		return s
+	}
+	s := w.newSide(way)
+	w.ways[way] = s
+	w.sides[s] = struct{}{}
+	w.config.Go(s.run)
+	return s
+}
+
+// opens begins a stream with a client's request.
+func (w *Switch) opens(f *http2.MetaHeadersFrame) error {
+	c := w.client
+	if f.StreamID%2 == 0 || f.StreamID <= c.last {
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	}
+	c.last = f.StreamID
+	if c.finishing {
+		return nil
+	}
+	st := &stream{sw: w}
+	a := st.half(c)
+	st.client = a
+	a.id, a.window = f.StreamID, c.initial
+	c.streams[a.id] = a
+	r, err := request(f)
+	switch {
+	case f.Truncated:
+		a.heard = f.StreamEnded()
+		st.answer(431, "")
+		return nil
+	case err != nil:
+		a.refuse(http2.ErrCodeProtocol)
+		return nil
+	case len(c.streams) > maxStreams:
+		a.refuse(http2.ErrCodeRefusedStream)
+		return nil
+	}
+	a.left = r.length
+	w.mu.Unlock() // nothing changes a client's stream but its reader
+	route := w.config.Route(r)
+	w.mu.Lock()
+	if route.Way == nil {
+		route.Way = w.config.App
+	}
+	st.method, st.way, st.strict, st.watch = r.Method, route.Way, route.Strict, route.Watch
+	for _, way := range route.Copies {
+		st.copies = append(st.copies, w.copyTo(way, a))
+	}
+	if st.way != w.config.App {
+		st.keeping = true
+	}
+	st.join(st.way)
+	st.said(item{fields: f.Fields, end: f.StreamEnded()})
+	return nil
+}
+
+// copyTo begins a copy of a client's stream.
+func (w *Switch) copyTo(way *Way, of *half) *half {
+	c := of.stream.half(w.to(way))
+	c.copy = true
+	c.stall = newStall(c)
+	return c
+}
+
+// end is when the client has gone. Copies that are whole are handed over yet.
+func (w *Switch) end() {
+	for _, a := range w.client.streams {
+		st := a.stream
+		if !a.heard {
+			for _, c := range st.copies {
+				c.reset(http2.ErrCodeCancel)
+			}
+		}
+		a.close()
+	}
+	for s := range w.sides {
+		if s.way.Lost != nil {
+			s.retire()
+		} else {
+			s.finish()
+		}
+	}
+}
+
+// lostApp ends the client's connection as the app's ended, unless something of it goes elsewhere.
+func (w *Switch) lostApp(s *side) bool {
+	if w.client.finishing {
+		return false
+	}
+	for _, a := range w.client.streams {
+		if a.stream.up == nil || a.stream.up.side != s {
+			return false
+		}
+	}
+	last := w.client.last
+	w.client.say(func(s *side) error { return s.framer.WriteGoAway(last, http2.ErrCodeNo, nil) })
+	w.client.finish()
+	return true
+}

@@ -1,0 +1,297 @@
+package http2
+
+import (
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// item is something to say on a stream: fields, a part of a body or a reset.
+type item struct {
+	fields []hpack.HeaderField
+	data   []byte
+	end    bool
+	reset  bool
+	code   http2.ErrCode
+	owed   bool // whoever sent the data may send as much more when it is passed on
+}
+
+func (i *item) size() int {
+	n := len(i.data)
+	for _, f := range i.fields {
+		n += int(f.Size())
+	}
+	return n
+}
+
+// write says what there is to say until the side ends.
+func (s *side) write() {
+	s.sw.mu.Lock()
+	defer s.sw.mu.Unlock()
+	for {
+		frame, id, it := s.pick()
+		var err error
+		switch {
+		case frame != nil:
+			s.sw.mu.Unlock()
+			err = frame(s)
+			s.sw.mu.Lock()
+		case id != 0:
+			s.sw.mu.Unlock()
+			err = s.put(id, &it)
+			s.sw.mu.Lock()
+		case s.out.Buffered() > 0:
+			s.sw.mu.Unlock()
+			err = s.out.Flush()
+			s.sw.mu.Lock()
+		case s.finishing:
+			return
+		default:
+			s.wake.Wait()
+		}
+		if err != nil {
+			if s.err == nil {
+				s.err = err
+			}
+			_ = s.conn.Close() // whoever reads hears of it
+			return
+		}
+	}
+}
+
+// put writes the frames of an item.
+func (s *side) put(id uint32, it *item) error {
+	switch {
+	case it.reset:
+		return s.framer.WriteRSTStream(id, it.code)
+	case it.fields == nil:
+		return s.framer.WriteData(id, it.end, it.data)
+	}
+	s.block.Reset()
+	for _, f := range it.fields {
+		if err := s.fields.WriteField(f); err != nil {
+			return err
+		}
+	}
+	for begins := true; begins || s.block.Len() > 0; begins = false {
+		part := s.block.Next(defaultFrame)
+		var err error
+		if begins {
+			err = s.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: part, EndStream: it.end, EndHeaders: s.block.Len() == 0})
+		} else {
+			err = s.framer.WriteContinuation(id, s.block.Len() == 0, part)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pick is what is to be written next: a frame of the connection's own, or an item of a stream.
+func (s *side) pick() (frame func(*side) error, id uint32, it item) {
+	if s.way == nil && !s.sw.greeted {
+		return nil, 0, item{}
+	}
+	if len(s.said) > 0 {
+		frame = s.said[0]
+		s.said = s.said[1:]
+		return frame, 0, item{}
+	}
+	for len(s.ready) > 0 {
+		h := s.ready[0]
+		s.ready = s.ready[1:]
+		h.listed = false
+		if h.closed || len(h.queue) == 0 {
+			continue
+		}
+		if h.id == 0 {
+			if uint32(s.begun) >= s.most {
+				h.listed = true
+				s.waiting = append(s.waiting, h)
+				continue
+			}
+			h.begin()
+		}
+		if it, ok := h.take(); ok {
+			return nil, h.id, it
+		}
+	}
+	return nil, 0, item{}
+}
+
+// begin gives a stream its number.
+func (h *half) begin() {
+	s := h.side
+	h.id, h.window = s.next, s.initial
+	s.next += 2
+	s.begun++
+	s.streams[h.id] = h
+	st := h.stream
+	if h != st.up {
+		return
+	}
+	if st.watch != nil {
+		st.watch.Went(s.way)
+	}
+	if s.way.Ask != nil {
+		h.asked = s.way.Ask(s.conn, func() { st.sw.config.Go(h.untaken) })
+	}
+}
+
+// take is what can be written of a stream now, if anything.
+func (h *half) take() (it item, ok bool) {
+	s := h.side
+	it = h.queue[0]
+	if len(it.data) > 0 {
+		n := min(int64(len(it.data)), h.window, s.window, s.frame)
+		switch {
+		case n <= 0 && h.hurry:
+			h.discard(h.queue[:len(h.queue)-1])
+			h.queue = h.queue[len(h.queue)-1:]
+			it = h.queue[0]
+			n = 0
+		case n <= 0 && h.window > 0:
+			h.listed = true
+			s.full = append(s.full, h)
+			return item{}, false
+		case n <= 0:
+			return item{}, false
+		}
+		h.window -= n
+		s.window -= n
+		if h.copy {
+			s.copied -= int(n)
+		}
+		if it.owed {
+			h.source().credit(n)
+		}
+		if n > 0 && n < int64(len(it.data)) {
+			h.queue[0].data = it.data[n:]
+			it.data, it.end = it.data[:n], false
+			h.progress()
+			return it, true
+		}
+	} else if h.copy {
+		s.copied -= it.size()
+	}
+	h.queue = h.queue[1:]
+	h.progress()
+	switch {
+	case it.reset:
+		h.close()
+	case it.end:
+		h.ended = true
+		h.settle()
+	}
+	return it, true
+}
+
+// progress goes on with what else there is to say.
+func (h *half) progress() {
+	h.schedule()
+	switch {
+	case h.stall == nil:
+	case len(h.queue) > 0:
+		h.stall.Reset(copyStall)
+	default:
+		h.stall.Stop()
+	}
+}
+
+// schedule has a stream written when something can be.
+func (h *half) schedule() {
+	if h.closed || h.listed || len(h.queue) == 0 {
+		return
+	}
+	if h.id != 0 && len(h.queue[0].data) > 0 && h.window <= 0 && !h.hurry {
+		return
+	}
+	h.listed = true
+	h.side.ready = append(h.side.ready, h)
+	h.side.wake.Signal()
+}
+
+// push says something on a stream.
+func (h *half) push(it item) {
+	if h.closed || h.resets {
+		if it.owed {
+			h.source().credit(int64(len(it.data)))
+		}
+		return
+	}
+	if h.copy {
+		if h.side.copied+it.size() > copyLimit {
+			h.drop()
+			return
+		}
+		h.side.copied += it.size()
+		if len(h.queue) == 0 {
+			h.stall.Reset(copyStall)
+		}
+	}
+	if n := len(h.queue); n > 0 && it.fields == nil && !it.reset && joinable(&h.queue[n-1], &it) {
+		last := &h.queue[n-1]
+		last.data, last.end = append(last.data, it.data...), it.end
+	} else {
+		h.queue = append(h.queue, it)
+	}
+	h.schedule()
+}
+
+// joinable says whether two small parts of a body may be one: what waits is bounded in bytes and not in parts.
+func joinable(last, next *item) bool {
+	return last.fields == nil && !last.reset && !last.end && last.owed == next.owed && len(last.data)+len(next.data) <= defaultFrame
+}
+
+// discard forgets what will not be said.
+func (h *half) discard(all []item) {
+	for i := range all {
+		if all[i].owed {
+			h.source().credit(int64(len(all[i].data)))
+		}
+		if h.copy {
+			h.side.copied -= all[i].size()
+		}
+	}
+}
+
+// credit lets whoever sends on a stream send as much more.
+func (h *half) credit(n int64) {
+	h.side.credit(n)
+	if h.closed || h.heard {
+		return
+	}
+	if h.owed += n; h.owed < h.side.streamWindow()/8 {
+		return
+	}
+	n, h.owed = h.owed, 0
+	h.given += n
+	id := h.id
+	h.side.say(func(s *side) error { return s.framer.WriteWindowUpdate(id, uint32(n)) })
+}
+
+func (s *side) streamWindow() int64 {
+	switch s.way {
+	case nil:
+		return clientStreamWindow
+	case s.sw.config.App:
+		return appStreamWindow
+	default:
+		return laptopStreamWindow
+	}
+}
+
+func newStall(h *half) *time.Timer {
+	w := h.side.sw
+	t := time.AfterFunc(copyStall, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(h.queue) > 0 {
+			h.drop()
+		}
+	})
+	t.Stop()
+	return t
+}
