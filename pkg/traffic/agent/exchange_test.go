@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -32,6 +34,14 @@ func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
 		} {
 			t.Run(end+", "+name, func(t *testing.T) {
 				got := make(chan error, 1)
+				next := func() error {
+					select {
+					case err := <-got:
+						return err
+					case <-time.After(patience):
+						return os.ErrDeadlineExceeded
+					}
+				}
 				alice := newLaptop(t, ok, func(c net.Conn) {
 					all := make([]byte, len(sent))
 					if _, err := io.ReadFull(c, all); err != nil {
@@ -49,9 +59,9 @@ func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
 				c := p.dial(t)
 				_, err := io.WriteString(c, sent)
 				require.NoError(t, err)
-				require.NoError(t, <-got, "all that was sent has come")
+				require.NoError(t, next(), "all that was sent has come")
 				require.NoError(t, hangUp(c))
-				if err = <-got; end == "in order" {
+				if err = next(); end == "in order" {
 					require.NoError(t, err)
 					answer, err := io.ReadAll(c)
 					require.NoError(t, err)
