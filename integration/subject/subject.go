@@ -46,6 +46,19 @@ func pages(name string) http.Handler {
 		w.Header().Set("Served-By", name)
 		fmt.Fprintf(w, "%s %s %s %s %d\n", name, r.Proto, r.Method, r.URL.RequestURI(), n)
 	})
+	// What the server sees of a request, and an answer with all that an answer can have.
+	mux.HandleFunc("/seen", func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			return
+		}
+		w.Header().Set("Link", "</style.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Set("Trailer", "X-Sum")
+		w.Header()["Date"], w.Header()["Content-Type"] = nil, nil
+		fmt.Fprintf(w, "%s %s %s %s %d %d\n%v\n%v\n", r.Proto, r.Method, r.Host, r.RequestURI, r.ContentLength, n, r.Header, r.Trailer) // maps are printed in order
+		w.Header().Set("X-Sum", "42")
+	})
 	mux.HandleFunc("/sum", func(w http.ResponseWriter, r *http.Request) {
 		hash := sha256.New()
 		n, err := io.Copy(hash, r.Body)

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -80,14 +82,54 @@ func say(t *testing.T, c *http.Client, method, path, who string, body io.Reader)
 	return answer.StatusCode, string(page)
 }
 
+// seen is what the subject sees of a request with all that a request can have, and what its client sees of the answer.
+func seen(t *testing.T, c *http.Client, who string) string {
+	t.Helper()
+	var b strings.Builder
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
+		fmt.Fprintln(&b, code, h)
+		return nil
+	}})
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://subject.shop/seen?x=1;y&z=%2f%41", struct{ io.Reader }{strings.NewReader("body")})
+	require.NoError(t, err)
+	r.Host = "preview.shop:8080"
+	r.Trailer = http.Header{"X-Total": {"7"}}
+	r.Header = http.Header{
+		"Forwarded": {"for=1.2.3.4;proto=https"}, "X-Forwarded-For": {"1.2.3.4", "5.6.7.8"}, "X-Forwarded-Host": {"shop.example"}, "X-Forwarded-Proto": {"https"},
+		"Proxy-Authorization": {"Basic eA=="}, "Te": {"trailers"}, "Via": {"1.1 proxy"}, "User-Agent": {""}, "Cookie": {"a=b; c=d"}, "X-Empty": {""}, "X-Dev": {who},
+	}
+	answer, err := c.Do(r)
+	require.NoError(t, err)
+	defer answer.Body.Close()
+	page, err := io.ReadAll(answer.Body)
+	require.NoError(t, err)
+	fmt.Fprintln(&b, answer.Proto, answer.Status, answer.ContentLength, answer.Header, answer.Trailer)
+	b.Write(page)
+	return b.String()
+}
+
 // Clients as people have them find a personally intercepted service as if nothing stood before it.
 func TestRealClients(t *testing.T) {
 	withSubject(t)
 	alice := newIdleDeveloper(t, 0)
 	stopped := alice.subject("alice")
 	connected(t)
+	before := map[string]string{}
+	for version, client := range clientsOf(t) {
+		before[version] = seen(t, client, "carol")
+	}
 	alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
 	served := map[string]string{"alice": "alice", "bob": "cluster"}
+
+	t.Run("nobody sees a difference", func(t *testing.T) {
+		for version, client := range clientsOf(t) {
+			require.Contains(t, before[version], "for=1.2.3.4")
+			require.Contains(t, before[version], "X-Total:[7]", "the trailers of the request")
+			for _, who := range []string{"carol", "alice"} { // as long, because the answer says its length
+				require.Equal(t, before[version], strings.ReplaceAll(seen(t, client, who), who, "carol"))
+			}
+		}
+	})
 
 	t.Run("curl", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "body")
