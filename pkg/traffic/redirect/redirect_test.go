@@ -301,13 +301,23 @@ func echo(t *testing.T, client, server pod, port, listens int) func(string) {
 	server.in(t, func() {
 		l, err := net.Listen("tcp", fmt.Sprintf(":%d", listens))
 		require.NoError(t, err)
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
+		var serving sync.WaitGroup
+		accepted := make(chan net.Conn, 1)
+		serving.Go(func() {
 			if c, err := l.Accept(); err == nil {
+				accepted <- c
 				_, _ = io.Copy(c, c)
-				_ = c.Close()
 			}
-		}()
+		})
+		t.Cleanup(func() {
+			_ = l.Close()
+			select {
+			case c := <-accepted: // its client may be gone without a word, with its network
+				_ = c.Close()
+			default:
+			}
+			serving.Wait()
+		})
 	})
 	var c net.Conn
 	client.in(t, func() {
