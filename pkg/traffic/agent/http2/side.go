@@ -131,14 +131,16 @@ func (s *side) run() {
 	defer over()
 	var writing sync.WaitGroup
 	writing.Go(func() {
-		s.write()
-		_ = c.Close()
+		if s.write() {
+			_ = c.Close()
+		}
 	})
 	s.read()
 	w.mu.Lock()
 	s.finish()
 	w.mu.Unlock()
 	writing.Wait()
+	_ = c.Close()
 	w.mu.Lock()
 	s.lost()
 	w.mu.Unlock()
@@ -268,6 +270,7 @@ func (s *side) read() {
 			}
 			last := s.last
 			s.say(func(s *side) error { return s.framer.WriteGoAway(last, code, nil) })
+			s.err = err // whatever became of what was written
 		}
 		if s.err == nil {
 			s.err = err

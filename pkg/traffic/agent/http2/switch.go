@@ -115,7 +115,7 @@ func (w *Switch) Serve() {
 	})
 	defer greeting.Stop()
 	var writing sync.WaitGroup
-	writing.Go(c.write)
+	writing.Go(func() { c.write() })
 	c.read()
 	w.mu.Lock()
 	c.finish()

@@ -25,8 +25,8 @@ func (i *item) size() int {
 	return n
 }
 
-// write says what there is to say until the side ends.
-func (s *side) write() {
+// write says what there is to say until the side ends. It says whether all was said.
+func (s *side) write() (all bool) {
 	s.sw.mu.Lock()
 	defer s.sw.mu.Unlock()
 	for {
@@ -46,7 +46,7 @@ func (s *side) write() {
 			err = s.out.Flush()
 			s.sw.mu.Lock()
 		case s.finishing:
-			return
+			return true
 		default:
 			s.wake.Wait()
 		}
@@ -54,8 +54,9 @@ func (s *side) write() {
 			if s.err == nil {
 				s.err = err
 			}
-			_ = s.conn.Close() // whoever reads hears of it
-			return
+			// Whoever reads hears of it, after what the other end may have said before it closed.
+			_ = s.conn.SetReadDeadline(time.Now().Add(lingering))
+			return false
 		}
 	}
 }
