@@ -73,7 +73,8 @@ func managerTrouble(ctx context.Context, clients kubernetes.Interface, namespace
 // awaitEnd waits until a namespace is gone that is being deleted. A wait that is not short it tells of.
 func awaitEnd(ctx context.Context, clients kubernetes.Interface, namespace string, tell io.Writer) error {
 	ending, told, began := false, false, time.Now()
-	err := wait.PollUntilContextCancel(ctx, 500*time.Millisecond, true, func(ctx context.Context) (gone bool, err error) {
+	const interval = 500 * time.Millisecond
+	err := wait.PollUntilContextCancel(ctx, interval, true, func(ctx context.Context) (gone bool, err error) {
 		n, err := clients.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 		if err != nil {
 			return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
@@ -85,7 +86,9 @@ func awaitEnd(ctx context.Context, clients kubernetes.Interface, namespace strin
 		}
 		return !ending, nil
 	})
-	if ending && errors.Is(err, context.DeadlineExceeded) {
+	// A client that limits its rate refuses what there is no time left for, with an error of its own.
+	deadline, limited := ctx.Deadline()
+	if over := errors.Is(err, context.DeadlineExceeded) || limited && time.Until(deadline) < interval; ending && err != nil && over {
 		return fmt.Errorf("it is still being deleted: `kubectl get namespace %s -o yaml` says what it waits for; install again when it is gone", namespace)
 	}
 	return err
