@@ -1,10 +1,8 @@
 package agent
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/detour-dev/detour/pkg/socket"
@@ -20,7 +17,6 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/mux"
-	"github.com/detour-dev/detour/pkg/traffic/relay"
 	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
@@ -31,8 +27,6 @@ const (
 	bulk = exchangeBuffer / 2
 	// lingering is how long a client may go on to send what nobody reads before its connection is closed.
 	lingering = time.Second
-	// watchAfter is how long an answer may take before its client is watched.
-	watchAfter = time.Second
 )
 
 // exchange serves one client's HTTP/1 connection request by request: each goes to the laptop whose match it meets, or to the app. Heads
@@ -52,58 +46,6 @@ type exchange struct {
 	kept      bool     // a request has been answered
 	last      net.Conn // who has answered it
 	gain      look.Gain
-}
-
-// link is one side: reading from it first sends on what was gathered for the other side.
-type link struct {
-	net.Conn
-	r    *bufio.Reader
-	w    *outlet
-	to   *link // who gets what is read here
-	used bool
-	// keeps is set while what is sent is kept as well: then it is no reason to read no more that the connection is lost.
-	keeps bool
-	// forget is set where the connection ends with a context.
-	forget func() bool
-}
-
-func (l *link) Close() error {
-	if l.forget != nil {
-		l.forget()
-	}
-	return l.Conn.Close()
-}
-
-func newLink(c net.Conn, first []byte) *link {
-	l := &link{Conn: socket.New(c)}
-	l.w = &outlet{to: l.Conn, small: make([]byte, exchangeBuffer)}
-	l.r = bufio.NewReaderSize(&prefixed{link: l, first: first}, exchangeBuffer)
-	return l
-}
-
-// prefixed reads what was read before, and then the connection.
-type prefixed struct {
-	*link
-	first []byte
-}
-
-func (p *prefixed) Read(b []byte) (int, error) {
-	if len(p.first) > 0 {
-		n := copy(b, p.first)
-		p.first = p.first[n:]
-		return n, nil
-	}
-	if p.to != nil && p.to.w.n > 0 {
-		if s, ok := p.Conn.(*mux.Stream); ok && p.to.w.n >= bulk {
-			if n := s.ReadNow(b); n > 0 {
-				return n, nil // which leaves with the rest
-			}
-		}
-		if err := p.to.w.Flush(); err != nil && !p.to.keeps {
-			return 0, err
-		}
-	}
-	return p.Conn.Read(b)
 }
 
 func (a *agent) newExchange(client net.Conn, h passthrough.Handover) *exchange {
@@ -456,73 +398,6 @@ func hangUp(up net.Conn, inOrder bool) {
 	}
 }
 
-// watch looks whether the client is still there when an answer takes long, so that an upstream with a silent stream hears of its
-// end. Nothing is read of the client's meanwhile.
-func (e *exchange) watch(up *link) {
-	w := &e.watching
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.up, w.since = up, time.Now()
-	switch {
-	case w.armed:
-		return
-	case w.timer == nil:
-		w.timer = time.AfterFunc(watchAfter, e.look)
-	default:
-		w.timer.Reset(watchAfter)
-	}
-	w.armed = true
-}
-
-// watching is what watch began. The timer goes on from one request to the next, because to set it costs more than to see in vain.
-type watching struct {
-	mu    sync.Mutex
-	timer *time.Timer
-	armed bool
-	up    *link // who answers, or nil
-	since time.Time
-	done  chan struct{} // closed when the client is not looked at any more; nil when it is not
-}
-
-// look looks at the client if it waits long enough.
-func (e *exchange) look() {
-	w := &e.watching
-	w.mu.Lock()
-	up := w.up
-	if left := watchAfter - time.Since(w.since); up != nil && left > 0 {
-		w.timer.Reset(left)
-		w.mu.Unlock()
-		return
-	}
-	w.armed = false
-	if up == nil {
-		w.mu.Unlock()
-		return
-	}
-	done := make(chan struct{})
-	w.done = done
-	w.mu.Unlock()
-	defer close(done)
-	if _, err := e.client.r.Peek(1); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		hangUp(up.Conn, errors.Is(err, io.EOF))
-	}
-}
-
-// unwatch ends what watch began: the client may be read again.
-func (e *exchange) unwatch() {
-	w := &e.watching
-	w.mu.Lock()
-	done := w.done
-	w.up, w.done = nil, nil
-	w.mu.Unlock()
-	if done == nil {
-		return
-	}
-	_ = e.client.SetReadDeadline(time.Unix(1, 0))
-	<-done
-	_ = e.client.SetReadDeadline(time.Time{})
-}
-
 // raw gives the app what was read and the rest of the connection.
 func (e *exchange) raw(ctx context.Context, first []byte) {
 	seen := e.agent.see(e.port, "", "")
@@ -562,42 +437,4 @@ func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, 
 	}
 	e.upstreams[got] = u
 	return u, got, nil
-}
-
-// alive says whether a connection on which nothing is expected is neither closed nor has something come.
-func alive(c net.Conn) bool {
-	var quiet, closed bool
-	if r, ok := c.(*relay.Conn); ok && r.Waiting() {
-		return false
-	}
-	switch s := bottom(c).(type) {
-	case *mux.Stream:
-		quiet, closed = s.Quiet()
-	case syscall.Conn:
-		raw, err := s.SyscallConn()
-		if err != nil {
-			return false
-		}
-		if err := raw.Control(func(fd uintptr) {
-			n, err := socket.Peek(fd, make([]byte, 1))
-			quiet, closed = errors.Is(err, syscall.EAGAIN), err == nil && n == 0
-		}); err != nil {
-			return false
-		}
-	default:
-		return true
-	}
-	if quiet || closed {
-		return quiet
-	}
-	switch c.(type) {
-	case *tls.Conn, *relay.Conn:
-	default:
-		return false
-	}
-	// TLS has things of its own to say, such as tickets, which only it can tell from the other side's.
-	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
-	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
-	n, err := c.Read(make([]byte, 1))
-	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
