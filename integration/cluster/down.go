@@ -14,8 +14,10 @@ import (
 
 // Down ends every process of the cluster and takes away its mounts, namespaces, links and files. The built programs stay.
 func (c *Cluster) Down(log *slog.Logger) error {
-	if err := c.removeLaptops(); err != nil {
-		return err
+	if c.number == 1 {
+		if err := c.removeLaptops(); err != nil {
+			return err
+		}
 	}
 	if pids := c.strays(); len(pids) > 0 {
 		log.Info("stopping", "processes", len(pids))
@@ -35,8 +37,8 @@ func (c *Cluster) Down(log *slog.Logger) error {
 	if err := c.unmount(); err != nil {
 		return err
 	}
-	_ = run("ip", "link", "del", hostLink)
-	names, _ := filepath.Glob("/run/netns/detour-*")
+	_ = run("ip", "link", "del", c.hostLink())
+	names, _ := filepath.Glob(netnsPath(c.name() + "-*"))
 	for _, n := range names {
 		if err := run("ip", "netns", "del", filepath.Base(n)); err != nil {
 			return err
@@ -49,7 +51,7 @@ func (c *Cluster) Down(log *slog.Logger) error {
 	return nil
 }
 
-// unmount takes away the mounts below the directory, deepest first, and those of the pods' network namespaces.
+// unmount takes away the mounts below the directory, deepest first; the pods' network namespaces are among them.
 func (c *Cluster) unmount() error {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {
@@ -60,7 +62,7 @@ func (c *Cluster) unmount() error {
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) > 1 && (strings.HasPrefix(fields[1], c.Dir+"/") || strings.HasPrefix(fields[1], "/run/netns/cni-")) {
+		if len(fields) > 1 && strings.HasPrefix(fields[1], c.Dir+"/") {
 			points = append(points, fields[1])
 		}
 	}
@@ -69,15 +71,12 @@ func (c *Cluster) unmount() error {
 		if err := syscall.Unmount(p, syscall.MNT_DETACH); err != nil {
 			return fmt.Errorf("unmount %s: %w", p, err)
 		}
-		if strings.HasPrefix(p, "/run/netns/cni-") {
-			_ = os.Remove(p)
-		}
 	}
 	return nil
 }
 
 func (c *Cluster) cgroups() []string {
-	dirs, _ := filepath.Glob("/sys/fs/cgroup/*/detour-node*")
+	dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + c.name() + "-node*")
 	return dirs
 }
 

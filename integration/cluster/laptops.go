@@ -23,8 +23,8 @@ const laptopPrefix = "detour-laptop"
 func LaptopName(i int) string { return laptopPrefix + strconv.Itoa(i) }
 
 // LaptopAddress is the address of the i-th laptop on the fabric; i counts from 0.
-func LaptopAddress(i int) netip.Addr {
-	return netip.AddrFrom4([4]byte{172, 30, 0, byte(100 + i)})
+func (c *Cluster) LaptopAddress(i int) netip.Addr {
+	return netip.MustParseAddr(c.address(byte(100 + i)))
 }
 
 // LaptopDir is where the i-th laptop's files are.
@@ -42,7 +42,7 @@ func (c *Cluster) JoinLaptop(ctx context.Context, i int) error {
 	if i < 0 || i >= MaxLaptops {
 		return fmt.Errorf("there is no laptop %d: they count from 0 to %d", i, MaxLaptops-1)
 	}
-	if _, err := os.Stat(netnsPath(controlPlane)); err != nil {
+	if _, err := os.Stat(netnsPath(c.controlPlane())); err != nil {
 		return fmt.Errorf("the local cluster is down, start it with make cluster-up: %w", err)
 	}
 	name := LaptopName(i)
@@ -50,17 +50,17 @@ func (c *Cluster) JoinLaptop(ctx context.Context, i int) error {
 	in := func(ns, line string) { fmt.Fprintf(&b, "nsenter --net=%s -- %s\n", netnsPath(ns), line) }
 	fmt.Fprintf(&b, "ip netns add %s\n", name)
 	// The same address each time, which the others may still know.
-	fmt.Fprintf(&b, "ip link add %s netns %s type veth peer name eth0 address 02:de:70:00:01:%02x netns %s\n", name, controlPlane, i, name)
-	in(controlPlane, "ip link set "+name+" master fabric up")
+	fmt.Fprintf(&b, "ip link add %s netns %s type veth peer name eth0 address 02:de:70:00:01:%02x netns %s\n", name, c.controlPlane(), i, name)
+	in(c.controlPlane(), "ip link set "+name+" master fabric up")
 	in(name, "ip link set lo up")
 	// Without this the laptop would see the others on the link by their link-local addresses.
 	in(name, "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1")
-	in(name, "ip addr add "+LaptopAddress(i).String()+"/32 dev eth0")
+	in(name, "ip addr add "+c.LaptopAddress(i).String()+"/32 dev eth0")
 	in(name, "ip link set eth0 up")
 	if err := script(b.String()); err != nil {
 		return err
 	}
-	places := []string{apiServer}
+	places := []string{c.apiServer()}
 	for _, n := range c.runningNodes() {
 		places = append(places, n.address)
 	}
@@ -77,11 +77,11 @@ func (c *Cluster) RouteLaptop(ctx context.Context, i int, to netip.Addr) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return run("nsenter", "--net="+netnsPath(LaptopName(i)), "--", "ip", "route", "replace", to.String()+"/32", "dev", "eth0", "src", LaptopAddress(i).String())
+	return run("nsenter", "--net="+netnsPath(LaptopName(i)), "--", "ip", "route", "replace", to.String()+"/32", "dev", "eth0", "src", c.LaptopAddress(i).String())
 }
 
 // HostAddress is the host's address on the fabric. Laptops do not reach it, unless RouteLaptop says so.
-func HostAddress() netip.Addr { return netip.MustParseAddr(hostAddress) }
+func (c *Cluster) HostAddress() netip.Addr { return netip.MustParseAddr(c.address(thisHost)) }
 
 // runningNodes are the nodes the cluster was started with, which need not be as many as this Cluster would start.
 func (c *Cluster) runningNodes() []node {
@@ -111,8 +111,8 @@ func (c *Cluster) RemoveLaptop(i int) error {
 		waitGone(pids, time.Second)
 	}
 	// The kernel takes the link away too, with the namespace, but some time later: a new laptop could not have the name yet.
-	if err := run("nsenter", "--net="+netnsPath(controlPlane), "--", "ip", "link", "show", name); err == nil {
-		if err := run("nsenter", "--net="+netnsPath(controlPlane), "--", "ip", "link", "del", name); err != nil {
+	if err := run("nsenter", "--net="+netnsPath(c.controlPlane()), "--", "ip", "link", "show", name); err == nil {
+		if err := run("nsenter", "--net="+netnsPath(c.controlPlane()), "--", "ip", "link", "del", name); err != nil {
 			return err
 		}
 	}

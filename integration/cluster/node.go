@@ -49,6 +49,7 @@ oom_score = 0
   sandbox_image = "detour.local/pause:1"
   restrict_oom_score_adj = true
   disable_hugetlb_controller = true
+  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = %q

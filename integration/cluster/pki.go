@@ -39,7 +39,7 @@ func (c *Cluster) pki() error {
 	if err != nil {
 		return err
 	}
-	hosts := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost", apiServer, apiServer6, firstService, "127.0.0.1", hostAddress}
+	hosts := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost", c.apiServer(), c.address6(apiServerHost), firstService, "127.0.0.1", c.address(thisHost)}
 	type leaf struct {
 		name, user, group string
 		hosts             []string
@@ -153,11 +153,11 @@ func (c *Cluster) writeKubeconfig(dir, name, path string) error {
 	}
 	text := fmt.Sprintf(`apiVersion: v1
 kind: Config
-clusters: [{name: detour, cluster: {server: %q, certificate-authority-data: %s}}]
-users: [{name: %s, user: {client-certificate-data: %s, client-key-data: %s}}]
-contexts: [{name: detour, context: {cluster: detour, user: %s}}]
-current-context: detour
-`, c.Server(), b[0], name, b[1], b[2], name)
+clusters: [{name: %[1]s, cluster: {server: %[2]q, certificate-authority-data: %[3]s}}]
+users: [{name: %[1]s-%[4]s, user: {client-certificate-data: %[5]s, client-key-data: %[6]s}}]
+contexts: [{name: %[1]s, context: {cluster: %[1]s, user: %[1]s-%[4]s}}]
+current-context: %[1]s
+`, c.name(), c.Server(), b[0], name, b[1], b[2])
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}

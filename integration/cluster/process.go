@@ -54,7 +54,7 @@ func (c *Cluster) recorded() map[string]int {
 // owns says whether a process is of this cluster: its command line names the cluster's directory. A recycled pid does not.
 func (c *Cluster) owns(pid int) bool {
 	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
-	return err == nil && strings.Contains(string(raw), c.Dir)
+	return err == nil && strings.Contains(string(raw), c.Dir+"/")
 }
 
 // strays are processes of the cluster that no pid file names: containerd's shims, and what a crash left.

@@ -43,7 +43,7 @@ func (c *Cluster) Up(ctx context.Context, source string, log *slog.Logger) error
 		return err
 	}
 	log.Info("starting the control plane")
-	if err := c.controlPlane(ctx); err != nil {
+	if err := c.startControlPlane(ctx); err != nil {
 		return err
 	}
 	log.Info("starting the nodes")
@@ -130,6 +130,7 @@ func (c *Cluster) Kubectl(args ...string) error {
 func (c *Cluster) network() error {
 	var b strings.Builder
 	in := func(ns, line string) { fmt.Fprintf(&b, "nsenter --net=/run/netns/%s -- %s\n", ns, line) }
+	controlPlane, apiServer, apiServer6 := c.controlPlane(), c.apiServer(), c.address6(apiServerHost)
 	fmt.Fprintf(&b, "ip netns add %s\n", controlPlane)
 	in(controlPlane, "ip link set lo up")
 	// With an address of its own: else it takes the lowest of its ports', and when that port leaves, as a laptop does, all others go on
@@ -138,9 +139,9 @@ func (c *Cluster) network() error {
 	in(controlPlane, "ip addr add "+apiServer+"/24 dev fabric")
 	in(controlPlane, "ip -6 addr add "+apiServer6+"/64 dev fabric nodad")
 	in(controlPlane, "ip link set fabric up")
-	fmt.Fprintf(&b, "ip link add %s type veth peer name host netns %s\n", hostLink, controlPlane)
+	fmt.Fprintf(&b, "ip link add %s type veth peer name host netns %s\n", c.hostLink(), controlPlane)
 	in(controlPlane, "ip link set host master fabric up")
-	fmt.Fprintf(&b, "ip addr add %s/24 dev %s\nip link set %s up\n", hostAddress, hostLink, hostLink)
+	fmt.Fprintf(&b, "ip addr add %s/24 dev %s\nip link set %s up\n", c.address(thisHost), c.hostLink(), c.hostLink())
 	for _, n := range c.nodes() {
 		fmt.Fprintf(&b, "ip netns add %s\n", n.ns)
 		fmt.Fprintf(&b, "ip link add %s netns %s type veth peer name eth0 netns %s\n", n.name, controlPlane, n.ns)
@@ -162,7 +163,7 @@ func (c *Cluster) routePods(n node) error {
 	if err != nil {
 		return fmt.Errorf("ask for the pod networks of %s: %w", n.name, err)
 	}
-	places := []string{controlPlane}
+	places := []string{c.controlPlane()}
 	for _, other := range c.nodes() {
 		if other.name != n.name {
 			places = append(places, other.ns)
@@ -182,15 +183,15 @@ func (c *Cluster) routePods(n node) error {
 	return nil
 }
 
-func (c *Cluster) controlPlane(ctx context.Context) error {
+func (c *Cluster) startControlPlane(ctx context.Context) error {
 	pki := func(name string) string { return c.path("pki", name) }
-	if err := c.start("etcd", controlPlane, c.path("bin", "etcd"), "--data-dir", c.path("etcd"), "--unsafe-no-fsync",
+	if err := c.start("etcd", c.controlPlane(), c.path("bin", "etcd"), "--data-dir", c.path("etcd"), "--unsafe-no-fsync",
 		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380", "--initial-cluster=default=http://127.0.0.1:2380", "--log-level=warn"); err != nil {
 		return err
 	}
-	if err := c.start("kube-apiserver", controlPlane, c.path("bin", "kube-apiserver"),
-		"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+apiServer, "--bind-address=::", "--secure-port=6443", "--allow-privileged=true",
+	if err := c.start("kube-apiserver", c.controlPlane(), c.path("bin", "kube-apiserver"),
+		"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+c.apiServer(), "--bind-address=::", "--secure-port=6443", "--allow-privileged=true",
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--service-cluster-ip-range="+serviceCIDRs,
 		"--client-ca-file="+pki("ca.crt"), "--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"),
 		"--kubelet-client-certificate="+pki("apiserver-kubelet.crt"), "--kubelet-client-key="+pki("apiserver-kubelet.key"), "--kubelet-certificate-authority="+pki("ca.crt"),
@@ -205,7 +206,7 @@ func (c *Cluster) controlPlane(ctx context.Context) error {
 	if err := c.waitFor(ctx, time.Minute, func() error { return c.answers("/readyz") }); err != nil {
 		return fmt.Errorf("the API server does not become ready: %w; see %s", err, c.path("logs", "kube-apiserver.log"))
 	}
-	if err := c.start("kube-controller-manager", controlPlane, c.path("bin", "kube-controller-manager"),
+	if err := c.start("kube-controller-manager", c.controlPlane(), c.path("bin", "kube-controller-manager"),
 		"--kubeconfig="+pki("controller-manager.kubeconfig"), "--authentication-kubeconfig="+pki("controller-manager.kubeconfig"), "--authorization-kubeconfig="+pki("controller-manager.kubeconfig"),
 		"--use-service-account-credentials=true", "--root-ca-file="+pki("ca.crt"), "--service-account-private-key-file="+pki("service-account.key"),
 		"--cluster-signing-cert-file="+pki("ca.crt"), "--cluster-signing-key-file="+pki("ca.key"),
@@ -213,7 +214,7 @@ func (c *Cluster) controlPlane(ctx context.Context) error {
 		"--leader-elect=false", "--bind-address=127.0.0.1"); err != nil {
 		return err
 	}
-	return c.start("kube-scheduler", controlPlane, c.path("bin", "kube-scheduler"),
+	return c.start("kube-scheduler", c.controlPlane(), c.path("bin", "kube-scheduler"),
 		"--kubeconfig="+pki("scheduler.kubeconfig"), "--authentication-kubeconfig="+pki("scheduler.kubeconfig"), "--authorization-kubeconfig="+pki("scheduler.kubeconfig"),
 		"--leader-elect=false", "--bind-address=127.0.0.1")
 }

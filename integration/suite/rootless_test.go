@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -18,6 +19,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/integration/cluster"
 )
 
 // person is an ordinary user's number on the machine of the suites; nobody has it.
@@ -302,20 +305,37 @@ func TestRootlessHostLoopback(t *testing.T) {
 	require.Equal(t, "the host's own", u.inside(u.program, "fetch", "http://198.18.255.254:"+port))
 }
 
-// Two sessions by two contexts of the kubeconfig at once, whose networks have the same addresses, as two clusters' often have: each has its own
-// names, and nothing of the other's. It is one cluster here, in two namespaces: a session knows of no other.
-func TestRootlessTwoContexts(t *testing.T) {
+// secondCluster starts another Kubernetes beside the first, with the shop and detour on it, until the test's end. Its catalog says second.
+func secondCluster(t *testing.T) (kubeconfig string) {
+	t.Helper()
+	c, err := cluster.Second()
+	require.NoError(t, err)
+	root, log := os.Getenv("DETOUR_ROOT"), slog.New(slog.DiscardHandler)
+	t.Cleanup(func() { require.NoError(t, c.Down(log)) })
+	require.NoError(t, c.Up(t.Context(), filepath.Join(root, "integration/cluster/build"), log))
+	require.NoError(t, c.LoadImages(filepath.Join(root, "bin/traffic.tar"), filepath.Join(root, "bin/shop.tar")))
+	require.NoError(t, c.Kubectl("apply", "-f", filepath.Join(root, "examples/shop/manifests/shop.yaml")))
+	require.NoError(t, c.Kubectl("-n", "shop", "set", "env", "deployment/catalog", "EDITION=second"))
+	detour(t, "install", "--image", managerImage, "--kubeconfig", c.Kubeconfig())
+	require.NoError(t, c.Kubectl("-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s"))
+	return c.Kubeconfig()
+}
+
+// Two sessions to two clusters at once, whose networks have the same addresses, as two clusters' often have: each has its own names, its own
+// traffic and its own intercepts, and nothing of the other's.
+func TestRootlessTwoClusters(t *testing.T) {
 	other(t)
+	second := secondCluster(t)
 	u := ordinaryUser(t)
 	v := u.again()
-	config := filepath.Join(u.dir, "kubeconfig")
-	cluster := kubectl(t, "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.cluster} {.contexts[0].context.user}")
-	who := strings.Fields(cluster)
-	out, err := u.command("kubectl", "--kubeconfig", config, "config", "set-context", "second", "--cluster="+who[0], "--user="+who[1], "--namespace=other").CombinedOutput()
-	require.NoError(t, err, string(out))
+	merge := exec.Command("kubectl", "config", "view", "--flatten", "--raw")
+	merge.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(u.dir, "kubeconfig")+":"+second)
+	both, err := merge.Output()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(u.dir, "kubeconfig"), both, 0o600))
 	t.Cleanup(func() { u.try("quit"); v.try("quit") })
 	u.detour("connect", "-n", "shop")
-	v.detour("connect", "--context", "second")
+	v.detour("connect", "-n", "shop", "--context", "detour2")
 	type state struct {
 		Context, Session string
 		Subnets          []string
@@ -325,21 +345,39 @@ func TestRootlessTwoContexts(t *testing.T) {
 		return s
 	}
 	one, two := status(u), status(v)
-	require.Equal(t, one.Subnets, two.Subnets)
-	require.NotEqual(t, one.Session, two.Session)
-	require.NotEqual(t, "second", one.Context)
-	require.Equal(t, "second", two.Context)
-	for range 2 {
-		require.Equal(t, "cluster", editionOf(u.inside("curl", "-sS", "--max-time", "10", "http://catalog/")))
-		v.inside("curl", "-sSf", "--max-time", "10", "-o", "/dev/null", "http://target/")
-		for name, w := range map[string]*user{"http://target/": u, "http://catalog/": v} {
-			_, complaint, code := w.try("run", "--", "curl", "-sS", "--max-time", "10", name)
-			require.NotZero(t, code)
-			require.Contains(t, complaint, "Could not resolve host")
-		}
+	require.Equal(t, "detour2", two.Context)
+	require.NotEqual(t, one.Context, two.Context)
+	require.Contains(t, one.Subnets, "10.96.0.0/16")
+	require.Contains(t, two.Subnets, "10.96.0.0/16")
+	answers := func(w *user, edition string) {
+		t.Helper()
+		require.Contains(t, w.inside("curl", "-sS", "--max-time", "10", "http://catalog/"), `"edition":"`+edition+`"`)
 	}
+	for range 2 {
+		answers(u, "cluster")
+		answers(v, "second")
+	}
+	u.inside("curl", "-sSf", "--max-time", "10", "-o", "/dev/null", "http://target.other/")
+	_, complaint, code := v.try("run", "--", "curl", "-sS", "--max-time", "10", "http://target.other/")
+	require.NotZero(t, code)
+	require.Contains(t, complaint, "Could not resolve host")
+
+	service := v.command("detour", "run", "--", u.program, "serve", "127.0.0.1:8080", `{"edition":"laptop"}`, "0")
+	require.NoError(t, service.Start())
+	end := sync.OnceFunc(func() { _ = exec.Command("pkill", "-f", u.program).Run(); _ = service.Wait() })
+	t.Cleanup(end)
+	v.detour("intercept", "catalog", "--port", "8080")
+	require.Eventually(t, func() bool {
+		page, _, _ := v.try("run", "--", "curl", "-sS", "--max-time", "10", "http://catalog/")
+		return editionOf(page) == "laptop"
+	}, 30*time.Second, 200*time.Millisecond)
+	answers(u, "cluster")
+	require.NotContains(t, kubectl(t, "get", "intercepts", "-A"), "catalog")
 	u.detour("quit")
-	v.inside("curl", "-sSf", "--max-time", "10", "-o", "/dev/null", "http://target/")
+	answers(v, "laptop")
+	v.detour("leave", "catalog")
+	answers(v, "second")
+	end()
 	v.detour("quit")
 	requireNothingRuns(t)
 }

@@ -112,7 +112,7 @@ func (l *Laptop) startHolder(ctx context.Context) error {
 func (l *Laptop) Name() string { return cluster.LaptopName(l.number) }
 
 // Address is the laptop's own on the fabric.
-func (l *Laptop) Address() netip.Addr { return cluster.LaptopAddress(l.number) }
+func (l *Laptop) Address() netip.Addr { return l.cluster.LaptopAddress(l.number) }
 
 // Home is the home directory, on the machine too.
 func (l *Laptop) Home() string { return filepath.Join(l.cluster.LaptopDir(l.number), "home") }

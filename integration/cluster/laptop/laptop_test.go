@@ -117,7 +117,7 @@ func TestReachesNothingElse(t *testing.T) {
 		unreachable(t, l, net.JoinHostPort(target, "53"))
 	}
 	unreachable(t, l, net.JoinHostPort(other.Address().String(), "53"))
-	unreachable(t, l, net.JoinHostPort(cluster.HostAddress().String(), "53"))
+	unreachable(t, l, net.JoinHostPort(c.HostAddress().String(), "53"))
 	unreachable(t, l, "192.0.2.1:53")
 	require.Empty(t, strings.TrimSpace(run(t, l, "ip", "route", "show", "default")))
 	require.Empty(t, strings.TrimSpace(run(t, l, "ip", "-6", "route", "show", "dev", "eth0")))
@@ -187,10 +187,10 @@ func TestARelayIsInTheWay(t *testing.T) {
 		return err
 	}))
 	defer inside.Close()
-	outside, err := badnet.Listen(t.Context(), net.JoinHostPort(cluster.HostAddress().String(), "0"), target)
+	outside, err := badnet.Listen(t.Context(), net.JoinHostPort(c.HostAddress().String(), "0"), target)
 	require.NoError(t, err)
 	defer outside.Close()
-	require.NoError(t, l.Reach(t.Context(), cluster.HostAddress()))
+	require.NoError(t, l.Reach(t.Context(), c.HostAddress()))
 
 	for _, r := range []*badnet.Relay{inside, outside} {
 		path, err := l.Kubeconfig("https://" + r.Addr())

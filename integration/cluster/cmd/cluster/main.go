@@ -63,7 +63,11 @@ func run(ctx context.Context, args []string) error {
 		fmt.Println(c.Kubeconfig())
 		return nil
 	case "down":
-		return c.Down(log)
+		second, err := cluster.Second()
+		if err != nil {
+			return err
+		}
+		return errors.Join(second.Down(log), c.Down(log))
 	case "status":
 		fmt.Print(c.Status())
 		return nil
