@@ -135,7 +135,7 @@ func TestReplaceQueueWorker(t *testing.T) {
 	q.eventually("the cluster works after the session's end", func() bool { return q.count("cluster") > before+20 })
 
 	connected(t)
-	detour(t, "intercept", "worker", "--mode", "replace", "--ttl", "20s")
+	detour(t, "intercept", "worker", "--mode", "replace", "--ttl", "12s")
 	before = q.count("cluster")
 	q.eventually("the cluster works after the intercept's time", func() bool { return q.count("cluster") > before+20 })
 	q.eventually("the intercept is gone", func() bool { return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name") == "" })
