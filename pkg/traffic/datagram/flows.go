@@ -68,13 +68,6 @@ func (f *Flows[K, V]) Touch(k K) {
 	}
 }
 
-// Forget drops a flow.
-func (f *Flows[K, V]) Forget(k K) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.forget(k)
-}
-
 // Len is how many there are.
 func (f *Flows[K, V]) Len() int {
 	f.mu.Lock()

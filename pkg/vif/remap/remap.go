@@ -65,16 +65,6 @@ func (t Table) Real(a netip.Addr) netip.Addr {
 	return a
 }
 
-// Hides says whether an address is the laptop's own business, because the cluster's network there is seen elsewhere.
-func (t Table) Hides(a netip.Addr) bool {
-	for _, p := range t {
-		if p.Real.Contains(a) {
-			return true
-		}
-	}
-	return false
-}
-
 // move puts an address at the same place of another network.
 func move(a netip.Addr, to netip.Prefix) netip.Addr {
 	host, network := a.AsSlice(), to.Addr().AsSlice()

@@ -191,7 +191,6 @@ const (
 	ReasonWhichContainer   = "WhichContainer" // to replace, of several
 	ReasonUnsupported      = "Unsupported"    // e.g. UDP port, hostNetwork pods, OnDelete strategy, ExternalName service
 	ReasonPortTaken        = "PortTaken"      // the message says who holds it and since when
-	ReasonRolloutFailed    = "RolloutFailed"  // the new pods do not become ready
 	ReasonSuspended        = "Suspended"
 	ReasonTLS              = "TLS" // the port speaks TLS, and its requests cannot be told apart
 )
