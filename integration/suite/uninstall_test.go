@@ -33,7 +33,10 @@ func everything(t *testing.T) []string {
 // What is installed and used can be taken away without a trace.
 func TestUninstallLeavesNothing(t *testing.T) {
 	_, _ = command("detour", "uninstall")
-	t.Cleanup(func() { detour(t, "install", "--image", managerImage) })
+	t.Cleanup(func() {
+		kubectl(t, "delete", "namespace", "detour-system", "--ignore-not-found")
+		detour(t, "install", "--image", managerImage)
+	})
 	settled := func() bool {
 		return !strings.Contains(kubectl(t, "-n", "shop", "get", "pods", "-o", "jsonpath={.items[*].metadata.deletionTimestamp}{.items[*].spec.initContainers[*].name}"), "-")
 	}
@@ -44,7 +47,14 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	require.Contains(t, refused(t, "install", "--image", "detour.local/nothing:dev", "--image-pull-policy", "Never", "--timeout", "8s"), "and all is as before: container traffic-manager of pod traffic-manager-")
 	require.Eventually(t, func() bool { return slices.Equal(before, everything(t)) }, 90*time.Second, time.Second, "the namespace that was made ends")
 
-	detour(t, "install", "--image", managerImage)
+	// A namespace that is somebody's stays, and its other pods are nobody's business.
+	kubectl(t, "create", "namespace", "detour-system")
+	require.Eventually(t, func() bool {
+		return strings.Count(kubectl(t, "-n", "detour-system", "get", "serviceaccount/default", "configmap/kube-root-ca.crt", "--ignore-not-found", "-o", "name"), "/") == 2
+	}, 30*time.Second, 200*time.Millisecond)
+	before = everything(t)
+	require.Contains(t, detour(t, "install", "--image", managerImage), "the namespace detour-system was there before")
+	require.NotContains(t, kubectl(t, "-n", "detour-system", "get", "role", "detour-connect", "-o", "yaml"), "portforward")
 	laptopService(t, 18080)
 	detour(t, "intercept", "catalog", "--port", "18080", "-n", "shop")
 	detour(t, "intercept", "frontend", "--port", "18080", "-n", "shop", "--attach")

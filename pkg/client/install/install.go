@@ -33,7 +33,9 @@ import (
 )
 
 const (
-	release = "traffic-manager"
+	release = "traffic-manager" // and its lease
+	// keysSecret is what the traffic-manager makes for itself.
+	keysSecret = "traffic-manager-keys"
 	// Namespace is where the traffic-manager lives unless told otherwise.
 	Namespace = "detour-system"
 	// createdLabel marks a namespace that install made, and uninstall may delete.
@@ -187,7 +189,7 @@ func (o *options) install(ctx context.Context) error {
 	}
 	// Named namespaces other than the flag's would be Helm's default; the release belongs to the manager's.
 	*o.flags.Namespace = o.namespace
-	made, err := o.ensureNamespace(ctx, clients)
+	made, own, err := o.ensureNamespace(ctx, clients)
 	if err != nil {
 		return explained(err, "create the namespace "+o.namespace)
 	}
@@ -198,7 +200,7 @@ func (o *options) install(ctx context.Context) error {
 	if _, err := action.NewGet(config).Run(release); err == nil {
 		upgrade := action.NewUpgrade(config)
 		upgrade.Namespace, upgrade.WaitStrategy, upgrade.Timeout, upgrade.RollbackOnFailure = o.namespace, kube.StatusWatcherStrategy, o.timeout, true
-		upgrade.ReuseValues = true
+		upgrade.ResetThenReuseValues = true // values that a later chart has are new to the release
 		if err := o.waiting(ctx, clients, func() error { _, err := upgrade.RunWithContext(ctx, release, c, values); return err }); err != nil {
 			return explained(err, "upgrade the traffic-manager")
 		}
@@ -206,6 +208,9 @@ func (o *options) install(ctx context.Context) error {
 		return nil
 	} else if !errors.Is(err, driver.ErrReleaseNotFound) {
 		return explained(err, "look for an installed traffic-manager")
+	}
+	if !own {
+		o.withoutPortForward(values)
 	}
 	install := action.NewInstall(config)
 	install.ReleaseName, install.Namespace, install.WaitStrategy, install.Timeout, install.RollbackOnFailure = release, o.namespace, kube.StatusWatcherStrategy, o.timeout, true
@@ -219,17 +224,36 @@ func (o *options) install(ctx context.Context) error {
 	return nil
 }
 
-func (o *options) ensureNamespace(ctx context.Context, c *kubernetes.Clientset) (made bool, err error) {
+// withoutPortForward keeps all who may connect from the other pods of a namespace that is not detour's own, unless somebody asks for it.
+func (o *options) withoutPortForward(values map[string]any) {
+	connect, ok := values["connect"].(map[string]any)
+	if !ok {
+		connect = map[string]any{}
+		values["connect"] = connect
+	}
+	if _, said := connect["portForward"]; said {
+		return
+	}
+	connect["portForward"] = false
+	fmt.Fprintf(o.ErrOut, "the namespace %s was there before: laptops get no right to port-forward, which would be one to all of its pods (`--set connect.portForward=true` gives it)\n", o.namespace)
+}
+
+// ensureNamespace makes the namespace if it is not there, and says whether it did and whether it is detour's own.
+func (o *options) ensureNamespace(ctx context.Context, c *kubernetes.Clientset) (made, own bool, err error) {
 	waiting, done := context.WithTimeout(ctx, o.timeout)
 	defer done()
 	if err := awaitEnd(waiting, c, o.namespace, o.ErrOut); err != nil {
-		return false, err
+		return false, false, err
 	}
 	_, err = c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace, Labels: map[string]string{
 		createdLabel: "true", "pod-security.kubernetes.io/enforce": "restricted",
 	}}}, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
-		return false, nil
+		there, err := c.CoreV1().Namespaces().Get(ctx, o.namespace, metav1.GetOptions{})
+		if err != nil {
+			return false, false, err
+		}
+		return false, there.Labels[createdLabel] == "true", nil
 	}
-	return err == nil, err
+	return err == nil, err == nil, err
 }

@@ -250,6 +250,17 @@ func (o *options) removeHistory(ctx context.Context, c *kubernetes.Clientset) er
 	return nil
 }
 
+// removeOwn takes away what the traffic-manager itself has made in a namespace that stays.
+func (o *options) removeOwn(ctx context.Context, c *kubernetes.Clientset) error {
+	if err := c.CoreV1().Secrets(o.namespace).Delete(ctx, keysSecret, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return explained(err, "delete the traffic-manager's keys")
+	}
+	if err := c.CoordinationV1().Leases(o.namespace).Delete(ctx, release, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return explained(err, "delete the traffic-manager's lease")
+	}
+	return nil
+}
+
 func (o *options) removeNamespace(ctx context.Context, c *kubernetes.Clientset) error {
 	ns, err := c.CoreV1().Namespaces().Get(ctx, o.namespace, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -259,7 +270,7 @@ func (o *options) removeNamespace(ctx context.Context, c *kubernetes.Clientset) 
 		return explained(err, "look at the namespace "+o.namespace)
 	}
 	if ns.Labels[createdLabel] != "true" {
-		return nil
+		return o.removeOwn(ctx, c)
 	}
 	if err := c.CoreV1().Namespaces().Delete(ctx, o.namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return explained(err, "delete the namespace "+o.namespace)

@@ -1,13 +1,13 @@
 package manager
 
-// What the traffic-manager may do in the whole cluster; `make generate` makes its ClusterRole of these.
+// What the traffic-manager may do in the whole cluster; `make generate` makes its ClusterRole of these. What `intercept --attach` needs is in the
+// chart, which can leave it out.
 
 // +kubebuilder:rbac:groups="",resources=nodes;services;pods,verbs=get;list;watch
-// +kubebuilder:rbac:groups="",resources=pods/ephemeralcontainers,verbs=patch
-// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=detour-traffic-agent,verbs=get;update;patch
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=detour-traffic-agent,verbs=get;update
 // +kubebuilder:rbac:groups=apps,resources=deployments;statefulsets;daemonsets,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=argoproj.io,resources=rollouts,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
-// +kubebuilder:rbac:groups=detour.dev,resources=sessions/status;intercepts/status,verbs=get;update;patch
+// +kubebuilder:rbac:groups=detour.dev,resources=sessions/status;intercepts/status,verbs=update
 // +kubebuilder:rbac:groups=detour.dev,resources=sessions;intercepts,verbs=get;list;watch;delete
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=get;list;watch
