@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -132,11 +133,24 @@ func TestKilledDaemon(t *testing.T) {
 
 func daemonPID(t *testing.T) int {
 	t.Helper()
-	out, err := command("pgrep", "-f", "detour daemon$")
-	require.NoError(t, err)
-	pid, err := strconv.Atoi(strings.Fields(out)[0])
-	require.NoError(t, err)
-	return pid
+	all := daemons(t)
+	require.Len(t, all, 1)
+	return all[0]
+}
+
+// daemons are this suite's; others may run on the machine.
+func daemons(t *testing.T) (pids []int) {
+	t.Helper()
+	out, _ := command("pgrep", "-f", "detour daemon$")
+	for _, word := range strings.Fields(out) {
+		environment, err := os.ReadFile(filepath.Join("/proc", word, "environ"))
+		if err == nil && slices.Contains(strings.Split(string(environment), "\x00"), "DETOUR_RUN_DIR="+os.Getenv("DETOUR_RUN_DIR")) {
+			pid, err := strconv.Atoi(word)
+			require.NoError(t, err)
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // A deleted manager comes back and so does the session, without any command.

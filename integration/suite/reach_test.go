@@ -147,5 +147,5 @@ func TestLaptopIsPutBack(t *testing.T) {
 // waitForDaemon waits until no daemon runs.
 func waitForDaemon(t *testing.T) {
 	t.Helper()
-	require.Eventually(t, func() bool { return exec.Command("pgrep", "-f", "detour daemon$").Run() != nil }, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return len(daemons(t)) == 0 }, 10*time.Second, 50*time.Millisecond)
 }
