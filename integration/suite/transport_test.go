@@ -209,6 +209,8 @@ func TestConnectionsSurviveEveryPath(t *testing.T) {
 	r.blockUDP(true)
 	r.becomes("api-server-upgrade")
 	step("UDP is blocked")
+	r.api.Cut()
+	step("the connections to the API server are cut, and are the path")
 	r.blockUDP(false)
 	r.becomes("direct-udp")
 	step("UDP is back")

@@ -131,6 +131,7 @@ func (b *pathBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func
 		b.mu.Lock()
 		delete(b.streams, s.id)
 		b.mu.Unlock()
+		s.leave()
 	}()
 
 	stop := context.AfterFunc(ctx, s.close)
@@ -156,10 +157,14 @@ func (b *pathBind) open(name string) bool {
 	if _, err := netip.ParseAddrPort(name); err == nil {
 		return true
 	}
+	return b.stream(name) != nil
+}
+
+// stream is that of a name; nil when it has ended.
+func (b *pathBind) stream(name string) *stream {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_, ok := b.streams[name]
-	return ok
+	return b.streams[name]
 }
 
 func (b *pathBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
@@ -181,8 +186,8 @@ func (b *pathBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	return append(receivers, b.receiveDatagrams(udp4, b.closing), b.receiveDatagrams(udp6, b.closing)), 0, nil
 }
 
-// directStreams is how many streams WireGuard reads itself. The others, of more laptops, take the way of the chunks.
-const directStreams = 2
+// directStreams is how many streams WireGuard reads itself, two a laptop. The others, of more laptops, take the way of the chunks.
+const directStreams = 4
 
 // receiveStreams reads one stream after the other.
 func (b *pathBind) receiveStreams(closing chan struct{}) conn.ReceiveFunc {
@@ -268,15 +273,16 @@ func (b *pathBind) Close() error {
 func (b *pathBind) SetMark(uint32) error { return nil }
 
 func (b *pathBind) Send(bufs [][]byte, ep conn.Endpoint) error {
-	if b.choose != nil {
-		if w := b.choose(); w != nil {
-			return w.send(bufs)
-		}
-		return errNoWay
-	}
 	w, ok := ep.(wire)
-	if !ok {
+	if b.choose != nil {
+		if w = b.choose(); w == nil {
+			return errNoWay
+		}
+	} else if !ok {
 		return conn.ErrWrongEndpointType
+	}
+	if s, ok := w.(*stream); ok {
+		return s.sendInLanes(bufs)
 	}
 	return w.send(bufs)
 }

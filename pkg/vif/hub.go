@@ -93,7 +93,8 @@ type peerState struct {
 	received     uint64 // bytes, WireGuard's counter
 	last         time.Time
 	streamClosed time.Time // when its stream was found closed; zero while open
-	stream       string    // the last that it sent a probe on
+	stream       string    // the last that it sent a probe on, lanes apart
+	lanePinged   time.Time // when its last probe on a lane came
 	pinged       time.Time // when its last probe came
 	takes        byte      // what it says in its probes
 	prober       *prober   // nil when its key is none
@@ -133,7 +134,7 @@ func NewHub(c HubConfig) (*Hub, error) {
 	}
 	h.tun = stack
 	h.bind = newPathBind(nil, h.answer)
-	h.device = device.NewDevice(stack, h.bind, wireguardLog(c.Log))
+	h.device = device.NewDevice(newSortedTUN(stack), h.bind, wireguardLog(c.Log))
 	h.forward.attach(stack.stack)
 	attachPinger(stack.stack, h.forward, c.Addresses, c.Log)
 	if err := h.device.IpcSet("private_key=" + c.PrivateKey.hex() + "\n"); err != nil {
@@ -241,7 +242,7 @@ func (h *Hub) answer(from wire, m []byte) {
 	if !ok {
 		return
 	}
-	takes := byte(takesLarge)
+	takes := byte(takesLarge | takesLanes)
 	h.mu.Lock()
 	if ok = p.pings.ValidateCounter(says.number, math.MaxUint64); ok {
 		p.pinged, p.takes = time.Now(), says.takes
@@ -253,7 +254,11 @@ func (h *Hub) answer(from wire, m []byte) {
 				takes = takesSpare
 			}
 		case *stream:
-			p.stream = w.id
+			if says.takes&onLane == 0 {
+				p.stream = w.id
+			} else if !p.joinLane(w, h.bind.stream(p.stream)) {
+				takes &^= takesLanes
+			}
 		}
 	}
 	h.mu.Unlock()

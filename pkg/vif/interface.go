@@ -148,7 +148,7 @@ func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
 	if o, ok := t.(interface{ setLarge(bool) }); ok {
 		i.ladder.setLarge = o.setLarge
 	}
-	i.device = device.NewDevice(i.tun, i.ladder.bind, wireguardLog(c.Log))
+	i.device = device.NewDevice(newSortedTUN(i.tun), i.ladder.bind, wireguardLog(c.Log))
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "private_key=%s\npublic_key=%s\nendpoint=%s\npersistent_keepalive_interval=%d\n", c.PrivateKey.hex(), c.PeerKey.hex(), chosenName, keepalive)
 	// The one peer may send from any address: which packets get in is the filter's business, where they go the routes'.
@@ -238,7 +238,7 @@ func (i *Interface) dial(ctx context.Context, open func(context.Context) (Stream
 			i.setProblem(nil)
 			i.log.Debug("the tunnel's stream is open", "transport", stream.Transport)
 			opened := time.Now()
-			err = i.serve(ctx, stream)
+			err = i.serve(ctx, stream, open)
 			if time.Since(opened) > deadAfter {
 				pause, worked = redialMin, time.Now()
 			}
@@ -262,14 +262,25 @@ func (i *Interface) dial(ctx context.Context, open func(context.Context) (Stream
 	}
 }
 
-// serve runs one stream and ends it when the cluster falls silent on it.
-func (i *Interface) serve(ctx context.Context, opened Stream) error {
+// serve runs one stream, and the express lanes beside it.
+func (i *Interface) serve(ctx context.Context, opened Stream, open func(context.Context) (Stream, error)) error {
+	return i.carry(ctx, opened, func(s *stream) (end func()) {
+		remove := i.ladder.add(&way{wire: s, transport: opened.Transport})
+		ctx, stop := context.WithCancel(ctx)
+		var lanes sync.WaitGroup
+		lanes.Go(func() { i.keepLane(ctx, s, open) })
+		return func() { remove(); stop(); lanes.Wait() }
+	}, i.silent)
+}
+
+// carry runs a stream until it ends, or wrong, asked each second, says why it should.
+func (i *Interface) carry(ctx context.Context, rw io.ReadWriteCloser, begin func(*stream) (end func()), wrong func(*stream) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var watch sync.WaitGroup
-	remove := func() {}
-	err := i.ladder.bind.serve(ctx, opened, func(s *stream) {
-		remove = i.ladder.addStream(s, opened.Transport)
+	end := func() {}
+	err := i.ladder.bind.serve(ctx, rw, func(s *stream) {
+		end = begin(s)
 		watch.Go(func() {
 			tick := time.NewTicker(time.Second)
 			defer tick.Stop()
@@ -278,21 +289,29 @@ func (i *Interface) serve(ctx context.Context, opened Stream) error {
 				case <-ctx.Done():
 					return
 				case <-tick.C:
-					if i.ladder.silent(s) > deadAfter {
-						cancel(errSilent)
+					if err := wrong(s); err != nil {
+						cancel(err)
 						return
 					}
 				}
 			}
 		})
 	})
-	remove()
-	if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
-		err = errSilent
+	end()
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
 	}
 	cancel(nil)
 	watch.Wait()
 	return err
+}
+
+// silent says that the cluster has fallen silent on a stream.
+func (i *Interface) silent(s *stream) error {
+	if i.ladder.silent(s) > deadAfter {
+		return errSilent
+	}
+	return nil
 }
 
 // follow brings WireGuard's session, and what the hub knows of this laptop, along when the path or the hub changes.

@@ -78,6 +78,8 @@ type way struct {
 	waiting   time.Time // since when a ping is unanswered; zero when none is
 	next      time.Time // when to ask again
 	pause     time.Duration
+	lanes     bool    // of a stream: the hub knows lanes
+	of        *stream // of a lane, which is no path of its own: where it belongs
 }
 
 type question struct {
@@ -136,9 +138,8 @@ func (l *ladder) path() Path {
 	return p
 }
 
-// addStream adds a stream until remove is called.
-func (l *ladder) addStream(s *stream, transport string) (remove func()) {
-	w := &way{wire: s, transport: transport}
+// add adds a stream or a lane until remove is called.
+func (l *ladder) add(w *way) (remove func()) {
 	l.mu.Lock()
 	l.ways = append(l.ways, w)
 	l.mu.Unlock()
@@ -264,6 +265,9 @@ func (l *ladder) tick(now time.Time) {
 			}
 			w.answers = 0
 		}
+		if w.of != nil && !w.waiting.IsZero() && now.Sub(w.waiting) > silentAfter {
+			l.laneSilent(w)
+		}
 		if now.Before(w.next) {
 			continue
 		}
@@ -276,7 +280,11 @@ func (l *ladder) tick(now time.Time) {
 		}
 		l.number++
 		l.asked[l.number] = question{w, now}
-		pings = append(pings, ping{w.wire, l.prober.seal(pingType, probe{number: l.number, takes: l.takes(w.wire, now)}, size)})
+		takes := l.takes(w.wire, now)
+		if w.of != nil {
+			takes |= onLane
+		}
+		pings = append(pings, ping{w.wire, l.prober.seal(pingType, probe{number: l.number, takes: takes}, size)})
 		if w.works() {
 			w.next = now.Add(probeActive)
 		} else {
@@ -315,6 +323,12 @@ func (l *ladder) answered(_ wire, m []byte) {
 	w := q.way
 	w.rtt, w.waiting = now.Sub(q.at), time.Time{}
 	w.answers++
+	if w.of != nil {
+		l.laneAnswered(w, says)
+		l.mu.Unlock()
+		return
+	}
+	w.lanes = says.takes&takesLanes != 0
 	switch {
 	case !w.works():
 		w.next = now.Add(probeFirst)
@@ -342,7 +356,7 @@ func (l *ladder) settle(now time.Time) {
 	old := l.active.Load()
 	var best *way
 	for _, w := range l.ways {
-		if !w.works() {
+		if w.of != nil || !w.works() {
 			continue
 		}
 		// A direct way is not left for another that is no better; of streams the newest is the one that is alive.

@@ -68,6 +68,9 @@ func (h *Hub) note(peers map[string]peerCounters) {
 		if c.received > state.received {
 			state.received, state.last = c.received, now
 		}
+		if of := h.bind.stream(state.stream); of != nil && now.Sub(state.lanePinged) > silentAfter {
+			of.lane.Store(nil) // it may have died without an end
+		}
 		heard := state.last
 		if state.pinged.After(heard) {
 			heard = state.pinged

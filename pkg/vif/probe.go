@@ -25,8 +25,9 @@ const (
 	minProbe    = probeHeader + probeBody + probeSeal
 )
 
-// What the sender of a probe takes, as bits: large packets, and spare pieces because it loses some.
-const takesLarge, takesSpare = 1, 2
+// What the sender of a probe takes, as bits: large packets, spare pieces because it loses some, and a second stream as an express lane. The
+// last bit says that the probe is on such a lane.
+const takesLarge, takesSpare, takesLanes, onLane = 1, 2, 4, 8
 
 func isProbe(m []byte) bool { return len(m) >= 4 && (m[0] == pingType || m[0] == pongType) }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -73,6 +74,8 @@ type stream struct {
 	wrote                     time.Time // when the writer last did
 	closed                    bool
 	done                      chan struct{}
+	// Its express lane, or the stream whose lane it is; nil for none.
+	lane, of atomic.Pointer[stream]
 
 	// Once WireGuard reads the stream itself: what was read before, what is not yet taken of buf, and how that ended.
 	rest     []byte
@@ -247,7 +250,7 @@ func (s *stream) readLoop(receivers chan<- *stream, probe func(wire, []byte), de
 			return <-s.ended
 		default:
 		}
-		c := newChunk(s)
+		c := newChunk(s.endpoint())
 		have := copy(c.buf, rest)
 		n, err := s.rw.Read(c.buf[have:])
 		if err != nil {
@@ -306,7 +309,7 @@ func (s *stream) receive(packets [][]byte, sizes []int, eps []conn.Endpoint, pro
 				probe(s, m)
 				continue
 			}
-			sizes[n], eps[n] = copy(packets[n], m), s
+			sizes[n], eps[n] = copy(packets[n], m), s.endpoint()
 			n++
 		}
 		if n > 0 {
