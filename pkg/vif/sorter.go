@@ -35,6 +35,11 @@ type flowLoad struct {
 
 // isBulk counts a packet, and says whether its flow is bulk.
 func (s *sorter) isBulk(packet []byte, now time.Time) bool {
+	return s.flows[s.slot(packet)].add(len(packet), now.UnixMilli())
+}
+
+// slot is where a packet's flow is counted.
+func (s *sorter) slot(packet []byte) uint64 {
 	var key [40]byte
 	protocol, transport := transportOf(packet)
 	switch {
@@ -47,7 +52,7 @@ func (s *sorter) isBulk(packet []byte, now time.Time) bool {
 		copy(key[32:], transport[:4])
 	}
 	key[36] = byte(protocol)
-	return s.flows[maphash.Bytes(s.seed, key[:])%sorterSlots].add(len(packet), now.UnixMilli())
+	return maphash.Bytes(s.seed, key[:]) % sorterSlots
 }
 
 func (f *flowLoad) add(size int, now int64) bool {
