@@ -182,6 +182,10 @@ func (a *app) leaveCommand() *cobra.Command {
 			if err := a.checkOutput(); err != nil {
 				return err
 			}
+			if port == "" && cmd.Flags().Changed("port") {
+				// A variable of the shell that is not set must not end them all.
+				return errors.New("--port is empty: say which of the service's ports, or leave it out for all that are intercepted")
+			}
 			client, done, err := a.dial()
 			if err != nil {
 				return err

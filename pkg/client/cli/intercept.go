@@ -66,6 +66,9 @@ func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptReque
 	if err != nil {
 		return err
 	}
+	if err := a.checkPorts(ctx, s, requests); err != nil {
+		return err
+	}
 	if _, err := a.ingest(ctx, env, s, requests[0], false); err != nil {
 		return err
 	}

@@ -202,6 +202,8 @@ func TestWithoutDaemon(t *testing.T) {
 			if line == "leave" {
 				cmd.SetArgs([]string{line, "catalog"})
 				require.EqualError(t, cmd.Execute(), "not connected: there is no intercept to leave")
+				cmd.SetArgs([]string{line, "catalog", "--port", ""})
+				require.ErrorContains(t, cmd.Execute(), "--port is empty")
 			} else {
 				require.NoError(t, cmd.Execute())
 			}

@@ -126,6 +126,9 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 	if err != nil {
 		return err
 	}
+	if err := a.checkPorts(ctx, s, requests); err != nil {
+		return err
+	}
 	environment, err := a.ingest(ctx, env, s, requests[0], true)
 	if err != nil {
 		return err
