@@ -147,5 +147,7 @@ func TestOtherVersion(t *testing.T) {
 }
 
 func TestNoSuchNamespace(t *testing.T) {
-	require.Contains(t, refused(t, "connect", "-n", "nowhere"), `namespace "nowhere" does not exist`)
+	for _, command := range []string{"connect", "list"} {
+		require.Contains(t, refused(t, command, "-n", "nowhere"), `namespace "nowhere" does not exist`)
+	}
 }

@@ -76,7 +76,7 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 	}
 	config, err := a.flags.ToRESTConfig()
 	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+		return nil, explain.Error(err, "read the kubeconfig")
 	}
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -118,7 +118,13 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rowsOf(services.Items, all, pods.Items, holders), nil
+	rows := rowsOf(services.Items, all, pods.Items, holders)
+	if len(rows) == 0 { // as the API server says also of a namespace that is not there; who may not look is not told
+		if _, err := clients.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			return nil, explain.Error(err, "read the namespace")
+		}
+	}
+	return rows, nil
 }
 
 // rowsOf makes the rows from what the cluster has: holders by "kind/name:port" (and UDP), with port 0 for a workload that is replaced

@@ -52,7 +52,7 @@ func (m *matchFlags) match() (*agentv1.Match, error) {
 	for _, text := range m.headers {
 		v, ok := parseValue(text)
 		if !ok || strings.ContainsAny(v.Name, " \t:") {
-			return nil, fmt.Errorf("--header %q: write NAME=VALUE, NAME~=REGEX or NAME", text)
+			return nil, fmt.Errorf("--header %q: write NAME=VALUE, NAME~=REGEX or NAME, as in --header x-dev=alice", text)
 		}
 		v.Value = strings.TrimSpace(v.Value) // as servers and HTTP/1 clients do
 		spec.Headers = append(spec.Headers, v)
@@ -60,7 +60,7 @@ func (m *matchFlags) match() (*agentv1.Match, error) {
 	for _, text := range m.query {
 		v, ok := parseValue(text)
 		if !ok {
-			return nil, fmt.Errorf("--query %q: write NAME=VALUE, NAME~=REGEX or NAME", text)
+			return nil, fmt.Errorf("--query %q: write NAME=VALUE, NAME~=REGEX or NAME, as in --query debug=1", text)
 		}
 		spec.Query = append(spec.Query, v)
 	}

@@ -17,7 +17,7 @@ import (
 type wish struct {
 	ports                      []string
 	only                       matchFlags
-	ttl                        time.Duration
+	ttl                        lifetime
 	onFailure, mode, container string
 	secret                     string
 	plaintext, attach          bool
@@ -28,7 +28,7 @@ type wish struct {
 func (w *wish) add(f *pflag.FlagSet) {
 	w.given = f.Changed
 	f.StringArrayVarP(&w.ports, "port", "p", nil, "LOCAL[:REMOTE[/udp]], or ranges such as 9000-9010:9000-9010 (required, but for --mode ingest and a workload that is replaced; repeatable)")
-	f.DurationVar(&w.ttl, "ttl", 0, "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
+	f.Var(&w.ttl, "ttl", "end the intercept after this time, such as 2h; 0 lets it live as long as the connection")
 	f.StringVar(&w.onFailure, "on-failure", "fallback", "who answers when this laptop cannot: fallback (the cluster's pods) or error (nobody)")
 	f.StringVar(&w.mode, "mode", "intercept", "intercept; wiretap for a copy of the requests while the cluster's pods answer; replace for the app's container not to run meanwhile; ingest for no traffic, only the app's environment")
 	f.StringVar(&w.container, "container", "", "with --mode replace or ingest: which container of the pod, where it is not clear")
@@ -39,6 +39,30 @@ func (w *wish) add(f *pflag.FlagSet) {
 	w.only.add(f)
 }
 
+// lifetime is a time in whole seconds.
+type lifetime time.Duration
+
+// Set implements pflag.Value.
+func (l *lifetime) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 || d%time.Second != 0 {
+		return errors.New("write whole seconds, minutes or hours, as in --ttl 2h")
+	}
+	*l = lifetime(d)
+	return nil
+}
+
+// String implements pflag.Value.
+func (l *lifetime) String() string {
+	if *l == 0 {
+		return ""
+	}
+	return time.Duration(*l).String()
+}
+
+// Type implements pflag.Value.
+func (l *lifetime) Type() string { return "duration" }
+
 var modes = map[string]detour.Mode{"intercept": detour.ModeIntercept, "wiretap": detour.ModeWiretap, "replace": detour.ModeReplace, "ingest": detour.ModeIngest}
 
 // requests are one for each port, or one for the workload.
@@ -46,9 +70,6 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 	match, err := w.only.match()
 	if err != nil {
 		return nil, err
-	}
-	if w.ttl < 0 || w.ttl%time.Second != 0 {
-		return nil, fmt.Errorf("--ttl %s: write whole seconds, minutes or hours, as in --ttl 2h", w.ttl)
 	}
 	if w.onFailure != "fallback" && w.onFailure != "error" {
 		return nil, fmt.Errorf("--on-failure %s is not known: use fallback (the cluster's pods answer) or error", w.onFailure)
@@ -95,7 +116,7 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 		return nil, errors.New("--port is missing: say where this laptop listens, as in --port 8080")
 	}
 	request := func() *daemonv1.InterceptRequest {
-		return &daemonv1.InterceptRequest{Match: match, TtlSeconds: int64(w.ttl / time.Second), ErrorOnFailure: w.onFailure == "error", Mode: string(mode), Container: w.container, Attach: w.attach, TlsSecret: w.secret, LocalPlaintext: w.plaintext}
+		return &daemonv1.InterceptRequest{Match: match, TtlSeconds: int64(time.Duration(w.ttl) / time.Second), ErrorOnFailure: w.onFailure == "error", Mode: string(mode), Container: w.container, Attach: w.attach, TlsSecret: w.secret, LocalPlaintext: w.plaintext}
 	}
 	if len(w.ports) == 0 {
 		r := request()

@@ -34,6 +34,12 @@ func TestWish(t *testing.T) {
 		"a replaced one's error": {"worker", []string{"--mode", "replace", "--on-failure", "error"}, []*daemonv1.InterceptRequest{{Workload: "worker", Mode: "Replace", ErrorOnFailure: true}}, ""},
 
 		"ingested with a port":        {"catalog", []string{"--port", "1", "--mode", "ingest"}, nil, "--mode ingest takes no traffic"},
+		"a time without a unit":       {"catalog", []string{"--port", "1", "--ttl", "2"}, nil, `invalid argument "2" for "--ttl" flag: write whole seconds, minutes or hours, as in --ttl 2h`},
+		"a time that is past":         {"catalog", []string{"--port", "1", "--ttl", "-2h"}, nil, "write whole seconds"},
+		"a fraction of seconds":       {"catalog", []string{"--port", "1", "--ttl", "1.5s"}, nil, "write whole seconds"},
+		"a header as curl's":          {"catalog", []string{"--port", "1", "--header", "x-dev: alice"}, nil, `--header "x-dev: alice": write NAME=VALUE, NAME~=REGEX or NAME, as in --header x-dev=alice`},
+		"a broken expression":         {"catalog", []string{"--port", "1", "--header", "x-dev~=("}, nil, `the header x-dev has "(", which is no regular expression: missing closing )`},
+		"one that breaks out":         {"catalog", []string{"--port", "1", "--header", "x-dev~=a)|(b"}, nil, "is no regular expression: unexpected )"},
 		"no port":                     {"catalog", nil, nil, "--port is missing"},
 		"an unknown mode":             {"catalog", []string{"--port", "1", "--mode", "steal"}, nil, "--mode steal is not known"},
 		"a workload's traffic":        {"deployment/worker", []string{"--port", "1"}, nil, "is not a service"},
@@ -61,8 +67,11 @@ func TestWish(t *testing.T) {
 			var w wish
 			f := pflag.NewFlagSet("", pflag.ContinueOnError)
 			w.add(f)
-			require.NoError(t, f.Parse(c.flags))
-			got, err := w.requests(c.target)
+			err := f.Parse(c.flags)
+			var got []*daemonv1.InterceptRequest
+			if err == nil {
+				got, err = w.requests(c.target)
+			}
 			if c.err != "" {
 				require.ErrorContains(t, err, c.err)
 				return

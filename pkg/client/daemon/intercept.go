@@ -229,7 +229,7 @@ func (s *session) meant(req *daemonv1.LeaveRequest, ports servicePorts) (names [
 	case len(names) > 0:
 		return names, nil
 	case len(others) > 0:
-		return nil, fmt.Errorf("port %s of %s is not intercepted by this laptop: it intercepts port %s", req.Port, req.Service, strings.Join(others, ", "))
+		return nil, fmt.Errorf("port %s of %s is not intercepted by this laptop: it intercepts port %s", req.Port, req.Service, strings.Join(slices.Compact(others), ", "))
 	case len(have) > 0:
 		return nil, fmt.Errorf("%s is not intercepted by this laptop: it intercepts %s", req.Service, strings.Join(slices.Compact(have), ", "))
 	}

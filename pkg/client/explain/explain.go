@@ -86,7 +86,11 @@ func sentence(err error, what Context) string {
 		return "cancelled"
 	case clientcmd.IsEmptyConfig(err):
 		return noCluster
-	case clientcmd.IsContextNotFound(err), strings.HasPrefix(err.Error(), "context ") && strings.HasSuffix(err.Error(), "does not exist"):
+	case clientcmd.IsContextNotFound(err):
+		_, name, _ := strings.Cut(err.Error(), "specified context: ")
+		name, _, _ = strings.Cut(name, ",") // there may be more to complain of
+		return fmt.Sprintf("context %q does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is", strings.TrimSuffix(name, "]"))
+	case strings.HasPrefix(err.Error(), "context ") && strings.HasSuffix(err.Error(), "does not exist"):
 		return err.Error() + " in the kubeconfig: `kubectl config get-contexts` lists what there is"
 	case clientcmd.IsConfigurationInvalid(err):
 		return "the kubeconfig is not valid: " + strings.TrimPrefix(err.Error(), "invalid configuration: ")

@@ -58,6 +58,7 @@ func TestSentences(t *testing.T) {
 		},
 		"no kubeconfig":                          {clientcmd.ErrEmptyConfig, shop, "no cluster is configured: set KUBECONFIG or give --kubeconfig"},
 		"unknown context":                        {errors.New(`context "prod" does not exist`), shop, "context \"prod\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is"},
+		"unknown context of a command":           {errors.New("invalid configuration: context was not found for specified context: prod"), shop, "context \"prod\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is"},
 		"interrupted":                            {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
 		"no kubeconfig, but client-go's default": {&url.Error{Op: "Get", URL: "http://localhost:8080/api", Err: syscall.ECONNREFUSED}, shop, "no cluster is configured: set KUBECONFIG or give --kubeconfig"},
 		"something else":                         {errors.New("odd"), shop, "list the services: odd"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strings"
 
@@ -89,6 +90,15 @@ func conditions(kind string, all []*agentv1.ValueMatch) ([]condition, error) {
 			return nil, fmt.Errorf("a %s without a name", kind)
 		}
 		if v.Type == agentv1.MatchType_MATCH_TYPE_REGEX {
+			// By itself first: a parenthesis of its own must not end the one that holds it.
+			if _, err := regexp.Compile(v.Value); err != nil {
+				why := err.Error()
+				var broken *syntax.Error
+				if errors.As(err, &broken) {
+					why = broken.Code.String()
+				}
+				return nil, fmt.Errorf("the %s %s has %q, which is no regular expression: %s", kind, v.Name, v.Value, why)
+			}
 			var err error
 			// The whole value, as in the Gateway API; linear in time (RE2).
 			if c.pattern, err = regexp.Compile(`\A(?:` + v.Value + `)\z`); err != nil {
