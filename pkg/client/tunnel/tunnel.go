@@ -139,7 +139,7 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 		return vif.Stream{}, fmt.Errorf("open the tunnel: %w", errNoUpgrade)
 	}
 	if below != nil {
-		stream = &upgraded{ReadWriteCloser: stream, below: below}
+		stream = &upgraded{ReadWriteCloser: stream, below: below, brake: newBrake(below.Conn)}
 	}
 	return vif.Stream{ReadWriteCloser: stream, Transport: Upgrade}, nil
 }
@@ -148,9 +148,11 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 type upgraded struct {
 	io.ReadWriteCloser
 	below *socket.Gatherer
+	brake *brake
 }
 
 func (u *upgraded) Write(b []byte) (int, error) {
+	u.brake.note(len(b))
 	u.below.Hold()
 	n, err := u.ReadWriteCloser.Write(b)
 	if failed := u.below.Release(); err == nil {
