@@ -9,7 +9,7 @@ import (
 
 const (
 	// The app's pod pays for the agent's memory, so its garbage is collected early, and at once where there would be more than this in all.
-	collectAt   = 50 // percent of what lives
+	collectAt   = 100 // percent of what lives
 	memoryLimit = 22 << 20
 	memoryLook  = time.Second
 )

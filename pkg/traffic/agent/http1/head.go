@@ -304,9 +304,12 @@ func (h *Head) whole(b []byte) (line, fields string, err error) {
 	return line, fields, nil
 }
 
+// usualFields is how many fields room is made for at once.
+const usualFields = 32
+
 // fields understands lines that end with an empty one.
 func (h *Head) fields(lines string) error {
-	h.Fields = make([]Field, 0, 8)
+	h.Fields = make([]Field, 0, min(strings.Count(lines, "\n"), usualFields))
 	for {
 		line, rest, _ := strings.Cut(lines, "\n")
 		line, ok := strings.CutSuffix(line, "\r")
