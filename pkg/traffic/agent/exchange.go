@@ -214,10 +214,9 @@ func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.W
 	}
 	sending := &e.sending
 	sending.sent = nil
+	defer e.unwatch()
 	if request.Framing == http1.NoBody {
 		e.send(up, request, to, keeps, body)
-		e.watch(up)
-		defer e.unwatch()
 	} else {
 		sending.sent = make(chan struct{})
 		sending.Go(func() { e.send(up, request, to, keeps, body) })
@@ -332,9 +331,11 @@ func (e *exchange) send(up *link, request *http1.Head, to io.Writer, keeps *keep
 		close(e.sending.sent)
 	}
 	switch {
+	case err == nil:
+		e.watch(up)
 	case errors.Is(err, http1.ErrUnclear):
 		e.onward(up) // who is less strict than we are waits for the rest
-	case err != nil && flushed == nil:
+	case flushed == nil:
 		hangUp(up.Conn, errors.Is(err, io.ErrUnexpectedEOF)) // half a body cannot be taken for a whole one
 	}
 }
@@ -361,10 +362,10 @@ func (e *exchange) finish() error {
 
 // tunnel joins the two sides for the rest of the connection.
 func (e *exchange) tunnel(up *link) error {
-	e.unwatch()
 	var both sync.WaitGroup
 	both.Go(func() {
 		e.sending.Wait()
+		e.unwatch()
 		e.onward(up)
 	})
 	err := http1.CopyRaw(e.client.w, up.r)

@@ -23,6 +23,8 @@ func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
 		"in a body with a length": head + "Content-Length: 100\r\n\r\nabc",
 		"in a chunk":              head + "Transfer-Encoding: chunked\r\n\r\n5\r\nabc",
 		"before the answer":       head + "\r\n",
+		"after a body":            head + "Content-Length: 3\r\n\r\nabc",
+		"after chunks":            head + "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
 		"after an unclear chunk":  head + "Transfer-Encoding: chunked\r\n\r\n1\na\n",
 	} {
 		for end, hangUp := range map[string]func(*net.TCPConn) error{
@@ -33,6 +35,7 @@ func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
 			},
 		} {
 			t.Run(end+", "+name, func(t *testing.T) {
+				t.Parallel()
 				got := make(chan error, 1)
 				next := func() error {
 					select {
