@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/detour-dev/detour/pkg/socket"
@@ -254,7 +255,7 @@ func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.W
 		answered = true
 		e.seen.answered(answer.Status)
 		leaves := e.agent.podEnding.Load() && answer.Status >= 200 && !answer.Close && !request.Close
-		if leaves {
+		if leaves || answer.Vague {
 			answer.Raw = closing(answer.Raw)
 		}
 		if _, err := e.client.w.Write(answer.Raw); err != nil {
@@ -266,6 +267,9 @@ func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.W
 		}
 		if answer.Status < 200 {
 			continue
+		}
+		if answer.Vague {
+			return false, false, e.untilTheEnd(up)
 		}
 		err = http1.CopyBody(e.client.w, up.r, answer)
 		if flushed := e.client.w.Flush(); err == nil {
@@ -377,6 +381,33 @@ func (e *exchange) tunnel(up *link) error {
 	} else {
 		closeWrite(e.client.Conn)
 	}
+	both.Wait()
+	return err
+}
+
+// untilTheEnd passes on an answer of which nobody can say for sure where it ends. Its client was told that it is the connection's last, and ends it there; what it
+// says all the same is not for this upstream, because nobody has looked whose it is.
+func (e *exchange) untilTheEnd(up *link) error {
+	var both sync.WaitGroup
+	var over atomic.Bool
+	both.Go(func() {
+		e.sending.Wait()
+		e.unwatch()
+		if !over.Load() {
+			_, err := e.client.r.Peek(1)
+			hangUp(up.Conn, err == nil || errors.Is(err, io.EOF))
+		}
+	})
+	err := http1.CopyRaw(e.client.w, up.r)
+	if flushed := e.client.w.Flush(); err == nil {
+		err = flushed
+	}
+	_ = up.Close()
+	if err != nil {
+		abort(e.local)
+	}
+	over.Store(true)
+	_ = e.finish()
 	both.Wait()
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -41,6 +42,7 @@ type Head struct {
 	Framing Framing
 	Length  int64
 	Close   bool // the connection ends with this message
+	Vague   bool // of an answer: it says how long it is, but not so that all agree; its connection may go on
 }
 
 // Field is one line of a head. The value has no space around it.
@@ -133,7 +135,7 @@ func (h *Head) request(fields string) error {
 	return nil
 }
 
-// ReadResponse reads the head of an answer to a request with a method. An answer that is unclear in its length ends with its connection.
+// ReadResponse reads the head of an answer to a request with a method. An answer that does not say how long it is ends with its connection.
 func ReadResponse(r *bufio.Reader, method string) (*Head, error) {
 	if h, err := buffered(r, func(b []byte) (*Head, error) { return parseResponse(b, method) }); h != nil {
 		return h, err
@@ -184,22 +186,37 @@ func (h *Head) response(fields, method string) error {
 		return err
 	}
 	h.Close = h.closes()
-	lengths, codings := h.Values("Content-Length"), h.Values("Transfer-Encoding")
+	lengths, codings := h.members("Content-Length"), h.members("Transfer-Encoding")
 	switch {
 	case method == "HEAD" || h.Status < 200 || h.Status == 204 || h.Status == 304:
-	case len(codings) == 1 && strings.EqualFold(codings[0], "chunked") && len(lengths) == 0:
+		return nil
+	case len(codings) > 0 && strings.EqualFold(codings[len(codings)-1], "chunked"):
+		// Whatever is inside, and whatever the length that some frameworks say as well (RFC 9112, 6.3).
 		h.Framing = Chunked
-	case len(codings) == 0 && len(lengths) == 1:
+		return nil
+	case len(codings) == 0 && len(lengths) > 0 && len(slices.Compact(lengths)) == 1:
 		var ok bool
 		if h.Length, ok = number(lengths[0]); ok {
 			h.Framing = Length
-			break
+			return nil
 		}
-		fallthrough
-	default:
-		h.Framing, h.Close = UntilClose, true
 	}
+	h.Framing, h.Close = UntilClose, true
+	h.Vague = len(codings)+len(lengths) > 0
 	return nil
+}
+
+// members are the members of all fields with a name, which are lists.
+func (h *Head) members(name string) []string {
+	var all []string
+	for _, f := range h.Fields {
+		if strings.EqualFold(f.Name, name) {
+			for m := range strings.SplitSeq(f.Value, ",") {
+				all = append(all, strings.Trim(m, " \t"))
+			}
+		}
+	}
+	return all
 }
 
 // count is how many fields have a name.

@@ -55,17 +55,24 @@ func TestReadResponse(t *testing.T) {
 		framing      Framing
 		close        bool
 	}{
-		"with a length":             {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, Length, false},
-		"without a reason":          {"GET", "HTTP/1.1 204\r\n\r\n", 204, NoBody, false},
-		"to HEAD":                   {"HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, NoBody, false},
-		"not modified":              {"GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304, NoBody, false},
-		"to be continued":           {"PUT", "HTTP/1.1 100 Continue\r\n\r\n", 100, NoBody, false},
-		"in chunks":                 {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 200, Chunked, false},
-		"until the end":             {"GET", "HTTP/1.1 200 OK\r\n\r\n", 200, UntilClose, true},
-		"with two lengths":          {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 200, UntilClose, true},
-		"with a length and chunks":  {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 200, UntilClose, true},
-		"in a coding that is later": {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 200, UntilClose, true},
-		"the last":                  {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n", 200, Length, true},
+		"with a length":              {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, Length, false},
+		"without a reason":           {"GET", "HTTP/1.1 204\r\n\r\n", 204, NoBody, false},
+		"to HEAD":                    {"HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, NoBody, false},
+		"not modified":               {"GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304, NoBody, false},
+		"to be continued":            {"PUT", "HTTP/1.1 100 Continue\r\n\r\n", 100, NoBody, false},
+		"in chunks":                  {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 200, Chunked, false},
+		"until the end":              {"GET", "HTTP/1.1 200 OK\r\n\r\n", 200, UntilClose, true},
+		"with two lengths":           {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 200, UntilClose, true},
+		"with two lengths in one":    {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n", 200, UntilClose, true},
+		"with a length twice":        {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", 200, Length, false},
+		"with a length in a list":    {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n", 200, Length, false},
+		"with a length that is none": {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5,\r\n\r\n", 200, UntilClose, true},
+		"with a length and chunks":   {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 200, Chunked, false},
+		"in chunks within chunks":    {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 200, Chunked, false},
+		"in chunks of a coding":      {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, Chunked\r\n\r\n", 200, Chunked, false},
+		"in a coding that is later":  {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", 200, UntilClose, true},
+		"in no coding":               {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\n", 200, UntilClose, true},
+		"the last":                   {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n", 200, Length, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, err := ReadResponse(reader(c.sent), c.method)
@@ -73,6 +80,7 @@ func TestReadResponse(t *testing.T) {
 			assert.Equal(t, c.status, h.Status)
 			assert.Equal(t, c.framing, h.Framing)
 			assert.Equal(t, c.close, h.Close)
+			assert.Equal(t, c.framing == UntilClose && name != "until the end", h.Vague)
 		})
 	}
 	_, err := ReadResponse(reader("220 mail\r\n"), "GET")
