@@ -48,6 +48,7 @@ type agent struct {
 	framed  sync.Map      // connections of HTTP/2, which can be asked to leave
 	ports   ports
 	report  *report
+	copies  budget         // bytes that wait for laptops that get copies
 	clients sync.WaitGroup // their connections
 	conns   sync.WaitGroup // what else runs
 	started time.Time
@@ -150,7 +151,7 @@ func (a *agent) accept(ctx context.Context, listeners map[uint16]*net.TCPListene
 }
 
 func newAgent(tls *tls.Config, log *slog.Logger) *agent {
-	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1), report: newReport()}
+	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1), report: newReport(), copies: budget{limit: tapsLimit}}
 	a.tables.Store(&map[uint16]*table{})
 	a.life, a.endLife = context.WithCancel(context.Background())
 	a.stopping, a.stop = context.WithCancel(context.Background())

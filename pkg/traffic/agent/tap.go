@@ -1,12 +1,12 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,27 +14,51 @@ const (
 	// tapLimit bounds what waits for a laptop that gets copies, in bytes for each of its connections. Beyond it the copy is dropped:
 	// the original is never slowed.
 	tapLimit = 256 << 10
-	// tapStall is how long the laptop may take nothing of what waits.
+	// tapsLimit bounds what waits for all of them together: the app's pod pays for it.
+	tapsLimit = 4 << 20
+	// tapStall is how long the laptop may take nothing of what waits, tapPiece what it is given at once.
 	tapStall = 3 * time.Second
+	tapPiece = 32 << 10
+	// tapKept is the largest buffer that is kept for what comes next, in bytes.
+	tapKept = 4 << 10
 )
 
 // errTapDropped ends a copy that its laptop did not take fast enough.
 var errTapDropped = errors.New("the laptop does not take its copies fast enough")
 
+// budget bounds something that many have a share of.
+type budget struct {
+	limit int64
+	used  atomic.Int64
+}
+
+// take takes n of what is left, or nothing when that is too little.
+func (b *budget) take(n int) bool {
+	if b.used.Add(int64(n)) > b.limit {
+		b.give(n)
+		return false
+	}
+	return true
+}
+
+func (b *budget) give(n int) { b.used.Add(-int64(n)) }
+
 // tapBuffer is a pipe whose writer never waits. It counts the requests whose copies are lost in it.
 type tapBuffer struct {
 	lost    func(uint64)
+	budget  *budget
 	mu      sync.Mutex
 	changed sync.Cond
-	waiting bytes.Buffer
+	waiting []byte
+	writing int    // bytes that the reader has and has not passed on yet
 	err     error  // what the reader gets after what waits
-	unread  uint64 // requests that were begun and not yet wholly read
+	unread  uint64 // requests that were begun and not yet wholly passed on
 	open    bool   // the last of them is still being written
 	dropped bool   // nothing more reaches the laptop
 }
 
 func (a *agent) newTapBuffer(t *target) *tapBuffer {
-	b := &tapBuffer{lost: func(n uint64) { a.report.drop(t, n) }}
+	b := &tapBuffer{budget: &a.copies, lost: func(n uint64) { a.report.drop(t, n) }}
 	b.changed.L = &b.mu
 	return b
 }
@@ -55,14 +79,14 @@ func (b *tapBuffer) complete() {
 	b.settle()
 }
 
-// settle counts what is read, or what never will be.
+// settle counts what is passed on, or what never will be.
 func (b *tapBuffer) settle() {
 	if b.dropped {
 		b.lost(b.unread)
 		b.unread = 0
 		return
 	}
-	if b.waiting.Len() == 0 {
+	if len(b.waiting)+b.writing == 0 {
 		b.unread = 0
 		if b.open {
 			b.unread = 1
@@ -83,7 +107,8 @@ func (b *tapBuffer) giveUp(err error) {
 		b.err = err
 	}
 	b.dropped = true
-	b.waiting.Reset()
+	b.budget.give(len(b.waiting))
+	b.waiting = nil
 	b.settle()
 }
 
@@ -91,11 +116,12 @@ func (b *tapBuffer) giveUp(err error) {
 func (b *tapBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err == nil && b.waiting.Len()+len(p) > tapLimit {
+	switch {
+	case b.err != nil:
+	case b.writing+len(b.waiting)+len(p) > tapLimit || !b.budget.take(len(p)):
 		b.giveUp(errTapDropped)
-	}
-	if b.err == nil {
-		b.waiting.Write(p)
+	default:
+		b.waiting = append(b.waiting, p...)
 	}
 	b.changed.Broadcast()
 	return len(p), nil
@@ -119,18 +145,52 @@ func (b *tapBuffer) broken() bool {
 	return b.err != nil
 }
 
-func (b *tapBuffer) Read(p []byte) (int, error) {
+// next waits for something, and hands over all that there is.
+func (b *tapBuffer) next() ([]byte, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.waiting.Len() == 0 {
+	for len(b.waiting) == 0 {
 		if b.err != nil {
-			return 0, b.err
+			return nil, b.err
 		}
 		b.changed.Wait()
 	}
-	n, err := b.waiting.Read(p)
+	p := b.waiting
+	b.waiting, b.writing = nil, len(p)
+	return p, nil
+}
+
+// passed says that what next handed over was passed on, or never will be.
+func (b *tapBuffer) passed(p []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.budget.give(len(p))
+	b.writing = 0
+	if b.waiting == nil && cap(p) <= tapKept {
+		b.waiting = p[:0]
+	}
 	b.settle()
-	return n, err
+}
+
+// passTo passes everything on.
+func (b *tapBuffer) passTo(c net.Conn) error {
+	for {
+		p, err := b.next()
+		if err != nil {
+			return err
+		}
+		for rest := p; len(rest) > 0 && err == nil; rest = rest[min(tapPiece, len(rest)):] {
+			_ = c.SetWriteDeadline(time.Now().Add(tapStall))
+			_, err = c.Write(rest[:min(tapPiece, len(rest))])
+		}
+		if err != nil {
+			b.drop(err)
+		}
+		b.passed(p)
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // tap is the connection of an exchange to a laptop that gets copies. Requests follow one another as the client sent them; what the
@@ -151,8 +211,7 @@ func (a *agent) newTap(ctx context.Context, t *target, client net.Conn) *tap {
 		stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 		defer stop()
 		a.conns.Go(func() { _, _ = io.Copy(io.Discard, c); b.drop(io.ErrClosedPipe) })
-		if _, err := io.Copy(&stalling{c}, struct{ io.Reader }{b}); err != nil {
-			b.drop(err)
+		if err := b.passTo(c); !errors.Is(err, io.EOF) {
 			a.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
 			return
 		}
@@ -160,12 +219,4 @@ func (a *agent) newTap(ctx context.Context, t *target, client net.Conn) *tap {
 		_ = c.SetReadDeadline(time.Now().Add(lingering))
 	})
 	return &tap{b}
-}
-
-// stalling gives up a connection that takes nothing.
-type stalling struct{ net.Conn }
-
-func (s *stalling) Write(b []byte) (int, error) {
-	_ = s.SetWriteDeadline(time.Now().Add(tapStall))
-	return s.Conn.Write(b)
 }

@@ -109,3 +109,53 @@ func TestLostCopiesAreCounted(t *testing.T) {
 		}
 	}
 }
+
+// What waits for all who get copies is bounded together, and given back when it is given up: the app's pod pays for it.
+func TestCopiesShareABudget(t *testing.T) {
+	p := newPod(t, "127.0.0.1", nobody(t), nil)
+	target := &target{Intercept: &agentv1.Intercept{Uid: "tap"}}
+	const size, taps = 200 << 10, 100
+	all := make([]*tapBuffer, taps)
+	for i := range all {
+		all[i] = p.newTapBuffer(target)
+		for range 2 { // the second is too much for one connection
+			all[i].begin()
+			_, err := all[i].Write(make([]byte, size))
+			require.NoError(t, err)
+			all[i].complete()
+			require.LessOrEqual(t, p.copies.used.Load(), int64(tapsLimit))
+			if i < tapsLimit/size {
+				break
+			}
+		}
+	}
+	held := 0
+	for _, b := range all {
+		held += cap(b.waiting)
+	}
+	require.LessOrEqual(t, held, 2*tapsLimit)
+	require.Equal(t, uint64(2*(taps-tapsLimit/size)), p.report.dropped["tap"])
+	for _, b := range all {
+		b.drop(errTapDropped)
+	}
+	require.Zero(t, p.copies.used.Load())
+	require.Equal(t, uint64(2*taps-tapsLimit/size), p.report.dropped["tap"])
+}
+
+// A laptop that takes its copies gets them however many there are, and nothing is held for it after that.
+func TestCopiesAreLetGo(t *testing.T) {
+	var got atomic.Int64
+	carol := newLaptop(t, ok, handler(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		got.Add(n)
+	})))
+	serveApp := handler(t, says("app"))
+	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), carol.authority)
+	p.setRoutes([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true}})
+	transport := transports(t)["HTTP/1.1"]
+	const size = tapLimit / 2
+	for i := range int64(2 * tapsLimit / size) {
+		_ = text(t, p.ask(t, transport, http.MethodPost, "/sum", "", bytes.NewReader(make([]byte, size))))
+		require.Eventually(t, func() bool { return p.copies.used.Load() == 0 && got.Load() == (i+1)*size }, patience, time.Millisecond)
+	}
+}
