@@ -449,4 +449,18 @@ func TestManagerEndsUnderLoad(t *testing.T) {
 		require.Equal(t, old, manager(), "it waits for the API server")
 	})
 	alice.detour("leave", "subject")
+
+	t.Run("the app must not answer", func(t *testing.T) {
+		alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "--on-failure", "error", "-n", "shop")
+		require.Eventually(t, back, 30*time.Second, 50*time.Millisecond)
+		old := manager()
+		w := watch(gets, "alice")
+		require.NoError(t, syscall.Kill(old[0], syscall.SIGKILL))
+		require.Eventually(t, func() bool { now := manager(); return len(now) == 1 && now[0] != old[0] }, 60*time.Second, 50*time.Millisecond)
+		require.Eventually(t, back, 60*time.Second, 50*time.Millisecond, "the laptop gets its requests again")
+		for _, a := range w.ended() {
+			require.NotEqual(t, "cluster", a.got)
+		}
+		alice.detour("leave", "subject")
+	})
 }

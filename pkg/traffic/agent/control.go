@@ -24,7 +24,7 @@ const (
 	reconnectMax = 2 * time.Second
 	// connectTimeout is how long a manager may take to answer a dial. Where it has just ended nobody does.
 	connectTimeout = 3 * time.Second
-	// forgetAfter is how long the last configuration holds without a manager. Then the app answers again.
+	// forgetAfter is how long the last configuration holds without a manager. Then the app answers again, but where it must not.
 	forgetAfter = 10 * time.Second
 )
 
@@ -55,8 +55,21 @@ func (a *agent) lost() {
 	a.pendingMu.Lock()
 	defer a.pendingMu.Unlock()
 	if a.pending == nil {
-		a.pending = time.AfterFunc(forgetAfter, func() { a.setRoutes(nil) })
+		a.pending = time.AfterFunc(forgetAfter, a.forget)
 	}
+}
+
+// forget has the app answer what is not kept from it.
+func (a *agent) forget() {
+	var kept []*agentv1.Intercept
+	for _, t := range *a.tables.Load() {
+		for _, o := range t.all() {
+			if o.ErrorOnFailure && !o.Wiretap {
+				kept = append(kept, o.Intercept)
+			}
+		}
+	}
+	a.setRoutes(kept)
 }
 
 // heard stops the clock: the manager has spoken.

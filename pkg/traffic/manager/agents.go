@@ -52,6 +52,7 @@ type agents struct {
 	reader   client.Reader
 	reviewer client.Client
 	options  Options
+	first    *first
 
 	mu         sync.Mutex
 	generation uint64
@@ -72,7 +73,7 @@ type agentState struct {
 }
 
 func newAgents(reader client.Reader, reviewer client.Client, o Options) *agents {
-	return &agents{reader: reader, reviewer: reviewer, options: o, inForce: map[string]desired{}, connected: map[*agentState]struct{}{}, watchers: map[*watcher]struct{}{}, dropped: map[string]map[string]uint64{}, notify: func() {}}
+	return &agents{reader: reader, reviewer: reviewer, options: o, first: newFirst(), inForce: map[string]desired{}, connected: map[*agentState]struct{}{}, watchers: map[*watcher]struct{}{}, dropped: map[string]map[string]uint64{}, notify: func() {}}
 }
 
 // set puts an intercept in force, or out of force when d is nil.
@@ -194,6 +195,11 @@ func (a *agents) Connect(stream grpc.BidiStreamingServer[agentv1.AgentMessage, a
 	}
 	if first.GetHello() == nil {
 		return status.Error(codes.InvalidArgument, "the first message must be a hello")
+	}
+	select {
+	case <-a.first.over:
+	case <-stream.Context().Done():
+		return stream.Context().Err()
 	}
 	s := &agentState{pod: pod, serves: first.GetHello().Ports, wake: make(chan struct{}, 1), tokens: map[string][]byte{}}
 	a.mu.Lock()

@@ -93,6 +93,14 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	if req.Name == "" {
 		return ctrl.Result{}, r.restore(ctx)
 	}
+	result, err := r.reconcile(ctx, req)
+	if err == nil {
+		r.agents.first.did(req.NamespacedName)
+	}
+	return result, err
+}
+
+func (r *interceptReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var i detour.Intercept
 	if err := r.Get(ctx, req.NamespacedName, &i); err != nil {
 		if apierrors.IsNotFound(err) {
@@ -229,21 +237,6 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		return err
 	}
 	fails := i.Spec.OnFailure == detour.OnFailureError || target.container != ""
-	if !session.Status.Connected {
-		if !fails {
-			r.agents.set(string(i.UID), nil)
-		}
-		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, gone(fails, target.container != ""))
-		return nil
-	}
-	var unattached error
-	if attached {
-		unattached = r.attach(ctx, i, target, plan, pods)
-		// What is in force stays so: a new pod to which nothing can be attached answers itself.
-		if _, refused := unattached.(refusal); unattached != nil && (!refused || i.Status.Phase != detour.PhaseActive) { //nolint:errorlint // made here, never wrapped
-			return unattached
-		}
-	}
 	with, without := map[string]bool{}, 0
 	serving := map[string]bool{} // of these, those whose traffic the laptop gets
 	for _, p := range pods {
@@ -258,16 +251,34 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 			without++
 		}
 	}
+	force := func() {
+		if target.port.Port != 0 && len(session.Status.Addresses) > 0 {
+			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: serving, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop, plaintext: i.Spec.TLS != nil && i.Spec.TLS.LocalPlaintext, datagrams: target.port.Protocol != ""})
+		}
+	}
+	if !session.Status.Connected {
+		switch {
+		case !fails:
+			r.agents.set(string(i.UID), nil)
+		case i.Status.Phase == detour.PhaseActive || i.Status.Phase == detour.PhaseLaptopGone:
+			force() // also by a manager that is new
+		}
+		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, gone(fails, target.container != ""))
+		return nil
+	}
+	var unattached error
+	if attached {
+		unattached = r.attach(ctx, i, target, plan, pods)
+		// What is in force stays so: a new pod to which nothing can be attached answers itself.
+		if _, refused := unattached.(refusal); unattached != nil && (!refused || i.Status.Phase != detour.PhaseActive) { //nolint:errorlint // made here, never wrapped
+			return unattached
+		}
+	}
 	if found := r.agents.found(with, target.port.Port); byRequest && found != nil {
 		return target.refuseTLS(found)
 	}
 	if len(session.Status.Addresses) == 0 {
 		return nil
-	}
-	force := func() {
-		if target.port.Port != 0 {
-			r.agents.set(string(i.UID), &desired{uid: string(i.UID), namespace: i.Namespace, service: i.Spec.Service, port: target.port.Port, pods: serving, address: session.Status.Addresses[0], match: match, errors: fails, wiretap: i.Spec.Mode == detour.ModeWiretap, laptop: i.Status.Laptop, plaintext: i.Spec.TLS != nil && i.Spec.TLS.LocalPlaintext, datagrams: target.port.Protocol != ""})
-		}
 	}
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
 	done, waiting := target.rolledOut()

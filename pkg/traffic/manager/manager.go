@@ -164,6 +164,7 @@ func Run(ctx context.Context, o Options) error {
 			return serveTail(ctx, hub, &tails{intercepts: intercepts, key: keys.wireguard}, pool.own(), o)
 		}),
 		everyReplica(func(ctx context.Context) error { return injector.keepBundle(ctx, direct) }),
+		ctrlmanager.RunnableFunc(intercepts.firstRound),
 	} {
 		if err := mgr.Add(task); err != nil {
 			return fmt.Errorf("add a task: %w", err)
