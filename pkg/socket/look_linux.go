@@ -8,16 +8,17 @@ import (
 	"github.com/detour-dev/detour/pkg/socket/look"
 )
 
-// Look looks for a moment whether a socket has something to say, where that pays. Whoever reads it then does not fall asleep.
-func Look(c net.Conn, g *look.Gain) {
+// Look looks for a moment whether a socket has something to say, where that pays, and says whether it has. Whoever reads it then does not fall asleep.
+func Look(c net.Conn, g *look.Gain) (came bool) {
 	s, ok := c.(*Conn)
 	if !ok || !g.Pays() {
-		return
+		return false
 	}
 	var b [1]byte
 	_ = s.raw.Control(func(fd uintptr) {
 		for range look.Times {
 			if _, err := Peek(fd, b[:]); !errors.Is(err, syscall.EAGAIN) {
+				came = true
 				g.Looked(true)
 				return
 			}
@@ -25,4 +26,5 @@ func Look(c net.Conn, g *look.Gain) {
 		}
 		g.Looked(false)
 	})
+	return came
 }

@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -14,6 +15,8 @@ type direct struct {
 	raw     syscall.RawConn
 	in, out transfer
 	some    func(fd uintptr) bool
+	await   func(fd uintptr) bool
+	looked  bool // await has, this time
 }
 
 // transfer is one direction. What tries is made once, because it would be allocated for each call.
@@ -31,7 +34,7 @@ func newConn(c *net.TCPConn) net.Conn {
 		return c // it is closed
 	}
 	s := &Conn{TCPConn: c, direct: direct{raw: raw}}
-	s.in.try, s.out.try, s.some = s.in.receive, s.out.send, s.out.sendSome
+	s.in.try, s.out.try, s.some, s.await = s.in.receive, s.out.send, s.out.sendSome, s.hasSomething
 	return s
 }
 
@@ -107,6 +110,25 @@ func (c *Conn) Read(b []byte) (int, error) {
 		return 0, io.EOF
 	}
 	return n, nil
+}
+
+// Await waits until there is something to read, an end included. Who reads only then needs no buffer while nothing comes.
+func (c *Conn) Await() error {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	c.looked = false
+	return c.raw.Read(c.await)
+}
+
+// hasSomething says whether there is something to read. Once woken it need not look.
+func (c *Conn) hasSomething(fd uintptr) bool {
+	if c.looked {
+		return true
+	}
+	c.looked = true
+	var b [1]byte
+	_, err := Peek(fd, b[:])
+	return !errors.Is(err, syscall.EAGAIN)
 }
 
 // Write implements net.Conn.

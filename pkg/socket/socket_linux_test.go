@@ -148,3 +148,27 @@ func TestPeek(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "hello", string(got), "nothing was taken")
 }
+
+// Waiting takes nothing, and ends with what comes, with the end, and with the deadline.
+func TestAwait(t *testing.T) {
+	c, there := pair(t)
+	woken := make(chan error, 1)
+	await := func() { go func() { woken <- c.Await() }() }
+	await()
+	_, err := there.Write([]byte("x"))
+	require.NoError(t, err)
+	require.NoError(t, <-woken)
+	require.NoError(t, c.Await(), "it is still there")
+	n, err := c.Read(make([]byte, 10))
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	await()
+	require.NoError(t, c.SetReadDeadline(time.Now()))
+	require.ErrorIs(t, <-woken, os.ErrDeadlineExceeded)
+	require.NoError(t, c.SetReadDeadline(time.Time{}))
+	await()
+	require.NoError(t, there.CloseWrite())
+	require.NoError(t, <-woken)
+	_, err = c.Read(make([]byte, 10))
+	require.ErrorIs(t, err, io.EOF)
+}

@@ -98,11 +98,17 @@ func (e *exchange) begins() bool {
 	if e.client.r.Buffered() > 0 {
 		return true
 	}
-	e.idle.wait(true)
-	if e.alone() {
-		socket.Look(e.client.Conn, &e.gain)
+	for _, u := range e.upstreams {
+		u.rest()
 	}
-	_, err := e.client.r.Peek(1)
+	e.idle.wait(true)
+	var err error
+	if !e.alone() || !socket.Look(e.client.Conn, &e.gain) {
+		err = e.client.await()
+	}
+	if err == nil {
+		_, err = e.client.r.Peek(1)
+	}
 	e.idle.wait(false)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
@@ -452,6 +458,7 @@ func (e *exchange) raw(ctx context.Context, first []byte) {
 // upstream is the open connection to a route's laptop or to the app, or a new one; to the app when the laptop cannot be had.
 func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, error) {
 	if u := e.upstreams[want]; u != nil {
+		u.wake()
 		if u.r.Buffered() == 0 && alive(u.Conn) {
 			return u, want, nil
 		}

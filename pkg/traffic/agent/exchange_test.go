@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -75,4 +76,29 @@ func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A connection on which nothing is asked costs next to nothing, however many wait: the app's pod pays for it.
+func TestKeptConnectionsHoldNoBuffers(t *testing.T) {
+	alice := newLaptop(t, ok, answers("alice"))
+	p := newPod(t, "127.0.0.1", app(t), alice.authority)
+	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+	heap := func() uint64 {
+		for range 3 { // what is pooled goes with the second
+			runtime.GC()
+		}
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	const most, each = 100, 32 << 10 // with what the client and the app hold for each
+	before := heap()
+	for range most {
+		b := p.browse(t)
+		// A body in chunks the passthrough gives away.
+		_, err := io.WriteString(b, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+		require.NoError(t, err)
+		require.Equal(t, "app / ", b.answer(t))
+	}
+	require.Eventually(t, func() bool { return int64(heap())-int64(before) < most*each }, patience, 10*time.Millisecond)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -14,10 +15,13 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/relay"
 )
 
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, exchangeBuffer) }}
+
 // link is one side: reading from it first sends on what was gathered for the other side.
 type link struct {
 	net.Conn
-	r    *bufio.Reader
+	r    *bufio.Reader // nil while nothing is expected
+	in   prefixed
 	w    *outlet
 	to   *link // who gets what is read here
 	used bool
@@ -36,9 +40,46 @@ func (l *link) Close() error {
 
 func newLink(c net.Conn, first []byte) *link {
 	l := &link{Conn: socket.New(c)}
-	l.w = &outlet{to: l.Conn, small: make([]byte, exchangeBuffer)}
-	l.r = bufio.NewReaderSize(&prefixed{link: l, first: first}, exchangeBuffer)
+	l.w = &outlet{to: l.Conn}
+	l.in = prefixed{link: l, first: first}
+	l.wake()
 	return l
+}
+
+// wake takes a buffer to read into.
+func (l *link) wake() {
+	if l.r == nil {
+		l.r = readers.Get().(*bufio.Reader)
+		l.r.Reset(&l.in)
+	}
+}
+
+// rest gives it back if nothing is in it: most connections wait most of the time.
+func (l *link) rest() {
+	if l.r != nil && l.r.Buffered() == 0 {
+		l.r.Reset(nil)
+		readers.Put(l.r)
+		l.r = nil
+	}
+}
+
+// await waits, without a buffer, until there is something to read or the deadline has passed.
+func (l *link) await() error {
+	if l.r.Buffered() > 0 || len(l.in.first) > 0 {
+		return nil
+	}
+	l.rest()
+	defer l.wake()
+	if c, ok := l.Conn.(*socket.Conn); ok {
+		return c.Await()
+	}
+	first := make([]byte, 1)
+	n, err := l.Read(first)
+	l.in.first = first[:n]
+	if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil // what is wrong will be read again
+	}
+	return err
 }
 
 // prefixed reads what was read before, and then the connection.
@@ -50,7 +91,9 @@ type prefixed struct {
 func (p *prefixed) Read(b []byte) (int, error) {
 	if len(p.first) > 0 {
 		n := copy(b, p.first)
-		p.first = p.first[n:]
+		if p.first = p.first[n:]; len(p.first) == 0 {
+			p.first = nil
+		}
 		return n, nil
 	}
 	if p.to != nil && p.to.w.n > 0 {

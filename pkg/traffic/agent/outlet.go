@@ -14,14 +14,15 @@ const (
 )
 
 var (
+	smallBuffers  = sync.Pool{New: func() any { b := make([]byte, exchangeBuffer); return &b }}
 	outletBuffers = sync.Pool{New: func() any { b := make([]byte, outletBuffer); return &b }}
 	outletsUsed   atomic.Int32
 )
 
-// outlet is a bufio.Writer that takes a large buffer where the usual one is full, until it is flushed.
+// outlet is a bufio.Writer that has a buffer while something waits, and takes a large one where the usual one is full, until it is flushed.
 type outlet struct {
 	to    net.Conn
-	small []byte
+	small *[]byte
 	large *[]byte
 	n     int // what has gathered
 	err   error
@@ -50,7 +51,10 @@ func (o *outlet) buffer() []byte {
 	if o.large != nil {
 		return *o.large
 	}
-	return o.small
+	if o.small == nil {
+		o.small = smallBuffers.Get().(*[]byte)
+	}
+	return *o.small
 }
 
 // grow takes a large buffer if there is one.
@@ -58,10 +62,10 @@ func (o *outlet) grow() []byte {
 	if o.large == nil {
 		if outletsUsed.Add(1) > outletLimit {
 			outletsUsed.Add(-1)
-			return o.small
+			return *o.small
 		}
 		o.large = outletBuffers.Get().(*[]byte)
-		copy(*o.large, o.small[:o.n])
+		copy(*o.large, (*o.small)[:o.n])
 	}
 	return *o.large
 }
@@ -76,6 +80,10 @@ func (o *outlet) Flush() error {
 		outletBuffers.Put(o.large)
 		o.large = nil
 		outletsUsed.Add(-1)
+	}
+	if o.small != nil {
+		smallBuffers.Put(o.small)
+		o.small = nil
 	}
 	return o.err
 }

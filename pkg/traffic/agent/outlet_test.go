@@ -44,7 +44,7 @@ func TestOutletGathers(t *testing.T) {
 			before := outletsUsed.Swap(c.taken)
 			defer outletsUsed.Store(before)
 			to := &writes{}
-			o := &outlet{to: to, small: make([]byte, exchangeBuffer)}
+			o := &outlet{to: to}
 			var sent []byte
 			for i := range c.times {
 				b := bytes.Repeat([]byte{byte(i)}, c.piece)
@@ -68,7 +68,7 @@ func TestOutletGathers(t *testing.T) {
 func TestOutletThatFailed(t *testing.T) {
 	gone := errors.New("gone")
 	before := outletsUsed.Load()
-	o := &outlet{to: &writes{fail: gone}, small: make([]byte, exchangeBuffer)}
+	o := &outlet{to: &writes{fail: gone}}
 	_, err := o.Write(make([]byte, 2*outletBuffer))
 	require.ErrorIs(t, err, gone)
 	require.ErrorIs(t, o.Flush(), gone)
