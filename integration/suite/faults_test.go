@@ -1,13 +1,16 @@
 package suite
 
 import (
+	"encoding/base64"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -53,19 +56,27 @@ func TestFullDisk(t *testing.T) {
 	})
 }
 
+// asRoot runs detour where a daemon of root's is for all to find.
+func asRoot(args ...string) (string, error) { return asRootFor("", args...) }
+
+// asRootFor is that by way of sudo, with the number of who called it.
+func asRootFor(uid string, args ...string) (string, error) {
+	cmd := exec.Command("detour", args...)
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "DETOUR_") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	if uid != "" {
+		cmd.Env = append(cmd.Env, "SUDO_UID="+uid)
+	}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
 // One has the whole laptop on the cluster's network, the other an own one; neither sees or ends the other's.
 func TestTwoUsersOnOneLaptop(t *testing.T) {
-	// Where a daemon of root's is, for all to find.
-	root := func(args ...string) (string, error) {
-		cmd := exec.Command("detour", args...)
-		for _, v := range os.Environ() {
-			if !strings.HasPrefix(v, "DETOUR_") {
-				cmd.Env = append(cmd.Env, v)
-			}
-		}
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
+	root := asRoot
 	u := ordinaryUser(t)
 	out, err := root("connect", "-n", "shop")
 	require.NoError(t, err, out)
@@ -85,4 +96,58 @@ func TestTwoUsersOnOneLaptop(t *testing.T) {
 	require.Contains(t, complaint, "the daemon belongs to another user")
 	out, err = root("quit")
 	require.NoError(t, err, out)
+}
+
+// A daemon that a user has started with sudo is root's, and runs and reads what the user's kubeconfig names as the user.
+func TestRootsDaemonServesItsUser(t *testing.T) {
+	u := ordinaryUser(t)
+	developer(t, "sue")
+	kubectl(t, "-n", "shop", "create", "rolebinding", "sue", "--clusterrole=detour-user", "--serviceaccount=shop:sue")
+	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "sue") })
+	file := func(name, content string, mode os.FileMode) string {
+		path := filepath.Join(u.dir, name)
+		require.NoError(t, os.WriteFile(path, []byte(content), mode))
+		require.NoError(t, os.Chown(path, person, person))
+		return path
+	}
+	authority, err := base64.StdEncoding.DecodeString(kubectl(t, "config", "view", "--flatten", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
+	require.NoError(t, err)
+	file("ca.crt", string(authority), 0o600)
+	file("token", kubectl(t, "-n", "shop", "create", "token", "sue"), 0o600)
+	file("bin/get-token", `#!/bin/sh
+id -u >> "$HOME/calls"
+printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s","expirationTimestamp":"%s"}}' "$(cat "$HOME/token")" "$(date -u -d '+2 sec' +%FT%TZ)"
+`, 0o700)
+	page := func() {
+		t.Helper()
+		text, err := get(http.DefaultClient, "http://"+clusterIP(t, "shop", "catalog"))
+		require.NoError(t, err)
+		require.Equal(t, "cluster", editionOf(text))
+	}
+	calls := func() []string {
+		raw, _ := os.ReadFile(filepath.Join(u.dir, "calls"))
+		return strings.Fields(string(raw))
+	}
+	for _, c := range []struct{ name, user string }{
+		{"a token in a file", "tokenFile: token"},
+		{"a credential plugin", "exec: {apiVersion: client.authentication.k8s.io/v1, command: get-token, interactiveMode: Never}"},
+	} {
+		file("kubeconfig", "apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: '"+kubectl(t, "config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")+
+			"', certificate-authority: ca.crt}}]\nusers: [{name: a, user: {"+c.user+"}}]\ncontexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n", 0o600)
+		out, err := asRootFor(strconv.Itoa(person), "daemon", "--detach")
+		require.NoError(t, err, out)
+		t.Cleanup(func() { _, _ = asRoot("quit") })
+		require.Eventually(t, func() bool { _, err := os.Stat("/run/detour/daemon.sock"); return err == nil }, patience, 20*time.Millisecond)
+		u.detour("connect", "-n", "shop")
+		page()
+		if strings.HasPrefix(c.user, "exec") {
+			first := len(calls())
+			require.Eventually(t, func() bool { return len(calls()) >= first+2 }, 60*time.Second, 200*time.Millisecond, "the token is renewed")
+			for _, uid := range calls() {
+				require.Equal(t, strconv.Itoa(person), uid)
+			}
+			page()
+		}
+		u.detour("quit")
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -95,7 +96,11 @@ func (a *app) connectRequest() (*daemonv1.ConnectRequest, error) {
 	if err != nil {
 		return nil, explain.Error(err, "read the kubeconfig")
 	}
-	packed, err := kubeconfig.Pack(config)
+	pack := kubeconfig.Pack
+	if !a.paths.Rootless && os.Geteuid() != 0 {
+		pack = kubeconfig.PackForRoot
+	}
+	packed, err := pack(config)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/klog/v2"
 
+	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/client/daemon"
 	"github.com/detour-dev/detour/pkg/client/install"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
@@ -46,6 +47,9 @@ func Command(streams genericiooptions.IOStreams) *cobra.Command {
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			// client-go's own log lines are not for people.
 			klog.SetSlogLogger(slog.New(slog.DiscardHandler))
+			if cmd.Name() == credential.Command {
+				return nil // it may run as root still
+			}
 			if err := a.choose(cmd); err != nil {
 				return err
 			}
@@ -56,7 +60,7 @@ func Command(streams genericiooptions.IOStreams) *cobra.Command {
 		},
 	}
 	a.flags.AddFlags(root.PersistentFlags())
-	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.tailCommand(), a.runCommand(), a.shellCommand(), a.versionCommand(), a.daemonCommand(), a.holdCommand(),
+	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.tailCommand(), a.runCommand(), a.shellCommand(), a.versionCommand(), a.daemonCommand(), a.holdCommand(), credentialCommand(streams),
 		install.Command(streams, a.flags, output{a}), install.UninstallCommand(streams, a.flags, output{a}))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())
@@ -181,6 +185,21 @@ func (a *app) daemonCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&a.rootless, "rootless", canRootless(), "keep the network in namespaces")
 	cmd.Flags().BoolVar(&detach, "detach", false, "go to the background")
+	return cmd
+}
+
+func credentialCommand(streams genericiooptions.IOStreams) *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use: credential.Command, Short: "Run a credential plugin for the daemon", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if path != "" {
+				return credential.PrintToken(streams.Out, path)
+			}
+			return credential.Run()
+		},
+	}
+	cmd.Flags().StringVar(&path, credential.TokenFlag, "", "print the token of this file")
 	return cmd
 }
 

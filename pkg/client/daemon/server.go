@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/processors"
@@ -65,12 +66,14 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	}
 	// A daemon started with sudo serves the person who started it.
 	if uid, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil {
-		_ = os.Chown(p.Socket(), uid, -1)
+		if err := give(p.Socket(), uid); err != nil {
+			log.Warn("only root can use this daemon", "err", err)
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &Server{paths: p, log: log, quit: cancel}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.Creds(newPeers()))
 	daemonv1.RegisterDaemonServiceServer(server, s)
 	var kept sync.WaitGroup
 	kept.Go(func() { s.keep(ctx) })
@@ -142,6 +145,9 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 		}
 		return status.Errorf(codes.FailedPrecondition, "already connected to namespace %s of context %s: run `detour quit` first", now.namespace, now.context)
 	}
+	if err := confine(stream.Context(), req); err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
 	progress := func(text string) { _ = stream.Send(&daemonv1.ConnectResponse{Progress: text}) }
 	n, err := connect(stream.Context(), req, s.paths, s.log, progress)
 	if err != nil {
@@ -149,6 +155,17 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 	}
 	s.put(n)
 	return stream.Send(&daemonv1.ConnectResponse{Status: n.status(stream.Context())})
+}
+
+// confine keeps a request within the rights of who makes it: the daemon, which may be root's, runs and reads what the kubeconfig names,
+// also when it makes the session again.
+func confine(ctx context.Context, req *daemonv1.ConnectRequest) error {
+	who, err := whoAsks(ctx)
+	if err != nil || trusted(who) {
+		return err
+	}
+	req.Kubeconfig, err = kubeconfig.Confine(req.Kubeconfig, who)
+	return err
 }
 
 // Status implements DaemonServiceServer.

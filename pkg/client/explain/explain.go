@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/detour-dev/detour/pkg/client/credential"
 )
 
 // Context is what the sentence needs to know beyond the error. The zero value of each field means unknown.
@@ -154,6 +156,8 @@ func ofNetwork(err error, what Context) string {
 	switch {
 	case strings.Contains(err.Error(), "getting credentials:"):
 		_, why, _ := strings.Cut(err.Error(), "getting credentials: ")
+		// The daemon of root starts plugins by way of itself.
+		why = strings.Replace(why, "executable "+credential.Self+" failed", "the daemon's log says why", 1)
 		return "the credential plugin of your kubeconfig failed: " + oneLine(why)
 	case errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid):
 		return fmt.Sprintf("the certificate of the API server%s is not trusted by your kubeconfig (%s): get a new kubeconfig", at(what), oneLine(root(err).Error()))

@@ -8,10 +8,13 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/detour-dev/detour/pkg/client/credential"
 )
 
 // one is the name of the only cluster, user and context.
@@ -21,7 +24,32 @@ const one = "detour"
 var pluginEnvironment = []string{"HOME", "PATH", "USER", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "AWS_PROFILE", "CLOUDSDK_CONFIG", "AZURE_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "KUBECONFIG"}
 
 // Pack encodes a configuration that is loaded. Files that it names (certificates, a token that is renewed) stay files.
-func Pack(config *rest.Config) ([]byte, error) {
+func Pack(config *rest.Config) ([]byte, error) { return pack(config) }
+
+// PackForRoot is Pack for a daemon of root's that another user asks, which reads no files for that user: certificates are read here, and a
+// token that is renewed is read by a plugin, which runs as the user.
+func PackForRoot(config *rest.Config) ([]byte, error) {
+	config = rest.CopyConfig(config)
+	if err := rest.LoadTLSFiles(config); err != nil {
+		return nil, fmt.Errorf("read the certificates of the kubeconfig: %w", err)
+	}
+	config.CAFile, config.CertFile, config.KeyFile = "", "", ""
+	if config.BearerTokenFile != "" {
+		own, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find the detour binary: %w", err)
+		}
+		path, err := filepath.Abs(config.BearerTokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("find the token of the kubeconfig: %w", err)
+		}
+		config.ExecProvider = credential.OfTokenFile(own, path) // the token counts more than a plugin
+		config.BearerToken, config.BearerTokenFile = "", ""
+	}
+	return pack(config)
+}
+
+func pack(config *rest.Config) ([]byte, error) {
 	if config.AuthProvider != nil {
 		return nil, fmt.Errorf("the kubeconfig uses the auth provider %q, which Kubernetes has given up: use its credential plugin", config.AuthProvider.Name)
 	}
@@ -62,6 +90,36 @@ func Unpack(raw []byte) (*rest.Config, error) {
 		return nil, fmt.Errorf("read the kubeconfig: %w", err)
 	}
 	return config, nil
+}
+
+// Confine keeps what Pack encoded within the rights of who, whom the daemon of root serves: plugins run as who, and files are not read.
+func Confine(raw []byte, who credential.Account) ([]byte, error) {
+	config, err := clientcmd.Load(raw)
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	var paths []string
+	for _, c := range config.Clusters {
+		paths = append(paths, c.CertificateAuthority)
+	}
+	for _, u := range config.AuthInfos {
+		paths = append(paths, u.ClientCertificate, u.ClientKey, u.TokenFile)
+		if u.AuthProvider != nil {
+			return nil, fmt.Errorf("the daemon is root's and uses no auth provider (%q) for user %d: use a credential plugin", u.AuthProvider.Name, who.UID)
+		}
+		if u.Exec == nil {
+			continue
+		}
+		if u.Exec, err = credential.As(who, u.Exec); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range paths {
+		if p != "" {
+			return nil, fmt.Errorf("the daemon is root's and does not read %s for user %d: connect with the detour of the daemon's version, which reads it as you", p, who.UID)
+		}
+	}
+	return clientcmd.Write(*config)
 }
 
 // proxy is the HTTP proxy to the API server, of the kubeconfig or of the environment.

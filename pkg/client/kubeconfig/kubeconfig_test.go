@@ -1,6 +1,7 @@
 package kubeconfig
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -8,6 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/detour-dev/detour/pkg/client/credential"
 )
 
 func TestPackKeepsTheCallersAccess(t *testing.T) {
@@ -56,4 +59,54 @@ func TestProxyOfTheKubeconfigIsKept(t *testing.T) {
 	packed, err := Pack(config)
 	require.NoError(t, err)
 	require.Contains(t, string(packed), "proxy-url: http://proxy.example:3128")
+}
+
+// What a daemon of root is to use for another user says all itself, and passes Confine; a token that is renewed is left to a plugin.
+func TestPackForRoot(t *testing.T) {
+	files := filepath.Join(t.TempDir(), "pem")
+	require.NoError(t, os.WriteFile(files, []byte("pem"), 0o600))
+	who := credential.Account{UID: 12345, GID: 12345}
+	for name, config := range map[string]*rest.Config{
+		"certificates": {Host: "https://k8s.example", TLSClientConfig: rest.TLSClientConfig{CAFile: files, CertFile: files, KeyFile: files}},
+		"a token":      {Host: "https://k8s.example", BearerToken: "pem", BearerTokenFile: files, TLSClientConfig: rest.TLSClientConfig{CAFile: files}},
+		"a plugin":     {Host: "https://k8s.example", ExecProvider: &api.ExecConfig{Command: "aws", Args: []string{"eks"}, APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: api.NeverExecInteractiveMode}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if config.CAFile != "" {
+				raw, err := Pack(config)
+				require.NoError(t, err)
+				_, err = Confine(raw, who)
+				require.ErrorContains(t, err, "the daemon is root's and does not read "+files)
+			}
+			raw, err := PackForRoot(config)
+			require.NoError(t, err)
+			confined, err := Confine(raw, who)
+			require.NoError(t, err)
+			got, err := Unpack(confined)
+			require.NoError(t, err)
+			require.Empty(t, got.CAFile+got.CertFile+got.KeyFile+got.BearerTokenFile+got.BearerToken)
+			if config.CAFile != "" {
+				require.Equal(t, "pem", string(got.CAData))
+			}
+			if config.CertFile != "" {
+				require.Equal(t, "pem pem", string(got.CertData)+" "+string(got.KeyData))
+				return
+			}
+			require.Equal(t, credential.Self, got.ExecProvider.Command)
+			require.Equal(t, []string{credential.Command}, got.ExecProvider.Args)
+			require.Len(t, got.ExecProvider.Env, 1)
+			require.NotContains(t, "LD_PRELOAD PATH", got.ExecProvider.Env[0].Name)
+		})
+	}
+}
+
+func TestPrintToken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(path, []byte("secret\n"), 0o600))
+	var out bytes.Buffer
+	require.NoError(t, credential.PrintToken(&out, path))
+	require.Contains(t, out.String(), `"kind":"ExecCredential"`)
+	require.Contains(t, out.String(), `"token":"secret"`)
+	require.Contains(t, out.String(), `"expirationTimestamp"`)
+	require.ErrorContains(t, credential.PrintToken(&out, path+"-not-there"), "read the token of the kubeconfig")
 }
