@@ -20,6 +20,7 @@ import (
 
 const (
 	localTimeout = time.Second
+	acceptPause  = 10 * time.Millisecond
 	// drainTimeout is how long a relayed connection may go on after its intercept has ended.
 	drainTimeout = 10 * time.Second
 )
@@ -100,10 +101,13 @@ func (r *relayServer) accept(l net.Listener) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				r.log.Warn("accepting a relayed connection failed", "err", err)
+			if errors.Is(err, net.ErrClosed) {
+				return
 			}
-			return
+			// Too many open files, for example: that passes.
+			r.log.Warn("accepting a relayed connection failed", "err", err)
+			time.Sleep(acceptPause)
+			continue
 		}
 		r.open.Go(func() {
 			defer c.Close()
