@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -42,7 +43,11 @@ func (a *app) ingest(ctx context.Context, e *environmentFlags, s *daemonv1.Statu
 		return own, nil
 	}
 	if e.file != "" {
-		if err := environment.Write(e.file, environment.Lines(variables)); err != nil {
+		lines, out := environment.Lines(variables)
+		if len(out) > 0 {
+			fmt.Fprintf(a.ErrOut, "warning: left out of %s, because a shell would run the name or the value: %s\n", e.file, quoted(out))
+		}
+		if err := environment.Write(e.file, lines); err != nil {
 			return nil, err
 		}
 	}
@@ -59,6 +64,15 @@ func (a *app) ingest(ctx context.Context, e *environmentFlags, s *daemonv1.Statu
 		return own, nil
 	}
 	return environment.Under(own, variables), nil
+}
+
+// quoted are names for people to read, whatever is in them.
+func quoted(names []string) string {
+	all := make([]string, 0, len(names))
+	for _, name := range names {
+		all = append(all, strconv.QuoteToGraphic(name))
+	}
+	return strings.Join(all, ", ")
 }
 
 // variables are those of the app's container. What the user may not read is missing, and a warning says so.

@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -78,8 +79,33 @@ func TestOf(t *testing.T) {
 }
 
 func TestUnder(t *testing.T) {
-	got := Under([]string{"PATH=/bin", "HOME=/root", "A=old", "AB=kept"}, map[string]string{"PATH": "/app", "HOME": "/", "A": "new", "B": ""})
+	got := Under([]string{"PATH=/bin", "HOME=/root", "A=old", "AB=kept"}, map[string]string{"PATH": "/app", "HOME": "/", "A": "new", "B": "", "BASH_FUNC_ls%%": "() { id; }", "PROMPT_COMMAND": "id", "LD_PRELOAD": "/app/lib.so"})
 	assert.Equal(t, []string{"PATH=/bin", "HOME=/root", "AB=kept", "A=new", "B="}, got)
+}
+
+// Who may write the app's environment runs nothing on the laptop. Kubernetes takes nearly any name since 1.34.
+func TestNamesAreNotRun(t *testing.T) {
+	dir := t.TempDir()
+	ran := filepath.Join(dir, "ran")
+	values := map[string]string{"PLAIN": "1", "_A1": "2"}
+	bad := []string{"", "1A", "A B", "A-B", "A.B", "A;touch " + ran + ";B", "$(touch " + ran + ")", "A\n touch " + ran + "\nB", "É", "A[$(touch " + ran + ")]", "PROMPT_COMMAND", "PS1"}
+	for _, name := range bad {
+		values[name] = "touch " + ran
+	}
+	lines, out := Lines(values)
+	assert.ElementsMatch(t, bad, out)
+	assert.Equal(t, "PLAIN=1\n_A1=2\n", string(lines))
+	file := filepath.Join(dir, "env")
+	require.NoError(t, Write(file, lines))
+	printed, err := exec.Command("sh", "-c", ". "+file+`; echo "$PLAIN$_A1"`).Output()
+	require.NoError(t, err)
+	assert.Equal(t, "12\n", string(printed))
+	assert.NoFileExists(t, ran)
+	raw, err := JSON(values)
+	require.NoError(t, err)
+	var all map[string]string
+	require.NoError(t, json.Unmarshal(raw, &all))
+	assert.Equal(t, values, all)
 }
 
 // A shell reads back what was written, and nobody else can.
@@ -87,7 +113,9 @@ func TestLines(t *testing.T) {
 	values := map[string]string{"PLAIN": "a-b_c./:@1", "SPACES": "a  b", "QUOTES": `it's "so"`, "DOLLAR": "$HOME `id` $(id)", "LINES": "a\nb", "EMPTY": "", "HASH": "#x", "BACKSLASH": `\n\`}
 	file := filepath.Join(t.TempDir(), "env")
 	require.NoError(t, os.WriteFile(file, []byte("old"), 0o644))
-	require.NoError(t, Write(file, Lines(values)))
+	lines, out := Lines(values)
+	assert.Empty(t, out)
+	require.NoError(t, Write(file, lines))
 	info, err := os.Stat(file)
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0o600), info.Mode().Perm())

@@ -6,17 +6,29 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
 
-// Lines are the variables in the form of an env file: for a POSIX shell to read, and for docker where no value needs quotes.
-func Lines(variables map[string]string) []byte {
+// identifier is a name that a POSIX shell takes for a variable's. Kubernetes takes nearly any.
+var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// run are variables whose values a shell runs, or has every program run that it starts.
+var run = []string{"BASH_ENV", "LD_AUDIT", "LD_PRELOAD", "PROMPT_COMMAND", "PS0", "PS1", "PS2", "PS4"}
+
+// Lines are the variables in the form of an env file: for a POSIX shell to read, and for docker where no value needs quotes. Left out are
+// those of which a shell would run the value, or the name, because that is no variable's to it.
+func Lines(variables map[string]string) (lines []byte, out []string) {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(variables)) {
+		if !identifier.MatchString(name) || slices.Contains(run, name) {
+			out = append(out, name)
+			continue
+		}
 		fmt.Fprintf(&b, "%s=%s\n", name, quote(variables[name]))
 	}
-	return []byte(b.String())
+	return []byte(b.String()), out
 }
 
 func quote(s string) string {
