@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -70,9 +72,9 @@ func calledBy(service string, workload *detour.WorkloadRef) []string {
 	return []string{workload.Name, strings.ToLower(workload.Kind) + "/" + workload.Name}
 }
 
-// sameTarget says whether two requests are for the same traffic or work.
+// sameTarget says whether two requests are for the same traffic or work. Of one port several can have a part each.
 func sameTarget(a, b *daemonv1.InterceptRequest) bool {
-	return a.Service == b.Service && a.Port == b.Port && a.Protocol == b.Protocol && a.Workload == b.Workload
+	return a.Service == b.Service && a.Port == b.Port && a.Protocol == b.Protocol && a.Workload == b.Workload && proto.Equal(a.Match, b.Match)
 }
 
 func (w *wanted) describe() *daemonv1.Intercept {

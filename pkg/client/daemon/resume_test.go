@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -41,4 +42,29 @@ func TestForget(t *testing.T) {
 	got := requests()[0].describe()
 	assert.Equal(t, "Wanted", got.Phase)
 	assert.Equal(t, "no answer", got.Message)
+}
+
+// A new intercept takes the place of a wish for the same requests, and of no other on the port.
+func TestSameTarget(t *testing.T) {
+	request := func(port, user string) *daemonv1.InterceptRequest {
+		r := &daemonv1.InterceptRequest{Service: "web", Port: port}
+		if user != "" {
+			r.Match = &agentv1.Match{User: user}
+		}
+		return r
+	}
+	for name, c := range map[string]struct {
+		a, b *daemonv1.InterceptRequest
+		same bool
+	}{
+		"all of a port":           {request("80", ""), request("80", ""), true},
+		"another port":            {request("80", ""), request("81", ""), false},
+		"the same requests":       {request("80", "eve"), request("80", "eve"), true},
+		"other requests":          {request("80", "eve"), request("80", "bob"), false},
+		"all and some of a port":  {request("80", ""), request("80", "bob"), false},
+		"some and all of a port":  {request("80", "eve"), request("80", ""), false},
+		"some of an other's port": {request("80", "eve"), request("81", "eve"), false},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.same, sameTarget(c.a, c.b)) })
+	}
 }
