@@ -73,7 +73,7 @@ func (a *app) connect(ctx context.Context, client daemonv1.DaemonServiceClient) 
 			return nil, err
 		}
 		if m.Progress != "" {
-			fmt.Fprintln(a.ErrOut, m.Progress)
+			fmt.Fprintln(harmlessly{a.ErrOut}, m.Progress)
 		}
 		if m.Status != nil {
 			return m.Status, nil

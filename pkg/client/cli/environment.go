@@ -39,13 +39,13 @@ func (a *app) ingest(ctx context.Context, e *environmentFlags, s *daemonv1.Statu
 		return nil, err
 	}
 	if err != nil { // it may need none
-		fmt.Fprintf(a.ErrOut, "warning: the command has not the environment of the app: %s\n", err)
+		fmt.Fprintf(harmlessly{a.ErrOut}, "warning: the command has not the environment of the app: %s\n", err)
 		return own, nil
 	}
 	if e.file != "" {
 		lines, out := environment.Lines(variables)
 		if len(out) > 0 {
-			fmt.Fprintf(a.ErrOut, "warning: left out of %s, because a shell would run the name or the value: %s\n", e.file, quoted(out))
+			fmt.Fprintf(harmlessly{a.ErrOut}, "warning: left out of %s, because a shell would run the name or the value: %s\n", e.file, quoted(out))
 		}
 		if err := environment.Write(e.file, lines); err != nil {
 			return nil, err
@@ -94,7 +94,7 @@ func (a *app) variables(ctx context.Context, s *daemonv1.StatusResponse, r *daem
 	}
 	variables, missing := environment.Of(pod, container, environment.NewCluster(ctx, clients, s.Namespace))
 	if len(missing) > 0 {
-		fmt.Fprintf(a.ErrOut, "warning: parts of the environment are missing: %s\n", strings.Join(missing, ", "))
+		fmt.Fprintf(harmlessly{a.ErrOut}, "warning: parts of the environment are missing: %s\n", strings.Join(missing, ", "))
 	}
 	return variables, nil
 }

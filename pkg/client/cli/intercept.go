@@ -137,10 +137,10 @@ func (a *app) interceptOne(ctx context.Context, client daemonv1.DaemonServiceCli
 			return nil, err
 		}
 		if m.Warning != "" && warn {
-			fmt.Fprintln(a.ErrOut, "warning:", m.Warning)
+			fmt.Fprintln(harmlessly{a.ErrOut}, "warning:", m.Warning)
 		}
 		if m.Progress != "" {
-			fmt.Fprintln(a.ErrOut, m.Progress)
+			fmt.Fprintln(harmlessly{a.ErrOut}, m.Progress)
 		}
 		if m.Intercept != nil {
 			return m.Intercept, nil

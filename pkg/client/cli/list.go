@@ -252,18 +252,26 @@ func printList(w io.Writer, rows []listed) {
 		case r.Why != "":
 			able = "no: " + r.Why
 		}
-		first := fmt.Sprintf("%s\t%s\t%s\t%s", cell(r.Service), cell(r.Port), cell(r.Workload), able)
+		first := []string{cell(r.Service), cell(r.Port), cell(r.Workload), able}
 		if len(r.Intercepts) == 0 {
-			fmt.Fprintln(t, first)
+			printRow(t, first...)
 		}
 		for _, h := range r.Intercepts {
 			who := h.Laptop
 			if h.Phase != string(detour.PhaseActive) {
 				who += " (" + h.Phase + ")"
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", first, who, h.Since.Local().Format(time.DateTime), h.Mode, h.Requests)
-			first = "\t\t\t"
+			printRow(t, append(first, who, h.Since.Local().Format(time.DateTime), h.Mode, h.Requests)...)
+			first = []string{"", "", "", ""}
 		}
 	}
 	_ = t.Flush()
+}
+
+// printRow writes cells that other people may have written.
+func printRow(w io.Writer, cells ...string) {
+	for i := range cells {
+		cells[i] = harmless(cells[i])
+	}
+	fmt.Fprintln(w, strings.Join(cells, "\t"))
 }

@@ -84,7 +84,8 @@ func networks(s *daemonv1.StatusResponse) string {
 	return text
 }
 
-func printStatus(w io.Writer, s *daemonv1.StatusResponse) {
+func printStatus(out io.Writer, s *daemonv1.StatusResponse) {
+	w := harmlessly{out} // parts of it other people have written
 	if !s.Connected {
 		fmt.Fprintln(w, "not connected")
 		if s.Problem != "" {

@@ -92,14 +92,14 @@ func Main() int {
 		var exit exitError
 		if errors.As(err, &exit) {
 			if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only what was joined here has a text of its own
-				fmt.Fprintln(os.Stderr, "detour:", joined.Unwrap()[0])
+				fmt.Fprintln(harmlessly{os.Stderr}, "detour:", joined.Unwrap()[0])
 			}
 			return int(exit)
 		}
 		if s, ok := status.FromError(err); ok {
 			err = errors.New(s.Message())
 		}
-		fmt.Fprintln(os.Stderr, "detour:", err)
+		fmt.Fprintln(harmlessly{os.Stderr}, "detour:", err)
 		return 1
 	}
 	return 0

@@ -185,7 +185,7 @@ func (a *app) ingestFor(ctx context.Context, client daemonv1.DaemonServiceClient
 	p, err := inside.Start(target(s), args, environment)
 	if err != nil {
 		if lerr := a.leaveAll(ctx, client, made); lerr != nil {
-			fmt.Fprintln(a.ErrOut, "warning:", lerr)
+			fmt.Fprintln(harmlessly{a.ErrOut}, "warning:", lerr)
 		}
 		return started(err)
 	}

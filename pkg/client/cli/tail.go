@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -79,7 +77,7 @@ func (a *app) tail(ctx context.Context, req *tailv1.TailRequest) error {
 			return err
 		}
 		if m.Note != "" {
-			fmt.Fprintln(a.ErrOut, m.Note)
+			fmt.Fprintln(harmlessly{a.ErrOut}, m.Note)
 		}
 		for _, r := range m.Requests {
 			if err := a.printTailed(a.Out, tailedOf(r)); err != nil {
@@ -138,14 +136,4 @@ func (a *app) printTailed(w io.Writer, t tailed) error {
 	}
 	_, err = w.Write(raw)
 	return err
-}
-
-// harmless keeps what a stranger sent from steering the terminal.
-func harmless(s string) string {
-	return strings.Map(func(c rune) rune {
-		if !unicode.IsGraphic(c) {
-			return unicode.ReplacementChar
-		}
-		return c
-	}, s)
 }

@@ -180,7 +180,8 @@ func nameOf(i *daemonv1.Intercept) string {
 	return "service " + i.Service
 }
 
-func printLeft(w io.Writer, i *daemonv1.Intercept) {
+func printLeft(out io.Writer, i *daemonv1.Intercept) {
+	w := harmlessly{out}
 	switch i.Mode {
 	case string(detour.ModeIngest):
 		fmt.Fprintf(w, "left: %s\n", nameOf(i))
@@ -192,7 +193,8 @@ func printLeft(w io.Writer, i *daemonv1.Intercept) {
 	fmt.Fprintf(w, "left: %s, the cluster's pods answer again\n", nameOf(i))
 }
 
-func printIntercept(w io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept, rootless bool) {
+func printIntercept(out io.Writer, r *daemonv1.InterceptRequest, i *daemonv1.Intercept, rootless bool) {
+	w := harmlessly{out}
 	switch i.Mode {
 	case string(detour.ModeIngest):
 		fmt.Fprintf(w, "ingested: the environment of container %s of %s, no traffic\n", i.Container, i.Workload)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -134,7 +135,7 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 	}
 	s.object = detour.Session{
 		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, GenerateName: objectName(req.User) + "-"},
-		Spec:       detour.SessionSpec{PublicKey: key.PublicKey().String(), ClientVersion: version.Version, User: req.User, Host: host},
+		Spec:       detour.SessionSpec{PublicKey: key.PublicKey().String(), ClientVersion: version.Version, User: printable(req.User), Host: printable(host)},
 	}
 	progress("making a session in namespace " + s.namespace)
 	if err := s.kube.Create(ctx, &s.object); err != nil {
@@ -400,6 +401,16 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
+}
+
+// printable leaves out of a name what no Session takes.
+func printable(name string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.Is(unicode.C, c) {
+			return -1
+		}
+		return c
+	}, name)
 }
 
 // objectName makes a name that Kubernetes takes (RFC 1123) of a person's.

@@ -17,9 +17,12 @@ type SessionSpec struct {
 	ClientVersion string `json:"clientVersion"`
 
 	// User and Host say who is connected, as the laptop knows it ("alice", "alice-laptop"). For people to read, not for access control.
+	// Terminals show them, so they have no control characters.
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^\P{C}*$`
 	User string `json:"user"`
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^\P{C}*$`
 	Host string `json:"host"`
 }
 

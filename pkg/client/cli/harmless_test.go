@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"bytes"
+	"io"
+	"testing"
+	"unicode"
+
+	"github.com/stretchr/testify/assert"
+
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// What other people call themselves, their laptops and their objects does nothing to a terminal, and makes no lines of its own.
+func TestStrangersAreHarmless(t *testing.T) {
+	const evil = "eve\x1b]0;owned\a\x1b[2J\u009b2J\u202e\nfake line\rx\tcell"
+	status := connected()
+	status.User, status.Host, status.Problem = evil, evil, evil
+	status.Intercepts = []*daemonv1.Intercept{{Service: "web", LocalPort: 8080, Phase: "Refused", Message: "port 80 is intercepted by " + evil, Requests: evil, Personal: true, Workload: "deployment/web"}}
+	down := &daemonv1.StatusResponse{Problem: evil}
+	left := &daemonv1.Intercept{Service: evil}
+	for name, c := range map[string]struct {
+		print func(io.Writer)
+		lines int
+	}{
+		"status":        {func(w io.Writer) { printStatus(w, status) }, 10},
+		"not connected": {func(w io.Writer) { printStatus(w, down) }, 2},
+		"list": {func(w io.Writer) {
+			printList(w, []listed{{Service: "web", Port: "80", Workload: "deployment/web", Why: evil, Intercepts: []holder{{Laptop: evil, Phase: "Active", Mode: "intercept", Requests: evil}}}})
+		}, 2},
+		"left": {func(w io.Writer) { printLeft(w, left) }, 1},
+		"intercept": {func(w io.Writer) {
+			printIntercept(w, &daemonv1.InterceptRequest{}, &daemonv1.Intercept{Service: "web", LocalPort: 1, Workload: evil}, false)
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			c.print(&out)
+			assert.Equal(t, c.lines, bytes.Count(out.Bytes(), []byte("\n")), out.String())
+			for _, r := range out.String() {
+				assert.True(t, r == '\n' || unicode.IsGraphic(r), "%q in %q", r, out.String())
+			}
+			assert.Contains(t, out.String(), "eve")
+		})
+	}
+}
