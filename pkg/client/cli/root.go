@@ -156,7 +156,7 @@ func (a *app) detach(cmd *exec.Cmd) error {
 		log, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	}
 	if err != nil {
-		return fmt.Errorf("open the daemon's log: %w", err)
+		return fmt.Errorf("open the daemon's log: %w: set DETOUR_STATE_DIR to a directory that you may write to", err)
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"github.com/detour-dev/detour/pkg/dnsproxy"
 )
@@ -50,16 +51,22 @@ func (p Paths) Make() error {
 	if p.Rootless {
 		mode = 0o700
 	}
-	for _, d := range []string{p.Run, p.State} {
-		if err := os.MkdirAll(d, mode); err != nil {
-			return fmt.Errorf("make %s: %w", d, err)
+	for _, d := range []struct{ path, variable string }{{p.Run, "DETOUR_RUN_DIR"}, {p.State, "DETOUR_STATE_DIR"}} {
+		if err := os.MkdirAll(d.path, mode); err != nil {
+			return fmt.Errorf("make a directory of the daemon: %w: set %s to one that you may write to", err, d.variable)
 		}
 	}
 	return p.Check()
 }
 
-// Check refuses a run directory in which somebody else could listen, and would be told the user's credentials.
+// longestSocket is the longest path of a socket that the kernel takes, in bytes.
+const longestSocket = len(syscall.RawSockaddrUnix{}.Path) - 1
+
+// Check refuses a run directory in which no socket can be, or in which somebody else could listen, and would be told the user's credentials.
 func (p Paths) Check() error {
+	if len(p.Socket()) > longestSocket {
+		return fmt.Errorf("the path of the daemon's socket, %s, is longer than the %d bytes that a socket's may have: set DETOUR_RUN_DIR or XDG_RUNTIME_DIR to a shorter directory", p.Socket(), longestSocket)
+	}
 	if _, err := os.Lstat(p.Run); !p.Rootless || os.IsNotExist(err) || ownDirectory(p.Run) {
 		return nil
 	}
