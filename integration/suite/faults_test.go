@@ -2,6 +2,7 @@ package suite
 
 import (
 	"encoding/base64"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -98,6 +99,22 @@ func TestTwoUsersOnOneLaptop(t *testing.T) {
 	require.NoError(t, err, out)
 }
 
+// listener is the process that listens on a unix socket.
+func listener(t *testing.T, socket string) (pid int) {
+	t.Helper()
+	c, err := net.Dial("unix", socket)
+	require.NoError(t, err)
+	defer c.Close()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) {
+		is, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		require.NoError(t, err)
+		pid = int(is.Pid)
+	}))
+	return pid
+}
+
 // A daemon that a user has started with sudo is root's, and runs and reads what the user's kubeconfig names as the user.
 func TestRootsDaemonServesItsUser(t *testing.T) {
 	u := ordinaryUser(t)
@@ -150,4 +167,18 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 		}
 		u.detour("quit")
 	}
+	before := hostState(t)
+	out, err := asRoot("connect", "-n", "shop")
+	require.NoError(t, err, out)
+	t.Cleanup(func() { _, _ = asRoot("quit") })
+	require.NoError(t, syscall.Kill(listener(t, "/run/detour/daemon.sock"), syscall.SIGKILL))
+	require.Eventually(t, func() bool {
+		_, complaint, _ := u.try("status")
+		return strings.Contains(complaint, "run `sudo detour status`")
+	}, patience, 100*time.Millisecond)
+	out, err = asRoot("status")
+	require.NoError(t, err, out)
+	require.Eventually(t, func() bool { return hostState(t) == before }, patience, 20*time.Millisecond)
+	_, complaint, _ := u.try("status")
+	require.Empty(t, complaint)
 }

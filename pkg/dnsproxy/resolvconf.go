@@ -100,6 +100,26 @@ func (r ResolvConf) Set(server netip.Addr, search []string) error {
 	return nil
 }
 
+// LeftBehind says whether the file is ours and leads to a resolver that this machine has no more. Anybody may ask.
+func (r ResolvConf) LeftBehind() bool {
+	now, err := os.ReadFile(r.Path)
+	if err != nil || !bytes.HasPrefix(now, []byte(header)) {
+		return false
+	}
+	servers, _, err := r.Upstream()
+	if err != nil || len(servers) == 0 {
+		return false
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	return !slices.ContainsFunc(own, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && net.JoinHostPort(n.IP.String(), "53") == servers[0]
+	})
+}
+
 // Restore puts back what was there, unless somebody else has written the file since. It does nothing when nothing was set.
 func (r ResolvConf) Restore() error {
 	before, err := os.ReadFile(r.backup())

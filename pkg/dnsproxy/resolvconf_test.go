@@ -180,3 +180,20 @@ func TestUpstream(t *testing.T) {
 		})
 	}
 }
+
+// After a crash the file leads nowhere, which somebody who may not write it can be told.
+func TestLeftBehind(t *testing.T) {
+	for name, c := range map[string]struct {
+		content string
+		left    bool
+	}{
+		"of a daemon that is gone": {header + "nameserver 203.0.113.2\nsearch shop.svc.cluster.local\n", true},
+		"of one that runs":         {header + "nameserver 127.0.0.1\n", false},
+		"somebody else's":          {before, false},
+		"nothing":                  {"", false},
+		"without a resolver":       {header, false},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.left, laptopWith(t, c.content).LeftBehind()) })
+	}
+	assert.False(t, ResolvConf{Path: filepath.Join(t.TempDir(), "none")}.LeftBehind())
+}

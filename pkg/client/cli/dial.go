@@ -76,8 +76,17 @@ func (a *app) dial() (daemonv1.DaemonServiceClient, func(), error) {
 	return daemonv1.NewDaemonServiceClient(conn), func() { _ = conn.Close() }, nil
 }
 
-// putBack undoes what a daemon that was killed left on the laptop. The interface and its routes went with its process.
+// putBack undoes what a daemon that was killed left on the laptop, or says who can. The interface and its routes went with its process.
 func (a *app) putBack() {
+	if os.Geteuid() != 0 {
+		if a.paths.Resolver().LeftBehind() {
+			fmt.Fprintln(a.ErrOut, "warning: a daemon of root's has ended and left its /etc/resolv.conf behind, names may not resolve: run `sudo detour status`")
+		}
+		return
+	}
+	if a.paths.Rootless {
+		return
+	}
 	if conn, err := reach(a.paths); conn != nil || err != nil {
 		if conn != nil {
 			_ = conn.Close()

@@ -53,7 +53,7 @@ func Command(streams genericiooptions.IOStreams) *cobra.Command {
 			if err := a.choose(cmd); err != nil {
 				return err
 			}
-			if cmd.Name() != "daemon" && cmd.Name() != "hold" && !a.paths.Rootless {
+			if cmd.Name() != "daemon" && cmd.Name() != "hold" {
 				a.putBack()
 			}
 			return nil
