@@ -104,7 +104,7 @@ func (a *app) connectRequest() (*daemonv1.ConnectRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &daemonv1.ConnectRequest{Kubeconfig: packed, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport, Wishes: &a.wishes}
+	req := &daemonv1.ConnectRequest{Kubeconfig: packed, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport, Wishes: &a.wishes, RequestTimeoutSeconds: config.Timeout.Seconds()}
 	if *a.flags.Context != "" {
 		req.Context = *a.flags.Context
 	}
@@ -124,7 +124,7 @@ func (a *app) quitCommand() *cobra.Command {
 			}
 			defer done()
 			if client == nil {
-				return a.printQuit(false)
+				return a.printQuit(&daemonv1.QuitResponse{})
 			}
 			r, err := client.Quit(cmd.Context(), &daemonv1.QuitRequest{})
 			if err != nil {
@@ -137,19 +137,26 @@ func (a *app) quitCommand() *cobra.Command {
 					close()
 				}
 			}
-			return a.printQuit(r.WasConnected)
+			return a.printQuit(r)
 		},
 	}
 	a.outputFlag(cmd)
 	return cmd
 }
 
-func (a *app) printQuit(was bool) error {
-	return a.print(map[string]bool{"wasConnected": was}, func(w io.Writer) {
-		if was {
+func (a *app) printQuit(r *daemonv1.QuitResponse) error {
+	value := map[string]any{"wasConnected": r.WasConnected}
+	if r.Untold != "" {
+		value["untold"] = r.Untold
+	}
+	return a.print(value, func(w io.Writer) {
+		if r.WasConnected {
 			fmt.Fprintln(w, "disconnected; the laptop is as it was")
 		} else {
 			fmt.Fprintln(w, "not connected")
+		}
+		if r.Untold != "" {
+			fmt.Fprintln(harmlessly{w}, "the cluster was not told, and ends the session when it has not heard of the laptop for its time:", r.Untold)
 		}
 	})
 }

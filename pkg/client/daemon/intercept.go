@@ -194,7 +194,9 @@ func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*dae
 		}
 		return nil, err
 	}
-	s.suspend(ctx, names)
+	if err := s.suspend(ctx, names); silent(err) {
+		return left, explain.Error(err, "leave "+req.Service)
+	}
 	for _, name := range names {
 		i, err := s.leaveOne(ctx, name)
 		if err != nil {
@@ -237,7 +239,8 @@ func (s *session) meant(req *daemonv1.LeaveRequest, ports servicePorts) (names [
 }
 
 // suspend asks the traffic-manager to give traffic and work back. Of several ports of a replaced container none is done without the others.
-func (s *session) suspend(ctx context.Context, names []string) {
+// It stops when the API server does not answer.
+func (s *session) suspend(ctx context.Context, names []string) error {
 	for _, name := range names {
 		s.mu.Lock()
 		l := s.intercepts[name]
@@ -246,10 +249,17 @@ func (s *session) suspend(ctx context.Context, names []string) {
 			continue
 		}
 		i := l.object
-		if err := client.IgnoreNotFound(s.kube.Patch(ctx, &i, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"suspend":true}}`)))); err != nil {
+		err := s.part(ctx, func(ctx context.Context) error {
+			return client.IgnoreNotFound(s.kube.Patch(ctx, &i, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"suspend":true}}`))))
+		})
+		if err != nil {
 			s.log.Warn("suspending the intercept failed", "intercept", name, "err", err)
 		}
+		if silent(err) {
+			return err
+		}
 	}
+	return nil
 }
 
 // leaveOne ends an intercept that was suspended: the laptop answers until every agent has turned away from it.
@@ -261,20 +271,21 @@ func (s *session) leaveOne(ctx context.Context, name string) (*daemonv1.Intercep
 		return nil, fmt.Errorf("there is no intercept %s", name)
 	}
 	i := l.object
-	err := s.kube.Get(ctx, client.ObjectKeyFromObject(&i), &i)
+	read := func(ctx context.Context) error { return s.kube.Get(ctx, client.ObjectKeyFromObject(&i), &i) }
+	err := s.part(ctx, read)
 	deadline := time.Now().Add(suspendTimeout)
 	if i.Spec.Mode == detour.ModeReplace {
 		deadline = time.Now().Add(activeTimeout) // the app's own container is rolled out meanwhile
 	}
 	for err == nil && i.Spec.Suspend && i.Status.Phase != detour.PhaseSuspended && i.Status.Phase != detour.PhaseRefused && time.Now().Before(deadline) {
 		if err = sleep(ctx, pollInterval); err == nil {
-			err = s.kube.Get(ctx, client.ObjectKeyFromObject(&i), &i)
+			err = s.part(ctx, read)
 		}
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		s.log.Warn("waiting until the intercept is suspended failed", "intercept", name, "err", err)
 	}
-	if err := client.IgnoreNotFound(s.kube.Delete(ctx, &i)); err != nil {
+	if err := s.part(ctx, func(ctx context.Context) error { return client.IgnoreNotFound(s.kube.Delete(ctx, &i)) }); err != nil {
 		return nil, explain.Error(err, "delete the intercept "+name)
 	}
 	s.relays.remove(string(i.UID))

@@ -80,7 +80,9 @@ func (s *Server) lose(ctx context.Context, now *session) {
 	defer s.mu.Unlock()
 	ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 	defer done()
-	now.close(ending)
+	if err := now.close(ending); err != nil {
+		s.log.Warn("the cluster was not told of the session's end", "err", err)
+	}
 }
 
 // reconnect makes a session anew in place of a lost one, and says whether there is nothing left to try.

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
@@ -35,6 +36,9 @@ type Server struct {
 	paths Paths
 	log   *slog.Logger
 	quit  context.CancelFunc
+	// busy ends at once what takes long when somebody wants to quit: it is the context of making sessions.
+	busy context.Context //nolint:containedctx // it is the daemon's own
+	idle context.CancelFunc
 
 	// mu is held by whatever changes the session: one thing at a time.
 	mu      sync.Mutex
@@ -73,10 +77,11 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &Server{paths: p, log: log, quit: cancel}
+	s.busy, s.idle = context.WithCancel(ctx)
 	server := grpc.NewServer(grpc.Creds(newPeers()))
 	daemonv1.RegisterDaemonServiceServer(server, s)
 	var kept sync.WaitGroup
-	kept.Go(func() { s.keep(ctx) })
+	kept.Go(func() { s.keep(s.busy) })
 	kept.Go(func() { processors.Follow(ctx) })
 	stopped := make(chan struct{})
 	go func() {
@@ -84,7 +89,9 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 		<-ctx.Done()
 		ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 		defer done()
-		s.end(ending)
+		if _, untold := s.end(ending); untold != nil {
+			log.Warn("the cluster was not told of the end", "err", untold)
+		}
 		finish := time.AfterFunc(2*time.Second, server.Stop)
 		defer finish.Stop()
 		server.GracefulStop()
@@ -108,17 +115,18 @@ func (s *Server) put(n *session) {
 	s.session = n
 }
 
-// end leaves everything and puts the laptop back.
-func (s *Server) end(ctx context.Context) bool {
+// end leaves everything and puts the laptop back. It says whether there was something, and why the cluster was not told.
+func (s *Server) end(ctx context.Context) (was bool, untold error) {
+	s.idle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	had := s.get()
 	if had == nil {
-		return false
+		return false, nil
 	}
-	had.close(ctx)
+	untold = had.close(ctx)
 	s.put(nil)
-	return true
+	return true, untold
 }
 
 // Version implements DaemonServiceServer.
@@ -149,7 +157,11 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
 	progress := func(text string) { _ = stream.Send(&daemonv1.ConnectResponse{Progress: text}) }
-	n, err := connect(stream.Context(), req, s.paths, s.log, progress)
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	stop := context.AfterFunc(s.busy, cancel)
+	defer stop()
+	n, err := connect(ctx, req, s.paths, s.log, progress)
 	if err != nil {
 		return status.Error(codes.Aborted, err.Error())
 	}
@@ -216,9 +228,13 @@ func (s *Server) Tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServer
 
 // Quit implements DaemonServiceServer.
 func (s *Server) Quit(ctx context.Context, _ *daemonv1.QuitRequest) (*daemonv1.QuitResponse, error) {
-	was := s.end(ctx)
+	was, untold := s.end(ctx)
 	s.quit()
-	return &daemonv1.QuitResponse{WasConnected: was}, nil
+	r := &daemonv1.QuitResponse{WasConnected: was}
+	if untold != nil {
+		r.Untold = explain.Error(untold, "delete the session").Error()
+	}
+	return r, nil
 }
 
 // others lists the flags that were given and are not what the session was made with.

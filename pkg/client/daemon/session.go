@@ -1,12 +1,13 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,8 @@ const (
 	pollInterval   = 150 * time.Millisecond
 	managerTimeout = 20 * time.Second // until the manager has answered a new session
 	tunnelTimeout  = 20 * time.Second
+	requestTimeout = 30 * time.Second
+	partingTimeout = 5 * time.Second // of a request without which the laptop can go
 )
 
 // session is a live connection to one namespace of one cluster.
@@ -69,6 +72,7 @@ type session struct {
 	wanted          []*wanted
 	request         *daemonv1.ConnectRequest // what made it
 	ended           bool                     // closed; only its problem is still of interest
+	untold          error                    // why the cluster was not told of the end
 	problem         error
 }
 
@@ -93,7 +97,7 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, paths Paths, log
 		if err != nil {
 			ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 			defer done()
-			s.close(ending)
+			_ = s.close(ending) // it has logged why
 		}
 	}()
 	// No discovery: a user may have no right to it, and the types are known.
@@ -101,7 +105,12 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, paths Paths, log
 	for _, kind := range []string{"Session", "Intercept"} {
 		mapper.Add(detour.GroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
-	if s.kube, err = client.New(config, client.Options{Scheme: scheme, Mapper: mapper}); err != nil {
+	bounded := rest.CopyConfig(config) // not for the tunnel, nor for what watches
+	bounded.Timeout = requestTimeout
+	if req.RequestTimeoutSeconds > 0 {
+		bounded.Timeout = time.Duration(req.RequestTimeoutSeconds * float64(time.Second))
+	}
+	if s.kube, err = client.New(bounded, client.Options{Scheme: scheme, Mapper: mapper}); err != nil {
 		return nil, explain.Error(err, "connect to the cluster")
 	}
 	key, err := vif.NewPrivateKey()
@@ -142,8 +151,11 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 		return explain.Error(err, "create a session in namespace "+s.namespace)
 	}
 	s.cleanup = append(s.cleanup, func(ctx context.Context) {
-		if err := client.IgnoreNotFound(s.kube.Delete(ctx, &s.object)); err != nil {
-			s.log.Warn("deleting the session failed", "err", err)
+		if s.untold == nil {
+			s.untold = s.part(ctx, func(ctx context.Context) error { return client.IgnoreNotFound(s.kube.Delete(ctx, &s.object)) })
+		}
+		if s.untold != nil {
+			s.log.Warn("deleting the session failed", "err", s.untold)
 			return
 		}
 		_ = os.Remove(s.journal())
@@ -316,20 +328,28 @@ func (s *session) followResolvers() {
 	}
 }
 
-// close undoes everything, last to first.
-func (s *session) close(ctx context.Context) {
+// close undoes everything, last to first. A cluster that does not answer is not waited for: it finds out by itself, and why it was not told
+// is returned.
+func (s *session) close(ctx context.Context) error {
 	s.mu.Lock()
 	s.wanted = nil
-	names := make([]string, 0, len(s.intercepts))
-	for name := range s.intercepts {
-		names = append(names, name)
-	}
+	names := slices.Collect(maps.Keys(s.intercepts))
 	s.mu.Unlock()
-	s.suspend(ctx, names)
+	if s.isEnded() {
+		return s.untold
+	}
+	s.untold = s.suspend(ctx, names)
 	for _, name := range names {
+		if silent(s.untold) {
+			break
+		}
 		if _, err := s.leaveOne(ctx, name); err != nil {
 			s.log.Warn("leaving an intercept failed", "intercept", name, "err", err)
+			s.untold = err
 		}
+	}
+	if !silent(s.untold) {
+		s.untold = nil // the session's end is that of its intercepts
 	}
 	for _, f := range slices.Backward(s.cleanup) {
 		f(ctx)
@@ -338,60 +358,20 @@ func (s *session) close(ctx context.Context) {
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
+	return s.untold
 }
 
-func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
-	ended := s.isEnded()
-	st := s.object.Status
-	pid, id := 0, ""
-	if s.inside != nil && !ended {
-		pid, id = s.inside.PID(), s.inside.ID()
-	}
-	r := &daemonv1.StatusResponse{
-		Connected: !ended, TunnelUp: !ended && s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
-		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(),
-		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version, ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(),
-		Rootless: s.paths.Rootless, NamespacePid: int32(pid), NamespaceId: id, Wishes: s.request.Wishes,
-	}
-	path := s.vif.Path()
-	if r.Transport, r.TransportAddress = path.Transport, path.Address; r.Transport != "" {
-		r.TransportSinceUnix = path.Since.Unix()
-	} else {
-		r.TunnelUp = false
-	}
-	if r.TunnelUp && s.hub.IsValid() {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		if rtt, err := vif.RTT(ctx, s.place.Dial, s.hub); err == nil {
-			r.RttSeconds = rtt.Seconds()
-		}
-	}
-	if !r.TunnelUp {
-		r.Problem = "the tunnel is down, a new one is being opened"
-		if err := s.vif.Problem(); err != nil {
-			r.Problem += ": " + err.Error()
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if problem := cmp.Or(s.problem, s.unreached); problem != nil {
-		r.Problem = problem.Error()
-	}
-	for _, p := range s.networks.Remap {
-		r.Mapped = append(r.Mapped, p.String())
-	}
-	for _, l := range s.intercepts {
-		var i detour.Intercept
-		if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&l.object), &i); err == nil {
-			l.object = i
-		}
-		r.Intercepts = append(r.Intercepts, describe(&l.object))
-	}
-	for _, w := range s.wanted {
-		r.Intercepts = append(r.Intercepts, w.describe())
-	}
-	slices.SortFunc(r.Intercepts, func(a, b *daemonv1.Intercept) int { return strings.Compare(a.Name, b.Name) })
-	return r
+// part asks the API server for something without which the laptop can go.
+func (s *session) part(ctx context.Context, ask func(context.Context) error) error {
+	ctx, done := context.WithTimeout(ctx, partingTimeout)
+	defer done()
+	return ask(ctx)
+}
+
+// silent says whether an error means that the API server did not answer.
+func silent(err error) bool {
+	var unreached *url.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.As(err, &unreached)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -114,17 +114,18 @@ func (x *VersionResponse) GetPid() int32 {
 }
 
 type ConnectRequest struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Kubeconfig       []byte                 `protobuf:"bytes,1,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"` // stands alone, with one context: see pkg/client/kubeconfig
-	Context          string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`       // the name of the caller's context, for people
-	Namespace        string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	ManagerNamespace string                 `protobuf:"bytes,4,opt,name=manager_namespace,json=managerNamespace,proto3" json:"manager_namespace,omitempty"`
-	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`                                      // who asks, for the Session
-	HostLoopback     bool                   `protobuf:"varint,6,opt,name=host_loopback,json=hostLoopback,proto3" json:"host_loopback,omitempty"` // rootless mode: the laptop's 127.0.0.1 can be reached from inside
-	Transport        string                 `protobuf:"bytes,7,opt,name=transport,proto3" json:"transport,omitempty"`                            // auto, upgrade or portforward; empty for auto
-	Wishes           *Wishes                `protobuf:"bytes,17,opt,name=wishes,proto3" json:"wishes,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	Kubeconfig            []byte                 `protobuf:"bytes,1,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"` // stands alone, with one context: see pkg/client/kubeconfig
+	Context               string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`       // the name of the caller's context, for people
+	Namespace             string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	ManagerNamespace      string                 `protobuf:"bytes,4,opt,name=manager_namespace,json=managerNamespace,proto3" json:"manager_namespace,omitempty"`
+	User                  string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`                                                                    // who asks, for the Session
+	HostLoopback          bool                   `protobuf:"varint,6,opt,name=host_loopback,json=hostLoopback,proto3" json:"host_loopback,omitempty"`                               // rootless mode: the laptop's 127.0.0.1 can be reached from inside
+	Transport             string                 `protobuf:"bytes,7,opt,name=transport,proto3" json:"transport,omitempty"`                                                          // auto, upgrade or portforward; empty for auto
+	RequestTimeoutSeconds float64                `protobuf:"fixed64,8,opt,name=request_timeout_seconds,json=requestTimeoutSeconds,proto3" json:"request_timeout_seconds,omitempty"` // of one request to the API server; 0 for the daemon's own
+	Wishes                *Wishes                `protobuf:"bytes,17,opt,name=wishes,proto3" json:"wishes,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *ConnectRequest) Reset() {
@@ -204,6 +205,13 @@ func (x *ConnectRequest) GetTransport() string {
 		return x.Transport
 	}
 	return ""
+}
+
+func (x *ConnectRequest) GetRequestTimeoutSeconds() float64 {
+	if x != nil {
+		return x.RequestTimeoutSeconds
+	}
+	return 0
 }
 
 func (x *ConnectRequest) GetWishes() *Wishes {
@@ -1161,6 +1169,7 @@ func (*QuitRequest) Descriptor() ([]byte, []int) {
 type QuitResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WasConnected  bool                   `protobuf:"varint,1,opt,name=was_connected,json=wasConnected,proto3" json:"was_connected,omitempty"`
+	Untold        string                 `protobuf:"bytes,2,opt,name=untold,proto3" json:"untold,omitempty"` // why the cluster does not know; it gives the session up by itself
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1202,6 +1211,13 @@ func (x *QuitResponse) GetWasConnected() bool {
 	return false
 }
 
+func (x *QuitResponse) GetUntold() string {
+	if x != nil {
+		return x.Untold
+	}
+	return ""
+}
+
 var File_daemon_v1_daemon_proto protoreflect.FileDescriptor
 
 const file_daemon_v1_daemon_proto_rawDesc = "" +
@@ -1210,7 +1226,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0eVersionRequest\"=\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\x9e\x02\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xd6\x02\n" +
 	"\x0eConnectRequest\x12\x1e\n" +
 	"\n" +
 	"kubeconfig\x18\x01 \x01(\fR\n" +
@@ -1220,7 +1236,8 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x11manager_namespace\x18\x04 \x01(\tR\x10managerNamespace\x12\x12\n" +
 	"\x04user\x18\x05 \x01(\tR\x04user\x12#\n" +
 	"\rhost_loopback\x18\x06 \x01(\bR\fhostLoopback\x12\x1c\n" +
-	"\ttransport\x18\a \x01(\tR\ttransport\x120\n" +
+	"\ttransport\x18\a \x01(\tR\ttransport\x126\n" +
+	"\x17request_timeout_seconds\x18\b \x01(\x01R\x15requestTimeoutSeconds\x120\n" +
 	"\x06wishes\x18\x11 \x01(\v2\x18.detour.daemon.v1.WishesR\x06wishes\"\xc7\x01\n" +
 	"\x06Wishes\x12\x1d\n" +
 	"\n" +
@@ -1320,9 +1337,10 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\tR\x04port\"@\n" +
 	"\rLeaveResponse\x12/\n" +
 	"\x04left\x18\x01 \x03(\v2\x1b.detour.daemon.v1.InterceptR\x04left\"\r\n" +
-	"\vQuitRequest\"3\n" +
+	"\vQuitRequest\"K\n" +
 	"\fQuitResponse\x12#\n" +
-	"\rwas_connected\x18\x01 \x01(\bR\fwasConnected2\xac\x04\n" +
+	"\rwas_connected\x18\x01 \x01(\bR\fwasConnected\x12\x16\n" +
+	"\x06untold\x18\x02 \x01(\tR\x06untold2\xac\x04\n" +
 	"\rDaemonService\x12N\n" +
 	"\aVersion\x12 .detour.daemon.v1.VersionRequest\x1a!.detour.daemon.v1.VersionResponse\x12P\n" +
 	"\aConnect\x12 .detour.daemon.v1.ConnectRequest\x1a!.detour.daemon.v1.ConnectResponse0\x01\x12K\n" +
