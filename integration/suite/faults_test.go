@@ -121,11 +121,10 @@ func TestRootsDaemonServesItsUser(t *testing.T) {
 	developer(t, "sue")
 	kubectl(t, "-n", "shop", "create", "rolebinding", "sue", "--clusterrole=detour-user", "--serviceaccount=shop:sue")
 	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "sue") })
-	file := func(name, content string, mode os.FileMode) string {
+	file := func(name, content string, mode os.FileMode) {
 		path := filepath.Join(u.dir, name)
 		require.NoError(t, os.WriteFile(path, []byte(content), mode))
 		require.NoError(t, os.Chown(path, person, person))
-		return path
 	}
 	authority, err := base64.StdEncoding.DecodeString(kubectl(t, "config", "view", "--flatten", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
 	require.NoError(t, err)
