@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -299,6 +300,32 @@ func TestTLSFailsOpenLater(t *testing.T) {
 			}
 			p.setRoutes(nil)
 		})
+	}
+}
+
+// hasty answers each request before it has read its body, and closes: with what is unread, that is a reset.
+func hasty(c net.Conn) {
+	if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
+		return
+	}
+	_, _ = io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nalice")
+}
+
+// A process may answer and close before it has read a body. Clients get the answer.
+func TestHastyProcess(t *testing.T) {
+	p, roots := looked(t, func(*tls.Config) {})
+	m := newLaptop(t, ok, hasty)
+	p.tls.RootCAs.AddCert(m.certificate)
+	alice := p.person("alice", m.address)
+	alice.LocalPlaintext = true
+	p.setRoutes([]*agentv1.Intercept{alice})
+	transport := secureTransports(t, roots)["HTTP/2.0"]
+	for _, size := range []int{10, 100_000, 4 << 20} {
+		for range 10 {
+			answer, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "alice", strings.Repeat("x", size))
+			require.NoError(t, err, size)
+			require.Equal(t, "413 alice", fmt.Sprint(answer.StatusCode, " ", page), size)
+		}
 	}
 }
 

@@ -41,13 +41,13 @@ func (a *agent) translate(conn net.Conn, dial func(context.Context) (net.Conn, e
 	open := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		select {
 		case c := <-first:
-			return c, nil
+			return &heard{Conn: c}, nil
 		default:
 			c, err := dial(ctx)
 			if err != nil {
 				return nil, errors.Join(errLaptop, err)
 			}
-			return c, nil
+			return &heard{Conn: c}, nil
 		}
 	}
 	here, there := net.Pipe()
@@ -71,6 +71,25 @@ func (a *agent) translate(conn net.Conn, dial func(context.Context) (net.Conn, e
 	})
 	return t
 }
+
+// heard is a connection whose end is told to who reads it, and not to who writes: Go's client would look no further for the answer of a process that
+// answers and closes while it is written to.
+type heard struct {
+	net.Conn
+	lost atomic.Bool
+}
+
+func (c *heard) Write(b []byte) (int, error) {
+	if !c.lost.Load() {
+		if _, err := c.Conn.Write(b); err != nil {
+			c.lost.Store(true)
+		}
+	}
+	return len(b), nil
+}
+
+// NetConn is the connection below.
+func (c *heard) NetConn() net.Conn { return c.Conn }
 
 // RoundTrip asks the process, and says of what may be asked of the app that the laptop cannot be had.
 func (t *translation) RoundTrip(r *http.Request) (*http.Response, error) {

@@ -22,7 +22,7 @@ func (s *Stream) join(local net.Conn) {
 	s.mu.Lock()
 	s.drain() // what was not to be sent yet
 	s.mu.Unlock()
-	if err := socket.Copy(s, local); err != nil {
+	if err := socket.Copy(s, local); err != nil || s.isDeaf() {
 		_ = s.Abort()
 	} else {
 		_ = s.CloseWrite()
@@ -64,17 +64,30 @@ func (s *Stream) drain() {
 			s.mu.Unlock()
 			_, err := s.local.Write(p.b[p.from:p.to])
 			partPool.Put(p.b)
-			if err != nil {
-				_ = s.Abort()
-			}
 			s.mu.Lock()
 			s.took(p.to - p.from)
+			if err != nil {
+				s.deafen()
+			}
 		}
 		s.draining = false
-		if s.fin && s.err == nil {
+		if s.fin && s.err == nil && !s.deaf {
 			closeWrite(s.local)
 		}
 	})
+}
+
+// deafen is when the local process takes nothing any more; mu is held. It may have answered before it closed, so the stream goes on until that
+// has been read.
+func (s *Stream) deafen() {
+	s.deaf = true
+	s.parts.drop()
+}
+
+func (s *Stream) isDeaf() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.deaf
 }
 
 func closeWrite(c net.Conn) {

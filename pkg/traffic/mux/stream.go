@@ -44,6 +44,7 @@ type Stream struct {
 
 	local    net.Conn // where an accepted one leads to, once it does
 	draining bool     // a goroutine writes what waits to local
+	deaf     bool     // local takes nothing any more
 	drained  sync.WaitGroup
 }
 
@@ -223,7 +224,7 @@ func (s *Stream) receive(b []byte) error {
 	}
 	var err error
 	switch {
-	case s.err != nil:
+	case s.err != nil || s.deaf:
 		b = nil
 	case s.parts.len() > 0:
 	case s.got < len(s.into):
@@ -239,10 +240,10 @@ func (s *Stream) receive(b []byte) error {
 		s.readable.Broadcast()
 		s.drain()
 	}
-	s.mu.Unlock()
 	if err != nil {
-		_ = s.Abort()
+		s.deafen()
 	}
+	s.mu.Unlock()
 	return nil
 }
 
