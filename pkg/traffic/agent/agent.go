@@ -202,9 +202,9 @@ func (a *agent) take(ctx context.Context, h passthrough.Handover) {
 
 // serve carries a connection of which some was already read, as one that is all one or request by request.
 func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
-	untouched := false
+	untouched, refused := false, false
 	for {
-		if a.personal(h.Port) && !untouched {
+		if (a.personal(h.Port) || refused) && !untouched {
 			if len(h.First) == 0 {
 				h.First = sniffed(h.Client)
 			}
@@ -216,23 +216,31 @@ func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
 				a.conns.Go(func() { a.lookAgain(ctx, h.Port) })
 				untouched = true
 			case sniff.Classify(h.First) == sniff.HTTP2:
-				var app net.Conn
+				var app *upstream
 				if h.App != nil {
-					app = h.App
+					app = &upstream{Conn: h.App}
 				}
-				a.serveHTTP2(h.Client, app, h.Port, h.First)
+				a.serveHTTP2(h.Client, h.Port, h.First, app)
 				return
 			case sniff.BeginsRequest(h.First):
 				a.newExchange(h.Client, h).serve(ctx)
 				return
 			}
 		}
+		if refused {
+			abort(h.Client) // not HTTP, so nobody can say why
+			return
+		}
 		c := &connection{agent: a, client: h.Client, app: h.App, port: h.Port, untouched: untouched}
 		again, rest := c.serve(ctx, h.First)
 		if !again {
 			return
 		}
-		h.First, h.App = rest, nil
+		if up := c.given(); up != nil {
+			a.serveHTTP2(h.Client, h.Port, rest, up)
+			return
+		}
+		h.First, h.App, refused = rest, nil, c.refused
 	}
 }
 

@@ -29,6 +29,8 @@ type connection struct {
 	port   uint16
 	// untouched is a connection of TLS that is not looked into.
 	untouched bool
+	// refused says that the laptop cannot be had and nobody else shall answer: a client of HTTP can be told.
+	refused bool
 
 	mu       sync.Mutex
 	up       *upstream
@@ -37,8 +39,9 @@ type connection struct {
 	upgraded bool // no longer HTTP
 	begun    begun
 
-	frames frameWriter   // to the client of an HTTP/2 connection
-	spoken atomic.Uint64 // how often either side has said something
+	greeting greeting
+	frames   frameWriter   // to the client of an HTTP/2 connection
+	spoken   atomic.Uint64 // how often either side has said something
 }
 
 // upstream is one side a connection can be joined to.
@@ -52,8 +55,11 @@ type upstream struct {
 	idle bool
 }
 
-// errByRequest leaves a connection to be served request by request, from rest on.
-type errByRequest struct{ rest []byte }
+// errByRequest leaves a connection to be served request by request, from rest on. Its upstream goes along if that is kept.
+type errByRequest struct {
+	rest []byte
+	keep bool
+}
 
 func (errByRequest) Error() string { return "to be served request by request" }
 
@@ -69,6 +75,9 @@ func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest 
 	up, err := c.open(ctx, want)
 	if err != nil {
 		seen.owned(want)
+		if c.refused = errors.Is(err, errLaptop) && !c.untouched; c.refused {
+			return true, first
+		}
 		// The app does not accept: neither do we. A refusal becomes a reset, because the handshake is done.
 		_ = c.client.SetLinger(0)
 		return false, nil
@@ -86,6 +95,9 @@ func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest 
 	c.mu.Unlock()
 	var leaves errByRequest
 	switch {
+	case errors.As(err, &leaves) && leaves.keep:
+		c.give(up)
+		return true, leaves.rest
 	case errors.As(err, &leaves):
 		_ = up.Close()
 		<-up.ended
@@ -155,10 +167,19 @@ func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 	switch {
 	case begins:
 		if c.proto = sniff.Classify(b); c.proto == sniff.HTTP2 {
+			if c.up.target != nil && !c.answered {
+				c.greeting.leaves, c.up.left = true, true
+				c.mu.Unlock()
+				return errByRequest{rest: slices.Clone(b), keep: true}
+			}
 			c.agent.framed.Store(c, nil)
 			defer c.review() // something may have changed since the upstream was chosen
-		} else if c.answered {
+		} else if c.answered || len(c.greeting.said) > 0 {
 			c.proto = sniff.Other // who speaks first is no HTTP/1 server
+		}
+		if err := c.release(); err != nil {
+			c.mu.Unlock()
+			return err
 		}
 	}
 	up := c.up
@@ -166,7 +187,7 @@ func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 	if c.agent.personal(c.port) && !c.upgraded && ((begins && !c.answered && routable) || (c.proto == sniff.HTTP1 && (up.idle || c.answered) && sniff.StartsRequest(b))) {
 		up.left = true
 		c.mu.Unlock()
-		return errByRequest{slices.Clone(b)}
+		return errByRequest{rest: slices.Clone(b)}
 	}
 	if c.proto == sniff.HTTP1 && !c.upgraded && (up.idle || c.answered) {
 		if want := c.agent.wanted(c.port); (up.idle || want != up.target) && sniff.StartsRequest(b) {
@@ -235,6 +256,9 @@ func (c *connection) fromUpstream(ctx context.Context, up *upstream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	lost := c.begun.lost(up, err)
+	if !c.greeting.leaves {
+		_ = c.release()
+	}
 	switch {
 	case up.left:
 	case lost && c.move(ctx, up):
@@ -251,6 +275,10 @@ func (c *connection) copyBack(up *upstream) error {
 	write := func(b []byte) error {
 		c.spoken.Add(1)
 		c.mu.Lock()
+		if c.greets(b) {
+			c.mu.Unlock()
+			return nil
+		}
 		if !c.begun.answered() {
 			c.mu.Unlock()
 			return errLaptop

@@ -1,11 +1,17 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
 
@@ -33,6 +39,74 @@ func greets(name byte) func(net.Conn) {
 			}
 		}
 	}
+}
+
+// Of a port that is a laptop's as a whole requests of HTTP/2 are told apart too, whoever greets first, on the connection that was opened to find out.
+func TestGreetingLaptop(t *testing.T) {
+	var server http2.Server                                                                                        //nolint:staticcheck // net/http's does not greet before its client
+	m := newLaptop(t, ok, func(c net.Conn) { server.ServeConn(c, &http2.ServeConnOpts{Handler: says("laptop")}) }) //nolint:staticcheck // likewise
+	serveApp := handler(t, says("app"))
+	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), m.authority)
+	p.intercept(m.address)
+	transport := transports(t)["HTTP/2"]
+	for range 3 {
+		require.Equal(t, "laptop / order", text(t, p.ask(t, transport, http.MethodPost, "/", "", strings.NewReader("order"))))
+	}
+	require.Len(t, m.headers, 1)
+	m.status.Store(int32(agentv1.RelayStatus_RELAY_STATUS_REFUSED))
+	m.cut()
+	require.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "", nil)))
+}
+
+// Clients that keep their connection move to the laptop and back without losing a request.
+func TestGlobalHTTP2Moves(t *testing.T) {
+	var server http2.Server                                                                                        //nolint:staticcheck // as above
+	m := newLaptop(t, ok, func(c net.Conn) { server.ServeConn(c, &http2.ServeConnOpts{Handler: says("laptop")}) }) //nolint:staticcheck // likewise
+	serveApp := handler(t, says("app"))
+	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { _ = c.SetDeadline(time.Time{}); serveApp(c) }), m.authority)
+	transport := transports(t)["HTTP/2"]
+	ask := func() (string, error) {
+		r, err := http.NewRequest(http.MethodPost, "http://"+p.address+"/", strings.NewReader("order"))
+		if err != nil {
+			return "", err
+		}
+		answer, err := transport.RoundTrip(r)
+		if err != nil {
+			return "", err
+		}
+		defer answer.Body.Close()
+		page, err := io.ReadAll(answer.Body)
+		who, said, _ := strings.Cut(string(page), " ")
+		if err == nil && said != "/ order" {
+			err = fmt.Errorf("%s: %q", answer.Status, page)
+		}
+		return who, err
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				_, err := ask()
+				assert.NoError(t, err)
+			}
+		})
+	}
+	for range 10 {
+		for _, who := range []string{"laptop", "app"} {
+			if who == "laptop" {
+				p.intercept(m.address)
+				for len(m.headers) > 0 {
+					<-m.headers
+				}
+			} else {
+				p.leave()
+			}
+			require.Eventually(t, func() bool { got, err := ask(); return err == nil && got == who }, patience, time.Millisecond)
+		}
+	}
+	stop()
+	asking.Wait()
 }
 
 // A server of HTTP/2 may greet before its client. Its connection is one of HTTP/2 nevertheless, which is asked to leave when it has to move.

@@ -21,11 +21,12 @@ type http2Client struct {
 	conn  net.Conn
 	port  uint16
 	sw    *http2.Switch
+	host  *target // has all of the connection in the app's place; nil for none
 	app   *http2.Way
 	ways  map[http2Way]*http2.Way
 
 	mu    sync.Mutex
-	first net.Conn // to the app, until somebody uses it
+	first *upstream // that there is already, until somebody uses it
 }
 
 // http2Way tells a client's ways apart.
@@ -34,16 +35,18 @@ type http2Way struct {
 	http1 bool // its process does not speak HTTP/2
 }
 
-// serveHTTP2 carries a client's connection, of which some was already read, to its end. app is a connection to the app, or nil.
-func (a *agent) serveHTTP2(client, app net.Conn, port uint16, first []byte) {
-	c := &http2Client{agent: a, conn: client, port: port, first: app, ways: map[http2Way]*http2.Way{}}
-	defer func() {
-		if unused := c.take(); unused != nil {
-			_ = unused.Close()
-		}
-	}()
+// serveHTTP2 carries a client's connection, of which some was already read, to its end. up is a connection that there is already, to the app
+// or a laptop, or nil.
+func (a *agent) serveHTTP2(client net.Conn, port uint16, first []byte, up *upstream) {
+	c := &http2Client{agent: a, conn: client, port: port, first: up, ways: map[http2Way]*http2.Way{}}
+	defer c.closeFirst()
 	c.app = &http2.Way{Dial: c.dialApp, Over: a.life}
-	c.sw = http2.New(a.life, &prefixedConn{Conn: socket.New(client), first: first}, http2.Config{App: c.app, Route: c.route, Go: a.conns.Go})
+	config := http2.Config{App: c.app, Route: c.route, Go: a.conns.Go}
+	if up != nil && up.target != nil {
+		c.host = up.target
+		config.Host = c.way(c.host, false)
+	}
+	c.sw = http2.New(a.life, &prefixedConn{Conn: socket.New(client), first: first}, config)
 	a.framed.Store(c, nil)
 	defer a.framed.Delete(c)
 	c.review()
@@ -65,17 +68,24 @@ func (c *prefixedConn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// review asks the client to open another connection when the pod ends. Which laptop or app gets a request is decided for each.
+// NetConn is the connection below.
+func (c *prefixedConn) NetConn() net.Conn { return c.Conn }
+
+// review asks the client to open another connection when the pod ends, or the intercept whose laptop was its host. Which laptop or app gets a
+// request is decided for each.
 func (c *http2Client) review() {
-	if c.agent.podEnding.Load() {
+	if c.agent.podEnding.Load() || (c.host != nil && c.host.ctx.Err() != nil) {
 		c.sw.Leave()
 	}
 }
 
 // route says where a request goes.
 func (c *http2Client) route(r *http2.Request) http2.Route {
-	if r.Tunnel() {
-		return http2.Route{} // is the app's to refuse
+	if r.Tunnel() { // is its host's to refuse
+		if all := c.agent.wanted(c.port); all != nil {
+			return http2.Route{Way: c.way(all, false), Strict: all.ErrorOnFailure}
+		}
+		return http2.Route{}
 	}
 	asked := &route.Request{Method: r.Method, Target: r.Target, Values: r.Values}
 	owner, want := c.agent.choose(c.port, asked)
@@ -83,11 +93,11 @@ func (c *http2Client) route(r *http2.Request) http2.Route {
 	seen.owned(owner)
 	to := http2.Route{Way: c.app}
 	if want != nil {
-		to.Way, to.Strict = c.way(want, r), want.ErrorOnFailure
+		to.Way, to.Strict = c.way(want, r.GRPC()), want.ErrorOnFailure
 	}
 	for _, tap := range c.agent.tapped(c.port, asked) {
 		seen.copied(tap)
-		to.Copies = append(to.Copies, c.way(tap, r))
+		to.Copies = append(to.Copies, c.way(tap, r.GRPC()))
 	}
 	if seen != nil {
 		to.Watch = &watched{seen: seen, client: c, owner: owner}
@@ -97,8 +107,8 @@ func (c *http2Client) route(r *http2.Request) http2.Route {
 
 // way is the way to a laptop for a request. A process that speaks in the clear, behind an app with TLS, seldom speaks HTTP/2, but gRPC is
 // nothing else.
-func (c *http2Client) way(t *target, r *http2.Request) *http2.Way {
-	kind := http2Way{of: t, http1: t.LocalPlaintext && securedOf(c.conn) != nil && !r.GRPC()}
+func (c *http2Client) way(t *target, grpc bool) *http2.Way {
+	kind := http2Way{of: t, http1: t.LocalPlaintext && securedOf(c.conn) != nil && !grpc}
 	if known := c.ways[kind]; known != nil {
 		return known
 	}
@@ -112,6 +122,9 @@ func (c *http2Client) way(t *target, r *http2.Request) *http2.Way {
 }
 
 func (c *http2Client) dialLaptop(ctx context.Context, kind http2Way) (net.Conn, error) {
+	if first := c.take(kind.of); first != nil {
+		return first, nil
+	}
 	dial := func(ctx context.Context) (net.Conn, error) { return c.agent.dialLaptop(ctx, kind.of, c.conn) }
 	conn, err := dial(ctx)
 	if err != nil {
@@ -133,17 +146,30 @@ func question(c net.Conn, untaken func()) (answered func() bool) {
 	return s.Ask(untaken).Answered
 }
 
-// take is the first connection to the app, once.
-func (c *http2Client) take() net.Conn {
+// take is the connection that there was already, if it leads to a target, or to the app for nil, once.
+func (c *http2Client) take(to *target) net.Conn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	first := c.first
+	if first == nil || first.target != to {
+		return nil
+	}
 	c.first = nil
-	return first
+	return first.Conn
+}
+
+// closeFirst closes it if nobody needed it.
+func (c *http2Client) closeFirst() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.first != nil {
+		_ = c.first.Close()
+		c.first = nil
+	}
 }
 
 func (c *http2Client) dialApp(ctx context.Context) (net.Conn, error) {
-	if first := c.take(); first != nil {
+	if first := c.take(nil); first != nil {
 		return socket.New(first), nil
 	}
 	conn, _, err := c.agent.open(ctx, nil, c.conn, c.port)

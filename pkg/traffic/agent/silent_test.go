@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -85,6 +86,25 @@ func silent(t *testing.T, laptop http.Handler) (*pod, *way, *agentv1.Intercept, 
 	return p, w, alice, &asked
 }
 
+// all is an intercept of everything that comes to a port.
+func all(i *agentv1.Intercept) *agentv1.Intercept {
+	i = proto.Clone(i).(*agentv1.Intercept)
+	i.Match = nil
+	return i
+}
+
+// everywhere runs a test for each version of HTTP, and where HTTP/2 is alice's as a whole.
+func everywhere(t *testing.T, test func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept)) {
+	one := func(i *agentv1.Intercept) *agentv1.Intercept { return i }
+	for name, scope := range map[string]func(*agentv1.Intercept) *agentv1.Intercept{"HTTP/1.1": one, "HTTP/2": one, "HTTP/2, all of it": all} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			version, _, _ := strings.Cut(name, ",")
+			test(t, transports(t)[version], scope)
+		})
+	}
+}
+
 var bodies = map[string]struct {
 	method string
 	body   func() io.Reader
@@ -97,117 +117,129 @@ var bodies = map[string]struct {
 
 // A laptop that falls silent with connections that are kept: what it has not taken the app answers, whatever it is, and from then on the app at once.
 func TestLaptopFallsSilent(t *testing.T) {
-	for version, transport := range transports(t) {
-		t.Run(version, func(t *testing.T) {
-			t.Parallel()
-			p, way, _, _ := silent(t, says("alice"))
-			for range 4 { // kept connections
-				require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
-			}
-			way.stop()
-			var asking sync.WaitGroup
-			for name, b := range bodies {
-				asking.Go(func() {
-					answer := p.ask(t, transport, b.method, "/", "alice", b.body())
-					assert.Equal(t, "app / "+b.want, text(t, answer), name)
-				})
-			}
-			asking.Wait()
-			require.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
-			way.goOn()
-			require.Eventually(t, func() bool {
-				return text(t, p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("more"))) == "alice / more"
-			},
-				patience, 10*time.Millisecond, "taken up again")
-		})
-	}
+	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
+		p, way, alice, _ := silent(t, says("alice"))
+		p.setRoutes([]*agentv1.Intercept{scope(alice)})
+		for range 4 { // kept connections
+			require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+		}
+		way.stop()
+		var asking sync.WaitGroup
+		for name, b := range bodies {
+			asking.Go(func() {
+				answer := p.ask(t, transport, b.method, "/", "alice", b.body())
+				assert.Equal(t, "app / "+b.want, text(t, answer), name)
+			})
+		}
+		asking.Wait()
+		require.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+		way.goOn()
+		require.Eventually(t, func() bool {
+			return text(t, p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("more"))) == "alice / more"
+		},
+			patience, 10*time.Millisecond, "taken up again")
+	})
 }
 
 // A process that stands at a breakpoint does not make a laptop silent. What the laptop has taken is not given to anybody else when it falls silent, and may still
 // be answered.
 func TestTakenRequestsStay(t *testing.T) {
-	for version, transport := range transports(t) {
-		t.Run(version, func(t *testing.T) {
-			t.Parallel()
-			standing := make(chan struct{})
-			p, way, _, asked := silent(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/breakpoint" {
-					<-standing
-				}
-				says("alice").ServeHTTP(w, r)
-			}))
-			ask := func(path string) string {
-				return text(t, p.ask(t, transport, http.MethodPost, path, "alice", strings.NewReader("order")))
+	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
+		standing := make(chan struct{})
+		p, way, alice, asked := silent(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/breakpoint" {
+				<-standing
 			}
-			answer := make(chan string, 1)
-			go func() { answer <- ask("/breakpoint") }()
-			time.Sleep(2 * time.Second) // longer than any laptop may be silent
-			require.Equal(t, "alice / order", ask("/"))
-			way.stop()
-			require.Equal(t, "app / order", ask("/"))
-			require.EqualValues(t, 1, asked.Load())
-			close(standing)
-			way.goOn()
-			require.Equal(t, "alice /breakpoint order", <-answer)
-			require.EqualValues(t, 1, asked.Load())
-		})
-	}
+			says("alice").ServeHTTP(w, r)
+		}))
+		p.setRoutes([]*agentv1.Intercept{scope(alice)})
+		ask := func(path string) string {
+			return text(t, p.ask(t, transport, http.MethodPost, path, "alice", strings.NewReader("order")))
+		}
+		answer := make(chan string, 1)
+		go func() { answer <- ask("/breakpoint") }()
+		time.Sleep(2 * time.Second) // longer than any laptop may be silent
+		require.Equal(t, "alice / order", ask("/"))
+		way.stop()
+		require.Equal(t, "app / order", ask("/"))
+		require.EqualValues(t, 1, asked.Load())
+		close(standing)
+		way.goOn()
+		require.Equal(t, "alice /breakpoint order", <-answer)
+		require.EqualValues(t, 1, asked.Load())
+	})
 }
 
 // Where the app shall not answer there is an error, within the same time.
 func TestSilentLaptopWithoutFallback(t *testing.T) {
+	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
+		p, way, alice, asked := silent(t, says("alice"))
+		alice = proto.Clone(scope(alice)).(*agentv1.Intercept)
+		alice.ErrorOnFailure = true
+		p.setRoutes([]*agentv1.Intercept{alice})
+		require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+		way.stop()
+		for range 2 {
+			require.GreaterOrEqual(t, p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("order")).StatusCode, 500)
+		}
+		require.Zero(t, asked.Load())
+	})
+}
+
+// So it is for new connections of a port that is a laptop's as a whole. What is not HTTP gets a reset.
+func TestGlobalLaptopWithoutFallback(t *testing.T) {
+	p, _, alice, asked := silent(t, says("alice"))
+	alice = all(alice)
+	alice.ErrorOnFailure, alice.RelayAddress = true, fmt.Sprintf("127.0.0.1:%d", nobody(t))
+	p.setRoutes([]*agentv1.Intercept{alice})
 	for version, transport := range transports(t) {
-		t.Run(version, func(t *testing.T) {
-			t.Parallel()
-			p, way, alice, asked := silent(t, says("alice"))
-			alice = proto.Clone(alice).(*agentv1.Intercept)
-			alice.ErrorOnFailure = true
-			p.setRoutes([]*agentv1.Intercept{alice})
-			require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
-			way.stop()
-			for range 2 {
-				require.GreaterOrEqual(t, p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("order")).StatusCode, 500)
-			}
-			require.Zero(t, asked.Load())
-		})
+		for range 2 {
+			answer := p.ask(t, transport, http.MethodPost, "/", "", strings.NewReader("order"))
+			require.Equal(t, http.StatusServiceUnavailable, answer.StatusCode, version)
+			require.Contains(t, text(t, answer), "the laptop that intercepts this request cannot be had")
+		}
 	}
+	c := p.dial(t)
+	_, err := io.WriteString(c, "*1\r\n$4\r\nPING\r\n")
+	require.NoError(t, err)
+	_, err = c.Read(make([]byte, 1))
+	require.ErrorIs(t, err, syscall.ECONNRESET)
+	require.Zero(t, asked.Load())
 }
 
 // Bodies are given to the app whole: those that are still being sent, and those that say nothing until the answer has begun. What is too much to keep ends with an error.
 func TestBodiesOfSilentLaptops(t *testing.T) {
-	for version, transport := range transports(t) {
-		t.Run(version, func(t *testing.T) {
-			t.Parallel()
-			p, way, _, _ := silent(t, says("alice"))
-			require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
-			way.stop()
-			in, out := io.Pipe()
-			var asking sync.WaitGroup
-			asking.Go(func() {
-				assert.Equal(t, "app / first second", text(t, p.ask(t, transport, http.MethodPost, "/", "alice", in)))
-			})
-			_, err := io.WriteString(out, "first ")
-			require.NoError(t, err)
-			require.Eventually(t, func() bool { return p.table(p.port).personal[0].silent.Load() }, patience, time.Millisecond)
-			_, err = io.WriteString(out, "second")
-			require.NoError(t, err)
-			require.NoError(t, out.Close())
-			asking.Wait()
-			way.goOn()
-
-			require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
-			way.stop()
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum", bytes.NewReader(make([]byte, 4*maxKept)))
-			require.NoError(t, err)
-			r.Header.Set("X-Dev", "alice")
-			answer, err := transport.RoundTrip(r)
-			if err == nil {
-				require.Equal(t, http.StatusBadGateway, answer.StatusCode)
-				_ = answer.Body.Close()
-			}
-			require.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
+		p, way, alice, _ := silent(t, says("alice"))
+		p.setRoutes([]*agentv1.Intercept{scope(alice)})
+		require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+		way.stop()
+		in, out := io.Pipe()
+		var asking sync.WaitGroup
+		asking.Go(func() {
+			assert.Equal(t, "app / first second", text(t, p.ask(t, transport, http.MethodPost, "/", "alice", in)))
 		})
-	}
+		_, err := io.WriteString(out, "first ")
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return p.table(p.port).all()[0].silent.Load() }, patience, time.Millisecond)
+		_, err = io.WriteString(out, "second")
+		require.NoError(t, err)
+		require.NoError(t, out.Close())
+		asking.Wait()
+		way.goOn()
+
+		require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
+		way.stop()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum", bytes.NewReader(make([]byte, 4*maxKept)))
+		require.NoError(t, err)
+		r.Header.Set("X-Dev", "alice")
+		answer, err := transport.RoundTrip(r)
+		if err == nil {
+			require.Equal(t, http.StatusBadGateway, answer.StatusCode)
+			_ = answer.Body.Close()
+		}
+		require.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
+	})
 	t.Run("both ways at once", func(t *testing.T) {
 		t.Parallel()
 		transport := transports(t)["HTTP/2"]
@@ -233,11 +265,11 @@ func TestBodiesOfSilentLaptops(t *testing.T) {
 
 // A lane that is lost takes the requests along that mean another thing twice, because the laptop may have them, and no others.
 func TestRepeatableRequests(t *testing.T) {
-	all := transports(t)
-	for name, global := range map[string]bool{"HTTP/1.1": false, "HTTP/2": false, "HTTP/1.1, all of it": true} {
+	known := transports(t)
+	for name, global := range map[string]bool{"HTTP/1.1": false, "HTTP/2": false, "HTTP/1.1, all of it": true, "HTTP/2, all of it": true} {
 		t.Run(name, func(t *testing.T) {
 			version, _, _ := strings.Cut(name, ",")
-			transport := all[version]
+			transport := known[version]
 			taken, leave := make(chan struct{}), make(chan struct{})
 			defer close(leave)
 			var known sync.Map
@@ -249,9 +281,7 @@ func TestRepeatableRequests(t *testing.T) {
 				says("alice").ServeHTTP(w, r)
 			}))
 			if global {
-				alice = proto.Clone(alice).(*agentv1.Intercept)
-				alice.Match = nil
-				p.setRoutes([]*agentv1.Intercept{alice})
+				p.setRoutes([]*agentv1.Intercept{all(alice)})
 			}
 			for _, method := range []string{http.MethodDelete, http.MethodPut, http.MethodPost} {
 				taken = make(chan struct{})
@@ -280,9 +310,7 @@ func TestRepeatableRequests(t *testing.T) {
 // The same on a port that is intercepted as a whole: a connection's next request, and whatever a new one begins with.
 func TestGlobalLaptopFallsSilent(t *testing.T) {
 	p, way, alice, _ := silent(t, says("alice"))
-	alice = proto.Clone(alice).(*agentv1.Intercept)
-	alice.Match = nil
-	p.setRoutes([]*agentv1.Intercept{alice})
+	p.setRoutes([]*agentv1.Intercept{all(alice)})
 	kept, other := p.browse(t), p.browse(t)
 	for _, b := range []*browser{kept, other} {
 		require.Equal(t, "alice /1 ", b.get(t, "/1"))

@@ -87,7 +87,7 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 
 func (s *secured) serve(ctx context.Context) {
 	if s.protocol == "h2" {
-		s.agent.serveHTTP2(s, s.take(), s.port, nil)
+		s.agent.serveHTTP2(s, s.port, nil, &upstream{Conn: s.take()})
 		return
 	}
 	e := s.agent.newExchange(s, passthrough.Handover{Port: s.port})

@@ -162,7 +162,7 @@ func (s *side) settings(f *http2.SettingsFrame) error {
 		s.frame = min(int64(v), largestFrame)
 	}
 	s.settled = true
-	if s.way == s.sw.config.App {
+	if s.way == s.sw.config.Host {
 		s.sw.greet(all)
 	}
 	table, resize := all[http2.SettingHeaderTableSize]
@@ -190,7 +190,7 @@ func (s *side) goaway(f *http2.GoAwayFrame) {
 	for _, b := range s.unsent() {
 		b.move(s.way)
 	}
-	if s.way == s.sw.config.App {
+	if s.way == s.sw.config.App && s.way == s.sw.config.Host {
 		s.sw.leave()
 	}
 }

@@ -192,12 +192,11 @@ func (s *side) lost() {
 	s.over = true
 	s.depart()
 	delete(s.sw.sides, s)
-	app := s.way == s.sw.config.App
-	if app {
+	if s.way == s.sw.config.Host {
 		s.sw.greet(nil)
 	}
 	unsent := s.unsent()
-	if app && (len(s.streams) > 0 || len(unsent) > 0 || s.settled) && s.sw.lostApp(s) {
+	if s.way == s.sw.config.App && (len(s.streams) > 0 || len(unsent) > 0 || s.settled) && s.sw.lostApp(s) {
 		return
 	}
 	for _, b := range s.streams {

@@ -14,9 +14,12 @@ import (
 
 // Config is what a Switch needs to know.
 type Config struct {
-	// App is where the client's connection led if nobody stood in between: its settings are the client's to see, and with its
-	// connection the client's ends.
+	// App is where the client's connection led if nobody stood in between, and where goes what cannot go elsewhere: its settings are the
+	// client's to see, and with its connection the client's ends.
 	App *Way
+	// Host, where there is one, is who has all of the connection in the app's place, as long as it is there: the client sees its settings, and
+	// the app is not asked for anything before it is needed.
+	Host *Way
 	// Route says where a request goes.
 	Route func(*Request) Route
 	// Go runs what may outlive Serve: copies that are being handed over.
@@ -94,6 +97,9 @@ type Switch struct {
 
 // New is a Switch for a client's connection. Everything ends with ctx.
 func New(ctx context.Context, client net.Conn, config Config) *Switch {
+	if config.Host == nil {
+		config.Host = config.App
+	}
 	w := &Switch{config: config, ctx: ctx, ways: map[*Way]*side{}, sides: map[*side]struct{}{}}
 	w.client = w.newSide(nil)
 	w.client.use(client)
@@ -106,7 +112,7 @@ func (w *Switch) Serve() {
 	stop := context.AfterFunc(w.ctx, func() { _ = c.conn.Close() })
 	defer stop()
 	w.mu.Lock()
-	w.to(w.config.App) // where it would be by now
+	w.to(w.config.Host) // where it would be by now
 	w.mu.Unlock()
 	greeting := time.AfterFunc(settingsTimeout, func() {
 		w.mu.Lock()
@@ -143,12 +149,12 @@ func (w *Switch) leave() {
 	w.client.say(func(s *side) error { return s.framer.WriteGoAway(1<<31-1, http2.ErrCodeNo, nil) })
 }
 
-// greet says the settings to the client, with those of the app that are the app's to say. The first of them may come only once, because
+// greet says the settings to the client, with those of its host that are the host's to say. The first of them may come only once, because
 // clients look no further.
-func (w *Switch) greet(app map[http2.SettingID]uint32) {
+func (w *Switch) greet(host map[http2.SettingID]uint32) {
 	settings := []http2.Setting{}
 	for _, id := range []http2.SettingID{http2.SettingMaxConcurrentStreams, http2.SettingMaxHeaderListSize, http2.SettingEnableConnectProtocol} {
-		if v, ok := app[id]; ok {
+		if v, ok := host[id]; ok {
 			settings = append(settings, http2.Setting{ID: id, Val: v})
 		}
 	}
@@ -258,9 +264,9 @@ func (w *Switch) end() {
 	}
 }
 
-// lostApp ends the client's connection as the app's ended, unless something of it goes elsewhere.
+// lostApp ends the client's connection as the app's ended, unless something of it goes elsewhere or all of it should.
 func (w *Switch) lostApp(s *side) bool {
-	if w.client.finishing {
+	if w.client.finishing || w.config.Host != w.config.App {
 		return false
 	}
 	for _, a := range w.client.streams {
