@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -182,6 +184,43 @@ func TestTLSPort(t *testing.T) {
 		require.Equal(t, "cluster", editionOf(page))
 	}
 	detour(t, "leave", "web")
+
+	// A process of HTTP/1 that answers and closes before it has read a body: a client of HTTP/2 gets the answer.
+	hasty(t, 18444)
+	detour(t, "intercept", "web", "--port", "18444", "--header", "x-dev=alice", "--tls-secret", "web-tls", "--local-plaintext")
+	for range 5 {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://web.shop/", bytes.NewReader(make([]byte, 4<<20)))
+		require.NoError(t, err)
+		r.Header.Set("x-dev", "alice")
+		answer, err := clients["HTTP/2.0"].Do(r)
+		require.NoError(t, err)
+		page, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		require.NoError(t, err)
+		require.Equal(t, "413 laptop", fmt.Sprint(answer.StatusCode, " ", string(page)))
+	}
+	detour(t, "leave", "web")
+}
+
+// hasty answers each request on a port of the laptop before it has read the body, and closes.
+func hasty(t *testing.T, port int) {
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	require.NoError(t, err)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+				_, _ = io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 6\r\nConnection: close\r\n\r\nlaptop")
+			}
+			_ = c.Close()
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
 }
 
 // startEcho runs the echo service on the laptop and returns how to end it.
