@@ -133,17 +133,31 @@ func TestExpiredCredentials(t *testing.T) {
 }
 
 func TestOtherVersion(t *testing.T) {
-	newer := filepath.Join(t.TempDir(), "detour")
-	build := exec.Command("go", "build", "-ldflags", "-X github.com/detour-dev/detour/pkg/version.Version=v0.9.0", "-o", newer, "./cmd/detour")
-	build.Dir = os.Getenv("DETOUR_ROOT")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, string(out))
+	of := func(version string) string {
+		binary := filepath.Join(t.TempDir(), "detour")
+		build := exec.Command("go", "build", "-ldflags", "-X github.com/detour-dev/detour/pkg/version.Version="+version, "-o", binary, "./cmd/detour")
+		build.Dir = os.Getenv("DETOUR_ROOT")
+		out, err := build.CombinedOutput()
+		require.NoError(t, err, string(out))
+		return binary
+	}
+	newer := of("v0.9.0")
 	said, err := command(newer, "connect", "-n", "shop")
 	require.Error(t, err)
 	require.Contains(t, said, "v0.9.0")
 	require.Contains(t, said, "install the same version")
 	require.Equal(t, "not connected", detour(t, "status"))
 	require.NotContains(t, kubectl(t, "get", "sessions", "-A"), "shop")
+
+	// One of the same series works, and the command of one with the daemon of the other.
+	same := of("v0.1.9")
+	said, err = command(same, "connect", "-n", "shop")
+	require.NoError(t, err, said)
+	t.Cleanup(func() { _, _ = command("detour", "quit") })
+	require.Contains(t, detour(t, "status"), "connected")
+	versions := detour(t, "version")
+	require.Contains(t, versions, "v0.1.9")
+	require.Contains(t, versions, "v0.1.0")
 }
 
 func TestNoSuchNamespace(t *testing.T) {
