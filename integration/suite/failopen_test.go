@@ -2,6 +2,8 @@ package suite
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -28,6 +31,7 @@ type watched struct {
 	done    sync.WaitGroup
 	mu      sync.Mutex
 	answers []answered
+	asking  int // how many do
 }
 
 type answered struct {
@@ -60,6 +64,7 @@ func watch(askers func(i int) asker, marks ...string) *watched {
 	for _, who := range marks {
 		for i := range 4 {
 			ask := askers(i)
+			w.asking++
 			w.done.Go(func() {
 				defer ask.end()
 				for ctx.Err() == nil {
@@ -91,31 +96,50 @@ func watchWith(transport func(int) *http.Transport, marks ...string) *watched {
 	}, marks...)
 }
 
-// kinds ask the subject on connections that they keep, each in another way: what a client may repeat, and what it may not.
-func kinds(t *testing.T) func(i int) asker {
+// kinds ask a service of the subject on connections that they keep, each in another way: what a client may repeat, and what it may not.
+func kinds(t *testing.T, service string) func(i int) asker {
 	return func(i int) asker {
 		if i%4 == 3 {
-			conn, err := grpc.NewClient("passthrough:///subject.shop:80", grpc.WithTransportCredentials(insecure.NewCredentials()))
+			conn, err := grpc.NewClient("passthrough:///"+service+".shop:80", grpc.WithTransportCredentials(insecure.NewCredentials()))
 			require.NoError(t, err)
-			return asker{"gRPC", unary(testpb.NewTestServiceClient(conn)), func() { _ = conn.Close() }}
+			return asker{service + " gRPC", unary(testpb.NewTestServiceClient(conn)), func() { _ = conn.Close() }}
 		}
 		protocols := new(http.Protocols)
 		protocols.SetHTTP1(i%4 != 2)
 		protocols.SetUnencryptedHTTP2(i%4 == 2)
 		transport := &http.Transport{MaxIdleConnsPerHost: 1, Protocols: protocols}
 		if i%4 == 0 {
-			return overHTTP(transport, http.MethodGet, 0)
+			return overHTTP(transport, service, http.MethodGet, 0)
 		}
-		return overHTTP(transport, http.MethodPost, 1000)
+		return overHTTP(transport, service, http.MethodPost, 1000)
 	}
 }
 
-// overHTTP asks the subject with so large a body.
-func overHTTP(transport *http.Transport, method string, size int) asker {
+// overTLS ask the service web.
+func overTLS(t *testing.T, roots *x509.CertPool) func(i int) asker {
+	return func(i int) asker {
+		version := []string{"HTTP/1.1", "HTTP/2.0"}[i%2]
+		client := secureClients(t, roots)[version]
+		return asker{"web " + version, func(_ context.Context, who string) (string, error) {
+			page, err := askSecure(client, who)
+			if err != nil {
+				return "", err
+			}
+			var said struct{ Edition, Body string }
+			if err := json.Unmarshal([]byte(page), &said); err != nil || said.Body != "body" {
+				return "", fmt.Errorf("answered %q: %w", page, err)
+			}
+			return said.Edition, nil
+		}, client.CloseIdleConnections}
+	}
+}
+
+// overHTTP asks a service of the subject with so large a body.
+func overHTTP(transport *http.Transport, service, method string, size int) asker {
 	client := &http.Client{Transport: transport}
-	return asker{fmt.Sprint(transport.Protocols, " ", method), func(ctx context.Context, who string) (string, error) {
+	return asker{fmt.Sprint(service, " ", transport.Protocols, " ", method), func(ctx context.Context, who string) (string, error) {
 		ctx, reached := traced(ctx)
-		r, err := http.NewRequestWithContext(ctx, method, "http://subject.shop/", strings.NewReader(strings.Repeat("x", size)))
+		r, err := http.NewRequestWithContext(ctx, method, "http://"+service+".shop/", strings.NewReader(strings.Repeat("x", size)))
 		if err != nil {
 			return "", err
 		}
@@ -135,6 +159,13 @@ func overHTTP(transport *http.Transport, method string, size int) asker {
 		}
 		return by, nil
 	}, client.CloseIdleConnections}
+}
+
+// busy says whether those who ask are at it.
+func (w *watched) busy() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.answers) > 20*w.asking
 }
 
 // ended stops the watch and returns what it has noted.
@@ -175,28 +206,79 @@ func (w *watched) check(t *testing.T, fault time.Time, settled time.Duration) {
 	require.NotEmpty(t, asked)
 }
 
-// Whatever becomes of alice's laptop: her requests are the cluster's again within a moment, and nobody else's notice.
+// Whatever becomes of alice's laptop: her requests are the cluster's again within a moment, and nobody else's notice. One service she intercepts for
+// herself, one as a whole, and one whose pods speak TLS.
 func TestFailOpen(t *testing.T) {
 	withSubject(t)
+	directory, roots := secureService(t)
 	alice := newIdleDeveloper(t, 0)
-	exits := alice.subject("alice")
-	connected(t)
-	one := kinds(t)(0)
-	t.Cleanup(one.end)
-	intercept := func() {
-		if out, err := alice.try("status"); err == nil && out == "not connected" {
-			alice.detour("connect", "-n", "shop")
-		}
-		alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
-		require.True(t, one.says("alice"))
+	serve := func() (exit func()) {
+		stop := alice.subject("alice")
+		web := alice.Command(context.Background(), filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "echo"), "-https=127.0.0.1:18443", "-certificates", directory, "-edition", "alice")
+		require.NoError(t, web.Start())
+		return sync.OnceFunc(func() { _ = web.Process.Kill(); _ = web.Wait(); stop() })
 	}
-	back := func() {
+	exits := serve()
+	t.Cleanup(func() { exits() })
+	connected(t)
+	ones := []asker{kinds(t, "subject")(0), kinds(t, "whole")(0), overTLS(t, roots)(0)}
+	answered := func(c *assert.CollectT) {
+		for _, one := range ones {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			got, err := one.ask(ctx, "alice")
+			cancel()
+			if assert.NoError(c, err, one.kind) {
+				assert.Equal(c, "alice", got, one.kind)
+			}
+		}
+	}
+	t.Cleanup(func() {
+		for _, one := range ones {
+			one.end()
+		}
+	})
+	intercept := func(t *testing.T) {
 		t.Helper()
-		require.Eventually(t, func() bool { return one.says("alice") }, 20*time.Second, 100*time.Millisecond, "taken up again")
-		alice.detour("leave", "subject")
+		if out, err := alice.try("status"); err == nil && out == "not connected" {
+			out, err = alice.try("connect", "-n", "shop")
+			require.NoError(t, err, out)
+		}
+		var all sync.WaitGroup
+		for _, args := range [][]string{{"whole", "--port", "18080"}, {"subject", "--port", "18080", "--header", "x-dev=alice"}, {"web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "web-tls"}} {
+			all.Go(func() { // at once, for one rollout
+				out, err := alice.try(append([]string{"intercept", "-n", "shop"}, args...)...)
+				assert.NoError(t, err, out)
+			})
+		}
+		all.Wait()
+		require.EventuallyWithT(t, answered, 20*time.Second, 100*time.Millisecond)
+	}
+	load := func(t *testing.T) (check func(fault time.Time, settled time.Duration)) {
+		t.Helper()
+		all := []*watched{watch(kinds(t, "subject"), "alice", ""), watch(kinds(t, "whole"), "alice"), watch(overTLS(t, roots), "alice", "")}
+		for _, w := range all {
+			require.Eventually(t, w.busy, 20*time.Second, 10*time.Millisecond)
+		}
+		return func(fault time.Time, settled time.Duration) {
+			t.Helper()
+			for _, w := range all {
+				w.stop()
+			}
+			for _, w := range all {
+				w.check(t, fault, settled)
+			}
+		}
+	}
+	back := func(t *testing.T) {
+		t.Helper()
+		require.EventuallyWithT(t, answered, 20*time.Second, 100*time.Millisecond, "taken up again")
+		for _, service := range []string{"subject", "whole", "web"} {
+			out, err := alice.try("leave", service)
+			require.NoError(t, err, out)
+		}
 	}
 	// A laptop that has lost its session to a fault can no longer take it back, and its mark would be held until the session's time is over.
-	forget := func() {
+	forget := func(t *testing.T) {
 		t.Helper()
 		session := kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[0].metadata.ownerReferences[0].name}")
 		kubectl(t, "-n", "shop", "delete", "session", session)
@@ -204,51 +286,47 @@ func TestFailOpen(t *testing.T) {
 	}
 
 	t.Run("the daemon is stopped", func(t *testing.T) {
-		intercept()
+		intercept(t)
 		pid := alice.daemonPID()
-		w := watch(kinds(t), "alice", "")
-		time.Sleep(time.Second)
+		check := load(t)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
 		fault := time.Now()
-		time.Sleep(8 * time.Second) // longer than it takes the traffic-manager to count a laptop as gone
-		w.check(t, fault, 2*time.Second)
+		time.Sleep(7 * time.Second) // longer than it takes the traffic-manager to count a laptop as gone
+		check(fault, 2*time.Second)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
-		back()
+		back(t)
 	})
 
 	t.Run("the local process exits", func(t *testing.T) {
-		intercept()
-		w := watch(kinds(t), "alice", "")
-		time.Sleep(time.Second)
+		intercept(t)
+		check := load(t)
 		exits()
 		known := time.Now().Add(500 * time.Millisecond) // until then a request may cross the news
-		time.Sleep(2 * time.Second)
-		w.check(t, known, 0)
-		alice.subject("alice")
-		back()
+		time.Sleep(1500 * time.Millisecond)
+		check(known, 0)
+		exits = serve()
+		back(t)
 	})
 
 	t.Run("the daemon is killed", func(t *testing.T) {
-		intercept()
-		w := watch(kinds(t), "alice", "")
-		time.Sleep(time.Second)
+		intercept(t)
+		check := load(t)
 		require.NoError(t, syscall.Kill(alice.daemonPID(), syscall.SIGKILL))
 		fault := time.Now()
-		time.Sleep(4 * time.Second)
-		w.check(t, fault, 2*time.Second)
-		forget()
+		time.Sleep(3 * time.Second)
+		check(fault, 2*time.Second)
+		forget(t)
 	})
 
 	t.Run("the network is cut", func(t *testing.T) {
-		intercept()
-		w := watch(kinds(t), "alice", "")
-		time.Sleep(time.Second)
+		intercept(t)
+		check := load(t)
 		out, err := alice.Command(t.Context(), "ip", "link", "set", "eth0", "down").CombinedOutput()
 		require.NoError(t, err, string(out))
 		fault := time.Now()
-		time.Sleep(4 * time.Second)
-		w.check(t, fault, 2*time.Second)
-		forget()
+		time.Sleep(3 * time.Second)
+		check(fault, 2*time.Second)
+		forget(t)
 		require.NoError(t, syscall.Kill(alice.daemonPID(), syscall.SIGKILL)) // it would try for a while to say that it leaves
 	})
 }
@@ -393,7 +471,7 @@ func TestManagerEndsUnderLoad(t *testing.T) {
 	client := outside(t, "subject")
 	alice.detour("connect", "-n", "shop")
 	alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
-	gets := func(i int) asker { return overHTTP(client(i), http.MethodGet, 0) }
+	gets := func(i int) asker { return overHTTP(client(i), "subject", http.MethodGet, 0) }
 	one := gets(0)
 	back := func() bool { return one.says("alice") }
 	require.Eventually(t, back, 10*time.Second, 50*time.Millisecond)
