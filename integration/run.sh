@@ -24,6 +24,7 @@ fi
 if [ "$KUBECONFIG" = "$(bin/cluster kubeconfig)" ]; then
   bin/cluster load-image bin/traffic.tar bin/shop.tar bin/bench.tar
 fi
+export GODEBUG=http2xconnect=1 # the subject of a laptop takes WebSockets over HTTP/2 (integration/subject)
 export PATH="$root/bin:$HOME/.cache/detour/cluster/bin:$PATH" DETOUR_ROOT=$root
 say "running: $*"
 unshare --mount --propagation private bash -euc '

@@ -3,6 +3,7 @@
 package subject
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -80,6 +81,10 @@ func pages(name string) http.Handler {
 		}
 	})
 	mux.HandleFunc("/socket", func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodConnect {
+			lines(w, r, name)
+			return
+		}
 		c, err := websocket.Accept(w, r, nil)
 		if err != nil {
 			return
@@ -96,6 +101,24 @@ func pages(name string) http.Handler {
 		}
 	})
 	return mux
+}
+
+// lines answers each line on a stream that was opened as for a WebSocket over HTTP/2 (RFC 8441). Who passes the stream on does not look into it, and
+// the library for WebSockets does not know of it.
+func lines(w http.ResponseWriter, r *http.Request, name string) {
+	c := http.NewResponseController(w)
+	if c.Flush() != nil {
+		return
+	}
+	for in := bufio.NewReader(r.Body); ; {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return
+		}
+		if _, err := io.WriteString(w, name+" "+line); err != nil || c.Flush() != nil {
+			return
+		}
+	}
 }
 
 // pace is how far apart the messages of a server that streams are.

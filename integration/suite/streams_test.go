@@ -3,7 +3,10 @@ package suite
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
@@ -31,6 +35,11 @@ func openers(t *testing.T) map[string]opener {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	calls := testpb.NewTestServiceClient(conn)
+	plain := func(ctx context.Context, network, address string, _ *tls.Config) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	two := &http.Client{Transport: &http2.Transport{AllowHTTP: true, DialTLSContext: plain}} //nolint:staticcheck // net/http's takes no :protocol
+	t.Cleanup(two.CloseIdleConnections)
 	marked := func(ctx context.Context, who string) context.Context {
 		return metadata.AppendToOutgoingContext(ctx, "x-dev", who)
 	}
@@ -46,6 +55,28 @@ func openers(t *testing.T) map[string]opener {
 				}
 				_, said, err := c.Read(ctx)
 				return strings.TrimSuffix(string(said), " hello"), err
+			}, nil
+		},
+		"WebSocket over HTTP/2": func(ctx context.Context, who string) (func() (string, error), error) {
+			in, out := io.Pipe()
+			r, err := http.NewRequestWithContext(ctx, http.MethodConnect, "http://subject.shop/socket", in)
+			if err != nil {
+				return nil, err
+			}
+			r.Header[":protocol"] = []string{"websocket"} // RFC 8441
+			r.Header.Set("x-dev", who)
+			answer, err := two.Do(r)
+			if err != nil {
+				return nil, err
+			}
+			context.AfterFunc(ctx, func() { _ = answer.Body.Close() })
+			lines := bufio.NewReader(answer.Body)
+			return func() (string, error) {
+				if _, err := io.WriteString(out, "hello\n"); err != nil {
+					return "", err
+				}
+				said, err := lines.ReadString('\n')
+				return strings.TrimSuffix(said, " hello\n"), err
 			}, nil
 		},
 		"gRPC both ways": func(ctx context.Context, who string) (func() (string, error), error) {
