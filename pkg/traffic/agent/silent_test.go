@@ -283,7 +283,9 @@ func TestRepeatableRequests(t *testing.T) {
 			if global {
 				p.setRoutes([]*agentv1.Intercept{all(alice)})
 			}
+			known.Store(http.MethodGet, nil)
 			for _, method := range []string{http.MethodDelete, http.MethodPut, http.MethodPost} {
+				require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
 				taken = make(chan struct{})
 				cut := make(chan struct{})
 				go func() { <-taken; way.cut(); close(cut) }()
@@ -292,7 +294,11 @@ func TestRepeatableRequests(t *testing.T) {
 				r.GetBody = nil // or the client would repeat it
 				r.Header.Set("X-Dev", "alice")
 				answer, err := transport.RoundTrip(r)
-				<-cut
+				select {
+				case <-cut:
+				case <-time.After(patience):
+					require.Fail(t, "the laptop was not asked")
+				}
 				if err == nil {
 					t.Cleanup(func() { _ = answer.Body.Close() })
 				}
