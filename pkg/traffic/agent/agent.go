@@ -48,11 +48,14 @@ type agent struct {
 	framed  sync.Map      // connections of HTTP/2, which can be asked to leave
 	ports   ports
 	report  *report
-	copies  budget         // bytes that wait for laptops that get copies
-	clients sync.WaitGroup // their connections
-	conns   sync.WaitGroup // what else runs
-	started time.Time
-	told    atomic.Bool // by the manager what is in force
+	copies  budget // bytes that wait for laptops that get copies
+	heads   budget // bytes of heads that have not come as a whole
+
+	headTimeout time.Duration
+	clients     sync.WaitGroup // their connections
+	conns       sync.WaitGroup // what else runs
+	started     time.Time
+	told        atomic.Bool // by the manager what is in force
 
 	attachment *attachment // nil in a sidecar
 
@@ -151,7 +154,7 @@ func (a *agent) accept(ctx context.Context, listeners map[uint16]*net.TCPListene
 }
 
 func newAgent(tls *tls.Config, log *slog.Logger) *agent {
-	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1), report: newReport(), copies: budget{limit: tapsLimit}}
+	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1), report: newReport(), copies: budget{limit: tapsLimit}, heads: budget{limit: headsLimit}, headTimeout: headTimeout}
 	a.tables.Store(&map[uint16]*table{})
 	a.life, a.endLife = context.WithCancel(context.Background())
 	a.stopping, a.stop = context.WithCancel(context.Background())

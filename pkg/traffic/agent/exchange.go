@@ -44,13 +44,16 @@ type exchange struct {
 	sending   sending
 	watching  watching
 	idle      idle
-	kept      bool     // a request has been answered
-	last      net.Conn // who has answered it
+	head      heads
+	more      func(n int) bool // is room, made once
+	kept      bool             // a request has been answered
+	last      net.Conn         // who has answered it
 	gain      look.Gain
 }
 
 func (a *agent) newExchange(client net.Conn, h passthrough.Handover) *exchange {
 	e := &exchange{agent: a, client: newLink(client, h.First), local: client, port: h.Port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}, kept: h.Kept}
+	e.more = e.room
 	if h.App != nil {
 		app := newLink(h.App, nil)
 		app.used = h.Kept
@@ -73,13 +76,13 @@ func (e *exchange) serve(ctx context.Context) {
 			_ = e.finish()
 			return
 		}
-		request, err := http1.ReadRequest(e.client.r)
+		request, err := http1.ReadRequest(e.client.r, e.more)
+		e.headEnds()
 		switch {
-		case errors.Is(err, http1.ErrUnclear):
+		case errors.Is(err, http1.ErrUnclear) || len(request.Raw) > 0 && (errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)):
+			// Half a head and an end, or no end, is for the app to answer, too.
+			e.agent.log.Debug("the rest of a connection is the app's", "port", e.port, "err", err)
 			e.raw(ctx, request.Raw)
-			return
-		case err != nil && len(request.Raw) > 0 && errors.Is(err, io.EOF):
-			e.raw(ctx, request.Raw) // half a head and an end: the app answers that
 			return
 		case err != nil:
 			return // idle, and gone

@@ -62,21 +62,23 @@ func (h *Head) Values(name string) []string {
 // Has says whether there is a field with a name, whatever its case.
 func (h *Head) Has(name string) bool { return h.count(name) > 0 }
 
-// ReadRequest reads the head of a request. With ErrUnclear the head has Raw, which is what was taken from r. io.EOF means that
-// the client has no more to say.
-func ReadRequest(r *bufio.Reader) (*Head, error) {
+// ReadRequest reads the head of a request. With any error the head has Raw, which is what was taken from r. io.EOF means that
+// the client has no more to say. room is asked for each piece of a head that has not come as a whole, first for none, whether so many bytes may
+// be kept; where they may not the head is unclear.
+func ReadRequest(r *bufio.Reader, room func(n int) bool) (*Head, error) {
 	if h, err := buffered(r, ParseRequest); h != nil {
 		return h, err
 	}
 	h := &Head{}
-	line, err := readLine(r, h)
+	room(0)
+	line, err := readLine(r, h, room)
 	if err != nil {
 		return h, err
 	}
 	if err := h.requestLine(string(line)); err != nil {
 		return h, err
 	}
-	fields, err := readFields(r, h)
+	fields, err := readFields(r, h, room)
 	if err != nil {
 		return h, err
 	}
@@ -141,14 +143,14 @@ func ReadResponse(r *bufio.Reader, method string) (*Head, error) {
 		return h, err
 	}
 	h := &Head{}
-	line, err := readLine(r, h)
+	line, err := readLine(r, h, ample)
 	if err != nil {
 		return h, err
 	}
 	if err := h.statusLine(string(line)); err != nil {
 		return h, err
 	}
-	fields, err := readFields(r, h)
+	fields, err := readFields(r, h, ample)
 	if err != nil {
 		return h, err
 	}
@@ -268,14 +270,20 @@ func buffered(r *bufio.Reader, parse func([]byte) (*Head, error)) (*Head, error)
 	return h, nil
 }
 
+// ample is room for whatever comes.
+func ample(int) bool { return true }
+
 // readLine takes one line, which ends with CRLF and nothing less, and returns it without its end.
-func readLine(r *bufio.Reader, h *Head) ([]byte, error) {
+func readLine(r *bufio.Reader, h *Head, room func(n int) bool) ([]byte, error) {
 	start := len(h.Raw)
 	for {
 		part, err := r.ReadSlice('\n')
 		h.Raw = append(h.Raw, part...)
 		if len(h.Raw) > MaxHead {
 			return nil, fmt.Errorf("%w: a head over %d bytes", ErrUnclear, MaxHead)
+		}
+		if !room(len(part)) {
+			return nil, fmt.Errorf("%w: no room for a head", ErrUnclear)
 		}
 		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
@@ -293,10 +301,10 @@ func readLine(r *bufio.Reader, h *Head) ([]byte, error) {
 }
 
 // readFields takes the lines after the first, with the empty one.
-func readFields(r *bufio.Reader, h *Head) (string, error) {
+func readFields(r *bufio.Reader, h *Head, room func(n int) bool) (string, error) {
 	start := len(h.Raw)
 	for {
-		line, err := readLine(r, h)
+		line, err := readLine(r, h, room)
 		if err != nil {
 			return "", err
 		}
