@@ -285,12 +285,20 @@ func TestDeletedSession(t *testing.T) {
 	detour(t, "intercept", "catalog", "--port", "18080")
 	session := func() string { return kubectl(t, "-n", "shop", "get", "sessions", "-o", "name") }
 	first := session()
+	without, stillReaches := rootlessCommand(t)
 
 	pid := daemonPID(t)
-	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
-	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
-	require.Eventually(t, func() bool { return session() == "" }, 60*time.Second, time.Second, "the session is given up")
+	for _, p := range []int{pid, without.daemonPID()} {
+		require.NoError(t, syscall.Kill(p, syscall.SIGSTOP))
+		t.Cleanup(func() { _ = syscall.Kill(p, syscall.SIGCONT) })
+	}
+	require.Eventually(t, func() bool { return session() == "" }, 60*time.Second, time.Second, "the sessions are given up")
 	require.Equal(t, "cluster", inCluster())
+
+	require.NoError(t, syscall.Kill(without.daemonPID(), syscall.SIGCONT))
+	stillReaches()
+	without.detour("quit")
+	require.Empty(t, session())
 	second := newIdleDeveloper(t, 0) // on which nothing listens
 	second.detour("intercept", "catalog", "--port", "18080", "-n", "shop")
 	other := session()

@@ -260,6 +260,40 @@ func TestRootless(t *testing.T) {
 	requireNothingRuns(t)
 }
 
+func (u *user) daemonPID() int {
+	u.t.Helper()
+	out, err := exec.Command("pgrep", "-u", strconv.Itoa(person), "-f", "detour daemon").Output()
+	require.NoError(u.t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	require.NoError(u.t, err)
+	return pid
+}
+
+// rootlessCommand connects an ordinary user and starts a command inside. reaches waits until that reaches the cluster and what is outside.
+func rootlessCommand(t *testing.T) (u *user, reaches func()) {
+	t.Helper()
+	u = ordinaryUser(t)
+	u.detour("connect", "-n", "shop")
+	cmd := u.command("detour", "run", "--", "sh", "-c", "while :; do for url; do curl -sSf --max-time 2 -o /dev/null $url && echo $url; done; sleep 0.1; done", "sh", "http://catalog.shop/", "http://"+says(t, hostAddress(t), "outside"))
+	var out lockedBuffer
+	cmd.Stdout = &out
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		u.try("quit")
+	})
+	reaches = func() {
+		before := len(out.String())
+		require.Eventually(t, func() bool {
+			now := out.String()[before:]
+			return strings.Contains(now, "catalog.shop/\n") && strings.Count(now, "\n") > strings.Count(now, "catalog.shop/\n")
+		}, 60*time.Second, 100*time.Millisecond, "what runs inside reaches the cluster and what is outside")
+	}
+	reaches()
+	return u, reaches
+}
+
 // lockedBuffer can be read while a command writes to it.
 type lockedBuffer struct {
 	mu sync.Mutex

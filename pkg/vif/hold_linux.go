@@ -65,6 +65,7 @@ func Hold(socket *os.File) error {
 		return errors.New("the daemon's socket is not a unix socket")
 	}
 	defer unixConn.Close()
+	var h holder
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	buf := make([]byte, holdMessageSize)
@@ -82,7 +83,7 @@ func Hold(socket *os.File) error {
 			var file *os.File
 			err := apart
 			if err == nil {
-				file, err = req.do()
+				file, err = h.do(req)
 			}
 			if err != nil {
 				reply.Error = err.Error()
@@ -100,10 +101,17 @@ func Hold(socket *os.File) error {
 	}
 }
 
-func (r holdRequest) do() (*os.File, error) {
+// holder is what a holder keeps from one question to the next.
+type holder struct {
+	mu        sync.Mutex // held by whatever changes the interface
+	device    tun.Device // nil until it is asked for
+	configure hostInterface
+}
+
+func (h *holder) do(r holdRequest) (*os.File, error) {
 	switch r.Do {
 	case holdTUN:
-		return r.tun()
+		return h.tun(r)
 	case holdListen:
 		l, err := net.Listen(r.Network, r.Address)
 		if err != nil {
@@ -145,34 +153,25 @@ func fileOf(socket any) (*os.File, error) {
 	return f.File()
 }
 
-// tun makes the interface, with a default route. The loopback comes up, and ordinary users may listen on every port: there is nobody
-// to protect from them in here.
-func (r holdRequest) tun() (*os.File, error) {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return nil, fmt.Errorf("find the loopback: %w", err)
+// tun passes the interface out, with the addresses that are asked for and a default route. It is made once, and stays when the daemon has
+// closed it: the programs inside wait for the next session then, and are not told that there is no network.
+func (h *holder) tun(r holdRequest) (*os.File, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.device == nil {
+		if err := h.makeTUN(r.MTU); err != nil {
+			return nil, err
+		}
 	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return nil, fmt.Errorf("bring the loopback up: %w", err)
-	}
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0); err != nil {
-		return nil, fmt.Errorf("open the low ports: %w", err)
-	}
-	device, host, err := makeTUN(namespaceInterface, r.MTU)
-	if err != nil {
+	if err := h.configure.configure(r.Addresses, r.MTU); err != nil {
 		return nil, err
 	}
-	// Only the copy that the daemon gets keeps the interface.
-	defer device.Close()
-	if err := host.configure(r.Addresses, r.MTU); err != nil {
+	if err := h.configure.setRoutes([]netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}); err != nil {
 		return nil, err
 	}
-	if err := host.setRoutes([]netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}); err != nil {
-		return nil, err
-	}
-	native, ok := device.(*tun.NativeTun)
+	native, ok := h.device.(*tun.NativeTun)
 	if !ok {
-		return nil, fmt.Errorf("%T has no file descriptor", device)
+		return nil, fmt.Errorf("%T has no file descriptor", h.device)
 	}
 	var fd int
 	var duplicated error
@@ -184,4 +183,25 @@ func (r holdRequest) tun() (*os.File, error) {
 		return nil, fmt.Errorf("pass the interface on: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "tun"), nil
+}
+
+// makeTUN makes the interface. The loopback comes up, and ordinary users may listen on every port: there is nobody to protect from
+// them in here.
+func (h *holder) makeTUN(mtu int) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find the loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring the loopback up: %w", err)
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0); err != nil {
+		return fmt.Errorf("open the low ports: %w", err)
+	}
+	device, host, err := makeTUN(namespaceInterface, mtu)
+	if err != nil {
+		return err
+	}
+	h.device, h.configure = device, host
+	return nil
 }

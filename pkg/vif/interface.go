@@ -85,7 +85,7 @@ type Interface struct {
 
 // hostInterface is what the operating system must do. Close of the TUN takes addresses and routes with it.
 type hostInterface interface {
-	// configure gives the interface its addresses and brings it up.
+	// configure makes addresses all that the interface has, and brings it up.
 	configure(addresses []netip.Addr, mtu int) error
 	// setRoutes makes routes the whole set behind the interface.
 	setRoutes(routes []netip.Prefix) error

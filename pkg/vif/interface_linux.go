@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -68,6 +69,24 @@ func (l *linuxInterface) configure(addresses []netip.Addr, mtu int) error {
 	}
 	if err := netlink.LinkSetUp(l.link); err != nil {
 		return fmt.Errorf("bring %s up: %w", l.link.Attrs().Name, err)
+	}
+	return l.removeOthers(addresses)
+}
+
+// removeOthers takes addresses away that the interface had for a session before.
+func (l *linuxInterface) removeOthers(addresses []netip.Addr) error {
+	present, err := netlink.AddrList(l.link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list the addresses of %s: %w", l.link.Attrs().Name, err)
+	}
+	for _, p := range present {
+		a, ok := netip.AddrFromSlice(p.IP)
+		if a = a.Unmap(); !ok || a.IsLinkLocalUnicast() || slices.Contains(addresses, a) {
+			continue
+		}
+		if err := netlink.AddrDel(l.link, &p); err != nil {
+			return fmt.Errorf("take the address %s from %s: %w", a, l.link.Attrs().Name, err)
+		}
 	}
 	return nil
 }

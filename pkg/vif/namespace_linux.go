@@ -166,7 +166,7 @@ func (n *Namespace) stop() error {
 	return nil
 }
 
-// createTUN makes the interface inside. Its only route is the default one; which networks are the cluster's is decided here.
+// createTUN takes the interface inside, which outlives what is made of it here. Its only route is the default one; which networks are the cluster's is decided here.
 func (n *Namespace) createTUN(c Config) (tun.Device, hostInterface, error) {
 	f, err := n.askNow(holdRequest{Do: holdTUN, Addresses: c.Addresses, MTU: c.MTU})
 	if err != nil {

@@ -246,3 +246,40 @@ func TestNamespaceWhereTheyAreSwitchedOff(t *testing.T) {
 	require.ErrorIs(t, err, syscall.ENOSPC)
 	require.ErrorContains(t, err, "this machine keeps user namespaces from ordinary users: `sudo sysctl -w user.max_user_namespaces=15000`, or use root: `detour connect --rootless=false`")
 }
+
+// What runs inside stays on the network from one session to the next, and waits in between: a laptop that slept makes its session again.
+func TestNamespaceOutlivesItsSessions(t *testing.T) {
+	n := namespace(t)
+	up := func(address string) *Interface {
+		private, err := NewPrivateKey()
+		require.NoError(t, err)
+		i, err := Up(t.Context(), Config{
+			Namespace: n, PrivateKey: private, PeerKey: private.PublicKey(), Addresses: []netip.Addr{netip.MustParseAddr(address)},
+			Dial: func(ctx context.Context) (Stream, error) { <-ctx.Done(); return Stream{}, ctx.Err() },
+		})
+		require.NoError(t, err)
+		return i
+	}
+	from := func() string {
+		c, err := n.DialContext(t.Context(), "udp", netip.AddrPortFrom(outsideAddress, 9).String())
+		require.NoError(t, err)
+		defer c.Close()
+		return c.LocalAddr().(*net.UDPAddr).IP.String()
+	}
+	first := up("198.18.0.2")
+	require.Equal(t, "198.18.0.2", from())
+	require.NoError(t, first.Close())
+	require.Equal(t, "198.18.0.2", from(), "between two sessions")
+	second := up("198.18.0.3")
+	require.Equal(t, "198.18.0.3", from())
+	require.NoError(t, second.Close())
+
+	outside(t)
+	pairWith(t, Config{Namespace: n})
+	for _, a := range []netip.Addr{service, outsideAddress} {
+		address := greeter(t, netip.AddrPortFrom(a, 0).String()).String()
+		heard, err := hear(t, n, address)
+		require.NoError(t, err)
+		require.Equal(t, "hello from "+address, heard)
+	}
+}

@@ -95,7 +95,7 @@ func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*daem
 	}
 	trying, done := context.WithTimeout(ctx, againTimeout)
 	defer done()
-	n, err := connect(trying, old.request, s.paths, s.log, func(string) {})
+	n, err := connect(trying, old.request, old, s.paths, s.log, func(string) {})
 	if err != nil {
 		s.log.Warn("making the session again failed", "err", err)
 		old.setProblem(err)

@@ -125,6 +125,7 @@ func (s *Server) end(ctx context.Context) (was bool, untold error) {
 		return false, nil
 	}
 	untold = had.close(ctx)
+	had.closeInside()
 	s.put(nil)
 	return true, untold
 }
@@ -138,7 +139,8 @@ func (s *Server) Version(context.Context, *daemonv1.VersionRequest) (*daemonv1.V
 func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := s.get(); now != nil && !now.isEnded() {
+	now := s.get()
+	if now != nil && !now.isEnded() {
 		if now.context == req.Context && now.namespace == req.Namespace {
 			if req.HostLoopback && !now.request.HostLoopback {
 				return status.Error(codes.FailedPrecondition, "already connected without --host-loopback: run `detour quit` first")
@@ -161,7 +163,7 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 	defer cancel()
 	stop := context.AfterFunc(s.busy, cancel)
 	defer stop()
-	n, err := connect(ctx, req, s.paths, s.log, progress)
+	n, err := connect(ctx, req, now, s.paths, s.log, progress)
 	if err != nil {
 		return status.Error(codes.Aborted, err.Error())
 	}

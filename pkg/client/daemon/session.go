@@ -64,7 +64,7 @@ type session struct {
 	unreached       error // which networks of the cluster collide with the laptop's since the session was made
 	relays          *relayServer
 	proof           []byte                  // see tail
-	inside          *vif.Namespace          // nil: the network is the laptop's own
+	inside          *vif.Namespace          // nil: the network is the laptop's own. See enter
 	place           dnsproxy.Network        // where local ports and the cluster are
 	cleanup         []func(context.Context) // run last to first
 	mu              sync.Mutex
@@ -76,8 +76,8 @@ type session struct {
 	problem         error
 }
 
-// connect makes the session, the VIF and the DNS; on failure nothing of it is left.
-func connect(ctx context.Context, req *daemonv1.ConnectRequest, paths Paths, log *slog.Logger, progress func(string)) (_ *session, err error) {
+// connect makes the session, the VIF and the DNS; on failure nothing of it is left. before is the session in whose place it comes, if any.
+func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session, paths Paths, log *slog.Logger, progress func(string)) (_ *session, err error) {
 	config, err := kubeconfig.Unpack(req.Kubeconfig)
 	if err != nil {
 		return nil, err
@@ -93,11 +93,17 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, paths Paths, log
 	if s.names, err = dnsproxy.ParseRules(req.GetWishes().GetIncludeSuffix(), req.GetWishes().GetExcludeSuffix(), req.GetWishes().GetMap()); err != nil {
 		return nil, err
 	}
+	if before != nil {
+		s.inside = before.inside
+	}
 	defer func() {
 		if err != nil {
 			ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 			defer done()
 			_ = s.close(ending) // it has logged why
+			if before == nil || s.inside != before.inside {
+				s.closeInside()
+			}
 		}
 	}()
 	// No discovery: a user may have no right to it, and the types are known.
