@@ -51,7 +51,11 @@ type Config struct {
 	Upstream  []string // host:port of the previous resolvers
 	Rules     Rules
 	Names     Names // may be nil: then all is asked
-	Log       *slog.Logger
+	// Alive says whether the cluster was heard lately; while it was not, its DNS is not waited for. nil is always.
+	Alive func() bool
+	Log   *slog.Logger
+
+	now func() time.Time // nil for time.Now
 }
 
 // Proxy answers on UDP and TCP until it is closed.
@@ -100,6 +104,12 @@ func newProxy(c Config) *Proxy {
 	}
 	if c.Names == nil {
 		c.Names = nothing{}
+	}
+	if c.Alive == nil {
+		c.Alive = func() bool { return true }
+	}
+	if c.now == nil {
+		c.now = time.Now
 	}
 	p := &Proxy{config: c, domain: "." + strings.ToLower(dns.Fqdn(c.Domain)), namespaces: map[string]namespaceEntry{}}
 	p.SetNetworks(nil, nil)
@@ -159,7 +169,13 @@ type servers struct {
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-func (p *Proxy) cluster() servers { return servers{p.config.Cluster, p.config.Network.Dial} }
+// askCluster asks the cluster's DNS, unless nothing can come of that.
+func (p *Proxy) askCluster(ctx context.Context, query *dns.Msg, network string) *dns.Msg {
+	if !p.config.Alive() {
+		return nil
+	}
+	return p.exchange(ctx, query, servers{p.config.Cluster, p.config.Network.Dial}, network)
+}
 
 func (p *Proxy) upstream() servers {
 	return servers{*p.others.Load(), new(net.Dialer).DialContext}

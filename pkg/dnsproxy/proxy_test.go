@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -155,6 +156,7 @@ func TestServersFillInForEachOther(t *testing.T) {
 // When nobody answers the program is told so before it gives up on the proxy.
 func TestNobodyAnswers(t *testing.T) {
 	t.Parallel()
+	assert.Less(t, exchangeTimeout, 5*time.Second, "the time that resolv.conf gives a server")
 	for name, down := range map[string]func(testing.TB) string{"nothing listens": dead, "silent": silent} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -163,9 +165,7 @@ func TestNobodyAnswers(t *testing.T) {
 				for _, network := range []string{"udp", "tcp"} {
 					t.Run(name+" over "+network, func(t *testing.T) {
 						t.Parallel()
-						began := time.Now()
 						assert.Equal(t, "SERVFAIL", dns.RcodeToString[resolve(t, p, network, name, dns.TypeA).Rcode])
-						assert.Less(t, time.Since(began), 5*time.Second, "the time that resolv.conf gives a server")
 					})
 				}
 			}
@@ -194,6 +194,43 @@ func TestInternetWithoutCluster(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A cluster that was not heard lately is not waited for, and a host of the office is found whatever its name looks like.
+func TestClusterThatIsAway(t *testing.T) {
+	var away atomic.Bool
+	cluster, upstream := newCluster(t), newUpstream(t)
+	p := startWith(t, Config{Cluster: []string{cluster.address}, Upstream: []string{upstream.address}, Alive: func() bool { return !away.Load() }})
+	assert.Len(t, resolve(t, p, "udp", "kubernetes.default.", dns.TypeA).Answer, 1)
+	asked := len(cluster.questions())
+	away.Store(true)
+	for name, want := range map[string]string{
+		"example.com.": "NOERROR", "intranet.": "NOERROR", "go.shop.": "NOERROR", "absent.example.com.": "NXDOMAIN",
+		// It may be a service: that nobody outside has heard of it does not say that there is none.
+		"absent.": "SERVFAIL", "absent.shop.": "SERVFAIL", "absent.default.": "SERVFAIL", "catalog.shop.svc.": "SERVFAIL", "9.0.96.10.in-addr.arpa.": "SERVFAIL",
+	} {
+		assert.Equal(t, want, dns.RcodeToString[resolve(t, p, "udp", name, dns.TypeA).Rcode], name)
+	}
+	assert.Len(t, cluster.questions(), asked)
+	away.Store(false)
+	assert.Len(t, resolve(t, p, "udp", "catalog.shop.svc.", dns.TypeA).Answer, 1, "as soon as it is back")
+}
+
+// A cluster's DNS that says nothing is waited for once in a while, and not for each name of the internet.
+func TestSilenceIsRemembered(t *testing.T) {
+	t.Parallel()
+	var passed atomic.Int64
+	began := time.Now()
+	cluster, upstream := newServer(t, func(string, *dns.Msg) *dns.Msg { return nil }), newUpstream(t)
+	p := startWith(t, Config{Cluster: []string{cluster.address}, Upstream: []string{upstream.address}, now: func() time.Time { return began.Add(time.Duration(passed.Load())) }})
+	for n := range 2 {
+		for range 3 {
+			assert.Len(t, resolve(t, p, "udp", "example.com.", dns.TypeA).Answer, 1)
+		}
+		assert.Equal(t, n+1, cluster.wasAsked("com.svc.cluster.local."))
+		passed.Add(int64(silenceTTL))
+	}
+	assert.Len(t, resolve(t, p, "udp", "intranet.", dns.TypeA).Answer, 1, "upstream is asked for a name of one label too")
 }
 
 // Whether a name's last label is a namespace is asked once, and not for each name. A failure says nothing and is not kept.

@@ -13,6 +13,8 @@ import (
 const (
 	// namespaceTTL is how long it is remembered whether a namespace exists.
 	namespaceTTL = 30 * time.Second
+	// silenceTTL is how long the cluster's DNS is not asked for a namespace again that it said nothing of.
+	silenceTTL = 3 * time.Second
 	// maxNamespaces bounds what is remembered.
 	maxNamespaces = 10000
 	// ndots is that of a pod: a name with fewer dots is first looked for along the search path.
@@ -20,8 +22,8 @@ const (
 )
 
 type namespaceEntry struct {
-	exists bool
-	until  time.Time
+	exists, known bool
+	until         time.Time
 }
 
 // answer finds who knows the name. A name may be a part of one: it is looked for where a pod of the namespace would look, in the same
@@ -56,40 +58,59 @@ func (p *Proxy) unruled(ctx context.Context, query *dns.Msg, name, network strin
 	case strings.HasSuffix(name, ".svc."):
 		return p.inDomain(ctx, query, strings.TrimSuffix(name, ".")+p.domain, network)
 	default:
-		for _, full := range p.search(ctx, query, name) {
-			// Like a failure, a name that is not in one place does not end the search of a pod.
-			if answer := p.inCluster(ctx, query, full, network); answer == nil || answer.Rcode != dns.RcodeNameError {
-				return answer
-			}
+		if full := p.search(ctx, query, name); full != "" {
+			return p.first(ctx, query, full, network)
 		}
 	}
 	return p.exchange(ctx, query, p.upstream(), network)
 }
 
-// search lists the whole names that a name may stand for in the cluster: first in the connected namespace, then in the one that is its
+// first looks for a name in the cluster and then outside. A cluster that says nothing does not keep the office's hosts away, but that
+// nobody outside has heard of a name does not say that it is not in the cluster.
+func (p *Proxy) first(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
+	part, cancel := half(ctx)
+	answer := p.inCluster(part, query, full, network)
+	cancel()
+	if answer != nil && answer.Rcode != dns.RcodeNameError {
+		return answer
+	}
+	silent := answer == nil
+	if answer = p.exchange(ctx, query, p.upstream(), network); silent && answer != nil && answer.Rcode == dns.RcodeNameError {
+		return nil
+	}
+	return answer
+}
+
+// half of the time is left for what comes after.
+func half(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, _ := ctx.Deadline()
+	return context.WithTimeout(ctx, time.Until(deadline)/2)
+}
+
+// search finds the whole name that a name may stand for in the cluster, if any: first in the connected namespace, then in the one that is its
 // last part. Names of the internet must not be told to the cluster, so that with two labels and more the first is only for
 // what is known here, and the second only for namespaces that exist.
-func (p *Proxy) search(ctx context.Context, query *dns.Msg, name string) (all []string) {
+func (p *Proxy) search(ctx context.Context, query *dns.Msg, name string) string {
 	labels := dns.SplitDomainName(name)
 	if len(labels) == 0 || len(labels) > ndots {
-		return nil
+		return ""
 	}
 	base := strings.TrimSuffix(name, ".")
 	first := base + "." + p.config.Namespace + ".svc" + p.domain
 	if len(labels) == 1 {
-		return []string{first}
+		return first
 	}
 	if a, ok := p.known(query, first); ok && a.Rcode == dns.RcodeSuccess {
-		return []string{first}
+		return first
 	}
 	// port.protocol.service.namespace is as long as it gets.
 	if len(labels) > 4 || len(labels) == 4 && !strings.HasPrefix(name, "_") {
-		return nil
+		return ""
 	}
 	if exists, _ := p.namespace(ctx, labels[len(labels)-1]); exists {
-		return []string{base + ".svc" + p.domain}
+		return base + ".svc" + p.domain
 	}
-	return nil
+	return ""
 }
 
 // inDomain answers for a name under the cluster's domain. A program's search path makes such names of any name (www.example.com.svc.cluster.local),
@@ -131,11 +152,11 @@ func (p *Proxy) fromCluster(ctx context.Context, query *dns.Msg, full, network s
 	}
 	ask := strip(query, full)
 	if query.Opcode != dns.OpcodeQuery {
-		return finish(query, p.exchange(ctx, ask, p.cluster(), network), full)
+		return finish(query, p.askCluster(ctx, ask, network), full)
 	}
 	answer := p.cache.get(ask)
 	if answer == nil {
-		if answer = p.exchange(ctx, ask, p.cluster(), network); answer != nil {
+		if answer = p.askCluster(ctx, ask, network); answer != nil {
 			p.cache.put(ask, answer)
 		}
 	}
@@ -230,24 +251,28 @@ func (p *Proxy) namespace(ctx context.Context, name string) (exists, known bool)
 	p.mu.Lock()
 	entry, ok := p.namespaces[name]
 	p.mu.Unlock()
-	if ok && time.Now().Before(entry.until) {
-		return entry.exists, true
+	if ok && p.config.now().Before(entry.until) || !p.config.Alive() {
+		return entry.exists, entry.known
 	}
-	// Half of the time is for the name itself.
-	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout/2)
+	ctx, cancel := half(ctx)
 	defer cancel()
-	answer := p.exchange(ctx, new(dns.Msg).SetQuestion(name+".svc"+p.domain, dns.TypeA), p.cluster(), "udp")
-	if answer == nil || (answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError) {
+	answer := p.askCluster(ctx, new(dns.Msg).SetQuestion(name+".svc"+p.domain, dns.TypeA), "udp")
+	if answer != nil && answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError {
 		return false, false // it is asked again
 	}
-	exists = answer.Rcode == dns.RcodeSuccess
+	now := p.config.now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if answer != nil {
+		entry = namespaceEntry{answer.Rcode == dns.RcodeSuccess, true, now.Add(namespaceTTL)}
+	} else if entry = p.namespaces[name]; !now.Before(entry.until) { // what was known before is still the best guess
+		entry.until = now.Add(silenceTTL)
+	}
 	if len(p.namespaces) >= maxNamespaces {
 		clear(p.namespaces)
 	}
-	p.namespaces[name] = namespaceEntry{exists, time.Now().Add(namespaceTTL)}
-	return exists, true
+	p.namespaces[name] = entry
+	return entry.exists, entry.known
 }
 
 // label says whether a namespace can have a name (RFC 1123).

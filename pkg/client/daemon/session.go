@@ -298,7 +298,7 @@ func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 		return err
 	}
 	s.cleanup = append(s.cleanup, func(context.Context) { known.Close() })
-	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Network: s.place, Cluster: servers, Domain: domain, Namespace: s.namespace, Upstream: upstream, Names: known, Rules: s.names, Log: s.log})
+	s.dns, err = dnsproxy.Start(dnsproxy.Config{Listen: netip.AddrPortFrom(listen, 53), Network: s.place, Cluster: servers, Domain: domain, Namespace: s.namespace, Upstream: upstream, Names: known, Alive: s.vif.Alive, Rules: s.names, Log: s.log})
 	if err != nil {
 		return err
 	}
