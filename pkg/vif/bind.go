@@ -32,6 +32,8 @@ type pathBind struct {
 	choose func() wire
 	// probe takes the messages that are not WireGuard's. It must not keep them.
 	probe func(from wire, message []byte)
+	// strangers are the hub's.
+	strangers strangers
 
 	mu      sync.Mutex
 	closing chan struct{} // closed by Close, made anew by Open
@@ -101,7 +103,9 @@ func newChunk(from conn.Endpoint) *chunk {
 
 func (c *chunk) put() {
 	c.from = nil
-	chunks.Put(c)
+	if len(c.buf) == readChunk {
+		chunks.Put(c)
+	}
 }
 
 // deliver hands a chunk to WireGuard, and says whether it was taken.
@@ -126,6 +130,11 @@ func (b *pathBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func
 	s := newStream(fmt.Sprintf("stream-%d", b.count), rw)
 	b.streams[s.id] = s
 	b.mu.Unlock()
+	if b.choose == nil {
+		defer b.strangers.add(s)()
+	} else {
+		s.proven.Store(true)
+	}
 
 	defer func() {
 		b.mu.Lock()
@@ -150,6 +159,13 @@ func (b *pathBind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func
 		return ctx.Err()
 	}
 	return err
+}
+
+// proved is told of the wire that authentic messages of WireGuard's have come on.
+func (b *pathBind) proved(name string) {
+	if s := b.stream(name); s != nil {
+		b.strangers.prove(s)
+	}
 }
 
 // open says whether the wire of that name is still there. An address has no end.

@@ -254,6 +254,7 @@ func (h *Hub) answer(from wire, m []byte) {
 				takes = takesSpare
 			}
 		case *stream:
+			h.bind.strangers.prove(w)
 			if says.takes&onLane == 0 {
 				p.stream = w.id
 			} else if !p.joinLane(w, h.bind.stream(p.stream)) {

@@ -68,6 +68,7 @@ func (h *Hub) note(peers map[string]peerCounters) {
 		if c.received > state.received {
 			state.received, state.last = c.received, now
 		}
+		h.bind.proved(c.endpoint)
 		if of := h.bind.stream(state.stream); of != nil && now.Sub(state.lanePinged) > silentAfter {
 			of.lane.Store(nil) // it may have died without an end
 		}

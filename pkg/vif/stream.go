@@ -76,6 +76,7 @@ type stream struct {
 	done                      chan struct{}
 	// Its express lane, or the stream whose lane it is; nil for none.
 	lane, of atomic.Pointer[stream]
+	proven   atomic.Bool // that the other end is whom it should be; see strangers
 
 	// Once WireGuard reads the stream itself: what was read before, what is not yet taken of buf, and how that ended.
 	rest     []byte
@@ -245,12 +246,14 @@ func (s *stream) readLoop(receivers chan<- *stream, probe func(wire, []byte), de
 	var rest []byte
 	for {
 		s.rest = rest
-		select {
-		case receivers <- s:
-			return <-s.ended
-		default:
+		if s.proven.Load() {
+			select {
+			case receivers <- s:
+				return <-s.ended
+			default:
+			}
 		}
-		c := newChunk(s.endpoint())
+		c := s.chunk(rest)
 		have := copy(c.buf, rest)
 		n, err := s.rw.Read(c.buf[have:])
 		if err != nil {

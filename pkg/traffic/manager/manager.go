@@ -197,7 +197,7 @@ func mayReach(a netip.Addr) bool {
 
 // serveTunnel answers the upgrade and hands the connection to the hub.
 func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
-	server := &http.Server{Addr: net.JoinHostPort("", fmt.Sprint(TunnelPort)), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	server := &http.Server{Addr: net.JoinHostPort("", fmt.Sprint(TunnelPort)), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /tunnel", func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") != vif.UpgradeProtocol {
