@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"syscall"
-	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -19,16 +17,8 @@ import (
 	"github.com/detour-dev/detour/pkg/socket"
 )
 
-const (
-	// udpIdle ends a UDP flow without traffic. A flow of DNS is one question and its answer, and there are very many of them.
-	udpIdle    = time.Minute
-	dnsIdle    = 5 * time.Second
-	dnsPort    = 53
-	maxPending = 4096 // TCP connections that wait for their dial
-)
-
-// datagramBuffers have room for any datagram.
-var datagramBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+// maxPending is how many TCP connections may wait for their dial.
+const maxPending = 4096
 
 // forwarder ends the laptops' flows in netstack and carries them on with the cluster's ordinary sockets.
 type forwarder struct {
@@ -37,9 +27,10 @@ type forwarder struct {
 	target func(netip.AddrPort) netip.AddrPort // what is dialled in a destination's place; nil for the destination itself
 	dialer net.Dialer
 	// attempts is how many dials of one destination there may be at a time; 0 is 1.
-	attempts int
-	flows    flowTable
-	wg       sync.WaitGroup
+	attempts  int
+	flows     flowTable
+	datagrams udpFlows
+	wg        sync.WaitGroup
 }
 
 func (f *forwarder) attach(s *stack.Stack) {
@@ -91,59 +82,6 @@ func (f *forwarder) dial(ctx context.Context, network string, to netip.AddrPort)
 		to = f.target(to)
 	}
 	return f.dialer.DialContext(ctx, network, to.String())
-}
-
-func (f *forwarder) udp(r *udp.ForwarderRequest) bool {
-	laptop, destination := ends(r.ID())
-	if !f.allow(destination.Addr()) {
-		return false
-	}
-	var queue waiter.Queue
-	endpoint, tcpErr := r.CreateEndpoint(&queue)
-	if tcpErr != nil {
-		return false
-	}
-	in := gonet.NewUDPConn(&queue, endpoint)
-	f.wg.Go(func() {
-		defer in.Close()
-		out, err := f.dial(f.ctx, "udp", destination)
-		if err != nil {
-			return
-		}
-		defer out.Close()
-		end := func() { _ = in.Close(); _ = out.Close() }
-		defer f.flows.add(laptop, end)()
-		var back sync.WaitGroup
-		idle := udpIdle
-		if destination.Port() == dnsPort {
-			idle = dnsIdle
-		}
-		back.Go(func() { copyDatagrams(out, in, idle); _ = in.Close() })
-		copyDatagrams(in, out, idle)
-		_ = out.Close()
-		back.Wait()
-	})
-	return true
-}
-
-// copyDatagrams ends after idle without traffic from either side, because both directions push both deadlines.
-func copyDatagrams(from, to net.Conn, idle time.Duration) {
-	pooled := datagramBuffers.Get().(*[]byte)
-	defer datagramBuffers.Put(pooled)
-	for {
-		_ = from.SetReadDeadline(time.Now().Add(idle))
-		n, err := from.Read(*pooled)
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			continue // an ICMP answer to one datagram; the flow may live on
-		}
-		if err != nil {
-			return
-		}
-		_ = to.SetReadDeadline(time.Now().Add(idle))
-		if _, err := to.Write((*pooled)[:n]); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
-			return
-		}
-	}
 }
 
 // tcpFlow is a netstack connection that can be reset.

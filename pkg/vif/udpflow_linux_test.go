@@ -1,0 +1,139 @@
+package vif
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// mirror answers each datagram with the address that it came from.
+func mirror(t *testing.T) string {
+	t.Helper()
+	server, err := net.ListenPacket("udp", netip.AddrPortFrom(service, 0).String())
+	require.NoError(t, err)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		buf := make([]byte, 64<<10)
+		for {
+			_, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo([]byte(from.String()), from)
+		}
+	})
+	t.Cleanup(func() { _ = server.Close(); serving.Wait() })
+	return server.LocalAddr().String()
+}
+
+// seenFrom sends a datagram, and says where the mirror saw it come from: each flow is another socket of the hub's.
+func seenFrom(t *testing.T, c net.Conn) string {
+	t.Helper()
+	buf := make([]byte, 100)
+	for range 10 { // a datagram may be lost
+		_, err := c.Write([]byte("where am I?"))
+		require.NoError(t, err)
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(patience/10)))
+		if n, err := c.Read(buf); err == nil {
+			return string(buf[:n])
+		}
+	}
+	require.Fail(t, "no answer")
+	return ""
+}
+
+func (t *udpFlows) count(laptop netip.Addr) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.all[laptop])
+}
+
+func TestTheFlowOfDatagramsThatIsIdleForLongestEnds(t *testing.T) {
+	hub, _, _ := pair(t)
+	hub.forward.datagrams.most = 3
+	address := mirror(t)
+	var all []net.Conn
+	var seen []string
+	for range 3 {
+		c, err := dialFromLaptop("udp", address)
+		require.NoError(t, err)
+		defer c.Close()
+		all, seen = append(all, c), append(seen, seenFrom(t, c))
+	}
+	require.Equal(t, seen[0], seenFrom(t, all[0]), "it has its place again")
+	c, err := dialFromLaptop("udp", address)
+	require.NoError(t, err)
+	defer c.Close()
+	seenFrom(t, c)
+	require.Equal(t, 3, hub.forward.datagrams.count(laptopAddress))
+	require.Equal(t, seen[0], seenFrom(t, all[0]))
+	require.Equal(t, seen[2], seenFrom(t, all[2]))
+	require.NotEqual(t, seen[1], seenFrom(t, all[1]), "it had to make room, and is another flow now")
+}
+
+func TestFlowsOfDatagramsOfAnySize(t *testing.T) {
+	pair(t)
+	server, err := net.ListenPacket("udp", netip.AddrPortFrom(service, 0).String())
+	require.NoError(t, err)
+	defer server.Close()
+	c, err := dialFromLaptop("udp", server.LocalAddr().String())
+	require.NoError(t, err)
+	defer c.Close()
+	buf := make([]byte, 64<<10)
+	for _, size := range []int{0, 1, 1400, 15000} {
+		for range 10 {
+			_, err = c.Write(make([]byte, size))
+			require.NoError(t, err)
+			require.NoError(t, server.SetReadDeadline(time.Now().Add(patience/10)))
+			n, from, rerr := server.ReadFrom(buf)
+			if err = rerr; rerr != nil {
+				continue
+			}
+			require.Equal(t, size, n)
+			_, err = server.WriteTo(buf[:n], from)
+			require.NoError(t, err)
+			break
+		}
+		require.NoError(t, err)
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(patience)))
+		n, err := c.Read(buf)
+		require.NoError(t, err)
+		require.Equal(t, size, n)
+	}
+}
+
+// A refusal is of one datagram: who listens later is heard.
+func TestFlowsOfDatagramsOutliveARefusal(t *testing.T) {
+	pair(t)
+	closed, err := net.ListenPacket("udp", netip.AddrPortFrom(service, 0).String())
+	require.NoError(t, err)
+	address := closed.LocalAddr().String()
+	require.NoError(t, closed.Close())
+	c, err := dialFromLaptop("udp", address)
+	require.NoError(t, err)
+	defer c.Close()
+	for range 3 {
+		if _, err := c.Write([]byte("anybody?")); err != nil {
+			require.ErrorIs(t, err, syscall.ECONNREFUSED)
+		}
+	}
+	server, err := net.ListenPacket("udp", address)
+	require.NoError(t, err)
+	defer server.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo(buf[:n], from)
+		}
+	}()
+	require.NotEmpty(t, seenFrom(t, c))
+}
