@@ -165,3 +165,23 @@ func TestNoSuchNamespace(t *testing.T) {
 		require.Contains(t, refused(t, command, "-n", "nowhere"), `namespace "nowhere" does not exist`)
 	}
 }
+
+// Anybody may read the key in another's Session. Who claims it gets nothing, and the other keeps all.
+func TestKeyOfAnother(t *testing.T) {
+	connected(t)
+	shop := kubectl(t, "-n", "shop", "get", "sessions", "-o", "jsonpath={.items[*].metadata.name} {.items[*].spec.clientVersion} {.items[*].spec.publicKey}")
+	first := strings.Fields(shop)
+	require.Len(t, first, 3)
+	claim := filepath.Join(t.TempDir(), "session.yaml")
+	require.NoError(t, os.WriteFile(claim, []byte("apiVersion: detour.dev/v1alpha1\nkind: Session\nmetadata: {name: claim, namespace: default}\nspec: {publicKey: "+first[2]+", clientVersion: "+first[1]+", user: bob, host: bob}\n"), 0o600))
+	kubectl(t, "create", "-f", claim)
+	t.Cleanup(func() { kubectl(t, "delete", "-f", claim, "--ignore-not-found") })
+	status := func() string {
+		return kubectl(t, "-n", "default", "get", "session", "claim", "-o", "jsonpath={.status}")
+	}
+	require.Eventually(t, func() bool { return strings.Contains(status(), "KeyTaken") }, 30*time.Second, 100*time.Millisecond)
+	require.Contains(t, status(), "session "+first[0]+" in namespace shop has this public key")
+	require.NotContains(t, status(), "addresses")
+	require.NotContains(t, status(), `"connected":true`)
+	require.Equal(t, "cluster", edition(t, "http://catalog.shop"))
+}

@@ -172,7 +172,7 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 	}
 	deadline := time.Now().Add(managerTimeout)
 	for s.object.Status.ManagerPublicKey == "" || len(s.object.Status.Addresses) == 0 {
-		if c := meta.FindStatusCondition(s.object.Status.Conditions, detour.ConditionReady); c != nil && (c.Reason == detour.ReasonVersionMismatch || c.Reason == detour.ReasonNoAddressLeft) {
+		if c := meta.FindStatusCondition(s.object.Status.Conditions, detour.ConditionReady); c != nil && slices.Contains([]string{detour.ReasonVersionMismatch, detour.ReasonNoAddressLeft, detour.ReasonKeyTaken}, c.Reason) {
 			return errors.New(c.Message)
 		}
 		if time.Now().After(deadline) {

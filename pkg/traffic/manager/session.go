@@ -115,7 +115,15 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		r.condition(&s, metav1.ConditionFalse, "BadKey", "the session's public key is not a WireGuard key: connect again")
 		return ctrl.Result{}, r.update(ctx, &s, before)
 	}
-	seen := r.hub.LastReceived(key)
+	var all detour.SessionList
+	if err := r.List(ctx, &all); err != nil {
+		return ctrl.Result{}, fmt.Errorf("list the sessions: %w", err)
+	}
+	holder := otherHolder(all.Items, key, s.UID)
+	var seen time.Time
+	if holder == nil {
+		seen = r.hub.LastReceived(key)
+	}
 	last := s.CreationTimestamp.Time
 	if s.Status.LastSeen != nil {
 		last = s.Status.LastSeen.Time
@@ -128,8 +136,15 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		r.options.Log.Info("deleting a session whose laptop is gone", "session", req.NamespacedName, "silent", idle.Round(time.Second))
 		return ctrl.Result{}, client.IgnoreNotFound(r.Delete(ctx, &s))
 	}
-	if err := r.assign(ctx, &s); err != nil {
-		return ctrl.Result{}, err
+	if holder == nil {
+		if holder, err = r.assign(ctx, &s, key); err != nil {
+			return ctrl.Result{}, err
+		}
+	}
+	if holder != nil {
+		s.Status.Addresses, s.Status.Connected = nil, false
+		r.condition(&s, metav1.ConditionFalse, detour.ReasonKeyTaken, fmt.Sprintf("session %s in namespace %s has this public key: make a session with a key of its own, as `detour connect` does", holder.Name, holder.Namespace))
+		return ctrl.Result{RequeueAfter: 10 * time.Second}, r.update(ctx, &s, before)
 	}
 	if len(s.Status.Addresses) == 0 {
 		r.condition(&s, metav1.ConditionFalse, detour.ReasonNoAddressLeft, "no laptop address is left: widen sessionCIDR in the chart, or delete sessions that are no longer used")
@@ -176,16 +191,19 @@ func (r *sessionReconciler) update(ctx context.Context, s *detour.Session, befor
 	return client.IgnoreNotFound(r.Status().Update(ctx, s))
 }
 
-// assign gives the session its addresses. It reads past the cache, so that two sessions never get the same one.
-func (r *sessionReconciler) assign(ctx context.Context, s *detour.Session) error {
+// assign gives the session its addresses, unless another has its key. It reads past the cache, so that two sessions never get the same one.
+func (r *sessionReconciler) assign(ctx context.Context, s *detour.Session, key vif.Key) (holder *detour.Session, err error) {
 	if r.pool.contains(parseAddresses(s.Status.Addresses)) {
-		return nil
+		return nil, nil
 	}
 	r.allocate.Lock()
 	defer r.allocate.Unlock()
 	var all detour.SessionList
 	if err := r.reader.List(ctx, &all); err != nil {
-		return fmt.Errorf("list the sessions: %w", err)
+		return nil, fmt.Errorf("list the sessions: %w", err)
+	}
+	if holder = otherHolder(all.Items, key, s.UID); holder != nil {
+		return holder, nil
 	}
 	var taken []netip.Addr
 	for _, other := range all.Items {
@@ -198,7 +216,7 @@ func (r *sessionReconciler) assign(ctx context.Context, s *detour.Session) error
 		s.Status.Addresses = append(s.Status.Addresses, a.String())
 	}
 	before := detour.SessionStatus{}
-	return r.update(ctx, s, &before)
+	return nil, r.update(ctx, s, &before)
 }
 
 func (r *sessionReconciler) dns(ctx context.Context) (detour.DNS, error) {
@@ -232,10 +250,8 @@ func (r *sessionReconciler) watchPeers(ctx context.Context) error {
 			continue
 		}
 		var peers []vif.Peer
-		for i := range all.Items {
-			s := &all.Items[i]
-			key, err := vif.ParseKey(s.Spec.PublicKey)
-			if err != nil || len(s.Status.Addresses) == 0 || !s.DeletionTimestamp.IsZero() || !compatible(s.Spec.ClientVersion, version.Version) {
+		for key, s := range holders(all.Items) {
+			if len(s.Status.Addresses) == 0 || !compatible(s.Spec.ClientVersion, version.Version) {
 				continue
 			}
 			peers = append(peers, vif.Peer{PublicKey: key, Addresses: parseAddresses(s.Status.Addresses)})

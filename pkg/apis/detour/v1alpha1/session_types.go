@@ -43,6 +43,7 @@ const (
 	ReasonConnected       = "Connected"       // session: the laptop's tunnel is alive
 	ReasonLaptopGone      = "LaptopGone"      // session: no sign of life; its traffic goes to the cluster's pods
 	ReasonNoAddressLeft   = "NoAddressLeft"   // session: the address range is full
+	ReasonKeyTaken        = "KeyTaken"        // session: another has its public key
 	ReasonVersionMismatch = "VersionMismatch" // session: client and manager cannot work together
 )
 
