@@ -129,6 +129,7 @@ func (s *side) settings(f *http2.SettingsFrame) error {
 		if !s.settled {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
+		s.acknowledged()
 		return nil
 	}
 	if f.HasDuplicates() {
@@ -223,6 +224,8 @@ func (s *side) data(h *half, f *http2.DataFrame) error {
 	if s.given -= n; s.given < 0 {
 		return http2.ConnectionError(http2.ErrCodeFlowControl)
 	}
+	s.held += n
+	s.sw.holds(n)
 	if h == nil {
 		s.credit(n)
 		return s.idle(f.StreamID)
@@ -238,9 +241,14 @@ func (s *side) data(h *half, f *http2.DataFrame) error {
 			return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol} // not as long as it said
 		}
 	}
-	if h.given -= n; h.given < 0 {
+	if h.given -= n; h.given+s.late < 0 {
 		s.credit(n)
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeFlowControl}
+	}
+	h.hold(n)
+	if (s.parked > parkedMost && h.parks()) || s.sw.greedy() {
+		h.credit(n)
+		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeEnhanceYourCalm}
 	}
 	h.credit(n - int64(len(body))) // padding
 	return h.body(body, f.StreamEnded())

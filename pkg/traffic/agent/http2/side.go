@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"io"
 	"net"
 	"slices"
 	"sync"
@@ -45,36 +44,34 @@ type side struct {
 	fields *hpack.Encoder
 	block  bytes.Buffer
 
-	wake      sync.Cond // there is something to write
-	said      []func(*side) error
-	ready     []*half // with something to write
-	full      []*half // likewise, once the connection has a window again
-	waiting   []*half // not begun, because the server takes no more at once
-	streams   map[uint32]*half
-	halves    int    // streams that use it
-	begun     int    // those of a server that it knows of
-	copied    int    // bytes of copies that wait
-	next      uint32 // stream to begin
-	last      uint32 // stream that the client began
-	window    int64  // what may be sent
-	initial   int64  // window of a stream
-	most      uint32 // streams at once
-	frame     int64  // the largest to send
-	given     int64  // what may be received
-	owed      int64  // received and passed on, and not yet said so
-	settled   bool   // the first settings have come
-	left      bool   // the client was asked to leave
-	going     bool   // takes no new requests
-	finishing bool   // ends when there is nothing more to write
+	wake    sync.Cond // there is something to write
+	said    []func(*side) error
+	ready   []*half // with something to write
+	full    []*half // likewise, once the connection has a window again
+	waiting []*half // not begun, because the server takes no more at once
+	streams map[uint32]*half
+	halves  int    // streams that use it
+	closed  int    // streams that closed since those that wait were swept
+	begun   int    // those of a server that it knows of
+	copied  int    // bytes of copies that wait
+	next    uint32 // stream to begin
+	last    uint32 // stream that the client began
+	window  int64  // what may be sent
+	initial int64  // window of a stream
+	most    uint32 // streams at once
+	frame   int64  // the largest to send
+	receives
+	settled   bool // the first settings have come
+	left      bool // the client was asked to leave
+	going     bool // takes no new requests
+	finishing bool // ends when there is nothing more to write
 	over      bool
 	err       error // how it ended
 }
 
 func (w *Switch) newSide(way *Way) *side {
-	s := &side{sw: w, way: way, streams: map[uint32]*half{}, next: 1, window: defaultWindow, initial: defaultWindow, most: streamsUnasked, frame: defaultFrame, given: clientWindow}
-	if way != nil {
-		s.given = serverWindow
-	}
+	s := &side{sw: w, way: way, streams: map[uint32]*half{}, next: 1, window: defaultWindow, initial: defaultWindow, most: streamsUnasked, frame: defaultFrame}
+	s.receives = w.receives(way)
 	s.ctx, s.cancel = context.WithCancel(w.ctx)
 	s.wake.L = &w.mu
 	return s
@@ -112,15 +109,7 @@ func (s *side) run() {
 		return
 	}
 	s.use(c)
-	s.first(func(s *side) error {
-		if _, err := io.WriteString(s.out, http2.ClientPreface); err != nil {
-			return err
-		}
-		if err := s.framer.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(s.streamWindow())}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: largestFrame}); err != nil {
-			return err
-		}
-		return s.framer.WriteWindowUpdate(0, serverWindow-defaultWindow)
-	})
+	s.begins(0, http2.Setting{ID: http2.SettingEnablePush, Val: 0})
 	w.mu.Unlock()
 	stop := context.AfterFunc(s.ctx, func() { _ = c.Close() })
 	defer stop()
@@ -238,30 +227,27 @@ func (s *side) first(frame func(*side) error) {
 	s.wake.Signal()
 }
 
-// credit lets the other end send as much more.
-func (s *side) credit(n int64) {
-	all := int64(clientWindow)
-	if s.way != nil {
-		all = serverWindow
-	}
-	if s.owed += n; s.owed < all/16 {
-		return
-	}
-	n, s.owed = s.owed, 0
-	s.given += n
-	s.say(func(s *side) error { return s.framer.WriteWindowUpdate(0, uint32(n)) })
-}
-
 // admit begins streams that had to wait.
 func (s *side) admit() {
-	s.waiting = slices.DeleteFunc(s.waiting, func(h *half) bool { return h.closed })
-	n := 0
-	for n < len(s.waiting) && uint32(s.begun+n) < s.most {
-		n++
+	n, begin := 0, 0
+	for ; n < len(s.waiting) && uint32(s.begun+begin) < s.most; n++ {
+		if !s.waiting[n].closed {
+			begin++
+		}
 	}
 	if n > 0 {
 		s.ready = append(s.ready, s.waiting[:n]...)
 		s.waiting = slices.Delete(s.waiting, 0, n)
 		s.wake.Signal()
 	}
+}
+
+// sweep forgets streams that have closed before they were written. Not each time: there may be many.
+func (s *side) sweep() {
+	if s.closed++; s.closed <= 64+(len(s.ready)+len(s.full)+len(s.waiting))/2 {
+		return
+	}
+	s.closed = 0
+	gone := func(h *half) bool { return h.closed }
+	s.ready, s.full, s.waiting = slices.DeleteFunc(s.ready, gone), slices.DeleteFunc(s.full, gone), slices.DeleteFunc(s.waiting, gone)
 }

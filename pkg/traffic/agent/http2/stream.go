@@ -25,7 +25,8 @@ type stream struct {
 
 	keeping bool   // the request may have to be sent once more
 	kept    []item // what was said of it so far
-	size    int    // of its body
+	size    int    // of what is kept
+	body    int    // of all of its body so far
 }
 
 // half is a stream on one of its connections.
@@ -40,7 +41,8 @@ type half struct {
 	hurry  bool   // nor before it what has to wait for a window
 	window int64  // what may be sent
 	given  int64  // what may be received
-	owed   int64  // received and passed on, and not yet said so
+	held   int64  // received and not passed on yet
+	wanted int64  // both together, if it can be
 	left   int64  // of the body that comes; negative when nothing was said of it
 	ended  bool   // everything was said
 	heard  bool   // and heard
@@ -52,7 +54,7 @@ type half struct {
 // half is the stream on a side.
 func (st *stream) half(s *side) *half {
 	s.halves++
-	return &half{side: s, stream: st, given: s.streamWindow(), left: -1}
+	return &half{side: s, stream: st, left: -1}
 }
 
 // source is where what is said on h comes from.
@@ -66,7 +68,15 @@ func (h *half) source() *half {
 // join sends a request a way.
 func (st *stream) join(way *Way) {
 	st.way = way
+	st.park(-1)
 	st.up = st.half(st.sw.to(way))
+	st.park(1)
+}
+
+// keeps counts what is kept of requests.
+func (w *Switch) keeps(n int) {
+	w.kept += n
+	w.holds(int64(n))
 }
 
 // said passes on what the client said.
@@ -79,10 +89,13 @@ func (st *stream) said(it item) {
 		c.push(alias)
 	}
 	if st.keeping {
-		if st.size += len(it.data); st.size > keptBody {
+		n := alias.size()
+		if st.body += len(it.data); st.body > keptBody || st.sw.kept+n > maxKept {
 			st.forget()
 		} else {
-			st.kept = append(st.kept, alias)
+			st.kept = add(st.kept, alias)
+			st.size += n
+			st.sw.keeps(n)
 		}
 	}
 	if st.up != nil {
@@ -94,7 +107,15 @@ func (st *stream) said(it item) {
 }
 
 // forget keeps nothing of a request any more.
-func (st *stream) forget() { st.keeping, st.kept = false, nil }
+func (st *stream) forget() {
+	st.keeping = false
+	st.unkeep()
+}
+
+func (st *stream) unkeep() {
+	st.sw.keeps(-st.size)
+	st.kept, st.size = nil, 0
+}
 
 // fields takes fields that came on a stream: an answer's, or trailers.
 func (h *half) fields(f *http2.MetaHeadersFrame) error {
@@ -111,6 +132,9 @@ func (h *half) fields(f *http2.MetaHeadersFrame) error {
 	trailers := h == st.client || (h == st.up && st.answered)
 	if f.Truncated || (trailers && (!end || len(f.PseudoFields()) > 0 || h.left > 0)) {
 		return malformed
+	}
+	if !h.copy && st.sw.overfull(f.Fields) {
+		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeEnhanceYourCalm}
 	}
 	if h.copy {
 		h.hears(end)
@@ -204,6 +228,7 @@ func (h *half) close() {
 	_ = h.taken()
 	s := h.side
 	s.halves--
+	s.sweep()
 	if h.id != 0 {
 		delete(s.streams, h.id)
 		if s.way != nil {
@@ -222,6 +247,7 @@ func (st *stream) done() {
 	if st.watch != nil {
 		st.watch.Ended(st.grpc)
 	}
+	st.unkeep()
 	if st.up != nil && !st.client.heard {
 		st.up.reset(http2.ErrCodeCancel) // unless it was reset
 	}
@@ -355,6 +381,9 @@ func (st *stream) again(way *Way) {
 func (h *half) move(again *Way) {
 	queue := h.queue
 	h.queue = nil
+	for i := range queue {
+		h.weigh(&queue[i], -1)
+	}
 	h.close()
 	h.stream.elsewhere(queue, again)
 }
@@ -362,6 +391,7 @@ func (h *half) move(again *Way) {
 // elsewhere sends a request once more.
 func (st *stream) elsewhere(request []item, again *Way) {
 	if st.client.closed {
+		st.drop(request)
 		return
 	}
 	if st.tries++; st.tries > 1 {
@@ -371,9 +401,11 @@ func (st *stream) elsewhere(request []item, again *Way) {
 	switch {
 	case again != nil:
 	case st.way == app:
+		st.drop(request)
 		st.answer(502, "")
 		return
 	case st.strict:
+		st.drop(request)
 		st.answer(503, unavailable)
 		return
 	default:
@@ -382,7 +414,17 @@ func (st *stream) elsewhere(request []item, again *Way) {
 	}
 	st.join(again)
 	for _, it := range request {
+		it.data = it.data[:len(it.data):len(it.data)] // nothing is to be joined to what is kept
 		st.up.push(it)
+	}
+}
+
+// drop lets the client send as much more as there is of a request that goes nowhere.
+func (st *stream) drop(request []item) {
+	for _, it := range request {
+		if it.owed {
+			st.client.credit(int64(len(it.data)))
+		}
 	}
 }
 

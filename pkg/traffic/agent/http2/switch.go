@@ -57,19 +57,14 @@ type Watcher interface {
 }
 
 const (
-	// clientStreamWindow bounds what waits here of a request, in bytes, appStreamWindow and laptopStreamWindow what waits of an answer: a
-	// laptop is far away. What waits on one stream must not hold up the others, so that a connection's windows are much larger.
-	clientStreamWindow = 256 << 10
-	appStreamWindow    = 1 << 20
-	laptopStreamWindow = 4 << 20
-	clientWindow       = 16 << 20
-	serverWindow       = 1 << 30
-	// maxFields bounds the fields of a request or an answer, in bytes as RFC 9113, 6.5.2 counts them.
-	maxFields = 4 << 20
-	// maxStreams bounds the requests of a client that are under way. What the app's own limit is, the app says.
-	maxStreams = 1 << 16
-	// keptBody bounds what is kept of a request to send it once more.
+	// maxFields bounds the fields of a request or an answer, in bytes as RFC 9113, 6.5.2 counts them, and heldFields those of all that wait.
+	maxFields  = 4 << 20
+	heldFields = 4 << 20
+	// maxStreams bounds the requests of a client that are under way. If the app's own limit is lower, that holds.
+	maxStreams = 1 << 12
+	// keptBody bounds what is kept of a request's body to send it once more, and maxKept what is kept of all requests.
 	keptBody = 64 << 10
+	maxKept  = 4 << 20
 	// copyLimit bounds what waits for a server that gets copies, in bytes. Beyond it a copy is dropped: the original is never slowed.
 	copyLimit = 256 << 10
 	// copyStall is how long such a server may take nothing of what waits.
@@ -91,8 +86,12 @@ type Switch struct {
 	client  *side
 	ways    map[*Way]*side // that take new requests
 	sides   map[*side]struct{}
-	greeted bool // the client has got settings
-	asked   bool // the client was asked to leave
+	held    int64 // bytes of all kinds that wait
+	fields  int   // bytes of fields that wait
+	kept    int   // bytes of requests that may have to be sent once more
+	greeted bool  // the client has got settings
+	ended   bool  // the client has gone
+	asked   bool  // the client was asked to leave
 }
 
 // New is a Switch for a client's connection. Everything ends with ctx.
@@ -108,6 +107,8 @@ func New(ctx context.Context, client net.Conn, config Config) *Switch {
 
 // Serve goes on until the client's connection ends.
 func (w *Switch) Serve() {
+	shared.switches.Add(1)
+	defer shared.switches.Add(-1)
 	c := w.client
 	stop := context.AfterFunc(w.ctx, func() { _ = c.conn.Close() })
 	defer stop()
@@ -130,6 +131,8 @@ func (w *Switch) Serve() {
 	_ = c.conn.Close()
 	w.mu.Lock()
 	w.end()
+	w.holds(-w.held) // what is left goes
+	w.ended = true
 	w.mu.Unlock()
 }
 
@@ -153,25 +156,29 @@ func (w *Switch) leave() {
 // clients look no further.
 func (w *Switch) greet(host map[http2.SettingID]uint32) {
 	settings := []http2.Setting{}
-	for _, id := range []http2.SettingID{http2.SettingMaxConcurrentStreams, http2.SettingMaxHeaderListSize, http2.SettingEnableConnectProtocol} {
+	for _, id := range []http2.SettingID{http2.SettingMaxHeaderListSize, http2.SettingEnableConnectProtocol} {
 		if v, ok := host[id]; ok {
 			settings = append(settings, http2.Setting{ID: id, Val: v})
 		}
 	}
+	c := w.client
+	most, ok := host[http2.SettingMaxConcurrentStreams]
+	if most = min(most, maxStreams); !ok {
+		most = maxStreams
+	}
+	if ok || !w.greeted {
+		settings = append(settings, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: most})
+	} else {
+		most = c.promised
+	}
 	if w.greeted {
 		if len(settings) > 0 {
-			w.client.say(func(s *side) error { return s.framer.WriteSettings(settings...) })
+			c.set(0, most, settings...)
 		}
 		return
 	}
 	w.greeted = true
-	settings = append(settings, http2.Setting{ID: http2.SettingInitialWindowSize, Val: clientStreamWindow}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: largestFrame})
-	w.client.first(func(s *side) error {
-		if err := s.framer.WriteSettings(settings...); err != nil {
-			return err
-		}
-		return s.framer.WriteWindowUpdate(0, clientWindow-defaultWindow)
-	})
+	c.begins(most, settings...)
 	if w.asked {
 		w.leave()
 	}
@@ -202,7 +209,7 @@ func (w *Switch) opens(f *http2.MetaHeadersFrame) error {
 	st := &stream{sw: w}
 	a := st.half(c)
 	st.client = a
-	a.id, a.window = f.StreamID, c.initial
+	a.id, a.window, a.given = f.StreamID, c.initial, c.granted
 	c.streams[a.id] = a
 	r, err := request(f)
 	switch {
@@ -213,7 +220,7 @@ func (w *Switch) opens(f *http2.MetaHeadersFrame) error {
 	case err != nil:
 		a.refuse(http2.ErrCodeProtocol)
 		return nil
-	case len(c.streams) > maxStreams:
+	case len(c.streams) > int(c.limit) || w.overfull(f.Fields):
 		a.refuse(http2.ErrCodeRefusedStream)
 		return nil
 	}

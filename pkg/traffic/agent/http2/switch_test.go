@@ -32,10 +32,11 @@ type place struct {
 	fails  atomic.Bool
 	over   context.CancelFunc
 
-	serving, once sync.Once
+	serving sync.Once
 
 	mu     sync.Mutex
 	dialed []net.Conn
+	closed bool
 }
 
 func newPlace(t *testing.T, running *sync.WaitGroup, h http.HandlerFunc) *place {
@@ -49,10 +50,13 @@ func newPlace(t *testing.T, running *sync.WaitGroup, h http.HandlerFunc) *place 
 		}
 		here, there := net.Pipe()
 		p.serving.Do(func() { running.Go(func() { _ = p.server.Serve(p) }) })
-		p.conns <- there
-		p.dials.Add(1)
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		if p.closed {
+			return nil, net.ErrClosed
+		}
+		p.conns <- there
+		p.dials.Add(1)
 		p.dialed = append(p.dialed, here)
 		return here, nil
 	}, Lost: func(n uint64) { p.lost.Add(int64(n)) }}
@@ -67,7 +71,16 @@ func (p *place) Accept() (net.Conn, error) {
 	}
 	return c, nil
 }
-func (p *place) Close() error   { p.once.Do(func() { close(p.conns) }); return nil }
+
+func (p *place) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.closed = true
+		close(p.conns)
+	}
+	return nil
+}
 func (p *place) Addr() net.Addr { return &net.TCPAddr{} }
 
 // cut ends the connections there are.
@@ -89,6 +102,7 @@ type bench struct {
 	client              *http.Transport
 	opened              atomic.Int32
 	strict              atomic.Bool
+	last                atomic.Pointer[Switch]
 }
 
 func newBench(t *testing.T, app, laptop, copies http.HandlerFunc) (*bench, func()) {
@@ -112,7 +126,9 @@ func newBench(t *testing.T, app, laptop, copies http.HandlerFunc) (*bench, func(
 	b.client = &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		here, there := net.Pipe()
 		b.opened.Add(1)
-		running.Go(func() { New(ctx, there, Config{App: b.app.Way, Route: route, Go: running.Go}).Serve() })
+		sw := New(ctx, there, Config{App: b.app.Way, Route: route, Go: running.Go})
+		b.last.Store(sw)
+		running.Go(sw.Serve)
 		return here, nil
 	}}
 	return b, func() {
@@ -290,9 +306,11 @@ func TestOneDoesNotHoldUpTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, end := newBench(t, says("app"), func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, says("nobody"))
 		defer end()
+		_, _, err := b.ask("/", nil)
+		require.NoError(t, err)
 		stuck, cancel := context.WithCancel(context.Background())
 		var asking sync.WaitGroup
-		for range 20 {
+		for range 80 {
 			asking.Go(func() {
 				r, err := http.NewRequestWithContext(stuck, http.MethodPost, "http://catalog/laptop", piped(strings.Repeat("x", 3<<20)))
 				if assert.NoError(t, err) {
@@ -308,6 +326,7 @@ func TestOneDoesNotHoldUpTheOthers(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, len("app ")+len(body), len(text))
 		}
+		require.EqualValues(t, 1, b.opened.Load())
 		cancel()
 		asking.Wait()
 	})

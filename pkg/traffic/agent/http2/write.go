@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"bytes"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -15,6 +16,7 @@ type item struct {
 	reset  bool
 	code   http2.ErrCode
 	owed   bool // whoever sent the data may send as much more when it is passed on
+	room   int  // of the memory that the data is in
 }
 
 func (i *item) size() int {
@@ -125,7 +127,7 @@ func (s *side) pick() (frame func(*side) error, id uint32, it item) {
 // begin gives a stream its number.
 func (h *half) begin() {
 	s := h.side
-	h.id, h.window = s.next, s.initial
+	h.id, h.window, h.given = s.next, s.initial, s.granted
 	s.next += 2
 	s.begun++
 	s.streams[h.id] = h
@@ -169,7 +171,11 @@ func (h *half) take() (it item, ok bool) {
 			h.source().credit(n)
 		}
 		if n > 0 && n < int64(len(it.data)) {
-			h.queue[0].data = it.data[n:]
+			rest := &h.queue[0]
+			rest.data = it.data[n:]
+			if (h.window <= 0 || s.window <= 0) && 2*len(rest.data) < rest.room {
+				rest.data, rest.room = bytes.Clone(rest.data), len(rest.data) // a little that waits is not to keep much
+			}
 			it.data, it.end = it.data[:n], false
 			h.progress()
 			return it, true
@@ -178,6 +184,7 @@ func (h *half) take() (it item, ok bool) {
 		s.copied -= it.size()
 	}
 	h.queue = h.queue[1:]
+	h.weigh(&it, -1)
 	h.progress()
 	switch {
 	case it.reset:
@@ -232,55 +239,44 @@ func (h *half) push(it item) {
 			h.stall.Reset(copyStall)
 		}
 	}
-	if n := len(h.queue); n > 0 && it.fields == nil && !it.reset && joinable(&h.queue[n-1], &it) {
-		last := &h.queue[n-1]
-		last.data, last.end = append(last.data, it.data...), it.end
-	} else {
-		h.queue = append(h.queue, it)
-	}
+	h.weigh(&it, 1)
+	h.queue = add(h.queue, it)
 	h.schedule()
 }
 
-// joinable says whether two small parts of a body may be one: what waits is bounded in bytes and not in parts.
-func joinable(last, next *item) bool {
-	return last.fields == nil && !last.reset && !last.end && last.owed == next.owed && len(last.data)+len(next.data) <= defaultFrame
+// weigh counts an item's fields that wait, or do no longer.
+func (h *half) weigh(it *item, sign int) {
+	if it.fields != nil && !h.copy {
+		n := sign * it.size()
+		h.side.sw.fields += n
+		h.side.sw.holds(int64(n))
+	}
+}
+
+// add puts an item to those that wait. Small parts of a body become one: what waits is bounded in bytes and not in parts.
+func add(queue []item, it item) []item {
+	if n := len(queue); n > 0 && it.fields == nil && !it.reset {
+		last := &queue[n-1]
+		if last.fields == nil && !last.reset && !last.end && last.owed == it.owed && len(last.data)+len(it.data) <= defaultFrame {
+			last.data, last.end = append(last.data, it.data...), it.end
+			last.room = cap(last.data)
+			return queue
+		}
+	}
+	it.room = len(it.data)
+	return append(queue, it)
 }
 
 // discard forgets what will not be said.
 func (h *half) discard(all []item) {
 	for i := range all {
+		h.weigh(&all[i], -1)
 		if all[i].owed {
 			h.source().credit(int64(len(all[i].data)))
 		}
 		if h.copy {
 			h.side.copied -= all[i].size()
 		}
-	}
-}
-
-// credit lets whoever sends on a stream send as much more.
-func (h *half) credit(n int64) {
-	h.side.credit(n)
-	if h.closed || h.heard {
-		return
-	}
-	if h.owed += n; h.owed < h.side.streamWindow()/8 {
-		return
-	}
-	n, h.owed = h.owed, 0
-	h.given += n
-	id := h.id
-	h.side.say(func(s *side) error { return s.framer.WriteWindowUpdate(id, uint32(n)) })
-}
-
-func (s *side) streamWindow() int64 {
-	switch s.way {
-	case nil:
-		return clientStreamWindow
-	case s.sw.config.App:
-		return appStreamWindow
-	default:
-		return laptopStreamWindow
 	}
 }
 
