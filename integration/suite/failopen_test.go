@@ -194,7 +194,7 @@ func (w *watched) check(t *testing.T, fault time.Time, settled time.Duration) {
 		switch {
 		case a.who == "" && a.got == "cluster":
 		case a.who == "" || (a.err && late > 0):
-			wrong = append(wrong, fmt.Sprintf("%s of %q, %s after the fault: %s", a.kind, a.who, late, a.got))
+			wrong = append(wrong, fmt.Sprintf("%s of %q, %s after the fault, which took %s: %s", a.kind, a.who, late, a.took, a.got))
 		case !a.err && late > settled && a.got != "cluster":
 			wrong = append(wrong, fmt.Sprintf("%s of %q, %s after the fault: still %s", a.kind, a.who, late, a.got))
 		case late > 0 && a.took > max(settled-late, 0)+waits:

@@ -171,7 +171,14 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 		delete(e.upstreams, key)
 		if lost && attempt == 0 {
 			copies = nil // they have it
-			continue     // nothing of the client's is gone
+			if errors.Is(err, errLaptop) {
+				if want.ErrorOnFailure {
+					e.seen.answered(503)
+					return false, e.unavailable()
+				}
+				want = nil // another lane may not have been found silent yet
+			}
+			continue // nothing of the client's is gone
 		}
 		return false, err
 	}
