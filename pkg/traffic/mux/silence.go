@@ -39,13 +39,6 @@ type Question struct {
 // OnSilence has f called each time the other end falls silent. It is to be called before Run.
 func (c *Conn) OnSilence(f func()) { c.fellSilent = f }
 
-// Silent says whether the other end has fallen silent.
-func (c *Conn) Silent() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.silent
-}
-
 // Conn is what carries the stream.
 func (s *Stream) Conn() *Conn { return s.conn }
 

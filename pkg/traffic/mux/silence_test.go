@@ -62,13 +62,13 @@ func TestSilence(t *testing.T) {
 	waits := stream(t, c)
 	taken, never := ask(waits, "w")
 	time.Sleep((silence + 2) * beat)
-	require.False(t, c.Silent())
+	require.False(t, isSilent(c))
 
 	gate.Lock()
 	lost, untaken := ask(s, "2")
 	<-untaken
 	<-fell
-	require.True(t, c.Silent())
+	require.True(t, isSilent(c))
 	require.False(t, lost.Answered(), "it may be said to somebody else")
 	later, untakenToo := ask(s, "3")
 	<-untakenToo
@@ -80,7 +80,7 @@ func TestSilence(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, taken.Answered())
 	require.Empty(t, never)
-	require.Eventually(t, func() bool { return !c.Silent() }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return !isSilent(c) }, patience, time.Millisecond)
 	again, _ := ask(waits, "4")
 	_, err = waits.Read(make([]byte, 1))
 	require.NoError(t, err)
@@ -92,4 +92,11 @@ func TestSilence(t *testing.T) {
 		defer c.mu.Unlock()
 		return !c.beating && c.pings == c.pongs && len(c.questions) == 0
 	}, patience, time.Millisecond)
+}
+
+// isSilent says whether the other end has fallen silent.
+func isSilent(c *Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.silent
 }
