@@ -124,6 +124,9 @@ func (c *Conn) fail(err error) {
 	if err != nil {
 		c.err = fmt.Errorf("%w: %v", ErrEnded, err) //nolint:errorlint // an end of the connection is none in order of a stream
 	}
+	if c.hushed() {
+		c.withdraw() // who reads their streams hears of their end
+	}
 	close(c.done)
 	streams := c.streams
 	c.streams = map[uint32]*Stream{}

@@ -21,6 +21,7 @@ type pulse struct {
 	said       bool // something was, since the last ping
 	heard      bool // something was, since the last beat
 	missed     int  // beats without a word
+	usual      int  // that many are missed before a ping is answered, on a long way
 	silent     bool
 	pings      uint64
 	pongs      uint64
@@ -87,6 +88,7 @@ func (c *Conn) pong() error {
 		return fmt.Errorf("%w: an answer to no ping", errFrame)
 	}
 	c.pongs++
+	c.usual = max(c.missed, c.usual-1)
 	c.heard = true
 	return nil
 }
@@ -120,13 +122,7 @@ func (c *Conn) beat() {
 	c.silent = true
 	c.joined.Add(1) // Run ends after this
 	defer c.joined.Done()
-	var untaken []*Question
-	for q := range c.questions {
-		if q.after >= c.pongs {
-			q.withdrawn = true
-			untaken = append(untaken, q)
-		}
-	}
+	untaken := c.withdraw()
 	c.mu.Unlock()
 	if c.fellSilent != nil {
 		c.fellSilent()
@@ -135,3 +131,18 @@ func (c *Conn) beat() {
 		q.untaken()
 	}
 }
+
+// withdraw withdraws the questions that the other end is not known to have taken, and returns them; c.mu is held.
+func (c *Conn) withdraw() (untaken []*Question) {
+	for q := range c.questions {
+		if q.after >= c.pongs {
+			q.withdrawn = true
+			untaken = append(untaken, q)
+		}
+	}
+	return untaken
+}
+
+// hushed says whether the other end owes an answer and has not said a word for longer than usual: whoever ends such a connection has noticed that it is gone
+// before it was silent for long enough to tell here. c.mu is held.
+func (c *Conn) hushed() bool { return c.missed > c.usual && !c.heard }

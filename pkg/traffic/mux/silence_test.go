@@ -94,6 +94,85 @@ func TestSilence(t *testing.T) {
 	}, patience, time.Millisecond)
 }
 
+// A connection that is cut because others found the other end gone first: what that end was not heard of is not taken, as if it had been silent for long enough.
+// What is cut while it speaks it may have taken, also when it is so far away that no answer can have come yet.
+func TestCutWhileSilent(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		away           time.Duration // that the answers are
+		stopped, taken bool
+	}{
+		"silent for a while":           {0, true, false},
+		"in mid-sentence":              {0, false, true},
+		"far away, and well":           {3 * beat, false, true},
+		"far away, silent for a while": {3 * beat, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := pair(t)
+			gate := &gated{Conn: b}
+			c := New(&distant{Conn: a, away: test.away}, nil)
+			took := make(chan struct{})
+			there := New(gate, process(t, func(c *net.TCPConn) {
+				_, _ = io.ReadFull(c, make([]byte, 4))
+				close(took)
+				_, _ = io.Copy(io.Discard, c)
+			}))
+			var running sync.WaitGroup
+			running.Go(func() { _ = c.Run() })
+			running.Go(func() { _ = there.Run() })
+			s := stream(t, c)
+			require.Eventually(t, func() bool { // what is usual is known
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				return !c.beating && c.pings == c.pongs
+			}, patience, time.Millisecond)
+			missed := func(more func(missed, usual int) bool) func() bool {
+				return func() bool {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					return more(c.missed, c.usual)
+				}
+			}
+			if test.stopped {
+				gate.Lock()
+			}
+			q := s.Ask(func() { t.Error("nobody is silent for long enough") })
+			_, err := s.Write([]byte("POST"))
+			require.NoError(t, err)
+			if !test.stopped {
+				<-took
+			}
+			switch {
+			case test.stopped:
+				require.Eventually(t, missed(func(missed, usual int) bool { return missed > usual }), patience, time.Millisecond)
+			case test.away > 0:
+				require.Eventually(t, missed(func(missed, _ int) bool { return missed > 0 }), patience, time.Millisecond)
+			}
+			c.fail(nil)
+			_, err = s.Read(make([]byte, 1))
+			require.ErrorIs(t, err, ErrEnded)
+			require.Equal(t, test.taken, q.Answered())
+			if test.stopped {
+				gate.Unlock()
+			}
+			running.Wait()
+		})
+	}
+}
+
+// distant is an end whose words take their time to come.
+type distant struct {
+	net.Conn
+	away time.Duration
+}
+
+func (d *distant) Read(b []byte) (int, error) {
+	n, err := d.Conn.Read(b)
+	time.Sleep(d.away)
+	return n, err
+}
+
 // isSilent says whether the other end has fallen silent.
 func isSilent(c *Conn) bool {
 	c.mu.Lock()
