@@ -126,7 +126,11 @@ func (a *app) quitCommand() *cobra.Command {
 			if client == nil {
 				return a.printQuit(&daemonv1.QuitResponse{})
 			}
+			slow := time.AfterFunc(2*time.Second, func() {
+				fmt.Fprintln(a.ErrOut, "waiting for what is under way: answers that this laptop still owes may take 10 s")
+			})
 			r, err := client.Quit(cmd.Context(), &daemonv1.QuitRequest{})
+			slow.Stop()
 			if err != nil {
 				return err
 			}

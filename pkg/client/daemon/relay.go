@@ -23,6 +23,8 @@ const (
 	acceptPause  = 10 * time.Millisecond
 	// drainTimeout is how long a relayed connection may go on after its intercept has ended.
 	drainTimeout = 10 * time.Second
+	// quietAfter is how long a local process that owes no answer may say nothing before its answer counts as whole.
+	quietAfter = 50 * time.Millisecond
 )
 
 // relayServer takes the connections that the traffic-manager relays and joins them to local ports. It serves only the
@@ -72,6 +74,26 @@ func (r *relayServer) remove(uid string) {
 			r.timer[uid] = time.AfterFunc(drainTimeout, func() { r.end(func(u string) bool { return u == uid }) })
 		}
 	}
+}
+
+// finish waits until local processes have answered what they were asked, for drainTimeout at most.
+func (r *relayServer) finish(ctx context.Context) {
+	ctx, done := context.WithTimeout(ctx, drainTimeout)
+	defer done()
+	for r.working() && sleep(ctx, quietAfter) == nil {
+	}
+}
+
+func (r *relayServer) working() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for c := range r.conns {
+		if streams, ok := c.(*mux.Conn); ok {
+			n += streams.Working()
+		}
+	}
+	return n > 0
 }
 
 func (r *relayServer) end(which func(uid string) bool) {

@@ -345,6 +345,7 @@ func (s *session) close(ctx context.Context) error {
 		return s.untold
 	}
 	s.untold = s.suspend(ctx, names)
+	left := false
 	for _, name := range names {
 		if silent(s.untold) {
 			break
@@ -352,7 +353,12 @@ func (s *session) close(ctx context.Context) error {
 		if _, err := s.leaveOne(ctx, name); err != nil {
 			s.log.Warn("leaving an intercept failed", "intercept", name, "err", err)
 			s.untold = err
+		} else {
+			left = true
 		}
+	}
+	if left && !silent(s.untold) {
+		s.relays.finish(ctx)
 	}
 	if !silent(s.untold) {
 		s.untold = nil // the session's end is that of its intercepts

@@ -35,6 +35,18 @@ func (s *Stream) join(local net.Conn) {
 	s.drained.Wait()
 }
 
+// Working counts the streams on which something is under way: the local process owes an answer, or has said something since the last call.
+func (c *Conn) Working() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.streams {
+		if spoke := s.spoke.Swap(false); spoke || s.asked.Load() {
+			n++
+		}
+	}
+	return n
+}
+
 // pass writes to local what that takes without waiting, and returns the rest; mu is held.
 func (s *Stream) pass(b []byte) (rest []byte, err error) {
 	some, ok := s.local.(interface{ WriteSome([]byte) (int, error) })

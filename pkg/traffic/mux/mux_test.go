@@ -437,3 +437,32 @@ func TestOpen(t *testing.T) {
 		says(t, stream(t, c), "hello")
 	})
 }
+
+// A stream is at work from its first question until its process has been quiet since the answer.
+func TestWorking(t *testing.T) {
+	t.Parallel()
+	answers := make(chan struct{})
+	a, b := pair(t)
+	opens, accepts := run(t, a, b, process(t, func(c *net.TCPConn) {
+		for got := make([]byte, 8); ; {
+			if _, err := c.Read(got); err != nil {
+				return
+			}
+			<-answers
+			_, _ = c.Write([]byte("answer"))
+		}
+	}))
+	s := stream(t, opens)
+	require.Zero(t, accepts.Working(), "nobody was asked")
+	for range 2 {
+		_, err := s.Write([]byte("question"))
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return accepts.Working() == 1 }, patience, time.Millisecond)
+		require.Equal(t, 1, accepts.Working(), "however often it is looked")
+		answers <- struct{}{}
+		_, err = io.ReadFull(s, make([]byte, 6))
+		require.NoError(t, err)
+		require.Equal(t, 1, accepts.Working(), "it has just said something")
+		require.Zero(t, accepts.Working(), "it is quiet")
+	}
+}

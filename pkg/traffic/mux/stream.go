@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -46,6 +47,8 @@ type Stream struct {
 	draining bool     // a goroutine writes what waits to local
 	deaf     bool     // local takes nothing any more
 	drained  sync.WaitGroup
+
+	asked, spoke atomic.Bool // the other end had the last word; this end has said something. See Working
 }
 
 func newStream(c *Conn, id uint32) *Stream {
@@ -82,6 +85,8 @@ func (s *Stream) Write(b []byte) (n int, err error) {
 			s.await()
 			continue
 		}
+		s.asked.Store(false)
+		s.spoke.Store(true)
 		k := min(len(b), s.credit, maxData)
 		c.frame(s.id, data, b[:k])
 		c.owes()
@@ -217,6 +222,7 @@ func (s *Stream) lose(err error) {
 // receive takes data that has come.
 func (s *Stream) receive(b []byte) error {
 	s.conn.tells(s)
+	s.asked.Store(true)
 	s.mu.Lock()
 	if s.fin || !s.credits.use(len(b)) {
 		s.mu.Unlock()
