@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -409,5 +410,36 @@ func TestUploadsWhileMuchWaits(t *testing.T) {
 		assert.False(t, sw.client.tight)
 		assert.Zero(t, sw.client.held)
 		assert.Zero(t, sw.client.parked)
+	})
+}
+
+// What waits for laptops that take no copies is bounded for all connections together.
+func TestAllCopiesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		drain := func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
+		b, end := newBench(t, drain, drain, standing)
+		defer end()
+		b.copies.server.HTTP2.MaxReceiveBufferPerConnection = 1
+		b.copies.server.HTTP2.MaxReceiveBufferPerStream = 1
+		var clients []*crude
+		for range 40 {
+			c := newCrude(t, b, false)
+			clients = append(clients, c)
+			id := c.ask("/copy", false)
+			synctest.Wait()
+			for range 31 {
+				c.write(func() error { return c.framer.WriteData(id, false, zeros[:8_000]) })
+				synctest.Wait()
+			}
+		}
+		assert.Greater(t, shared.copied.Load(), int64(copiesTogether*3/4))
+		assert.LessOrEqual(t, shared.copied.Load(), int64(copiesTogether))
+		assert.NotZero(t, b.copies.lost.Load())
+		for _, c := range clients {
+			_ = c.conn.Close()
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		assert.Zero(t, shared.copied.Load())
 	})
 }

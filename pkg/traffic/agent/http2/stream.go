@@ -248,8 +248,14 @@ func (st *stream) done() {
 		st.watch.Ended(st.grpc)
 	}
 	st.unkeep()
-	if st.up != nil && !st.client.heard {
+	if st.client.heard {
+		return
+	}
+	if st.up != nil {
 		st.up.reset(http2.ErrCodeCancel) // unless it was reset
+	}
+	for _, c := range st.copies {
+		c.reset(http2.ErrCodeCancel)
 	}
 }
 
@@ -258,7 +264,7 @@ func (h *half) reset(code http2.ErrCode) {
 	if h.closed || h.resets {
 		return
 	}
-	if h.id == 0 {
+	if h.id == 0 && !h.copy { // a copy is told what there was of the original
 		h.close()
 		return
 	}

@@ -65,8 +65,10 @@ const (
 	// keptBody bounds what is kept of a request's body to send it once more, and maxKept what is kept of all requests.
 	keptBody = 64 << 10
 	maxKept  = 4 << 20
-	// copyLimit bounds what waits for a server that gets copies, in bytes. Beyond it a copy is dropped: the original is never slowed.
-	copyLimit = 256 << 10
+	// copyLimit bounds what waits for a server that gets copies, in bytes, and copiesTogether what does in all of an agent. Beyond it a copy is dropped: the
+	// original is never slowed.
+	copyLimit      = 256 << 10
+	copiesTogether = 4 << 20
 	// copyStall is how long such a server may take nothing of what waits.
 	copyStall = 3 * time.Second
 	// drainTimeout is how long a request may go on after its way is over.
@@ -254,12 +256,6 @@ func (w *Switch) copyTo(way *Way, of *half) *half {
 // end is when the client has gone. Copies that are whole are handed over yet.
 func (w *Switch) end() {
 	for _, a := range w.client.streams {
-		st := a.stream
-		if !a.heard {
-			for _, c := range st.copies {
-				c.reset(http2.ErrCodeCancel)
-			}
-		}
 		a.close()
 	}
 	for s := range w.sides {

@@ -359,6 +359,32 @@ func TestACopyLastsAsLongAsItsRequest(t *testing.T) {
 	})
 }
 
+// A request that the app answers before it has read its body, as with 401, is over, and so is its copy: a laptop takes so many at a time and no more.
+func TestACopyEndsWithItsRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got, waiting atomic.Int32
+		b, end := newBench(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }, says("laptop"), func(_ http.ResponseWriter, r *http.Request) {
+			got.Add(1)
+			waiting.Add(1)
+			_, _ = io.Copy(io.Discard, r.Body)
+			waiting.Add(-1)
+		})
+		defer end()
+		const requests = 300 // more than the laptop's limit
+		for range requests {
+			body, in := io.Pipe()
+			go func() { _, _ = in.Write([]byte("half")) }()
+			status, _, err := b.ask("/copy", body)
+			require.NoError(t, err)
+			require.Equal(t, http.StatusUnauthorized, status)
+			_ = body.Close()
+		}
+		synctest.Wait()
+		assert.EqualValues(t, requests, got.Load())
+		assert.Zero(t, waiting.Load())
+	})
+}
+
 // A laptop that stops taking its copies loses them, is said to, and holds nothing up.
 func TestACopyThatNobodyTakesIsLost(t *testing.T) {
 	for name, size := range map[string]int{"little": 700 << 10, "much": 5 << 20} {

@@ -20,7 +20,7 @@ const (
 )
 
 // shared is what waits in all of the process.
-var shared struct{ held, switches atomic.Int64 }
+var shared struct{ held, copied, switches atomic.Int64 }
 
 // holds counts n bytes more that wait, or fewer.
 func (w *Switch) holds(n int64) {
@@ -29,6 +29,12 @@ func (w *Switch) holds(n int64) {
 	}
 	w.held += n
 	shared.held.Add(n)
+}
+
+// copies counts n bytes of copies more that wait, or fewer.
+func (s *side) copies(n int) {
+	s.copied += n
+	shared.copied.Add(int64(n))
 }
 
 // greedy says whether too much waits in all, and more here than elsewhere.

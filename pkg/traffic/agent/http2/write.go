@@ -165,7 +165,7 @@ func (h *half) take() (it item, ok bool) {
 		h.window -= n
 		s.window -= n
 		if h.copy {
-			s.copied -= int(n)
+			s.copies(-int(n))
 		}
 		if it.owed {
 			h.source().credit(n)
@@ -181,7 +181,7 @@ func (h *half) take() (it item, ok bool) {
 			return it, true
 		}
 	} else if h.copy {
-		s.copied -= it.size()
+		s.copies(-it.size())
 	}
 	h.queue = h.queue[1:]
 	h.weigh(&it, -1)
@@ -230,11 +230,11 @@ func (h *half) push(it item) {
 		return
 	}
 	if h.copy {
-		if h.side.copied+it.size() > copyLimit {
+		if n := it.size(); h.side.copied+n > copyLimit || shared.copied.Load()+int64(n) > copiesTogether {
 			h.drop()
 			return
 		}
-		h.side.copied += it.size()
+		h.side.copies(it.size())
 		if len(h.queue) == 0 {
 			h.stall.Reset(copyStall)
 		}
@@ -275,7 +275,7 @@ func (h *half) discard(all []item) {
 			h.source().credit(int64(len(all[i].data)))
 		}
 		if h.copy {
-			h.side.copied -= all[i].size()
+			h.side.copies(-all[i].size())
 		}
 	}
 }
