@@ -79,19 +79,21 @@ func (b *tapBuffer) complete() {
 	b.settle()
 }
 
-// settle counts what is passed on, or what never will be.
+// settle forgets the requests that were passed on as a whole. The last one is if nothing more of it is written.
 func (b *tapBuffer) settle() {
-	if b.dropped {
-		b.lost(b.unread)
+	switch {
+	case len(b.waiting)+b.writing > 0:
+	case b.open:
+		b.unread = min(b.unread, 1)
+	default:
 		b.unread = 0
-		return
 	}
-	if len(b.waiting)+b.writing == 0 {
-		b.unread = 0
-		if b.open {
-			b.unread = 1
-		}
-	}
+}
+
+// miss counts what will never be passed on.
+func (b *tapBuffer) miss() {
+	b.lost(b.unread)
+	b.unread = 0
 }
 
 // drop gives up what was not taken.
@@ -107,8 +109,11 @@ func (b *tapBuffer) giveUp(err error) {
 		b.err = err
 	}
 	b.dropped = true
-	b.budget.give(len(b.waiting))
-	b.waiting = nil
+	if given := len(b.waiting); given > 0 {
+		b.budget.give(given)
+		b.waiting = nil
+		b.miss()
+	}
 	b.settle()
 }
 
@@ -117,9 +122,12 @@ func (b *tapBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
+	case b.dropped:
+		b.miss()
 	case b.err != nil:
 	case b.writing+len(b.waiting)+len(p) > tapLimit || !b.budget.take(len(p)):
 		b.giveUp(errTapDropped)
+		b.miss()
 	default:
 		b.waiting = append(b.waiting, p...)
 	}
@@ -160,12 +168,15 @@ func (b *tapBuffer) next() ([]byte, error) {
 	return p, nil
 }
 
-// passed says that what next handed over was passed on, or never will be.
-func (b *tapBuffer) passed(p []byte) {
+// passed says that what next handed over was passed on as a whole, or never will be.
+func (b *tapBuffer) passed(p []byte, whole bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.budget.give(len(p))
 	b.writing = 0
+	if !whole {
+		b.miss()
+	}
 	if b.waiting == nil && cap(p) <= tapKept {
 		b.waiting = p[:0]
 	}
@@ -186,7 +197,7 @@ func (b *tapBuffer) passTo(c net.Conn) error {
 		if err != nil {
 			b.drop(err)
 		}
-		b.passed(p)
+		b.passed(p, err == nil)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -79,6 +80,18 @@ func TestLostCopiesAreCounted(t *testing.T) {
 	var looked atomic.Int64
 	picky := newLaptop(t, ok, handler(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { looked.Add(1); w.WriteHeader(http.StatusTeapot) })))
 	stuck.authority.AddCert(picky.certificate)
+	old := newLaptop(t, ok, func(c net.Conn) { // speaks HTTP/1 only
+		for in := bufio.NewReader(c); ; looked.Add(1) {
+			r, err := http.ReadRequest(in)
+			if err != nil || r.ProtoMajor != 1 {
+				_, _ = io.WriteString(c, "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+				return
+			}
+			_, _ = io.Copy(io.Discard, r.Body)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		}
+	})
+	stuck.authority.AddCert(old.certificate)
 	for version, transport := range transports(t) {
 		for name, c := range map[string]struct {
 			relay string
@@ -88,6 +101,7 @@ func TestLostCopiesAreCounted(t *testing.T) {
 			"that is not there":     {fmt.Sprintf("127.0.0.1:%d", nobody(t)), 10, 3},
 			"that takes nothing":    {stuck.address, 12 << 20, 3},
 			"that only has a look":  {picky.address, 10, 0},
+			"that speaks HTTP/1":    {old.address, 10, map[string]uint64{"HTTP/2": 3}[version]},
 			"that reads no body up": {picky.address, 50 << 10, 0}, // all three together fit into what may wait
 		} {
 			t.Run(version+", a laptop "+name, func(t *testing.T) {
@@ -108,6 +122,50 @@ func TestLostCopiesAreCounted(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A laptop's process may close the connection as soon as it has a request, before anybody here has taken note of that, and while the app still thinks
+// about its answer.
+func TestCopyThatWasTakenIsNotLost(t *testing.T) {
+	p := newPod(t, "127.0.0.1", nobody(t), nil)
+	begun := func() (*tapBuffer, []byte) {
+		p.report.dropped = map[string]uint64{}
+		b := p.newTapBuffer(&target{Intercept: &agentv1.Intercept{Uid: "tap"}})
+		b.begin()
+		_, _ = b.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+		sent, err := b.next()
+		require.NoError(t, err)
+		return b, sent
+	}
+	lost := func() uint64 { return p.report.dropped["tap"] }
+
+	b, sent := begun()
+	b.drop(io.ErrClosedPipe)
+	b.passed(sent, true)
+	b.complete()
+	require.Zero(t, lost(), "closed before it was known to be written")
+
+	b, sent = begun()
+	b.passed(sent, true)
+	b.drop(io.ErrClosedPipe)
+	b.complete()
+	require.Zero(t, lost(), "closed before the app's answer")
+
+	b, sent = begun()
+	b.passed(sent, true)
+	b.drop(io.ErrClosedPipe)
+	for range 2 {
+		_, _ = b.Write([]byte("more"))
+		b.settle()
+	}
+	b.complete()
+	require.Equal(t, uint64(1), lost(), "closed before its end")
+
+	b, sent = begun()
+	b.drop(io.ErrClosedPipe)
+	b.passed(sent, false)
+	b.complete()
+	require.Equal(t, uint64(1), lost(), "not written")
 }
 
 // What waits for all who get copies is bounded together, and given back when it is given up: the app's pod pays for it.

@@ -467,9 +467,9 @@ func (h *half) drop() {
 	h.close()
 }
 
-// miss counts a copy that did not get there whole, and that its server wanted.
+// miss counts a copy that did not get there whole, and that its server wanted. A server that never said anything in HTTP/2 has taken none.
 func (h *half) miss() {
-	if !h.ended && !h.heard {
+	if !h.heard && (!h.ended || !h.side.settled) {
 		h.side.way.Lost(1)
 	}
 }
