@@ -65,7 +65,7 @@ func (a *agent) forget() {
 	for _, t := range *a.tables.Load() {
 		for _, o := range t.all() {
 			if o.ErrorOnFailure && !o.Wiretap {
-				kept = append(kept, o.Intercept)
+				kept = append(kept, o.now())
 			}
 		}
 	}

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bufio"
+	"fmt"
 	"net"
 	"net/http"
 	"testing"
@@ -33,5 +35,36 @@ func TestForgetting(t *testing.T) {
 		for who, want := range map[string]int{"alice": http.StatusServiceUnavailable, "bob": http.StatusOK, "carol": http.StatusOK} {
 			assert.Equal(t, want, p.ask(t, transport, http.MethodGet, "/", who, nil).StatusCode, "%s, %s", version, who)
 		}
+	}
+}
+
+// The agent has to speak to a manager anew, which gives it other tokens: the intercepts are the same. What is under way goes on, and what is new uses them.
+func TestTokensAreRenewed(t *testing.T) {
+	for version, transport := range transports(t) {
+		t.Run(version, func(t *testing.T) {
+			goesOn := make(chan struct{})
+			m := newLaptop(t, ok, handler(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = fmt.Fprintln(w, "before")
+				_ = http.NewResponseController(w).Flush()
+				<-goesOn
+				_, _ = fmt.Fprintln(w, "after")
+			})))
+			next := newLaptop(t, ok, handler(t, says("laptop")))
+			p := newPod(t, "127.0.0.1", app(t), m.authority)
+			p.tls.RootCAs.AddCert(next.certificate)
+			p.intercept(m.address)
+			target := p.wanted(p.port)
+			lines := bufio.NewScanner(p.ask(t, transport, http.MethodGet, "/", "", nil).Body)
+			require.True(t, lines.Scan())
+
+			p.setRoutes([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: next.address, Token: []byte("another")}})
+			require.Same(t, target, p.wanted(p.port))
+			require.NoError(t, target.ctx.Err())
+			require.Equal(t, "laptop / ", text(t, p.ask(t, transports(t)[version], http.MethodGet, "/", "", nil)))
+			require.Equal(t, "another", string((<-next.headers).Token))
+			close(goesOn)
+			require.True(t, lines.Scan())
+			require.Equal(t, "after", lines.Text())
+		})
 	}
 }

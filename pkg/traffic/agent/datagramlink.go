@@ -92,7 +92,7 @@ func (d *datagrams) newLink(ctx context.Context, t *target) *datagramLink {
 		if err := l.run(linked); err != nil && linked.Err() == nil {
 			t.failed.Store(true)
 			if errors.Is(err, errSilent) || errors.Is(err, os.ErrDeadlineExceeded) {
-				d.agent.leaveOut(t, &agentv1.RelayHeader{InterceptUid: t.Uid, Token: t.Token, Datagrams: true})
+				d.agent.leaveOut(t, &agentv1.RelayHeader{Datagrams: true})
 			}
 			d.agent.log.Debug("the laptop gets no datagrams", "intercept", t.Uid, "err", err)
 		}

@@ -56,11 +56,30 @@ func (t *target) leave(l *lane) {
 	}
 }
 
+// renew has the next stream begin a new connection, as the one there is may lead through a manager that is gone.
+func (t *target) renew() {
+	t.lanes.mu.Lock()
+	defer t.lanes.mu.Unlock()
+	t.lanes.plain = false
+	l := t.lanes.now
+	if l == nil {
+		return
+	}
+	select {
+	case <-l.opened:
+		t.lanes.now = nil
+		if l.conn != nil {
+			l.conn.Retire()
+		}
+	default: // the manager says what it thinks of the old token
+	}
+}
+
 // carry opens a lane and serves it to its end.
 func (a *agent) carry(t *target, l *lane) {
 	ctx, cancel := context.WithTimeout(t.ctx, relayTimeout)
 	defer cancel()
-	conn, status, err := a.ask(ctx, t, &agentv1.RelayHeader{InterceptUid: t.Uid, Token: t.Token, Multiplexed: true})
+	conn, status, err := a.ask(ctx, t, &agentv1.RelayHeader{Multiplexed: true})
 	switch {
 	case err == nil && status == agentv1.RelayStatus_RELAY_STATUS_OK:
 		// An older daemon has joined it to the local process, as it would any.
@@ -93,7 +112,7 @@ func (a *agent) fallsSilent(t *target, l *lane) {
 	t.leave(l)
 	l.conn.Retire()
 	a.log.Debug("the laptop has fallen silent", "intercept", t.Uid)
-	a.leaveOut(t, &agentv1.RelayHeader{InterceptUid: t.Uid, Token: t.Token})
+	a.leaveOut(t, &agentv1.RelayHeader{})
 }
 
 // stream opens a stream to the laptop. silent says that nobody has said anything of it.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"slices"
@@ -26,9 +27,10 @@ type table struct {
 	probed    bool      // the kubelet's requests are among the others, and the app's
 }
 
-// target is an intercept in force.
+// target is an intercept in force. Its token and address are those it began with: access has the present ones.
 type target struct {
 	*agentv1.Intercept
+	access     atomic.Pointer[access]
 	match      *route.Match    // nil for a global one
 	silent     atomic.Bool     // could not be reached, and is left out until it can
 	ctx        context.Context // ends with the intercept
@@ -38,6 +40,36 @@ type target struct {
 	link       *datagramLink // nil while there are no datagrams
 	failed     atomic.Bool   // the last link did
 	lanes      lanes
+}
+
+// access is what it takes to reach a laptop through the traffic-manager. It changes whenever the agent has to speak to a manager anew.
+type access struct {
+	address string
+	token   []byte
+}
+
+// is says whether an intercept is the same as i, however its laptop is reached.
+func (t *target) is(i *agentv1.Intercept) bool {
+	now := t.now()
+	now.Token, now.RelayAddress = i.Token, i.RelayAddress
+	return proto.Equal(now, i)
+}
+
+// now is the intercept as the manager would tell it now.
+func (t *target) now() *agentv1.Intercept {
+	i, access := proto.CloneOf(t.Intercept), t.access.Load()
+	i.Token, i.RelayAddress = access.token, access.address
+	return i
+}
+
+// reach has a laptop reached in this way from now on. What is under way goes on where it is.
+func (t *target) reach(i *agentv1.Intercept) {
+	now, before := &access{i.RelayAddress, i.Token}, t.access.Load()
+	t.access.Store(now)
+	if before != nil && (before.address != now.address || !bytes.Equal(before.token, now.token)) {
+		t.silent.Store(false)
+		t.renew()
+	}
 }
 
 // out says whether the app has to answer in place of a laptop that could not be reached lately.
@@ -164,7 +196,7 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 			tables[port] = &table{}
 		}
 		now := old[i.Uid]
-		if now == nil || !proto.Equal(now.Intercept, i) {
+		if now == nil || !now.is(i) {
 			now = &target{Intercept: i}
 			now.ctx, now.end = context.WithCancel(a.life)
 			if i.Match != nil {
@@ -179,6 +211,7 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 		} else {
 			delete(old, i.Uid)
 		}
+		now.reach(i)
 		switch {
 		case i.Datagrams:
 			tables[port].datagrams = now

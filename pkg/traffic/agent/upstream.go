@@ -68,7 +68,6 @@ func (a *agent) openLaptop(ctx context.Context, t *target, header *agentv1.Relay
 	if t.silent.Load() {
 		return nil, errors.New("the laptop could not be reached a moment ago")
 	}
-	header.InterceptUid, header.Token = t.Uid, t.Token
 	open := a.stream
 	if header.Datagrams {
 		open = a.relayed
@@ -101,7 +100,9 @@ func unheard(status agentv1.RelayStatus, err error) bool {
 
 // ask opens a connection to the relay with a header, and says what came back.
 func (a *agent) ask(ctx context.Context, t *target, header *agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus, error) {
-	plain, err := relayDialer.DialContext(ctx, "tcp", t.RelayAddress)
+	now := t.access.Load()
+	header.InterceptUid, header.Token = t.Uid, now.token
+	plain, err := relayDialer.DialContext(ctx, "tcp", now.address)
 	if err != nil {
 		return nil, 0, fmt.Errorf("dial the relay: %w", err)
 	}
