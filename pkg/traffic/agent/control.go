@@ -24,8 +24,10 @@ const (
 	reconnectMax = 2 * time.Second
 	// connectTimeout is how long a manager may take to answer a dial. Where it has just ended nobody does.
 	connectTimeout = 3 * time.Second
-	// forgetAfter is how long the last configuration holds without a manager. Then the app answers again, but where it must not.
-	forgetAfter = 10 * time.Second
+	// forgetAfter is how long the last configuration holds without a manager. Then the app answers again, and after forgetAllAfter also where it must not: a
+	// session without its laptop lives no longer by default, with a manager.
+	forgetAfter    = 10 * time.Second
+	forgetAllAfter = 10 * time.Minute
 )
 
 // control keeps the stream to the manager and puts what it says in force.
@@ -55,11 +57,24 @@ func (a *agent) lost() {
 	a.pendingMu.Lock()
 	defer a.pendingMu.Unlock()
 	if a.pending == nil {
-		a.pending = time.AfterFunc(forgetAfter, a.forget)
+		a.unlessHeard(forgetAfter, a.forget)
 	}
 }
 
-// forget has the app answer what is not kept from it.
+// unlessHeard does something after a while if the manager has not spoken by then; pendingMu is held.
+func (a *agent) unlessHeard(after time.Duration, do func()) {
+	var own *time.Timer
+	own = time.AfterFunc(after, func() {
+		a.pendingMu.Lock()
+		defer a.pendingMu.Unlock()
+		if a.pending == own && a.life.Err() == nil {
+			do()
+		}
+	})
+	a.pending = own
+}
+
+// forget has the app answer what is not kept from it; pendingMu is held.
 func (a *agent) forget() {
 	var kept []*agentv1.Intercept
 	for _, t := range *a.tables.Load() {
@@ -70,16 +85,20 @@ func (a *agent) forget() {
 		}
 	}
 	a.setRoutes(kept)
+	if len(kept) > 0 {
+		a.unlessHeard(forgetAllAfter-forgetAfter, func() { a.setRoutes(nil) })
+	}
 }
 
-// heard stops the clock: the manager has spoken.
-func (a *agent) heard() {
+// heard stops the clock, because the manager has spoken, and puts in force what it says.
+func (a *agent) heard(c *agentv1.Config) {
 	a.pendingMu.Lock()
 	defer a.pendingMu.Unlock()
 	if a.pending != nil {
 		a.pending.Stop()
 		a.pending = nil
 	}
+	a.setRoutes(c.Intercepts, c.Tailed...)
 }
 
 // session is one stream: hello, then a configuration for each answer.
@@ -148,8 +167,7 @@ func (a *agent) session(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		a.heard()
-		a.setRoutes(config.Intercepts, config.Tailed...)
+		a.heard(config)
 		a.told.Store(true)
 		a.look(ctx)
 		if err := applied(config.Generation); err != nil {

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/http"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -29,13 +31,29 @@ func TestForgetting(t *testing.T) {
 	}
 	m.status.Store(int32(agentv1.RelayStatus_RELAY_STATUS_REFUSED))
 	m.cut()
+	p.pendingMu.Lock()
 	p.forget()
+	p.pendingMu.Unlock()
 	require.Len(t, p.table(p.port).all(), 1)
 	for version, transport := range transports(t) {
 		for who, want := range map[string]int{"alice": http.StatusServiceUnavailable, "bob": http.StatusOK, "carol": http.StatusOK} {
 			assert.Equal(t, want, p.ask(t, transport, http.MethodGet, "/", who, nil).StatusCode, "%s, %s", version, who)
 		}
 	}
+}
+
+// What must not be answered by the app is not for ever, when no manager comes back that could say when its time is over.
+func TestForgettingAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pod{agent: newAgent(nil, nil), port: 8080}
+		p.setRoutes([]*agentv1.Intercept{{Uid: "one", Port: 8080, ErrorOnFailure: true}})
+		p.lost()
+		time.Sleep(forgetAllAfter - time.Second)
+		require.NotNil(t, p.table(8080))
+		p.lost()
+		time.Sleep(2 * time.Second)
+		require.Nil(t, p.table(8080))
+	})
 }
 
 // The agent has to speak to a manager anew, which gives it other tokens: the intercepts are the same. What is under way goes on, and what is new uses them.

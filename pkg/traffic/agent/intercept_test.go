@@ -322,11 +322,11 @@ func TestManagerStaysAway(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 		assert.Nil(t, p.wanted(8080))
 
-		p.heard()
-		p.intercept("10.0.0.1:8083")
+		said := &agentv1.Config{Intercepts: []*agentv1.Intercept{{Uid: "uid", Port: uint32(p.port), RelayAddress: "10.0.0.1:8083"}}}
+		p.heard(said)
 		p.lost()
 		time.Sleep(forgetAfter - time.Millisecond)
-		p.heard()
+		p.heard(said)
 		time.Sleep(time.Hour)
 		assert.NotNil(t, p.wanted(8080), "a manager that came back in time changes nothing")
 	})
