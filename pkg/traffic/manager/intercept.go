@@ -257,13 +257,13 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		}
 	}
 	if !session.Status.Connected {
-		switch {
-		case !fails:
-			r.agents.set(string(i.UID), nil)
-		case i.Status.Phase == detour.PhaseActive || i.Status.Phase == detour.PhaseLaptopGone:
+		phase, inForce, message := gone(i.Status.Phase, fails, target.container != "")
+		if inForce {
 			force() // also by a manager that is new
+		} else if !fails {
+			r.agents.set(string(i.UID), nil)
 		}
-		set(i, detour.PhaseLaptopGone, metav1.ConditionFalse, detour.ReasonLaptopGone, gone(fails, target.container != ""))
+		set(i, phase, metav1.ConditionFalse, detour.ReasonLaptopGone, message)
 		return nil
 	}
 	var unattached error
@@ -355,14 +355,18 @@ func ingest(i *detour.Intercept, target *workload) {
 	set(i, detour.PhaseActive, metav1.ConditionTrue, detour.ReasonActive, fmt.Sprintf("%s has the environment of container %s of %s", i.Status.Laptop, target.container, target.Name()))
 }
 
-func gone(fails, replaced bool) string {
+// gone says what becomes of an intercept whose laptop is silent, and whether it is in force meanwhile: where the app must not answer it is, but one that never was
+// does not begin so.
+func gone(phase detour.InterceptPhase, fails, replaced bool) (_ detour.InterceptPhase, inForce bool, message string) {
 	switch {
 	case replaced:
-		return "the laptop is silent: nobody does the replaced container's work until it is back or its session is given up"
+		return detour.PhaseLaptopGone, true, "the laptop is silent: nobody does the replaced container's work until it is back or its session is given up"
+	case fails && phase != detour.PhaseActive && phase != detour.PhaseLaptopGone:
+		return detour.PhasePending, false, "the laptop is silent: its intercept begins when it is back"
 	case fails:
-		return "the laptop is silent: its traffic gets errors until it is back"
+		return detour.PhaseLaptopGone, true, "the laptop is silent: its traffic gets errors until it is back"
 	}
-	return "the laptop is silent: the cluster's pods answer until it is back"
+	return detour.PhaseLaptopGone, false, "the laptop is silent: the cluster's pods answer until it is back"
 }
 
 // expired says whether the time of an intercept is over, and else how long it has left; 0 when it has no end.
