@@ -104,7 +104,7 @@ func Hold(socket *os.File) error {
 // holder is what a holder keeps from one question to the next.
 type holder struct {
 	mu        sync.Mutex // held by whatever changes the interface
-	device    tun.Device // nil until it is asked for
+	device    int        // its descriptor, 0 until it is asked for; no *os.File, because each packet would wake the holder's poller too
 	configure hostInterface
 }
 
@@ -158,7 +158,7 @@ func fileOf(socket any) (*os.File, error) {
 func (h *holder) tun(r holdRequest) (*os.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.device == nil {
+	if h.device == 0 {
 		if err := h.makeTUN(r.MTU); err != nil {
 			return nil, err
 		}
@@ -169,17 +169,8 @@ func (h *holder) tun(r holdRequest) (*os.File, error) {
 	if err := h.configure.setRoutes([]netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}); err != nil {
 		return nil, err
 	}
-	native, ok := h.device.(*tun.NativeTun)
-	if !ok {
-		return nil, fmt.Errorf("%T has no file descriptor", h.device)
-	}
-	var fd int
-	var duplicated error
-	raw, err := native.File().SyscallConn()
-	if err == nil {
-		err = raw.Control(func(original uintptr) { fd, duplicated = unix.FcntlInt(original, unix.F_DUPFD_CLOEXEC, 0) })
-	}
-	if err := errors.Join(err, duplicated); err != nil {
+	fd, err := unix.FcntlInt(uintptr(h.device), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
 		return nil, fmt.Errorf("pass the interface on: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "tun"), nil
@@ -202,6 +193,20 @@ func (h *holder) makeTUN(mtu int) error {
 	if err != nil {
 		return err
 	}
-	h.device, h.configure = device, host
+	defer device.Close() // what reads it is the daemon; the interface stays with the descriptor that is kept
+	native, ok := device.(*tun.NativeTun)
+	if !ok {
+		return fmt.Errorf("%T has no file descriptor", device)
+	}
+	var fd int
+	var duplicated error
+	raw, err := native.File().SyscallConn()
+	if err == nil {
+		err = raw.Control(func(original uintptr) { fd, duplicated = unix.FcntlInt(original, unix.F_DUPFD_CLOEXEC, 0) })
+	}
+	if err := errors.Join(err, duplicated); err != nil {
+		return fmt.Errorf("keep the interface: %w", err)
+	}
+	h.device, h.configure = fd, host
 	return nil
 }

@@ -2,11 +2,14 @@ package vif
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -282,4 +285,37 @@ func TestNamespaceOutlivesItsSessions(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "hello from "+address, heard)
 	}
+}
+
+// What goes through the interface wakes the daemon, and not who holds the interface for it.
+func TestHolderSleeps(t *testing.T) {
+	n := namespace(t)
+	pairWith(t, Config{Namespace: n})
+	to := echo(t)
+	c, err := n.DialContext(t.Context(), "tcp", to.String())
+	require.NoError(t, err)
+	defer c.Close()
+	before := switches(t, n.PID())
+	for range 500 {
+		flowing(t, c)
+	}
+	require.Less(t, switches(t, n.PID())-before, 100)
+}
+
+// switches are how often the threads of a process have fallen asleep.
+func switches(t *testing.T, pid int) (n int) {
+	t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	require.NoError(t, err)
+	require.NotEmpty(t, tasks)
+	for _, path := range tasks {
+		status, err := os.ReadFile(path)
+		require.NoError(t, err)
+		_, rest, _ := strings.Cut(string(status), "\nvoluntary_ctxt_switches:")
+		count, _, _ := strings.Cut(rest, "\n")
+		more, err := strconv.Atoi(strings.TrimSpace(count))
+		require.NoError(t, err)
+		n += more
+	}
+	return n
 }
