@@ -293,7 +293,9 @@ func (e *holdError) Error() string { return e.text }
 func (e *holdError) Unwrap() error { return e.errno }
 
 // refused says what to do when the machine does not let an ordinary user do this.
-func refused(err error) error {
+func refused(err error) error { return refusedBy(os.DirFS("/proc/sys"), err) }
+
+func refusedBy(settings fs.FS, err error) error {
 	const instead = "or use root: `detour connect --rootless=false`"
 	if errors.Is(err, unix.EACCES) && !canOpenTUN() {
 		return fmt.Errorf("%w: ordinary users may not open /dev/net/tun here: `sudo chmod 666 /dev/net/tun`, %s", err, instead)
@@ -309,7 +311,7 @@ func refused(err error) error {
 		{"kernel/unprivileged_userns_clone", "0", "1"},
 		{"kernel/apparmor_restrict_unprivileged_userns", "1", "0"},
 	} {
-		raw, rerr := os.ReadFile("/proc/sys/" + s.file)
+		raw, rerr := fs.ReadFile(settings, s.file)
 		if rerr == nil && strings.TrimSpace(string(raw)) == s.bad {
 			return fmt.Errorf("%w: this machine keeps user namespaces from ordinary users: `sudo sysctl -w %s=%s`, %s", err, strings.ReplaceAll(s.file, "/", "."), s.good, instead)
 		}

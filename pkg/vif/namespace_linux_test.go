@@ -2,6 +2,7 @@ package vif
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,11 +14,13 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // outsideAddress is of a host that is neither the cluster's nor loopback.
@@ -285,6 +288,29 @@ func TestNamespaceOutlivesItsSessions(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "hello from "+address, heard)
 	}
+}
+
+// Each switch by which a machine keeps user namespaces from ordinary users is named, with what turns it.
+func TestRefusedNamespaces(t *testing.T) {
+	denied := fmt.Errorf("make a user namespace: %w", unix.EPERM)
+	for file, c := range map[string]struct{ value, says string }{
+		"user/max_user_namespaces":                         {"0\n", "`sudo sysctl -w user.max_user_namespaces=15000`"},
+		"kernel/unprivileged_userns_clone":                 {"0\n", "`sudo sysctl -w kernel.unprivileged_userns_clone=1`"},
+		"kernel/apparmor_restrict_unprivileged_userns":     {"1\n", "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"},
+		"kernel/apparmor_restrict_unprivileged_unconfined": {"1\n", "this machine, or the container this runs in, keeps user namespaces from ordinary users: let them"},
+	} {
+		settings := fstest.MapFS{
+			"user/max_user_namespaces": {Data: []byte("63432\n")}, "kernel/unprivileged_userns_clone": {Data: []byte("1\n")},
+			"kernel/apparmor_restrict_unprivileged_userns": {Data: []byte("0\n")},
+		}
+		settings[file] = &fstest.MapFile{Data: []byte(c.value)}
+		err := refusedBy(settings, denied)
+		require.ErrorIs(t, err, unix.EPERM)
+		require.ErrorContains(t, err, c.says)
+		require.ErrorContains(t, err, "or use root: `detour connect --rootless=false`")
+	}
+	other := errors.New("something else")
+	require.Equal(t, other, refusedBy(fstest.MapFS{}, other))
 }
 
 // What goes through the interface wakes the daemon, and not who holds the interface for it.
