@@ -36,7 +36,10 @@ func (i *Interface) keepLane(ctx context.Context, of *stream, open func(context.
 		opened := time.Now()
 		lane, err := open(ctx)
 		if err == nil {
-			err = i.carry(ctx, lane, func(s *stream) (end func()) { return i.ladder.add(&way{wire: s, of: of}) }, func(s *stream) error {
+			err = i.carry(ctx, lane, func(s *stream) (end func()) {
+				remove := i.ladder.add(&way{wire: s, of: of})
+				return func() { remove(); of.lane.CompareAndSwap(s, nil) }
+			}, func(s *stream) error {
 				if !i.ladder.wantsLane(of) {
 					return errUnwanted
 				}
