@@ -278,9 +278,22 @@ func TestSecondLaptop(t *testing.T) {
 // somebody else has taken meanwhile, as soon as it is free again. A session that
 // somebody deletes while the laptop is there ends, and the laptop is put back.
 func TestDeletedSession(t *testing.T) {
-	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=8s")
-	t.Cleanup(func() { detour(t, "install", "--image", managerImage, "--set", "sessionTTL=10m") })
+	parts := func() string {
+		return kubectl(t, "-n", "detour-system", "get", "services,roles", "-o", "jsonpath={.items[*].metadata.name} {.items[*].rules[*].resources}")
+	}
+	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=8s", "--set", "udp.enabled=false,attach=false,connect.portForward=false")
+	t.Cleanup(func() {
+		detour(t, "install", "--image", managerImage, "--set", "sessionTTL=10m", "--set", "udp.enabled=true,attach=true,connect.portForward=true")
+		require.Contains(t, parts(), "traffic-manager-udp")
+		require.Contains(t, parts(), "pods/portforward")
+	})
 	connected(t)
+	// What this installation is without.
+	require.NotContains(t, parts(), "traffic-manager-udp")
+	require.NotContains(t, parts(), "pods/portforward")
+	require.Contains(t, detour(t, "status"), "up, api-server-upgrade")
+	withoutAgent(t, "stock")
+	require.Contains(t, refused(t, "intercept", "stock", "--port", "18080", "--attach"), "may not attach agents to running pods here, which the chart's value attach turns off: leave out --attach")
 	laptopService(t, 18080)
 	detour(t, "intercept", "catalog", "--port", "18080")
 	session := func() string { return kubectl(t, "-n", "shop", "get", "sessions", "-o", "name") }

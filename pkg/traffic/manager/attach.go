@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -74,6 +75,8 @@ func (r *interceptReconciler) attachTo(ctx context.Context, key client.ObjectKey
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil
+	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), `cannot patch resource "pods/ephemeralcontainers"`): // as RBAC says it, and no admission
+		return refuse(detour.ReasonUnsupported, "the traffic-manager may not attach agents to running pods here, which the chart's value attach turns off: %s", leaveOut)
 	case apierrors.IsForbidden(err), apierrors.IsInvalid(err):
 		return refuse(detour.ReasonUnsupported, "the cluster does not let the agent be attached, which needs the capability NET_ADMIN (%s): %s", err, leaveOut)
 	case err != nil:
