@@ -198,6 +198,9 @@ func (a *app) leaveCommand() *cobra.Command {
 			if err := a.checkOutput(); err != nil {
 				return err
 			}
+			if args[0] == "" {
+				return errors.New("the name is empty: say what to leave, `detour status` lists it")
+			}
 			if port == "" && cmd.Flags().Changed("port") {
 				// A variable of the shell that is not set must not end them all.
 				return errors.New("--port is empty: say which of the service's ports, or leave it out for all that are intercepted")

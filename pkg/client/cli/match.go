@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -40,6 +41,14 @@ func (m *matchFlags) match() (*agentv1.Match, error) {
 	for flag, empty := range map[string]bool{"path": m.path == "", "path-prefix": m.pathPrefix == "", "method": len(m.methods) == 0} {
 		if empty && m.given(flag) {
 			return nil, fmt.Errorf("--%s is empty, so it is no condition: give it a value, or leave it out", flag)
+		}
+	}
+	if m.path != "" && m.pathPrefix != "" {
+		return nil, errors.New("--path and --path-prefix exclude each other: leave one of them out")
+	}
+	for flag, path := range map[string]string{"path": m.path, "path-prefix": m.pathPrefix} {
+		if path != "" && path[0] != '/' {
+			return nil, fmt.Errorf("--%s %q does not begin with /: write for example --%s /%s", flag, path, flag, path)
 		}
 	}
 	spec := &agentv1.Match{Path: m.path, PathPrefix: m.pathPrefix}

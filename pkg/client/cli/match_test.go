@@ -60,7 +60,7 @@ func TestMatchFlags(t *testing.T) {
 		args []string
 	}{
 		{"NAME=VALUE", []string{"--header", "=alice"}},
-		{"not both", []string{"--path", "/a", "--path-prefix", "/b"}},
+		{"exclude each other", []string{"--path", "/a", "--path-prefix", "/b"}},
 		{"does not begin", []string{"--path", "a"}},
 		{"missing", []string{"--header", "x~=("}},
 		{"NAME=VALUE", []string{"--header", "x dev=alice"}},

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/detour-dev/detour/pkg/client/daemon"
+	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/vif"
 )
@@ -42,11 +43,16 @@ func (a *app) choose(cmd *cobra.Command) error {
 	if err := a.paths.Check(); err != nil {
 		return err
 	}
+	if f := cmd.Flags().Lookup("manager-namespace"); f != nil {
+		if err := explain.Name("--manager-namespace", f.Value.String()); err != nil {
+			return err
+		}
+	}
 	if err := tunnel.CheckTransport(a.transport); err != nil {
 		return err
 	}
 	if a.hostLoopback && !a.paths.Rootless {
-		return errors.New("--host-loopback is for --rootless: otherwise the laptop's loopback is the laptop's own")
+		return errors.New("--host-loopback is for --rootless: otherwise the laptop's loopback is the laptop's own, leave it out")
 	}
 	return a.checkWishes()
 }

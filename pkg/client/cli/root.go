@@ -10,10 +10,12 @@ import (
 	"os/exec"
 	"os/signal"
 	"os/user"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc/status"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -47,8 +49,8 @@ func Command(streams genericiooptions.IOStreams) *cobra.Command {
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			// client-go's own log lines are not for people.
 			klog.SetSlogLogger(slog.New(slog.DiscardHandler))
-			if cmd.Name() == credential.Command {
-				return nil // it may run as root still
+			if cmd.Name() == credential.Command || cmd.Parent() == nil {
+				return nil // the one may run as root still, the other says only how detour is called
 			}
 			if err := a.choose(cmd); err != nil {
 				return err
@@ -62,12 +64,23 @@ func Command(streams genericiooptions.IOStreams) *cobra.Command {
 	a.flags.AddFlags(root.PersistentFlags())
 	root.AddCommand(a.connectCommand(), a.quitCommand(), a.statusCommand(), a.listCommand(), a.interceptCommand(), a.leaveCommand(), a.tailCommand(), a.runCommand(), a.shellCommand(), a.versionCommand(), a.daemonCommand(), a.holdCommand(), credentialCommand(streams),
 		install.Command(streams, a.flags, output{a}), install.UninstallCommand(streams, a.flags, output{a}))
+	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var value *pflag.InvalidValueError
+		if errors.As(err, &value) { // what Go's parsers say is not for people
+			switch flag, cause := value.GetFlag(), value.Unwrap().Error(); {
+			case flag.Value.Type() == "bool":
+				err = fmt.Errorf("--%s is true or false, not %q", flag.Name, value.GetValue())
+			case strings.HasPrefix(cause, "time: "):
+				err = fmt.Errorf("--%s %q is no time: write for example %s", flag.Name, value.GetValue(), flag.DefValue)
+			}
+		}
 		return fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())
 	})
 	for _, cmd := range root.Commands() {
 		called(cmd)
 	}
+	roofs(root)
 	return root
 }
 
@@ -79,8 +92,44 @@ func called(cmd *cobra.Command) {
 		if err == nil {
 			return nil
 		}
-		return fmt.Errorf("%w: it is called as `detour %s`", err, cmd.Use)
+		return fmt.Errorf("%w: it is called as `%s`", err, strings.TrimSuffix(cmd.CommandPath(), cmd.Name())+cmd.Use)
 	}
+}
+
+// roofs has the commands that only have others under them print their help, and refuse what none of those is called. Cobra takes that for a
+// wish for help.
+func roofs(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	completion, _, _ := root.Find([]string{"completion"})
+	for _, shell := range completion.Commands() {
+		called(shell)
+	}
+	for _, cmd := range append(root.Commands(), root) {
+		switch {
+		case cmd.Name() == "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				if found, _, err := root.Find(args); err != nil || found == root && len(args) > 0 {
+					return noCommand(root, args)
+				}
+				return nil
+			}
+		case cmd.HasSubCommands():
+			cmd.Args = noCommand
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
+}
+
+// noCommand refuses the name of a command that parent has not.
+func noCommand(parent *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if near := parent.SuggestionsFor(args[0]); len(near) > 0 {
+		return fmt.Errorf("there is no command %q: did you mean `%s %s`?", args[0], parent.CommandPath(), near[0])
+	}
+	return fmt.Errorf("there is no command %q: see `%s --help`", args[0], parent.CommandPath())
 }
 
 // Main runs the command line and returns the exit code.

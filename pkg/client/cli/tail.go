@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"sigs.k8s.io/yaml"
 
+	"github.com/detour-dev/detour/pkg/client/explain"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 
@@ -42,6 +43,12 @@ Values of headers, queries and bodies are never shown. Connects first when nothi
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.checkOutput(); err != nil {
 				return err
+			}
+			if err := explain.Name("the service", args[0]); err != nil {
+				return err
+			}
+			if port == "" && cmd.Flags().Changed("port") {
+				return errors.New("--port is empty: say which of the service's ports, or leave it out for all")
 			}
 			return a.tail(cmd.Context(), &tailv1.TailRequest{Service: args[0], Port: port})
 		},

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/explain"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -67,6 +68,12 @@ var modes = map[string]detour.Mode{"intercept": detour.ModeIntercept, "wiretap":
 
 // requests are one for each port, or one for the workload.
 func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
+	// A variable of the shell that is not set is no wish.
+	for flag, value := range map[string]string{"mode": w.mode, "on-failure": w.onFailure, "container": w.container, "tls-secret": w.secret, "env-file": w.env.file, "env-json": w.env.json} {
+		if value == "" && w.given(flag) {
+			return nil, fmt.Errorf("--%s is empty: give it a value, or leave it out", flag)
+		}
+	}
 	match, err := w.only.match()
 	if err != nil {
 		return nil, err
@@ -82,10 +89,6 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 		return nil, fmt.Errorf("--mode %s is not known: use intercept, wiretap (a copy of the requests; the cluster's pods answer), replace (the app's container does not run) or ingest (only the app's environment)", w.mode)
 	case target == "":
 		return nil, errors.New("the name of the service is empty: say whose traffic you want, as in detour intercept catalog --port 8080")
-	case w.container == "" && w.given("container"):
-		return nil, errors.New("--container is empty: give it a value, or leave it out")
-	case w.secret == "" && w.given("tls-secret"):
-		return nil, errors.New("--tls-secret is empty: give it a value, or leave it out")
 	case replaces && match != nil:
 		return nil, errors.New("--mode replace takes everything, since the app does not run: leave out the conditions, or use --mode intercept")
 	case replaces && w.onFailure == "fallback" && w.given("on-failure"):
@@ -95,7 +98,7 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 	case ingests && w.given("on-failure"):
 		return nil, errors.New("--on-failure: --mode ingest takes no traffic: leave it out")
 	case w.container != "" && !replaces && !ingests:
-		return nil, errors.New("--container is for --mode replace and --mode ingest")
+		return nil, errors.New("--container is for --mode replace and --mode ingest: use one of them, or leave it out")
 	case w.attach && replaces:
 		return nil, errors.New("--attach restarts no pod, and --mode replace needs new ones: use one of them")
 	case w.attach && ingests:
@@ -109,11 +112,16 @@ func (w *wish) requests(target string) ([]*daemonv1.InterceptRequest, error) {
 	case workload && len(w.ports) > 0:
 		return nil, fmt.Errorf("--port is of a service: name the service in place of %s, or leave out --port", target)
 	case w.secret != "" && match == nil && mode != detour.ModeWiretap:
-		return nil, errors.New("--tls-secret is for a part of the requests: all of a port goes to this laptop as it is, TLS included")
+		return nil, errors.New("--tls-secret is for a part of the requests: all of a port goes to this laptop as it is, TLS included: add a condition such as --me, or leave it out")
 	case w.plaintext && w.secret == "":
-		return nil, errors.New("--local-plaintext is for --tls-secret: without it nobody looks into TLS")
+		return nil, errors.New("--local-plaintext is for --tls-secret: without it nobody looks into TLS: add it, or leave this out")
 	case len(w.ports) == 0 && !replaces && !ingests:
 		return nil, errors.New("--port is missing: say where this laptop listens, as in --port 8080")
+	}
+	if !workload {
+		if err := explain.Name("the service", target); err != nil {
+			return nil, err
+		}
 	}
 	request := func() *daemonv1.InterceptRequest {
 		return &daemonv1.InterceptRequest{Match: match, TtlSeconds: int64(time.Duration(w.ttl) / time.Second), ErrorOnFailure: w.onFailure == "error", Mode: string(mode), Container: w.container, Attach: w.attach, TlsSecret: w.secret, LocalPlaintext: w.plaintext}
@@ -166,7 +174,7 @@ func parseWorkload(s string) (string, error) {
 			if name == "" {
 				return "", fmt.Errorf("%s has no name after the kind: write for example %s/worker", s, kind)
 			}
-			return full + "/" + name, nil
+			return full + "/" + name, explain.Name("the "+lower, name)
 		}
 	}
 	return "", fmt.Errorf("%s is of no kind that can be replaced: use deployment/NAME, statefulset/NAME, daemonset/NAME or rollout/NAME", s)

@@ -67,7 +67,13 @@ func (p Paths) Check() error {
 	if len(p.Socket()) > longestSocket {
 		return fmt.Errorf("the path of the daemon's socket, %s, is longer than the %d bytes that a socket's may have: set DETOUR_RUN_DIR or XDG_RUNTIME_DIR to a shorter directory", p.Socket(), longestSocket)
 	}
-	if _, err := os.Lstat(p.Run); !p.Rootless || os.IsNotExist(err) || ownDirectory(p.Run) {
+	_, err := os.Lstat(p.Run)
+	switch {
+	case !p.Rootless, os.IsNotExist(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for the directory of the daemon's socket: %w: set XDG_RUNTIME_DIR or DETOUR_RUN_DIR to one of your own", err)
+	case ownDirectory(p.Run):
 		return nil
 	}
 	return fmt.Errorf("%s belongs to somebody else, or others may write to it: remove it, or set XDG_RUNTIME_DIR", p.Run)

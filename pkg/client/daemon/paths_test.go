@@ -39,3 +39,11 @@ func TestDirectoriesThatCannotBeMade(t *testing.T) {
 	assert.ErrorContains(t, Paths{Run: dir, State: filepath.Join(file, "state")}.Make(), "set DETOUR_STATE_DIR to one that you may write to")
 	assert.ErrorContains(t, Paths{Run: filepath.Join(file, "run"), State: dir}.Make(), "set DETOUR_RUN_DIR to one that you may write to")
 }
+
+// A directory that cannot even be looked at is not somebody else's, and nobody could remove it.
+func TestDirectoryOutOfReach(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	out := Paths{Run: filepath.Join(file, "run"), State: t.TempDir(), Rootless: true}
+	require.EqualError(t, out.Check(), "look for the directory of the daemon's socket: lstat "+out.Run+": not a directory: set XDG_RUNTIME_DIR or DETOUR_RUN_DIR to one of your own")
+}

@@ -1,0 +1,65 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+)
+
+// mistaken runs a command that is to fail before it reaches a cluster or starts a daemon, and returns why.
+func mistaken(t *testing.T, args ...string) string {
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("DETOUR_RUN_DIR", filepath.Join(home, "run"))
+	t.Setenv("DETOUR_STATE_DIR", filepath.Join(home, "state"))
+	root := Command(genericiooptions.NewTestIOStreamsDiscard())
+	root.SetArgs(args)
+	err := root.Execute()
+	require.Error(t, err)
+	require.NoDirExists(t, filepath.Join(home, "run"), "no daemon")
+	require.NotContains(t, err.Error(), "\n")
+	return err.Error()
+}
+
+func TestMistakes(t *testing.T) {
+	t.Setenv("KUBECONFIG", os.DevNull)
+	for said, line := range map[string]string{
+		"there is no command \"frobnicate\": see `detour --help`":                                                     "frobnicate",
+		"there is no command \"statsu\": did you mean `detour status`?":                                               "statsu",
+		"there is no command \"klingon\": see `detour completion --help`":                                             "completion klingon",
+		"--me is true or false, not \"maybe\": see `detour intercept --help`":                                         "intercept a --port 8080 --me=maybe",
+		"--rootless is true or false, not \"maybe\": see `detour connect --help`":                                     "connect --rootless=maybe",
+		"--manager-namespace is empty: write a name such as my-app":                                                   "connect --manager-namespace=",
+		`--manager-namespace "Bad" is no name in Kubernetes: write small letters, digits, - and . only, as in my-app`: "install --manager-namespace Bad",
+		`the service "Bad" is no name in Kubernetes: write small letters, digits, - and . only, as in my-app`:         "tail Bad",
+		"--port is empty: say which of the service's ports, or leave it out for all":                                  "tail catalog --port=",
+		"--path and --path-prefix exclude each other: leave one of them out":                                          "intercept a --port 8080 --path /a --path-prefix /b",
+		`--path "api" does not begin with /: write for example --path /api`:                                           "intercept a --port 8080 --path api",
+		"unknown command \"x\" for \"detour completion bash\": it is called as `detour completion bash`":              "completion bash x",
+		"--timeout \"abc\" is no time: write for example 5m0s: see `detour uninstall --help`":                         "uninstall --timeout abc",
+		"the name is empty: say what to leave, `detour status` lists it":                                              "leave ''",
+	} {
+		args := strings.Fields(line)
+		if last := len(args) - 1; args[last] == "''" {
+			args[last] = ""
+		}
+		require.Equal(t, said, mistaken(t, args...), line)
+	}
+	require.Equal(t, "there is no command \"frobnicate\": see `detour --help`", mistaken(t, "help", "frobnicate"))
+}
+
+// What is only the roof of other commands prints its help.
+func TestHelpOfRoofs(t *testing.T) {
+	for _, line := range []string{"", "help", "help run", "help help", "completion", "help completion bash"} {
+		streams, _, out, _ := genericiooptions.NewTestIOStreams()
+		root := Command(streams)
+		root.SetOut(out)
+		root.SetArgs(strings.Fields(line))
+		require.NoError(t, root.Execute(), line)
+		require.Contains(t, out.String(), "Usage:", line)
+	}
+}
