@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/install"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/version"
@@ -83,32 +82,19 @@ func (a *app) connect(ctx context.Context, client daemonv1.DaemonServiceClient) 
 
 // connectRequest resolves files, flags and environment here, where they mean what the caller means.
 func (a *app) connectRequest() (*daemonv1.ConnectRequest, error) {
-	loader := a.flags.ToRawKubeConfigLoader()
-	raw, err := loader.RawConfig()
+	loaded, err := kubeconfig.Load(a.flags)
 	if err != nil {
-		return nil, explain.Error(err, "read the kubeconfig")
-	}
-	config, err := loader.ClientConfig()
-	if err != nil {
-		return nil, explain.Error(err, "read the kubeconfig")
-	}
-	namespace, _, err := loader.Namespace()
-	if err != nil {
-		return nil, explain.Error(err, "read the kubeconfig")
+		return nil, err
 	}
 	pack := kubeconfig.Pack
 	if !a.paths.Rootless && os.Geteuid() != 0 {
 		pack = kubeconfig.PackForRoot
 	}
-	packed, err := pack(config)
+	packed, err := pack(loaded.Config)
 	if err != nil {
 		return nil, err
 	}
-	req := &daemonv1.ConnectRequest{Kubeconfig: packed, Context: raw.CurrentContext, Namespace: namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport, Wishes: &a.wishes, RequestTimeoutSeconds: config.Timeout.Seconds()}
-	if *a.flags.Context != "" {
-		req.Context = *a.flags.Context
-	}
-	return req, nil
+	return &daemonv1.ConnectRequest{Kubeconfig: packed, Context: loaded.Context, Namespace: loaded.Namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport, Wishes: &a.wishes, RequestTimeoutSeconds: loaded.Config.Timeout.Seconds()}, nil
 }
 
 func (a *app) quitCommand() *cobra.Command {

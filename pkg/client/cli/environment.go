@@ -12,6 +12,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/client/environment"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -77,20 +78,21 @@ func quoted(names []string) string {
 
 // variables are those of the app's container. What the user may not read is missing, and a warning says so.
 func (a *app) variables(ctx context.Context, s *daemonv1.StatusResponse, r *daemonv1.InterceptRequest) (map[string]string, error) {
-	config, err := a.flags.ToRESTConfig()
+	loaded, err := kubeconfig.Load(a.flags)
 	if err != nil {
-		return nil, explain.Error(err, "read the kubeconfig")
+		return nil, err
 	}
-	if config.Host != s.Server {
-		return nil, fmt.Errorf("the kubeconfig is that of %s, and detour is connected to %s: use the same, or run `detour quit` first", config.Host, s.Server)
+	server := loaded.Config.Host
+	if server != s.Server {
+		return nil, fmt.Errorf("the kubeconfig is that of %s, and detour is connected to %s: use the same, or run `detour quit` first", server, s.Server)
 	}
-	clients, err := kubernetes.NewForConfig(config)
+	clients, err := kubernetes.NewForConfig(loaded.Config)
 	if err != nil {
 		return nil, explain.Error(err, "connect to the cluster")
 	}
 	pod, container, err := environment.Find(ctx, clients, s.Namespace, r)
 	if err != nil {
-		return nil, explain.Error(err, "find the app's environment")
+		return nil, explain.Context{Doing: "find the app's environment", Server: server, Namespace: s.Namespace}.Error(err)
 	}
 	variables, missing := environment.Of(pod, container, environment.NewCluster(ctx, clients, s.Namespace))
 	if len(missing) > 0 {

@@ -19,6 +19,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 	"github.com/detour-dev/detour/pkg/traffic/workloads"
@@ -70,41 +71,41 @@ end with the flag with which it can.`,
 }
 
 func (a *app) list(ctx context.Context) ([]listed, error) {
-	namespace, _, err := a.flags.ToRawKubeConfigLoader().Namespace()
-	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
-	}
-	config, err := a.flags.ToRESTConfig()
-	if err != nil {
-		return nil, explain.Error(err, "read the kubeconfig")
-	}
-	clients, err := kubernetes.NewForConfig(config)
+	loaded, err := kubeconfig.Load(a.flags)
 	if err != nil {
 		return nil, err
 	}
+	namespace := loaded.Namespace
+	explained := func(err error, doing string) error {
+		return explain.Context{Doing: doing, Server: loaded.Config.Host, Namespace: namespace}.Error(err)
+	}
+	clients, err := kubernetes.NewForConfig(loaded.Config)
+	if err != nil {
+		return nil, explained(err, "connect to the cluster")
+	}
 	services, err := clients.CoreV1().Services(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, explain.Error(err, "list the services of namespace "+namespace)
+		return nil, explained(err, "list the services of namespace "+namespace)
 	}
 	var all []*workloads.Workload
 	deployments, err := clients.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, explain.Error(err, "list the deployments of namespace "+namespace)
+		return nil, explained(err, "list the deployments of namespace "+namespace)
 	}
 	all = append(all, workloads.In(deployments)...)
 	statefulSets, err := clients.AppsV1().StatefulSets(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, explain.Error(err, "list the stateful sets of namespace "+namespace)
+		return nil, explained(err, "list the stateful sets of namespace "+namespace)
 	}
 	all = append(all, workloads.In(statefulSets)...)
 	daemonSets, err := clients.AppsV1().DaemonSets(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, explain.Error(err, "list the daemon sets of namespace "+namespace)
+		return nil, explained(err, "list the daemon sets of namespace "+namespace)
 	}
 	all = append(all, workloads.In(daemonSets)...)
 	rollouts, err := argo.List(ctx, clients.Discovery().RESTClient(), namespace)
 	if err != nil {
-		return nil, explain.Error(err, "list the rollouts of namespace "+namespace)
+		return nil, explained(err, "list the rollouts of namespace "+namespace)
 	}
 	all = workloads.AddRollouts(all, rollouts)
 	// A mesh's proxy may be in the pods alone. Who may not see them is told when they intercept.
@@ -112,16 +113,16 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 	if apierrors.IsForbidden(err) {
 		pods = &corev1.PodList{}
 	} else if err != nil {
-		return nil, explain.Error(err, "list the pods of namespace "+namespace)
+		return nil, explained(err, "list the pods of namespace "+namespace)
 	}
-	holders, err := a.holders(ctx, namespace)
+	holders, err := holders(ctx, loaded)
 	if err != nil {
 		return nil, err
 	}
 	rows := rowsOf(services.Items, all, pods.Items, holders)
 	if len(rows) == 0 { // as the API server says also of a namespace that is not there; who may not look is not told
 		if _, err := clients.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-			return nil, explain.Error(err, "read the namespace")
+			return nil, explained(err, "read the namespace")
 		}
 	}
 	return rows, nil
@@ -198,12 +199,8 @@ func (l *listed) judge(s *corev1.Service, p corev1.ServicePort, w *workloads.Wor
 }
 
 // holders says who intercepts which container port, by "workload:port". Without detour in the cluster nobody does.
-func (a *app) holders(ctx context.Context, namespace string) (map[string][]holder, error) {
-	config, err := a.flags.ToRESTConfig()
-	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
-	}
-	c, err := client.New(config, client.Options{})
+func holders(ctx context.Context, loaded *kubeconfig.Loaded) (map[string][]holder, error) {
+	c, err := client.New(loaded.Config, client.Options{})
 	if err != nil {
 		return nil, explain.Error(err, "reach the cluster")
 	}
@@ -212,8 +209,8 @@ func (a *app) holders(ctx context.Context, namespace string) (map[string][]holde
 	}
 	var list detour.InterceptList
 	holders := map[string][]holder{}
-	if err := c.List(ctx, &list, client.InNamespace(namespace)); err != nil {
-		if explained := explain.Error(err, "list the intercepts of namespace "+namespace); !strings.Contains(explained.Error(), "not installed") {
+	if err := c.List(ctx, &list, client.InNamespace(loaded.Namespace)); err != nil {
+		if explained := explain.Error(err, "list the intercepts of namespace "+loaded.Namespace); !strings.Contains(explained.Error(), "not installed") {
 			return nil, explained
 		}
 		return holders, nil

@@ -24,6 +24,7 @@ import (
 	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/client/daemon"
 	"github.com/detour-dev/detour/pkg/client/install"
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -159,6 +160,9 @@ func (a *app) start(ctx context.Context) (daemonv1.DaemonServiceClient, func(), 
 	client, done, err := a.dial()
 	if client != nil || err != nil {
 		return client, done, err
+	}
+	if _, err := kubeconfig.Load(a.flags); err != nil {
+		return nil, nil, err // no daemon for what it could not connect to
 	}
 	exe, err := os.Executable()
 	if err != nil {

@@ -16,7 +16,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/detour-dev/detour/pkg/client/credential"
 )
@@ -79,23 +78,11 @@ func at(what Context) string {
 	return " at " + what.Server
 }
 
-const noCluster = "no cluster is configured: set KUBECONFIG or give --kubeconfig"
-
 func sentence(err error, what Context) string {
 	var status apierrors.APIStatus
 	switch {
 	case errors.Is(err, context.Canceled):
 		return "cancelled"
-	case clientcmd.IsEmptyConfig(err):
-		return noCluster
-	case clientcmd.IsContextNotFound(err):
-		_, name, _ := strings.Cut(err.Error(), "specified context: ")
-		name, _, _ = strings.Cut(name, ",") // there may be more to complain of
-		return fmt.Sprintf("context %q does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is", strings.TrimSuffix(name, "]"))
-	case strings.HasPrefix(err.Error(), "context ") && strings.HasSuffix(err.Error(), "does not exist"):
-		return err.Error() + " in the kubeconfig: `kubectl config get-contexts` lists what there is"
-	case clientcmd.IsConfigurationInvalid(err):
-		return "the kubeconfig is not valid: " + strings.TrimPrefix(err.Error(), "invalid configuration: ")
 	case meta.IsNoMatchError(err):
 		return NotInstalled(err, what).Error()
 	case errors.As(err, &status):
@@ -163,9 +150,6 @@ func ofNetwork(err error, what Context) string {
 		return fmt.Sprintf("the certificate of the API server%s is not trusted by your kubeconfig (%s): get a new kubeconfig", at(what), oneLine(root(err).Error()))
 	case errors.As(err, &dns):
 		return unreachable(fmt.Sprintf("its name %s is not known", dns.Name))
-	// What client-go takes when there is no kubeconfig.
-	case errors.As(err, &reached) && strings.HasPrefix(reached.URL, "http://localhost:8080/"):
-		return noCluster
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return unreachable("nothing listens there")
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):

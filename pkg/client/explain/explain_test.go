@@ -8,8 +8,6 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -17,7 +15,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/detour-dev/detour/pkg/client/explain"
 )
@@ -56,13 +53,9 @@ func TestSentences(t *testing.T) {
 			fmt.Errorf("create the session: %w", noResource), shop,
 			"the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to",
 		},
-		"no kubeconfig":                          {clientcmd.ErrEmptyConfig, shop, "no cluster is configured: set KUBECONFIG or give --kubeconfig"},
-		"unknown context":                        {errors.New(`context "prod" does not exist`), shop, "context \"prod\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is"},
-		"unknown context of a command":           {errors.New("invalid configuration: context was not found for specified context: prod"), shop, "context \"prod\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is"},
-		"interrupted":                            {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
-		"no kubeconfig, but client-go's default": {&url.Error{Op: "Get", URL: "http://localhost:8080/api", Err: syscall.ECONNREFUSED}, shop, "no cluster is configured: set KUBECONFIG or give --kubeconfig"},
-		"something else":                         {errors.New("odd"), shop, "list the services: odd"},
-		"plugin is absent":                       {errors.New(`Get "https://k8s": getting credentials: exec: executable login not found`), shop, "the credential plugin of your kubeconfig failed: exec: executable login not found"},
+		"plugin is absent": {errors.New(`Get "https://k8s": getting credentials: exec: executable login not found`), shop, "the credential plugin of your kubeconfig failed: exec: executable login not found"},
+		"interrupted":      {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
+		"something else":   {errors.New("odd"), shop, "list the services: odd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := c.what.Error(c.err)

@@ -27,9 +27,11 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/detour-dev/detour/manifests"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 )
 
 const (
@@ -45,6 +47,7 @@ const (
 type options struct {
 	genericiooptions.IOStreams
 	flags     *genericclioptions.ConfigFlags
+	server    string // URL of the API server
 	namespace string
 	image     string
 	pull      string
@@ -104,8 +107,8 @@ func (o *options) run(ctx context.Context, do func(context.Context) error) error
 }
 
 // explained is err as a sentence for who installs, which takes more rights than a developer has.
-func explained(err error, doing string) error {
-	return explain.Context{Doing: doing, Role: explain.RoleAdmin}.Error(err)
+func (o *options) explained(err error, doing string) error {
+	return explain.Context{Doing: doing, Server: o.server, Role: explain.RoleAdmin}.Error(err)
 }
 
 // Command is `detour install`.
@@ -158,12 +161,18 @@ func (o *options) configuration() (*action.Configuration, error) {
 	return config, nil
 }
 
-func (o *options) clientset() (*kubernetes.Clientset, error) {
-	rest, err := o.flags.ToRESTConfig()
+// load reads the kubeconfig.
+func (o *options) load() (*rest.Config, *kubernetes.Clientset, error) {
+	loaded, err := kubeconfig.Load(o.flags)
 	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+		return nil, nil, err
 	}
-	return kubernetes.NewForConfig(rest)
+	o.server = loaded.Config.Host
+	clients, err := kubernetes.NewForConfig(loaded.Config)
+	if err != nil {
+		return nil, nil, o.explained(err, "connect to the cluster")
+	}
+	return loaded.Config, clients, nil
 }
 
 func (o *options) install(ctx context.Context) error {
@@ -183,7 +192,7 @@ func (o *options) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	clients, err := o.clientset()
+	_, clients, err := o.load()
 	if err != nil {
 		return err
 	}
@@ -191,7 +200,7 @@ func (o *options) install(ctx context.Context) error {
 	*o.flags.Namespace = o.namespace
 	made, own, err := o.ensureNamespace(ctx, clients)
 	if err != nil {
-		return explained(err, "create the namespace "+o.namespace)
+		return o.explained(err, "create the namespace "+o.namespace)
 	}
 	config, err := o.configuration()
 	if err != nil {
@@ -202,12 +211,12 @@ func (o *options) install(ctx context.Context) error {
 		upgrade.Namespace, upgrade.WaitStrategy, upgrade.Timeout, upgrade.RollbackOnFailure = o.namespace, kube.StatusWatcherStrategy, o.timeout, true
 		upgrade.ResetThenReuseValues = true // values that a later chart has are new to the release
 		if err := o.waiting(ctx, clients, func() error { _, err := upgrade.RunWithContext(ctx, release, c, values); return err }); err != nil {
-			return explained(err, "upgrade the traffic-manager")
+			return o.explained(err, "upgrade the traffic-manager")
 		}
 		o.result.Action = "upgraded"
 		return nil
 	} else if !errors.Is(err, driver.ErrReleaseNotFound) {
-		return explained(err, "look for an installed traffic-manager")
+		return o.explained(err, "look for an installed traffic-manager")
 	}
 	if !own {
 		o.withoutPortForward(values)
@@ -218,7 +227,7 @@ func (o *options) install(ctx context.Context) error {
 		if made {
 			_ = clients.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), o.namespace, metav1.DeleteOptions{})
 		}
-		return explained(err, "install the traffic-manager")
+		return o.explained(err, "install the traffic-manager")
 	}
 	o.result.Action = "installed"
 	return nil

@@ -44,39 +44,35 @@ func UninstallCommand(streams genericiooptions.IOStreams, flags *genericclioptio
 }
 
 func (o *options) uninstall(ctx context.Context) error {
-	clients, err := o.clientset()
+	config, clients, err := o.load()
 	if err != nil {
 		return err
-	}
-	rest, err := o.flags.ToRESTConfig()
-	if err != nil {
-		return fmt.Errorf("read the kubeconfig: %w", err)
 	}
 	s := scheme.Scheme
 	if err := detour.AddToScheme(s); err != nil {
 		return err
 	}
-	c, err := client.New(rest, client.Options{Scheme: s})
+	c, err := client.New(config, client.Options{Scheme: s})
 	if err != nil {
-		return explained(err, "reach the cluster")
+		return o.explained(err, "reach the cluster")
 	}
 	if err := o.endSessions(ctx, c); err != nil {
-		return explained(err, "end the sessions")
+		return o.explained(err, "end the sessions")
 	}
 	if err := o.removeAgents(ctx, clients); err != nil {
 		return err
 	}
 	*o.flags.Namespace = o.namespace
-	config, err := o.configuration()
+	helm, err := o.configuration()
 	if err != nil {
 		return err
 	}
-	remove := action.NewUninstall(config)
+	remove := action.NewUninstall(helm)
 	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, o.timeout, "foreground"
 	if _, err := remove.Run(release); errors.Is(err, driver.ErrReleaseNotFound) {
 		o.result.Action = "none"
 	} else if err != nil {
-		return explained(err, "remove the traffic-manager")
+		return o.explained(err, "remove the traffic-manager")
 	} else {
 		o.result.Action = "removed"
 	}
@@ -115,22 +111,22 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 	has := func(t corev1.PodTemplateSpec) bool { return t.Annotations[inject.Annotation] != "" }
 	deployments, err := c.AppsV1().Deployments("").List(ctx, all)
 	if err != nil {
-		return explained(err, "list the deployments")
+		return o.explained(err, "list the deployments")
 	}
 	sets, err := c.AppsV1().StatefulSets("").List(ctx, all)
 	if err != nil {
-		return explained(err, "list the stateful sets")
+		return o.explained(err, "list the stateful sets")
 	}
 	daemons, err := c.AppsV1().DaemonSets("").List(ctx, all)
 	if err != nil {
-		return explained(err, "list the daemon sets")
+		return o.explained(err, "list the daemon sets")
 	}
 	var names []string
 	for _, w := range deployments.Items {
 		if has(w.Spec.Template) {
 			names = append(names, "deployment/"+w.Name)
 			if _, err := c.AppsV1().Deployments(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
-				return explained(err, "roll deployment/"+w.Name+" back")
+				return o.explained(err, "roll deployment/"+w.Name+" back")
 			}
 		}
 	}
@@ -138,7 +134,7 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 		if has(w.Spec.Template) {
 			names = append(names, "statefulset/"+w.Name)
 			if _, err := c.AppsV1().StatefulSets(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
-				return explained(err, "roll statefulset/"+w.Name+" back")
+				return o.explained(err, "roll statefulset/"+w.Name+" back")
 			}
 		}
 	}
@@ -146,7 +142,7 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 		if has(w.Spec.Template) {
 			names = append(names, "daemonset/"+w.Name)
 			if _, err := c.AppsV1().DaemonSets(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
-				return explained(err, "roll daemonset/"+w.Name+" back")
+				return o.explained(err, "roll daemonset/"+w.Name+" back")
 			}
 		}
 	}
@@ -186,7 +182,7 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 func (o *options) restartRollouts(ctx context.Context, c *kubernetes.Clientset) ([]string, error) {
 	all, err := argo.List(ctx, c.Discovery().RESTClient(), "")
 	if err != nil {
-		return nil, explained(err, "list the rollouts")
+		return nil, o.explained(err, "list the rollouts")
 	}
 	var names []string
 	for _, r := range all {
@@ -199,7 +195,7 @@ func (o *options) restartRollouts(ctx context.Context, c *kubernetes.Clientset) 
 			return nil, err
 		}
 		if err := c.Discovery().RESTClient().Patch(types.MergePatchType).AbsPath(argo.Path(r.GetNamespace()), r.GetName()).Body(patch).Do(ctx).Error(); err != nil {
-			return nil, explained(err, "restart rollout/"+r.GetName())
+			return nil, o.explained(err, "restart rollout/"+r.GetName())
 		}
 	}
 	return names, nil
@@ -210,7 +206,7 @@ func (o *options) restartRollouts(ctx context.Context, c *kubernetes.Clientset) 
 func (o *options) mentionAttached(ctx context.Context, c *kubernetes.Clientset) error {
 	pods, err := c.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return explained(err, "list the pods")
+		return o.explained(err, "list the pods")
 	}
 	var names []string
 	for i := range pods.Items {
@@ -227,23 +223,23 @@ func (o *options) mentionAttached(ctx context.Context, c *kubernetes.Clientset) 
 func (o *options) removeHistory(ctx context.Context, c *kubernetes.Clientset) error {
 	replicaSets, err := c.AppsV1().ReplicaSets("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return explained(err, "list the replica sets")
+		return o.explained(err, "list the replica sets")
 	}
 	for _, r := range replicaSets.Items {
 		if r.Spec.Template.Annotations[inject.Annotation] != "" && r.Status.Replicas == 0 {
 			if err := c.AppsV1().ReplicaSets(r.Namespace).Delete(ctx, r.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-				return explained(err, "delete replicaset/"+r.Name)
+				return o.explained(err, "delete replicaset/"+r.Name)
 			}
 		}
 	}
 	revisions, err := c.AppsV1().ControllerRevisions("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return explained(err, "list the revisions")
+		return o.explained(err, "list the revisions")
 	}
 	for _, r := range revisions.Items {
 		if strings.Contains(string(r.Data.Raw), inject.Annotation) {
 			if err := c.AppsV1().ControllerRevisions(r.Namespace).Delete(ctx, r.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-				return explained(err, "delete controllerrevision/"+r.Name)
+				return o.explained(err, "delete controllerrevision/"+r.Name)
 			}
 		}
 	}
@@ -253,10 +249,10 @@ func (o *options) removeHistory(ctx context.Context, c *kubernetes.Clientset) er
 // removeOwn takes away what the traffic-manager itself has made in a namespace that stays.
 func (o *options) removeOwn(ctx context.Context, c *kubernetes.Clientset) error {
 	if err := c.CoreV1().Secrets(o.namespace).Delete(ctx, keysSecret, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return explained(err, "delete the traffic-manager's keys")
+		return o.explained(err, "delete the traffic-manager's keys")
 	}
 	if err := c.CoordinationV1().Leases(o.namespace).Delete(ctx, release, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return explained(err, "delete the traffic-manager's lease")
+		return o.explained(err, "delete the traffic-manager's lease")
 	}
 	return nil
 }
@@ -267,13 +263,13 @@ func (o *options) removeNamespace(ctx context.Context, c *kubernetes.Clientset) 
 		return nil
 	}
 	if err != nil {
-		return explained(err, "look at the namespace "+o.namespace)
+		return o.explained(err, "look at the namespace "+o.namespace)
 	}
 	if ns.Labels[createdLabel] != "true" {
 		return o.removeOwn(ctx, c)
 	}
 	if err := c.CoreV1().Namespaces().Delete(ctx, o.namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return explained(err, "delete the namespace "+o.namespace)
+		return o.explained(err, "delete the namespace "+o.namespace)
 	}
 	err = wait.PollUntilContextTimeout(ctx, 300*time.Millisecond, o.timeout, true, func(ctx context.Context) (bool, error) {
 		_, err := c.CoreV1().Namespaces().Get(ctx, o.namespace, metav1.GetOptions{})

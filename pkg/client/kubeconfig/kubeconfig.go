@@ -50,12 +50,9 @@ func PackForRoot(config *rest.Config) ([]byte, error) {
 }
 
 func pack(config *rest.Config) ([]byte, error) {
-	if config.AuthProvider != nil {
-		return nil, fmt.Errorf("the kubeconfig uses the auth provider %q, which Kubernetes has given up: use its credential plugin", config.AuthProvider.Name)
-	}
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
-		return nil, fmt.Errorf("the address of the API server in the kubeconfig: %w", err)
+		return nil, fmt.Errorf("read the address of the API server: %w", err)
 	}
 	cluster := &api.Cluster{
 		Server: config.Host, TLSServerName: config.ServerName, InsecureSkipTLSVerify: config.Insecure,
