@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,6 +33,16 @@ func TestOneSentenceForAWrongKubeconfig(t *testing.T) {
 	for _, command := range []string{"list", "install", "uninstall", "connect", "run -- ls", "tail catalog", "intercept catalog --port 8080"} {
 		require.Equal(t, "KUBECONFIG names /nonexistent, which is not there: set it to a file that is, or give --kubeconfig", mistaken(t, strings.Fields(command)...), command)
 		require.Equal(t, `context "nope" does not exist in the kubeconfig: `+"`kubectl config get-contexts` lists what there is", mistaken(t, append([]string{"--context", "nope"}, strings.Fields(command)...)...), command)
+	}
+}
+
+// Any web server answers 404 where an API server lists services.
+func TestNotKubernetes(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	t.Setenv("KUBECONFIG", os.DevNull)
+	for _, command := range []string{"list", "uninstall", "install"} {
+		require.Equal(t, "what answers at "+server.URL+" is no API server of Kubernetes: check the server in your kubeconfig, and what is between here and it", mistaken(t, command, "--server", server.URL), command)
 	}
 }
 

@@ -154,7 +154,7 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 	}
 	progress("making a session in namespace " + s.namespace)
 	if err := s.kube.Create(ctx, &s.object); err != nil {
-		return explain.Error(err, "create a session in namespace "+s.namespace)
+		return explain.Context{Doing: "create a session in namespace " + s.namespace, Server: s.server, Namespace: s.namespace}.Error(err)
 	}
 	s.cleanup = append(s.cleanup, func(ctx context.Context) {
 		if s.untold == nil {

@@ -2,12 +2,14 @@
 package explain
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -17,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/credential"
 )
 
@@ -95,6 +98,8 @@ func sentence(err error, what Context) string {
 func ofStatus(err error, status metav1.Status, what Context) string {
 	where := at(what)
 	switch {
+	case foreign(err, status):
+		return fmt.Sprintf("what answers%s is no API server of Kubernetes: check the server in your kubeconfig, and what is between here and it", where)
 	case apierrors.IsUnauthorized(err):
 		return fmt.Sprintf("the cluster%s does not accept your credentials, they have expired or are wrong: log in again, and try `kubectl auth whoami`", where)
 	case apierrors.IsForbidden(err):
@@ -106,9 +111,23 @@ func ofStatus(err error, status metav1.Status, what Context) string {
 	case apierrors.IsNotFound(err):
 		return fmt.Sprintf("%s %q does not exist%s", singular(status.Details.Kind), status.Details.Name, inNamespace(what))
 	case apierrors.IsInternalError(err), apierrors.IsServiceUnavailable(err), apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err):
-		return fmt.Sprintf("the API server%s could not answer (%s): try again", where, oneLine(status.Message))
+		said := oneLine(status.Message)
+		if apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) { // perhaps the page of a load balancer
+			said = fmt.Sprintf("HTTP %d %s", status.Code, http.StatusText(int(status.Code)))
+		}
+		return fmt.Sprintf("the API server%s could not answer (%s): try again", where, said)
 	}
 	return ""
+}
+
+// foreign says that no API server answers so: a web page, or the absence of what each of them has.
+func foreign(err error, status metav1.Status) bool {
+	switch status.Code {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return false // a load balancer whose API servers are away
+	}
+	said, ok := apierrors.StatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
+	return ok && (strings.Contains(said.Message, "<") || apierrors.IsNotFound(err) && status.Details.Group != detour.GroupVersion.Group)
 }
 
 func forbidden(status metav1.Status, what Context) string {
@@ -143,9 +162,7 @@ func ofNetwork(err error, what Context) string {
 	switch {
 	case strings.Contains(err.Error(), "getting credentials:"):
 		_, why, _ := strings.Cut(err.Error(), "getting credentials: ")
-		// The daemon of root starts plugins by way of itself.
-		why = strings.Replace(why, "executable "+credential.Self+" failed", "the daemon's log says why", 1)
-		return "the credential plugin of your kubeconfig failed: " + oneLine(why)
+		return ofPlugin(why)
 	case errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid):
 		return fmt.Sprintf("the certificate of the API server%s is not trusted by your kubeconfig (%s): get a new kubeconfig", at(what), oneLine(root(err).Error()))
 	case errors.As(err, &dns):
@@ -160,6 +177,25 @@ func ofNetwork(err error, what Context) string {
 		return unreachable(oneLine(root(err).Error()))
 	}
 	return ""
+}
+
+// ofPlugin explains why a credential plugin gave no credential. Client-go says it in paragraphs, or as its decoder does.
+func ofPlugin(why string) string {
+	const whose, try = "the credential plugin of your kubeconfig", ": try it by hand, `kubectl config view --minify` shows how it is called"
+	first, rest, _ := strings.Cut(why, "\n")
+	if command, ok := strings.CutSuffix(first, " not found"); ok {
+		_, hint, _ := strings.Cut(rest, "#client-go-credential-plugins") // the kubeconfig's own comes after the general one
+		command = strings.TrimPrefix(command, "exec: executable ")
+		return fmt.Sprintf("%s, %s, is not found: %s", whose, command, cmp.Or(oneLine(hint), "install it, or add its directory to PATH"))
+	}
+	if strings.HasPrefix(first, "decoding stdout:") {
+		return whose + " printed what is no credential" + try
+	}
+	// The daemon of root starts plugins by way of itself.
+	if _, ours := strings.CutPrefix(first, "exec: executable "+credential.Self+" failed"); ours {
+		return whose + " failed: the daemon's log says why"
+	}
+	return whose + " failed (" + strings.TrimPrefix(first, "exec: ") + ")" + try
 }
 
 // root is the innermost error.

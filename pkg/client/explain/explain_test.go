@@ -19,6 +19,13 @@ import (
 	"github.com/detour-dev/detour/pkg/client/explain"
 )
 
+const noKubernetes = "what answers at https://k8s.example:6443 is no API server of Kubernetes: check the server in your kubeconfig, and what is between here and it"
+
+// answered is what client-go makes of an answer that is no Status.
+func answered(code int, group, resource, body string) error {
+	return apierrors.NewGenericServerResponse(code, http.MethodGet, schema.GroupResource{Group: group, Resource: resource}, "", body, 0, true)
+}
+
 func TestSentences(t *testing.T) {
 	shop := explain.Context{Doing: "list the services", Server: "https://k8s.example:6443", Namespace: "shop"}
 	sessions := schema.GroupResource{Group: "detour.dev", Resource: "sessions"}
@@ -53,9 +60,21 @@ func TestSentences(t *testing.T) {
 			fmt.Errorf("create the session: %w", noResource), shop,
 			"the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to",
 		},
-		"plugin is absent": {errors.New(`Get "https://k8s": getting credentials: exec: executable login not found`), shop, "the credential plugin of your kubeconfig failed: exec: executable login not found"},
-		"interrupted":      {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
-		"something else":   {errors.New("odd"), shop, "list the services: odd"},
+		"interrupted":             {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
+		"something else":          {errors.New("odd"), shop, "list the services: odd"},
+		"plugin is absent":        {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add its directory to PATH"},
+		"plugin is absent, first": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add its directory to PATH"},
+		"plugin with a hint":      {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins\n\nget it from\nlogin.example"), shop, "the credential plugin of your kubeconfig, login, is not found: get it from login.example"},
+		"plugin fails":            {errors.New("getting credentials: exec: executable login failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed (executable login failed with exit code 3): try it by hand, `kubectl config view --minify` shows how it is called"},
+		"plugin of root's daemon": {errors.New("getting credentials: exec: executable /proc/self/exe failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed: the daemon's log says why"},
+		"plugin talks":            {errors.New(`getting credentials: decoding stdout: couldn't get version/kind; json parse error: json: cannot unmarshal string into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\"" }`), shop, "the credential plugin of your kubeconfig printed what is no credential: try it by hand, `kubectl config view --minify` shows how it is called"},
+		"a web page":              {answered(http.StatusNotImplemented, "detour.dev", "sessions", "<!DOCTYPE HTML>\n<html lang=\"en\">"), shop, noKubernetes},
+		"a web page not found":    {answered(http.StatusNotFound, "detour.dev", "sessions", "<!DOCTYPE HTML>"), shop, noKubernetes},
+		"a load balancer's page":  {answered(http.StatusBadGateway, "", "services", "<html>"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 502 Bad Gateway): try again"},
+		"a login page":            {answered(http.StatusForbidden, "detour.dev", "sessions", "<html>"), shop, noKubernetes},
+		"no services":             {answered(http.StatusNotFound, "", "services", "404 page not found"), shop, noKubernetes},
+		"no API group":            {answered(http.StatusNotFound, "detour.dev", "sessions", "404 page not found"), shop, "the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to"},
+		"not ready":               {answered(http.StatusServiceUnavailable, "", "services", "apiserver not ready"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 503 Service Unavailable): try again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := c.what.Error(c.err)
