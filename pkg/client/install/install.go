@@ -10,11 +10,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/chart/loader/archive"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
@@ -53,6 +55,7 @@ type options struct {
 	pull      string
 	set       []string
 	timeout   time.Duration
+	given     func(flag string) bool
 	out       Output
 	result    Result
 }
@@ -99,6 +102,9 @@ func (o *options) run(ctx context.Context, do func(context.Context) error) error
 	if err := o.out.Check(); err != nil {
 		return err
 	}
+	if o.timeout <= 0 {
+		return fmt.Errorf("--timeout %s leaves no time: write for example --timeout 5m", o.timeout)
+	}
 	o.result.Namespace = o.namespace
 	if err := do(ctx); err != nil {
 		return err
@@ -116,12 +122,13 @@ func Command(streams genericiooptions.IOStreams, flags *genericclioptions.Config
 	o := &options{IOStreams: streams, flags: flags, out: out}
 	cmd := &cobra.Command{
 		Use: "install", Short: "Install or upgrade the traffic-manager in the cluster", Args: cobra.NoArgs,
-		Example: "  detour install\n  detour install --image registry.example.com/tools/detour-traffic:v0.1.0\n  detour install --set sessionTTL=1h",
+		Example: "  detour install --image registry.example.com/tools/detour-traffic:v0.1.0\n  detour install --set sessionTTL=1h\n  detour install   # upgrade with the image and values of before",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), o.install) },
 	}
 	out.Flag(cmd)
 	f := cmd.Flags()
-	f.StringVar(&o.image, "image", "", "image of traffic-manager and traffic-agent, as repository:tag")
+	o.given = f.Changed
+	f.StringVar(&o.image, "image", "", "image of traffic-manager and traffic-agent, as repository:tag (default that of the last install, or else the chart's)")
 	f.StringVar(&o.pull, "image-pull-policy", "", "Always, IfNotPresent or Never")
 	f.StringArrayVar(&o.set, "set", nil, "a value of the chart, as key=value (repeatable; docs/install.md lists them)")
 	f.StringVar(&o.namespace, "manager-namespace", Namespace, "namespace of the traffic-manager")
@@ -152,6 +159,49 @@ func loadChart() (*chart.Chart, error) {
 	return c, nil
 }
 
+// values are what the flags set, in accord with the chart's schema. Helm looks at that too, but only in the cluster.
+func (o *options) values(c *chart.Chart) (map[string]any, error) {
+	values := map[string]any{}
+	if o.given("image") {
+		values["image"] = o.image
+	}
+	if o.given("image-pull-policy") {
+		values["imagePullPolicy"] = o.pull
+	}
+	for _, s := range o.set {
+		if some, err := strvals.Parse(s); err != nil {
+			return nil, fmt.Errorf("--set %s: %w: write it as key=value", s, err)
+		} else if len(some) == 0 {
+			return nil, fmt.Errorf("--set %q names no value: write it as key=value", s)
+		}
+		if err := strvals.ParseInto(s, values); err != nil {
+			return nil, fmt.Errorf("--set %s: %w: write it as key=value", s, err)
+		}
+	}
+	all, err := util.CoalesceValues(c, values)
+	if err != nil {
+		return nil, fmt.Errorf("add the values to the chart's: %w", err)
+	}
+	if err := util.ValidateAgainstSingleSchema(all, c.Schema); err != nil {
+		return nil, fmt.Errorf("the chart does not take these values (%s): docs/install.md lists what there is", broken(err))
+	}
+	return values, nil
+}
+
+// broken says in one line which values break the schema, and names them as --set does.
+func broken(err error) string {
+	var all []string
+	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
+		pointer, why, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "- at "), ": ")
+		if value := strings.ReplaceAll(strings.Trim(pointer, "'/"), "/", "."); value != "" {
+			why = value + ": " + why
+		}
+		all = append(all, why)
+	}
+	slices.Sort(all)
+	return strings.Join(all, "; ")
+}
+
 func (o *options) configuration() (*action.Configuration, error) {
 	config := action.NewConfiguration()
 	config.SetLogger(slog.DiscardHandler)
@@ -176,19 +226,11 @@ func (o *options) load() (*rest.Config, *kubernetes.Clientset, error) {
 }
 
 func (o *options) install(ctx context.Context) error {
-	values := map[string]any{}
-	if o.image != "" {
-		values["image"] = o.image
-	}
-	if o.pull != "" {
-		values["imagePullPolicy"] = o.pull
-	}
-	for _, s := range o.set {
-		if err := strvals.ParseInto(s, values); err != nil {
-			return fmt.Errorf("--set %s: %w: write it as key=value", s, err)
-		}
-	}
 	c, err := loadChart()
+	if err != nil {
+		return err
+	}
+	values, err := o.values(c)
 	if err != nil {
 		return err
 	}

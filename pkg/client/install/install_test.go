@@ -1,0 +1,59 @@
+package install
+
+import (
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/require"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+)
+
+type noOutput struct{ Output }
+
+func (noOutput) Flag(*cobra.Command) {}
+func (noOutput) Check() error        { return nil }
+
+// What cannot be installed is refused before anything is asked of a cluster: the kubeconfig of this test is none.
+func TestMistakesAreFoundWithoutACluster(t *testing.T) {
+	t.Setenv("KUBECONFIG", "/nonexistent")
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no value":              {[]string{"--set", "foo"}, `--set foo: key "foo" has no value: write it as key=value`},
+		"empty":                 {[]string{"--set", ""}, `--set "" names no value: write it as key=value`},
+		"no key":                {[]string{"--set", "=x"}, `--set "=x" names no value: write it as key=value`},
+		"half a key":            {[]string{"--set", "a[=1"}, `--set "a[=1" names no value: write it as key=value`},
+		"misspelt":              {[]string{"--set", "sessionTLL=1h"}, "the chart does not take these values (additional properties 'sessionTLL' not allowed): docs/install.md lists what there is"},
+		"misspelt in connect":   {[]string{"--set", "connect.portforward=false"}, "the chart does not take these values (connect: additional properties 'portforward' not allowed): docs/install.md lists what there is"},
+		"misspelt in udp":       {[]string{"--set", "udp.typ=NodePort"}, "the chart does not take these values (udp: additional properties 'typ' not allowed): docs/install.md lists what there is"},
+		"misspelt in a list":    {[]string{"--set", "tolerations[0].keey=x"}, "the chart does not take these values (tolerations.0: additional properties 'keey' not allowed): docs/install.md lists what there is"},
+		"misspelt resources":    {[]string{"--set", "resources.request.cpu=1"}, "the chart does not take these values (resources: additional properties 'request' not allowed): docs/install.md lists what there is"},
+		"two of the wrong kind": {[]string{"--set", "udp.nodePort=x,attach=1"}, "the chart does not take these values (attach: got number, want boolean; udp.nodePort: got string, want null or integer): docs/install.md lists what there is"},
+		"pull policy":           {[]string{"--image-pull-policy", "Sometimes"}, "the chart does not take these values (imagePullPolicy: value must be one of 'Always', 'IfNotPresent', 'Never'): docs/install.md lists what there is"},
+		"image":                 {[]string{"--image", "bad image"}, `the chart does not take these values (image: 'bad image' does not match pattern '^\\S*$'): docs/install.md lists what there is`},
+		"no image":              {[]string{"--image", ""}, "the chart does not take these values (image: minLength: got 0, want 1): docs/install.md lists what there is"},
+		"time":                  {[]string{"--timeout", "-1s"}, "--timeout -1s leaves no time: write for example --timeout 5m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := Command(genericiooptions.NewTestIOStreamsDiscard(), genericclioptions.NewConfigFlags(true), noOutput{})
+			cmd.SetArgs(c.args)
+			cmd.SilenceErrors, cmd.SilenceUsage = true, true
+			require.EqualError(t, cmd.Execute(), c.want)
+		})
+	}
+}
+
+// All that docs/install.md lists passes the schema, and what Helm adds where the chart is part of another.
+func TestValuesOfTheChart(t *testing.T) {
+	o := &options{given: func(string) bool { return false }, set: []string{
+		"image=registry.example.com:5000/detour@sha256:abc", "imagePullPolicy=Never", "sessionCIDR=10.0.0.0/16", "sessionCIDR6=", "clusterDomain=k8s.example", "staleAfter=500ms", "sessionTTL=1h", "logLevel=debug",
+		"udp.enabled=false", "udp.type=LoadBalancer", "udp.port=9000", "udp.nodePort=30000", `udp.annotations.example\.com/kind=internal`, "attach=false", "resources.limits.memory=1Gi",
+		`nodeSelector.kubernetes\.io/os=linux`, "tolerations[0].key=a,tolerations[0].operator=Exists", "connect.portForward=false", "connect.subjects[0].kind=User,connect.subjects[0].name=alice", "global.team=shop",
+	}}
+	c, err := loadChart()
+	require.NoError(t, err)
+	_, err = o.values(c)
+	require.NoError(t, err)
+}
