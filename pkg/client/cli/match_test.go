@@ -7,8 +7,10 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/detour-dev/detour/pkg/traffic/route"
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -83,4 +85,21 @@ func TestMatchFlags(t *testing.T) {
 		_, err := m.match()
 		assert.ErrorContains(t, err, c.said, "%q", c.args)
 	}
+}
+
+// What a condition is printed as means the same when it is typed.
+func FuzzParseValue(f *testing.F) {
+	for _, text := range []string{"x-dev=alice", "x-dev~=al.*", "x-dev", "x~", "x~~=", "=", "~=x", "a==b"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		v, ok := parseValue(text)
+		if !ok {
+			return
+		}
+		printed := route.Describe(&agentv1.Match{Query: []*agentv1.ValueMatch{v}})
+		again, ok := parseValue(strings.TrimPrefix(printed, "query "))
+		require.True(t, ok, printed)
+		require.True(t, proto.Equal(v, again), "%q is printed as %q", text, printed)
+	})
 }
