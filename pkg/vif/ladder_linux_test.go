@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.zx2c4.com/wireguard/device"
 )
 
 // patience is for what must happen, however busy the machine is.
@@ -30,10 +31,36 @@ type rungs struct {
 	udp      uint16
 	relay    *net.UDPConn // what the laptop takes for the hub
 	blocked  atomic.Bool
-	captured atomic.Pointer[[]byte] // the last datagram of the laptop's
+	up, down captured // what the relay has seen
+	client   atomic.Pointer[netip.AddrPort]
 	mu       sync.Mutex
 	refusing bool
 	open     []net.Conn
+}
+
+// captured is the last datagram of each kind, which its first byte says.
+type captured struct{ kinds [256]atomic.Pointer[[]byte] }
+
+func (c *captured) note(datagram []byte) {
+	if len(datagram) > 0 {
+		copied := bytes.Clone(datagram)
+		c.kinds[datagram[0]].Store(&copied)
+	}
+}
+
+// WireGuard's own kinds that are replayed.
+const (
+	initiationType, responseType, dataType = 1, 2, 4
+)
+
+// all waits for one of each of these kinds.
+func (c *captured) all(t *testing.T, kinds ...byte) (all [][]byte) {
+	t.Helper()
+	for _, kind := range kinds {
+		require.Eventually(t, func() bool { return c.kinds[kind].Load() != nil }, patience, time.Millisecond, "kind %d", kind)
+		all = append(all, *c.kinds[kind].Load())
+	}
+	return all
 }
 
 func climb(t *testing.T) *rungs {
@@ -111,8 +138,8 @@ func (r *rungs) passDatagrams(serving *sync.WaitGroup) {
 		if r.blocked.Load() {
 			continue
 		}
-		copied := bytes.Clone(buf[:n])
-		r.captured.Store(&copied)
+		r.up.note(buf[:n])
+		r.client.Store(&from)
 		c := out[from]
 		if c == nil {
 			if c, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(r.udp)}); err != nil {
@@ -128,12 +155,13 @@ func (r *rungs) passDatagrams(serving *sync.WaitGroup) {
 						return
 					}
 					if err == nil && !r.blocked.Load() {
+						r.down.note(back[:n])
 						_, _ = r.relay.WriteToUDPAddrPort(back[:n], from)
 					}
 				}
 			})
 		}
-		_, _ = c.Write(copied)
+		_, _ = c.Write(buf[:n])
 	}
 }
 
@@ -287,47 +315,72 @@ func TestBulkOverDatagrams(t *testing.T) {
 	require.Equal(t, DirectUDP, r.Path().Transport)
 }
 
-// Who has no session learns nothing from the hub's port, and breaks nothing.
+// Who has no session learns nothing from the hub's port nor from a laptop's, and breaks nothing, with what others have sent either.
 func TestStrangersGetNoAnswer(t *testing.T) {
 	r := climb(t)
 	r.SetDirect([]netip.AddrPort{r.direct()})
 	r.eventually(DirectUDP)
-	require.Eventually(t, func() bool { m := r.captured.Load(); return m != nil && (*m)[0] == pingType }, patience, time.Millisecond)
-	replayed := *r.captured.Load()
-
-	stranger, err := net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(r.udp)})
+	c, err := dialFromLaptop("tcp", echo(t).String())
 	require.NoError(t, err)
-	defer stranger.Close()
+	defer c.Close()
+	bulk := func() {
+		t.Helper()
+		sent, got := noise(20_000), make([]byte, 20_000)
+		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+		_, err := c.Write(sent)
+		require.NoError(t, err)
+		_, err = io.ReadFull(c, got)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(sent, got))
+	}
+	r.device.LookupPeer(device.NoisePublicKey(r.hubKey.PublicKey())).ExpireCurrentKeypairs() // for a handshake
+	bulk()
+	flowing(t, c)
+	toHub, toLaptop := r.up.all(t, pingType, pieceType, initiationType, dataType), r.down.all(t, pongType, pieceType, responseType, dataType)
+
 	private, err := NewPrivateKey()
 	require.NoError(t, err)
 	unknown, err := newProber(private, r.hubKey.PublicKey(), private.PublicKey())
 	require.NoError(t, err)
-	forged := bytes.Clone(replayed)
-	forged[len(forged)-1] ^= 1
-	messages := [][]byte{replayed, forged, unknown.seal(pingType, probe{number: 1}, maxDatagram), {}, {pingType}, {pongType, 0, 0, 0}, make([]byte, 148), noise(60000), {1, 0, 0, 0}, {4, 0, 0, 0}, {pieceType, 2, 1, 0, 0, 0, 0, 0, 9}}
-	messages = append(messages, pieces(t, noise(5000), 1)...)
+	anybodys := [][]byte{unknown.seal(pingType, probe{number: 1}, maxDatagram), {}, {pingType}, {pongType, 0, 0, 0}, make([]byte, 148), noise(60000), {1, 0, 0, 0}, {4, 0, 0, 0}, {pieceType, 2, 1, 0, 0, 0, 0, 0, 9}}
+	anybodys = append(anybodys, pieces(t, noise(5000), 1)...)
 	initiation := make([]byte, 148) // of WireGuard, with a wrong MAC
 	initiation[0] = 1
-	messages = append(messages, initiation)
-	for range 20 {
-		for _, m := range messages {
-			_, err := stranger.Write(m)
-			require.NoError(t, err)
+	anybodys = append(anybodys, initiation)
+	for _, end := range []struct {
+		name    string
+		address netip.AddrPort
+		seen    [][]byte
+	}{{"the hub", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.udp), toHub}, {"the laptop", *r.client.Load(), toLaptop}} {
+		stranger, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(end.address))
+		require.NoError(t, err)
+		defer stranger.Close()
+		messages := slices.Concat(anybodys, end.seen)
+		for _, m := range end.seen {
+			forged := bytes.Clone(m)
+			forged[len(forged)-1] ^= 1
+			messages = append(messages, forged)
 		}
+		for range 20 {
+			for _, m := range messages {
+				_, err := stranger.Write(m)
+				require.NoError(t, err, end.name)
+				if end.name == "the laptop" { // from where the hub's messages come
+					_, _ = r.relay.WriteToUDPAddrPort(m, end.address)
+				}
+			}
+		}
+		require.NoError(t, stranger.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
+		n, err := stranger.Read(make([]byte, 2<<10))
+		require.Error(t, err, "%d bytes came back from %s", n, end.name)
 	}
-	require.NoError(t, stranger.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
-	n, err := stranger.Read(make([]byte, 2<<10))
-	require.Error(t, err, "%d bytes came back", n)
 	hub := r.hub.Load()
 	hub.mu.Lock()
 	known := len(hub.sources)
 	hub.mu.Unlock()
 	require.Equal(t, 1, known, "nobody else is remembered")
-
-	c, err := dialFromLaptop("tcp", echo(t).String())
-	require.NoError(t, err)
-	defer c.Close()
-	flowing(t, c)
+	bulk()
+	require.Equal(t, DirectUDP, r.Path().Transport)
 }
 
 // What went through a hub that is gone is reset, also when nobody says anything; what is new goes through the next one.
