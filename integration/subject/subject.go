@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -68,6 +69,16 @@ func pages(name string) http.Handler {
 		}
 		fmt.Fprintf(w, "%s %d %x\n", name, n, hash.Sum(nil))
 	})
+	// As many zeros as the query says.
+	mux.HandleFunc("/zeros", func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.ParseInt(r.URL.RawQuery, 10, 64)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Served-By", name)
+		_, _ = io.CopyN(w, Zeros{}, n) // or until the client goes
+	})
 	mux.HandleFunc("/head", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %d\n", name, len(r.Header.Get("X-Large")))
 	})
@@ -102,6 +113,11 @@ func pages(name string) http.Handler {
 	})
 	return mux
 }
+
+// Zeros are without end.
+type Zeros struct{}
+
+func (Zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
 // lines answers each line on a stream that was opened as for a WebSocket over HTTP/2 (RFC 8441). Who passes the stream on does not look into it, and
 // the library for WebSockets does not know of it.

@@ -11,6 +11,7 @@ import (
 	"net/textproto"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,11 +24,12 @@ import (
 )
 
 // withSubject runs the subject in the cluster. It stays there for the tests that follow, with its agents.
-func withSubject(t *testing.T) {
+func withSubject(t *testing.T) (manifest string) {
 	t.Helper()
-	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/subject.yaml")
+	manifest = filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/subject.yaml")
 	kubectl(t, "apply", "-f", manifest)
 	kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=60s")
+	return manifest
 }
 
 // listen opens a port of the laptop.
@@ -110,7 +112,7 @@ func seen(t *testing.T, c *http.Client, who string) string {
 
 // Clients as people have them find a personally intercepted service as if nothing stood before it.
 func TestRealClients(t *testing.T) {
-	withSubject(t)
+	manifest := withSubject(t)
 	alice := newIdleDeveloper(t, 0)
 	stopped := alice.subject("alice")
 	connected(t)
@@ -138,7 +140,7 @@ func TestRealClients(t *testing.T) {
 			"HTTP/1.1 GET /a?b=c 0":        {},
 			"HTTP/1.0 GET /a?b=c 0":        {"--http1.0"},
 			"HTTP/2.0 GET /a?b=c 0":        {"--http2-prior-knowledge"},
-			"HTTP/1.1 PUT /a?b=c 3145728":  {"-T", file, "-H", "Expect: 100-continue"},
+			"HTTP/1.1 PUT /a?b=c 3145728":  {"-T", file, "-H", "Expect: 100-continue", "--expect100-timeout", "60"},
 			"HTTP/1.1 POST /a?b=c 3145728": {"-H", "Transfer-Encoding: chunked", "--data-binary", "@" + file},
 			"HTTP/2.0 PUT /a?b=c 3145728":  {"-T", file, "--http2-prior-knowledge"},
 		} {
@@ -149,6 +151,31 @@ func TestRealClients(t *testing.T) {
 				out, err = command("curl", "-sS", "--max-time", "20", "-I", "-H", "x-dev: "+who, "http://subject.shop/")
 				require.NoError(t, err, out)
 				require.Contains(t, out, "Served-By: "+by)
+			}
+		}
+	})
+
+	t.Run("its owner applies it again", func(t *testing.T) {
+		deployment := func(fields string) string {
+			return kubectl(t, "-n", "shop", "get", "deployment/subject", "-o", "jsonpath="+fields)
+		}
+		pods := podsOf(t, "subject", "{{.metadata.uid}} ")
+		gitops := []string{"--server-side", "--force-conflicts", "--field-manager=gitops"}
+		for _, way := range [][]string{nil, gitops} {
+			apply := slices.Concat([]string{"apply", "-f", manifest}, way)
+			spec := deployment("{.spec}")
+			kubectl(t, apply...) // the first of a kind may take or leave kubectl's note of what was applied
+			require.Equal(t, spec, deployment("{.spec}"))
+			generation := deployment("{.metadata.generation}")
+			kubectl(t, apply...)
+			kubectl(t, slices.Concat([]string{"diff", "-f", manifest}, way)...) // to which any difference is an error
+			require.Equal(t, generation, deployment("{.metadata.generation}"), way)
+		}
+		require.Equal(t, pods, podsOf(t, "subject", "{{.metadata.uid}} "))
+		for _, client := range clientsOf(t) {
+			for who, by := range served {
+				_, page := say(t, client, http.MethodGet, "/", who, nil)
+				require.True(t, strings.HasPrefix(page, by+" "), page)
 			}
 		}
 	})
@@ -222,9 +249,16 @@ func TestRealClients(t *testing.T) {
 
 	t.Run("a body of 1 GB", func(t *testing.T) {
 		before := agentMemory(t, "VmRSS")
+		exec := func(args ...string) string {
+			return kubectl(t, append([]string{"-n", "shop", "exec", "deployment/subject", "-c", "subject", "--", "/subject"}, args...)...)
+		}
+		const many = 64 << 20 // more than an agent may have
 		for who, by := range served {
-			out := kubectl(t, "-n", "shop", "exec", "deployment/subject", "-c", "subject", "--", "/subject", "upload", "http://subject.shop/sum", strconv.Itoa(1<<30), who)
-			require.True(t, strings.HasPrefix(out, by+" 1073741824 "), out)
+			for version, size := range map[string]int{"1": 1 << 30, "2": many} {
+				out := exec("upload", version, "http://subject.shop/sum", strconv.Itoa(size), who)
+				require.True(t, strings.HasPrefix(out, fmt.Sprint(by, " ", size, " ")), out)
+				require.Equal(t, fmt.Sprint(by, " ", many), exec("download", version, fmt.Sprint("http://subject.shop/zeros?", many), who))
+			}
 		}
 		after := agentMemory(t, "VmHWM")
 		t.Logf("the largest agent of the subject: %d KiB before, %d KiB at most meanwhile", before, after)
@@ -287,8 +321,8 @@ func TestMatches(t *testing.T) {
 		args []string
 	}{
 		{"alice", []string{"--path", "/only"}},
-		{"bob", []string{"--path-prefix", "/api", "--query", "debug", "--query", "dev~=b.b"}},
-		{"carol", []string{"--method", "POST,PUT"}},
+		{"bob", []string{"--path-prefix", "/api", "--query", "debug", "--query", "dev~=b.b", "--header", "x-dev~=(the )?b.b"}},
+		{"carol", []string{"--method", "POST,PUT", "--header", "x-dev"}},
 	} {
 		d := newIdleDeveloper(t, i)
 		d.subject(c.name)
@@ -310,26 +344,29 @@ func TestMatches(t *testing.T) {
 	tapping.detour("intercept", "subject", "--port", "18080", "--mode", "wiretap", "-n", "shop")
 
 	for version, client := range clientsOf(t) {
-		for _, c := range []struct{ method, path, want string }{
-			{"GET", "/only", "alice"},
-			{"POST", "/only?x=y", "alice"},
-			{"GET", "/only/x", "cluster"},
-			{"GET", "/api/x?debug&dev=bob", "bob"},
-			{"GET", "/api?dev=bxb&debug=1", "bob"},
-			{"PUT", "/api?dev=bob&debug=1", "bob"},
-			{"GET", "/api/x?debug&dev=robert", "cluster"},
-			{"GET", "/api/x?dev=bob", "cluster"},
-			{"GET", "/apis?debug&dev=bob", "cluster"},
-			{"POST", "/", "carol"},
-			{"PUT", "/apis?debug&dev=bob", "carol"},
-			{"DELETE", "/", "cluster"},
+		for _, c := range []struct{ method, path, who, want string }{
+			{"GET", "/only", "", "alice"},
+			{"POST", "/only?x=y", "bob", "alice"},
+			{"GET", "/only/x", "", "cluster"},
+			{"GET", "/api/x?debug&dev=bob", "bob", "bob"},
+			{"GET", "/api?dev=bxb&debug=1", "the bob", "bob"},
+			{"PUT", "/api?dev=bob&debug=1", "bob", "bob"},
+			{"GET", "/api/x?debug&dev=robert", "bob", "cluster"},
+			{"GET", "/api/x?debug&dev=bob", "robert", "cluster"},
+			{"GET", "/api/x?debug&dev=bob", "", "cluster"},
+			{"GET", "/api/x?dev=bob", "bob", "cluster"},
+			{"GET", "/apis?debug&dev=bob", "bob", "cluster"},
+			{"POST", "/", "anybody", "carol"},
+			{"POST", "/", "", "cluster"},
+			{"PUT", "/apis?debug&dev=bob", "bob", "carol"},
+			{"DELETE", "/", "anybody", "cluster"},
 		} {
 			body := ""
 			if c.method == "POST" {
 				body = strings.Repeat("x", 50000)
 			}
 			line := fmt.Sprintf("%s %s %s %d", version, c.method, c.path, len(body))
-			_, page := say(t, client, c.method, c.path, "", strings.NewReader(body))
+			_, page := say(t, client, c.method, c.path, c.who, strings.NewReader(body))
 			require.Equal(t, c.want+" "+line+"\n", page)
 			select {
 			case copied := <-copies:
@@ -341,7 +378,7 @@ func TestMatches(t *testing.T) {
 	}
 	list := detour(t, "list", "-n", "shop")
 	require.Regexp(t, `(?m)^subject +80/http +deployment/subject +yes, by targetPort +\S+ +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(intercept|wiretap) +`, list)
-	for _, of := range []string{"intercept +path /only", `intercept +query debug, query dev~=b\.b, paths under /api`, "intercept +method POST or PUT", "wiretap +copies of all requests"} {
+	for _, of := range []string{"intercept +path /only", `intercept +header x-dev~=\(the \)\?b\.b, query debug, query dev~=b\.b, paths under /api`, "intercept +header x-dev, method POST or PUT", "wiretap +copies of all requests"} {
 		require.Regexp(t, `(?m) \S+ +`+of+`$`, list)
 	}
 

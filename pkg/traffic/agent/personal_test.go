@@ -5,13 +5,16 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -236,8 +239,11 @@ func TestWhatHTTPCanDo(t *testing.T) {
 					assert.Empty(t, text(t, answer))
 				})
 				t.Run("100-continue", func(t *testing.T) {
-					r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+p.address+"/", strings.NewReader("body"))
+					body := &allowed{Reader: strings.NewReader("body")}
+					leave := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { body.given.Store(true) }})
+					r, err := http.NewRequestWithContext(leave, http.MethodPut, "http://"+p.address+"/", body)
 					require.NoError(t, err)
+					r.ContentLength = 4
 					r.Header.Set("Expect", "100-continue")
 					r.Header.Set("X-Dev", who)
 					slow := transport.Clone()
@@ -251,6 +257,19 @@ func TestWhatHTTPCanDo(t *testing.T) {
 			})
 		}
 	}
+}
+
+// allowed is a body that must not be sent before leave was given, as by a client that gives up waiting for it.
+type allowed struct {
+	io.Reader
+	given atomic.Bool
+}
+
+func (b *allowed) Read(to []byte) (int, error) {
+	if !b.given.Load() {
+		return 0, errors.New("nobody gave leave to send the body")
+	}
+	return b.Reader.Read(to)
 }
 
 // A connection that is upgraded, as for WebSockets, stays where it was upgraded.

@@ -19,6 +19,10 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/detour-dev/detour/pkg/traffic/agent/secure"
 	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
@@ -300,6 +304,89 @@ func TestTLSFailsOpenLater(t *testing.T) {
 			}
 			p.setRoutes(nil)
 		})
+	}
+}
+
+// calls are gRPC's own test service, whose every answer says who it is.
+type calls struct {
+	testpb.UnimplementedTestServiceServer
+	name string
+}
+
+func (s *calls) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	return &testpb.SimpleResponse{Payload: &testpb.Payload{Body: []byte(s.name)}}, nil
+}
+
+func (s *calls) FullDuplexCall(stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return nil //nolint:nilerr // the client is done
+		}
+		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: append([]byte(s.name+" "), m.GetPayload().GetBody()...)}}); err != nil {
+			return err
+		}
+	}
+}
+
+// called serves gRPC, and pages that say by which version of HTTP they were asked for.
+func called(t *testing.T, name string) func(net.Conn) {
+	t.Helper()
+	server := grpc.NewServer()
+	testpb.RegisterTestServiceServer(server, &calls{name: name})
+	t.Cleanup(server.Stop)
+	return handler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+			server.ServeHTTP(w, r)
+			return
+		}
+		fmt.Fprint(w, name, " ", r.Proto)
+	}))
+}
+
+// gRPC inside TLS goes to a process that speaks TLS, and to one that speaks in the clear: that is asked by HTTP/2 for gRPC, and by HTTP/1 for all else.
+func TestTLSRoutesGRPC(t *testing.T) {
+	certificate, roots := newCertificate(t)
+	config := &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2", "http/1.1"}}
+	serveApp, serveAlice, serveBob := called(t, "app"), called(t, "alice"), called(t, "bob")
+	alice := newLaptop(t, ok, func(c net.Conn) { serveAlice(tls.Server(c, config)) })
+	bob := newLaptop(t, ok, serveBob)
+	bob.authority.AddCert(alice.certificate)
+	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(tls.Server(c, config)) }), bob.authority)
+	p.ports = ports{p.port: {certificate: secret(t, certificate)}}
+	his := p.person("bob", bob.address)
+	his.LocalPlaintext = true
+	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address), his})
+	p.look(t.Context())
+
+	conn, err := grpc.NewClient("passthrough:///"+p.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: serverName})))
+	require.NoError(t, err)
+	defer conn.Close()
+	client := testpb.NewTestServiceClient(conn)
+	for range 3 {
+		for who, want := range map[string]string{"alice": "alice HTTP/2.0", "bob": "bob HTTP/1.1", "carol": "app HTTP/2.0"} {
+			by, _, _ := strings.Cut(want, " ")
+			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-dev", who), patience)
+			answer, err := client.UnaryCall(ctx, &testpb.SimpleRequest{})
+			require.NoError(t, err, who)
+			assert.Equal(t, by, string(answer.GetPayload().GetBody()))
+			stream, err := client.FullDuplexCall(ctx)
+			require.NoError(t, err, who)
+			for _, said := range []string{"one", "two"} {
+				require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{Payload: &testpb.Payload{Body: []byte(said)}}))
+				m, err := stream.Recv()
+				require.NoError(t, err, who)
+				assert.Equal(t, by+" "+said, string(m.GetPayload().GetBody()))
+			}
+			require.NoError(t, stream.CloseSend())
+			_, err = stream.Recv()
+			require.ErrorIs(t, err, io.EOF, who)
+			cancel()
+
+			_, page, err := p.askSecure(t.Context(), secureTransports(t, roots)["HTTP/2.0"], http.MethodPost, "/", who, "body")
+			require.NoError(t, err)
+			assert.Equal(t, want, page)
+		}
 	}
 }
 
