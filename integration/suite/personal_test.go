@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/detour-dev/detour/integration/cluster/laptop"
+	"github.com/detour-dev/detour/integration/subject"
 )
 
 // developerLaptop is a laptop with a catalog of its own, whose edition is the developer's name.
@@ -64,7 +65,7 @@ func newIdleDeveloper(t *testing.T, i int) *developerLaptop {
 	return d
 }
 
-// count serves HTTP on the laptop and counts the requests.
+// count serves both versions of HTTP on the laptop and counts the requests that come whole.
 func (d *developerLaptop) count(port int) *atomic.Int64 {
 	d.t.Helper()
 	var l net.Listener
@@ -73,7 +74,15 @@ func (d *developerLaptop) count(port int) *atomic.Int64 {
 		return err
 	}))
 	var n atomic.Int64
-	s := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { n.Add(1); w.WriteHeader(http.StatusTeapot) })}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	s := &http.Server{Protocols: protocols, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err == nil {
+			n.Add(1)
+		}
+		w.WriteHeader(http.StatusTeapot)
+	})}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = s.Serve(l) })
 	d.t.Cleanup(func() { _ = s.Close(); serving.Wait() })
@@ -121,159 +130,131 @@ func askAs(client *http.Client, who string) (string, error) {
 	return edition, nil
 }
 
-// mixed asks with the marks of everybody until stop is called. Every answer must come from where its mark says.
-func mixed(connections int, marks ...string) (stop func() (int, []string)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var all sync.WaitGroup
-	var count atomic.Int64
-	var mu sync.Mutex
-	var wrong []string
-	for i := range connections {
-		all.Go(func() {
-			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: i%4 == 0, MaxIdleConnsPerHost: 1}}
-			defer client.CloseIdleConnections()
-			for ctx.Err() == nil {
-				who := marks[rand.N(len(marks))]
-				want := who
-				if who == "" || who == "carol" {
-					want = "cluster"
-				}
-				if got, err := askAs(client, who); err != nil || got != want {
-					mu.Lock()
-					wrong = append(wrong, fmt.Sprintf("%s %q: got %q %v", time.Now().Format("15:04:05.000"), who, got, err))
-					mu.Unlock()
-				}
-				count.Add(1)
-				time.Sleep(20 * time.Millisecond)
-			}
-		})
-	}
-	return func() (int, []string) { cancel(); all.Wait(); return int(count.Load()), wrong }
-}
-
-// posts sends, on connections that it keeps, what a client may not send twice, until stop is called, which returns the failures. Any answer
-// will do: the catalog takes no POST.
-func posts(connections int, marks ...string) (stop func() []error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var all sync.WaitGroup
-	var mu sync.Mutex
-	var failed []error
-	for i := range connections {
-		all.Go(func() {
-			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: 10 * time.Second}
-			defer client.CloseIdleConnections()
-			for ctx.Err() == nil {
-				traced, reached := traced(context.Background())
-				r, err := http.NewRequestWithContext(traced, http.MethodPost, "http://catalog.shop/", strings.NewReader("order"))
-				if err == nil {
-					r.Header.Set("x-dev", marks[i%len(marks)])
-					var answer *http.Response
-					if answer, err = client.Do(r); err == nil {
-						_, err = io.Copy(io.Discard, answer.Body)
-						_ = answer.Body.Close()
-					}
-				}
-				if err != nil {
-					mu.Lock()
-					failed = append(failed, fmt.Errorf("%s: %w (reached %s)", time.Now().Format("15:04:05.000"), err, reached()))
-					mu.Unlock()
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
-		})
-	}
-	return func() []error { cancel(); all.Wait(); return failed }
-}
-
 // Several developers share one service: each gets the requests with their mark, nobody else's, while it is rolled out and scaled, and
 // whatever becomes of their laptops.
 func TestPersonalIntercepts(t *testing.T) {
-	alice, bob := newDeveloper(t, 0, "alice"), newDeveloper(t, 1, "bob")
+	const pause = 20 * time.Millisecond
+	withSubject(t)
+	alice, bob := newIdleDeveloper(t, 0), newIdleDeveloper(t, 1)
+	alice.subject("alice")
+	bob.subject("bob")
 	connected(t)
-	stop := mixed(8, "", "carol")
-	out := alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	out := alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
 	require.Contains(t, out, "only: header x-dev=alice")
-	require.Contains(t, out, "try: curl -H 'x-dev: alice' http://catalog.shop/")
-	bob.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=bob", "-n", "shop")
-	n, wrong := stop()
+	require.Contains(t, out, "try: curl -H 'x-dev: alice' http://subject.shop/")
+	load := newMixture(t, 8, pause, "alice", "carol", "")
+	bob.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=bob", "-n", "shop")
+	n, wrong := load.ended()
 	require.Empty(t, wrong, "nobody else noticed, of %d", n)
 
 	t.Run("an ambiguous one is refused", func(t *testing.T) {
-		out, err := bob.try("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice")
+		out, err := bob.try("intercept", "subject", "--port", "18080", "--header", "x-dev=alice")
 		require.Error(t, err)
-		require.Contains(t, out, "header x-dev=alice")
-		require.Contains(t, out, "requests could match both")
+		holder := kubectl(t, "-n", "shop", "get", "intercepts", "-o", `jsonpath={.items[?(@.status.requests=="header x-dev=alice")].status.laptop}`)
+		require.NotEmpty(t, holder)
+		require.Contains(t, out, "requests could match both this and those of ")
+		require.Regexp(t, regexp.QuoteMeta(holder)+` since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(intercept subject-\S+\) \(header x-dev=alice\)`, out)
 	})
 	require.Contains(t, detour(t, "list", "-n", "shop"), "header x-dev=bob")
 	require.Contains(t, kubectl(t, "-n", "shop", "get", "intercepts"), "header x-dev=alice")
 
 	tapping := newIdleDeveloper(t, 2)
 	copies := tapping.count(18080)
-	require.Contains(t, tapping.detour("intercept", "catalog", "--port", "18080", "--mode", "wiretap", "-n", "shop"), "copies of all requests")
+	require.Contains(t, tapping.detour("intercept", "subject", "--port", "18080", "--mode", "wiretap", "-n", "shop"), "copies of all requests")
+	dropped := func() (n int64) {
+		_, _ = fmt.Sscan(kubectl(t, "-n", "shop", "get", "intercepts", "-o", `jsonpath={.items[?(@.spec.mode=="Wiretap")].status.dropped}`), &n)
+		return n
+	}
 
-	t.Run("64 connections, rolled out, scaled and evicted", func(t *testing.T) {
-		stop := mixed(64, "alice", "bob", "carol", "")
-		posted := posts(8, "alice", "carol")
-		kubectl(t, "-n", "shop", "rollout", "restart", "deployment/catalog")
-		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
-		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=5")
-		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
-		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=1")
+	t.Run("every request is copied, or counted", func(t *testing.T) {
+		load := newMixture(t, 16, pause)
+		load.bobs("bob")
+		require.Eventually(t, func() bool { return load.asked.Load() > 500 }, patience, 10*time.Millisecond)
+		n, wrong := load.ended()
+		require.Empty(t, wrong)
+		// Whole copies, and those of which the laptop did not get all.
+		assert.Eventually(t, func() bool { return copies.Load()+dropped() >= n }, patience, 200*time.Millisecond)
+		require.LessOrEqual(t, copies.Load(), n, "none twice")
+		t.Logf("%d requests, %d copies, %d dropped", n, copies.Load(), dropped())
+	})
+
+	t.Run("64 connections and streams, rolled out, scaled and evicted", func(t *testing.T) {
+		load := newMixture(t, 64, pause)
+		load.bobs("bob")
+		h := &held{t: t}
+		kinds := openers(t)
+		closers := []func(){h.reopen(kinds, "alice", "alice"), h.reopen(kinds, "carol", "cluster")}
+		kubectl(t, "-n", "shop", "rollout", "restart", "deployment/subject")
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=120s")
+		kubectl(t, "-n", "shop", "scale", "deployment/subject", "--replicas=5")
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=120s")
+		kubectl(t, "-n", "shop", "scale", "deployment/subject", "--replicas=1")
 		time.Sleep(6 * time.Second)
-		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=3")
-		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
+		kubectl(t, "-n", "shop", "scale", "deployment/subject", "--replicas=3")
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=120s")
 		// As a drained node does it, within the owner's budget.
-		kubectl(t, "-n", "shop", "create", "poddisruptionbudget", "catalog", "--selector=app=catalog", "--min-available=2")
-		defer kubectl(t, "-n", "shop", "delete", "poddisruptionbudget", "catalog")
-		for _, pod := range strings.Fields(podsOf(t, "catalog", "{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}"))[:2] {
+		kubectl(t, "-n", "shop", "create", "poddisruptionbudget", "subject", "--selector=app=subject", "--min-available=2")
+		defer kubectl(t, "-n", "shop", "delete", "poddisruptionbudget", "subject")
+		for _, pod := range strings.Fields(podsOf(t, "subject", "{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}"))[:2] {
 			evict(t, pod)
 		}
-		kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s")
-		for _, pod := range strings.Fields(podsOf(t, "catalog", "{{.metadata.name}}{{range .spec.initContainers}}/{{.name}}{{end}} ")) {
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=120s")
+		for _, pod := range strings.Fields(podsOf(t, "subject", "{{.metadata.name}}{{range .spec.initContainers}}/{{.name}}{{end}} ")) {
 			require.Contains(t, pod, "/traffic-agent")
 		}
-		failed := posted()
-		n, wrong := stop()
-		require.Empty(t, wrong)
-		require.Empty(t, failed, "a pod that ends asks its clients to go before")
-		t.Logf("%d requests, %d copies", n, copies.Load())
-		require.Greater(t, copies.Load(), int64(n)/2, "the wiretap got its copies, of what was not more than it could take")
+		n, wrong := load.ended()
+		for _, end := range closers {
+			end()
+		}
+		t.Logf("%d requests, %d copies, %d dropped, %d streams ended with their pods", n, copies.Load(), dropped(), h.ended.Load())
+		require.Empty(t, wrong, "a pod that ends asks its clients to go before")
+		require.Empty(t, h.bad)
+		require.NotZero(t, h.ended.Load())
 	})
 
 	t.Run("a wiretap that vanishes", func(t *testing.T) {
-		stop := mixed(16, "alice", "bob", "carol", "")
+		load := newMixture(t, 16, pause)
+		load.bobs("bob")
 		require.NoError(t, syscall.Kill(tapping.daemonPID(), syscall.SIGKILL))
 		time.Sleep(3 * time.Second)
-		_, wrong := stop()
+		_, wrong := load.ended()
 		require.Empty(t, wrong)
 	})
 
 	t.Run("a global one takes the rest", func(t *testing.T) {
-		laptopService(t, 18080)
-		detour(t, "intercept", "catalog", "--port", "18080")
-		for who, want := range map[string]string{"alice": "alice", "bob": "bob", "carol": "laptop", "": "laptop"} {
-			got, err := askAs(http.DefaultClient, who)
-			require.NoError(t, err)
-			require.Equal(t, want, got)
+		l, err := net.Listen("tcp", "127.0.0.1:18080")
+		require.NoError(t, err)
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = subject.Serve(l, "laptop") })
+		t.Cleanup(func() { _ = l.Close(); serving.Wait() })
+		detour(t, "intercept", "subject", "--port", "18080")
+		for _, client := range clientsOf(t) {
+			for who, want := range map[string]string{"alice": "alice", "bob": "bob", "carol": "laptop", "": "laptop"} {
+				_, page := say(t, client, http.MethodGet, "/", who, nil)
+				require.True(t, strings.HasPrefix(page, want+" "), "%q: %s", who, page)
+			}
 		}
-		detour(t, "leave", "catalog")
+		detour(t, "leave", "subject")
 	})
 
 	t.Run("a laptop that vanishes", func(t *testing.T) {
-		stop := mixed(16, "bob", "carol", "")
-		hers := watchWith(func(int) *http.Transport { return &http.Transport{MaxIdleConnsPerHost: 1} }, "alice")
+		load := newMixture(t, 16, pause, "bob", "carol", "")
+		load.bobs("bob")
+		hers := watch(kinds(t, "subject"), "alice")
+		require.Eventually(t, hers.busy, patience, 10*time.Millisecond)
 		pid := alice.daemonPID()
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 		fault := time.Now()
 		time.Sleep(3 * time.Second)
 		hers.check(t, fault, 2*time.Second)
-		_, wrong := stop()
+		_, wrong := load.ended()
 		require.Empty(t, wrong)
 	})
-	bob.detour("leave", "catalog")
-	got, err := askAs(http.DefaultClient, "bob")
-	require.NoError(t, err)
-	require.Equal(t, "cluster", got)
+	bob.detour("leave", "subject")
+	for _, client := range clientsOf(t) {
+		_, page := say(t, client, http.MethodGet, "/", "bob", nil)
+		require.True(t, strings.HasPrefix(page, "cluster "), page)
+	}
 }
 
 // evict asks for the eviction of a pod until its budget allows it.

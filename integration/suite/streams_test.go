@@ -132,10 +132,11 @@ func openers(t *testing.T) map[string]opener {
 
 // held is a set of streams that must go on, each with whom it began.
 type held struct {
-	t    *testing.T
-	said atomic.Int64
-	mu   sync.Mutex
-	bad  []string
+	t     *testing.T
+	said  atomic.Int64
+	ended atomic.Int64 // of those that may end
+	mu    sync.Mutex
+	bad   []string
 }
 
 // open opens one stream of each kind. Who answers must be want, from the first message until close.
@@ -164,6 +165,43 @@ func (h *held) open(kinds map[string]opener, who, want string) (closeAll func())
 				}
 				h.said.Add(1)
 				time.Sleep(20 * time.Millisecond)
+			}
+		})
+	}
+	return func() { cancel(); running.Wait() }
+}
+
+// reopen has one stream of each kind until close, and opens it again when it ends, as streams do with the pod that they go through. Each must
+// open, and all of it come from where its mark says.
+func (h *held) reopen(kinds map[string]opener, who, want string) (closeAll func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	h.t.Cleanup(cancel)
+	var running sync.WaitGroup
+	for kind, open := range kinds {
+		one := func() { // from its first message to its end
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			name := ""
+			next, err := open(ctx, who)
+			for said := 0; err == nil; said++ {
+				if name, err = next(); err != nil && said > 0 {
+					h.ended.Add(1)
+					return
+				}
+				if name != want {
+					break
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			if ctx.Err() == nil {
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				h.bad = append(h.bad, fmt.Sprintf("%s: %s of %q: %q %v", time.Now().Format("15:04:05.000"), kind, who, name, err))
+			}
+		}
+		running.Go(func() {
+			for ctx.Err() == nil {
+				one()
 			}
 		})
 	}

@@ -23,6 +23,7 @@ import (
 // mixture asks the subject for all kinds of things with the marks of everybody until ended is called. Every answer must come from where its
 // mark says.
 type mixture struct {
+	marks  []string
 	stop   context.CancelFunc
 	all    sync.WaitGroup
 	asked  atomic.Int64
@@ -32,11 +33,14 @@ type mixture struct {
 	closed []func()
 }
 
-// newMixture begins, with a pause after each answer. Each connection has a kind: HTTP/1.1 that is kept, or new for each request, HTTP/2, or gRPC.
-func newMixture(t *testing.T, connections int, pause time.Duration) *mixture {
+// newMixture begins, with a pause after each answer, as those whose marks are given: alice, bob, carol or nobody; all if there are none. Each connection has a kind: HTTP/1.1 that is kept, or new for each request, HTTP/2, or gRPC.
+func newMixture(t *testing.T, connections int, pause time.Duration, marks ...string) *mixture {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	m := &mixture{stop: cancel}
+	if len(marks) == 0 {
+		marks = []string{"alice", "bob", "carol", ""}
+	}
+	m := &mixture{stop: cancel, marks: marks}
 	t.Cleanup(func() { m.ended() })
 	m.bobs("cluster")
 	for i := range connections {
@@ -66,7 +70,7 @@ func newMixture(t *testing.T, connections int, pause time.Duration) *mixture {
 func (m *mixture) bobs(who string) { m.ofBob.Store(&who) }
 
 func (m *mixture) one(ask func(ctx context.Context, who string) (string, error)) {
-	who := []string{"alice", "bob", "carol", ""}[rand.N(4)]
+	who := m.marks[rand.N(len(m.marks))]
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	before := m.ofBob.Load()
