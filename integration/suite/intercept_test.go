@@ -1,7 +1,10 @@
 package suite
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -9,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -192,6 +196,30 @@ func TestBadInputIsOneSentence(t *testing.T) {
 	require.NotContains(t, kubectl(t, "get", "intercepts", "-A"), "katalog", "a refused intercept leaves nothing behind")
 }
 
+// laptopCounts is a process on the laptop that takes any bytes, and says what they were when the other end has sent all.
+func laptopCounts(t *testing.T, port int) {
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	require.NoError(t, err)
+	var serving sync.WaitGroup
+	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer c.Close()
+				hash := sha256.New()
+				if _, err := io.Copy(hash, c); err == nil {
+					_, _ = fmt.Fprintf(c, "the laptop got %x", hash.Sum(nil))
+				}
+			})
+		}
+	})
+}
+
 // Of a service with two ports one is intercepted; the other goes on as before.
 func TestOneOfTwoPorts(t *testing.T) {
 	other(t)
@@ -202,7 +230,7 @@ func TestOneOfTwoPorts(t *testing.T) {
 	t.Cleanup(func() { detour(t, "quit") })
 	laptopService(t, 18080)
 	ip := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
-	require.Contains(t, refused(t, "intercept", "target", "--port", "18080"), "has several ports, 80 (http), 9000 (bulk): say which")
+	require.Contains(t, refused(t, "intercept", "target", "--port", "18080"), "has several ports, 80 (http), 9000 (bulk), 9001 (next): say which")
 
 	out := detour(t, "intercept", "target", "--port", "18081:bulk")
 	require.Contains(t, out, "warning: nothing listens on local port 18081 yet")
@@ -225,8 +253,32 @@ func TestOneOfTwoPorts(t *testing.T) {
 	t.Run("both at once, or none", func(t *testing.T) {
 		require.Contains(t, refused(t, "intercept", "target", "--port", "18080:http", "--port", "18081:nothing"), "has no port nothing")
 		require.Contains(t, detour(t, "status"), "intercepts  none")
+		laptopCounts(t, 18081)
+		counted := func() {
+			t.Helper()
+			sent := make([]byte, 3<<20)
+			_, _ = rand.NewChaCha8([32]byte{}).Read(sent)
+			c, err := net.Dial("tcp", ip+":9000")
+			require.NoError(t, err)
+			defer c.Close()
+			require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+			_, err = c.Write(sent)
+			require.NoError(t, err)
+			require.NoError(t, c.(*net.TCPConn).CloseWrite())
+			said, err := io.ReadAll(c)
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprintf("the laptop got %x", sha256.Sum256(sent)), string(said))
+		}
 		detour(t, "intercept", "target", "--port", "18080:http", "--port", "18081:bulk")
 		require.Equal(t, "laptop", edition(t, "http://"+ip+"/"))
+		counted()
+		detour(t, "leave", "target")
+		require.Contains(t, detour(t, "status"), "intercepts  none")
+
+		laptopService(t, 18082)
+		detour(t, "intercept", "target", "--port", "18081-18082:9000-9001")
+		counted()
+		require.Equal(t, "laptop", edition(t, "http://"+ip+":9001/"))
 		detour(t, "leave", "target")
 		require.Contains(t, detour(t, "status"), "intercepts  none")
 	})

@@ -158,9 +158,13 @@ func TestRootless(t *testing.T) {
 	t.Cleanup(func() { u.try("quit") })
 	require.Equal(t, before, hostState(t), "while connected")
 
-	t.Run("curl and a static Go binary, by name and by ClusterIP", func(t *testing.T) {
+	t.Run("curl and a static Go binary, by name and by address", func(t *testing.T) {
 		ip := kubectl(t, "-n", "shop", "get", "service", "catalog", "-o", "jsonpath={.spec.clusterIP}")
-		for _, url := range []string{"http://catalog.shop/", "http://catalog/", "http://catalog.shop.svc.cluster.local/", "http://" + ip + "/"} {
+		urls := []string{"http://catalog.shop/", "http://catalog/", "http://catalog.shop.svc.cluster.local/", "http://" + ip + "/"}
+		for _, ip := range strings.Fields(podsOf(t, "catalog", "{{if not .metadata.deletionTimestamp}}{{range .status.podIPs}}{{.ip}} {{end}}{{end}}"))[:2] {
+			urls = append(urls, "http://"+net.JoinHostPort(ip, "8080")+"/") // of both families, where the cluster has both
+		}
+		for _, url := range urls {
 			require.Equal(t, "cluster", editionOf(u.inside("curl", "-sS", "--max-time", "10", url)), url)
 			require.Equal(t, "cluster", editionOf(u.inside(u.program, "fetch", url)), url)
 		}

@@ -212,6 +212,8 @@ func TestRoutesFollowTheCluster(t *testing.T) {
 	require.Eventually(t, leads("10.212.0.9"), 20*time.Second, 100*time.Millisecond)
 
 	kubectl(t, "delete", "node", "ghost")
+	kubectl(t, "delete", "servicecidr", "more", "--wait=false")
 	require.Eventually(t, func() bool { return !leads("10.211.3.4")() }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return !leads("10.212.0.9")() }, 20*time.Second, 100*time.Millisecond)
 	require.Equal(t, "cluster", edition(t, "http://catalog.shop/"))
 }

@@ -189,10 +189,9 @@ func TestConnectionsSurviveEveryPath(t *testing.T) {
 	other(t)
 	target := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
 	r := newRoaming(t)
+	r.blockUDP(true)
 	r.detour("connect", "-n", "other")
-	r.becomes("direct-udp")
-	require.Contains(t, r.detour("status"), "up, direct-udp to 172.30.0.")
-	require.NotEqual(t, "0", r.status().TransportSinceUnix)
+	require.Equal(t, "api-server-upgrade", r.status().Transport)
 
 	idle, asking := r.dial(target), r.dial(target)
 	answers(t, idle)
@@ -204,6 +203,12 @@ func TestConnectionsSurviveEveryPath(t *testing.T) {
 		answers(t, asking)
 		t.Logf("%s: all goes on, after %s", name, time.Since(start).Round(10*time.Millisecond))
 	}
+	step("upgrade")
+
+	r.blockUDP(false)
+	r.becomes("direct-udp")
+	require.Contains(t, r.detour("status"), "up, direct-udp to 172.30.0.")
+	require.NotEqual(t, "0", r.status().TransportSinceUnix)
 	step("direct")
 
 	r.blockUDP(true)
