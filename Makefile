@@ -44,16 +44,17 @@ demo: build ## the main job, shown on $KUBECONFIG or on a local cluster that it 
 .PHONY: test
 test: deps lint test-unit test-integration ## everything
 
+# Many of the tests wait more than they work, hence -p and -parallel; those that take the longest come first.
 .PHONY: test-unit
 test-unit: ## unit tests with the race detector, and the builds for other platforms
 	@echo "== unit tests (race detector on)"
-	go test -race -count=1 ./...
+	go test -race -count=1 -p 4 ./pkg/vif ./pkg/traffic/agent ./...
 	@echo "== cmd/detour on other platforms"
 	@for os in darwin windows; do echo "building for $$os"; GOOS=$$os CGO_ENABLED=0 go build -o /dev/null ./cmd/detour; done
 
 .PHONY: test-integration
 test-integration: ## the suites on a real cluster, which is started for them and stopped afterwards
-	@integration/run.sh go test -C integration -v -count=1 -timeout 50m -p 1 ./suite/... ./cluster/...
+	@integration/run.sh go test -C integration -v -count=1 -timeout 50m -p 1 -parallel 4 ./suite/... ./cluster/...
 
 .PHONY: test-long
 test-long: ## the tests of endurance for as long as users would: a minute of load, a minute without any network

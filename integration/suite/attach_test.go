@@ -115,7 +115,7 @@ func TestAttach(t *testing.T) {
 // A laptop that vanishes, and one that leaves and comes again: nobody else's request fails, and none of the pods is restarted.
 func TestAttachAgain(t *testing.T) {
 	withoutAgent(t, "catalog")
-	alice := newDeveloper(t, 0, "alice")
+	alice := newDeveloper(t, "alice")
 	client := outside(t, "catalog")
 	before := catalogPods(t)
 	alice.detour("connect", "-n", "shop")

@@ -398,7 +398,7 @@ func resident(t *testing.T, pids []int) (all []string) {
 // Agents that are killed, as for want of memory, cost the requests that go through them at that moment and no other: new connections wait
 // for the next agent, and the intercept goes on.
 func TestKilledAgent(t *testing.T) {
-	alice := newDeveloper(t, 0, "alice")
+	alice := newDeveloper(t, "alice")
 	client := outside(t, "catalog")
 	alice.detour("connect", "-n", "shop")
 	alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")

@@ -97,15 +97,16 @@ func TestNumericTargetPort(t *testing.T) {
 }
 
 func TestStatefulSetWithHeadlessService(t *testing.T) {
+	t.Parallel()
 	kubectl(t, "apply", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/stateful.yaml"))
 	t.Cleanup(func() {
 		kubectl(t, "delete", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/stateful.yaml"))
 	})
 	kubectl(t, "-n", "shop", "rollout", "status", "statefulset/ledger", "--timeout=60s")
 	connected(t)
-	laptopService(t, 18081)
+	laptopService(t, 18071)
 	require.Equal(t, "cluster", edition(t, "http://ledger-0.ledger.shop:8080/"))
-	detour(t, "intercept", "ledger", "--port", "18081")
+	detour(t, "intercept", "ledger", "--port", "18071")
 	require.Equal(t, "laptop", edition(t, "http://ledger-0.ledger.shop:8080/"))
 	require.Equal(t, "laptop", edition(t, "http://ledger-1.ledger.shop:8080/"))
 	detour(t, "leave", "ledger")

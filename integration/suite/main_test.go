@@ -4,6 +4,7 @@ package suite
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -79,13 +80,37 @@ func kubectl(t *testing.T, args ...string) string {
 	return out
 }
 
-// connected connects to the shop and disconnects at the test's end.
+// connections counts the tests that need the machine's own connection: some run side by side.
+var connections struct {
+	sync.Mutex
+	n int
+}
+
+// connected connects to the shop and disconnects at the end of the last test that needs it.
 func connected(t *testing.T) {
 	t.Helper()
-	detour(t, "connect", "-n", "shop")
-	t.Cleanup(func() { detour(t, "quit") })
+	t.Cleanup(func() {
+		connections.Lock()
+		defer connections.Unlock()
+		if connections.n--; connections.n == 0 {
+			detour(t, "quit")
+		}
+	})
+	connections.Lock()
+	connections.n++
+	out, err := command("detour", "connect", "-n", "shop")
+	connections.Unlock()
+	require.NoError(t, err, out)
 	// Go's resolver reads /etc/resolv.conf again after 5 s at the earliest.
 	require.Eventually(t, func() bool { _, err := net.LookupHost("catalog.shop"); return err == nil }, 10*time.Second, 100*time.Millisecond)
+}
+
+// ownSession is the machine's own, if it is connected.
+func ownSession() string {
+	var status struct{ Session string }
+	out, _ := command("detour", "status", "-o", "json")
+	_ = json.Unmarshal([]byte(out), &status)
+	return status.Session
 }
 
 // withoutAgent rolls a deployment of the shop back to pods that never saw detour.

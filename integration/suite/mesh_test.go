@@ -39,20 +39,21 @@ func rules(t *testing.T, app string) string {
 // The agent stays away from ports that are to be left alone, and from those that a mesh's proxy takes. The proxy is not a real one: it has the name
 // by which detour knows it.
 func TestPortsLeftAlone(t *testing.T) {
+	t.Parallel()
 	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/mesh.yaml")
 	kubectl(t, "apply", "-f", manifest)
 	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest, "--wait=false") })
 	kubectl(t, "-n", "shop", "rollout", "status", "deployment/meshed", "--timeout=60s")
 	connected(t)
-	laptopService(t, 18080)
-	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18080:admin"), "port 9000, which is to be left alone: the pods' annotation detour.dev/skip-inbound-ports lists it")
+	laptopService(t, 18073)
+	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18073:admin"), "port 9000, which is to be left alone: the pods' annotation detour.dev/skip-inbound-ports lists it")
 	require.Contains(t, detour(t, "list", "-n", "shop"), "is to be left alone")
 	kubectl(t, "-n", "shop", "rollout", "pause", "deployment/meshed")
 	paused := "deployment/meshed is paused: resume it"
-	require.Regexp(t, paused+".*; or use --attach", refused(t, "intercept", "meshed", "--port", "18080:http"))
+	require.Regexp(t, paused+".*; or use --attach", refused(t, "intercept", "meshed", "--port", "18073:http"))
 	require.Regexp(t, `(?m)^meshed +80/http +deployment/meshed +with --attach: `+paused, detour(t, "list", "-n", "shop"))
 	kubectl(t, "-n", "shop", "rollout", "resume", "deployment/meshed")
-	require.Contains(t, detour(t, "intercept", "meshed", "--port", "18080:http"), "by nftables")
+	require.Contains(t, detour(t, "intercept", "meshed", "--port", "18073:http"), "by nftables")
 	require.Equal(t, "laptop", edition(t, "http://meshed.shop/"))
 	set := rules(t, "meshed")
 	require.Regexp(t, "tcp dport 8080 .*redirect to :9910", set)
@@ -67,5 +68,5 @@ func TestPortsLeftAlone(t *testing.T) {
 	}, 90*time.Second, 500*time.Millisecond)
 	require.Equal(t, "cluster", edition(t, "http://meshed.shop/"))
 	detour(t, "leave", "meshed")
-	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18080:http"), "traffic.sidecar.istio.io/excludeInboundPorts")
+	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18073:http"), "traffic.sidecar.istio.io/excludeInboundPorts")
 }

@@ -32,9 +32,9 @@ type developerLaptop struct {
 	service *exec.Cmd
 }
 
-func newDeveloper(t *testing.T, i int, name string) *developerLaptop {
+func newDeveloper(t *testing.T, name string) *developerLaptop {
 	t.Helper()
-	d := newIdleDeveloper(t, i)
+	d := newIdleDeveloper(t, 0)
 	d.serve(name)
 	return d
 }
@@ -49,8 +49,20 @@ func (d *developerLaptop) serve(name string) {
 	d.service = service
 }
 
-// newIdleDeveloper is a laptop on which nothing runs yet.
+// newIdleDeveloper is a laptop on which nothing runs yet, for the shop. Of the tests that have such one runs at a time.
 func newIdleDeveloper(t *testing.T, i int) *developerLaptop {
+	t.Helper()
+	return newGuest(t, i, func() {
+		for session := range strings.FieldsSeq(kubectl(t, "-n", "shop", "get", "sessions", "-o", "jsonpath={.items[*].metadata.name}")) {
+			if session != ownSession() { // one of a laptop that vanished
+				kubectl(t, "-n", "shop", "delete", "session", session, "--ignore-not-found")
+			}
+		}
+	})
+}
+
+// newGuest is a laptop on which nothing runs yet. after is done when it has left the cluster.
+func newGuest(t *testing.T, i int, after func()) *developerLaptop {
 	t.Helper()
 	l, err := laptop.New(t.Context(), i)
 	require.NoError(t, err)
@@ -60,7 +72,7 @@ func newIdleDeveloper(t *testing.T, i int) *developerLaptop {
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		_, _ = d.try("quit")
-		kubectl(t, "-n", "shop", "delete", "sessions", "--all") // of a laptop that vanished
+		after()
 	})
 	return d
 }
@@ -295,7 +307,7 @@ func (d *developerLaptop) daemonPID() int {
 
 // --me marks by the user's name, in a header of its own or in the baggage that OpenTelemetry passes on.
 func TestOnlyMe(t *testing.T) {
-	me := newDeveloper(t, 0, "me")
+	me := newDeveloper(t, "me")
 	connected(t)
 	out := me.detour("intercept", "catalog", "--port", "18080", "--me", "-n", "shop")
 	require.Contains(t, out, "try: curl -H 'x-detour-for: ")

@@ -116,73 +116,80 @@ func TestArgoRollout(t *testing.T) {
 	require.Contains(t, refused(t, "intercept", "rollout/nothing", "--mode", "replace"), "rollout nothing does not exist")
 	require.Contains(t, refused(t, "intercept", "deployment/template", "--mode", "replace"), "deployment/template has no pods, it is only the template of rollout/of-deployment: intercept that")
 
-	t.Run("canary", func(t *testing.T) {
-		template := rollout(t, "web", ".spec.template")
-		stop := load(t, "http://web.shop/", false)
-		require.Contains(t, detour(t, "intercept", "web", "--port", "18080"), "of rollout/web -> 127.0.0.1:18080")
-		answeredBy(t, "web", "laptop")
-		n, failures := stop()
-		require.Empty(t, failures, "of %d requests: pods were evicted one by one", n)
-		require.Equal(t, template, rollout(t, "web", ".spec.template"))
-		require.Equal(t, stable["web"], rollout(t, "web", ".status.stableRS"))
+	var released string
+	t.Run("at once", func(t *testing.T) {
+		t.Run("canary", func(t *testing.T) {
+			t.Parallel()
+			template := rollout(t, "web", ".spec.template")
+			stop := load(t, "http://web.shop/", false)
+			require.Contains(t, detour(t, "intercept", "web", "--port", "18080"), "of rollout/web -> 127.0.0.1:18080")
+			answeredBy(t, "web", "laptop")
+			n, failures := stop()
+			require.Empty(t, failures, "of %d requests: pods were evicted one by one", n)
+			require.Equal(t, template, rollout(t, "web", ".spec.template"))
+			require.Equal(t, stable["web"], rollout(t, "web", ".status.stableRS"))
 
-		kubectl(t, "-n", "shop", "scale", "rollout/web", "--replicas=3")
-		require.Eventually(t, func() bool {
-			return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.agents}") == "3/3"
-		}, 90*time.Second, 200*time.Millisecond, "agents 3/3")
-		answeredBy(t, "web", "laptop")
+			kubectl(t, "-n", "shop", "scale", "rollout/web", "--replicas=3")
+			require.Eventually(t, func() bool {
+				return kubectl(t, "-n", "shop", "get", "intercepts", "-o", `jsonpath={.items[?(@.spec.service=="web")].status.agents}`) == "3/3"
+			}, 90*time.Second, 200*time.Millisecond, "agents 3/3")
+			answeredBy(t, "web", "laptop")
 
-		// A release meanwhile: its pods have the agent too.
-		kubectl(t, "-n", "shop", "patch", "rollout", "web", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"release":"2"}}}}}`)
-		becomes(t, "web", "Paused") // half of the pods are of the release
-		answeredBy(t, "web-canary", "laptop")
-		answeredBy(t, "web", "laptop")
-		detour(t, "leave", "web")
-		answeredBy(t, "web", "cluster")
-		kubectl(t, "-n", "shop", "delete", "rollout", "web", "--wait=false") // its restart would take its time
+			// A release meanwhile: its pods have the agent too.
+			kubectl(t, "-n", "shop", "patch", "rollout", "web", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"release":"2"}}}}}`)
+			becomes(t, "web", "Paused") // half of the pods are of the release
+			answeredBy(t, "web-canary", "laptop")
+			answeredBy(t, "web", "laptop")
+			detour(t, "leave", "web")
+			answeredBy(t, "web", "cluster")
+			kubectl(t, "-n", "shop", "delete", "rollout", "web", "--wait=false") // its restart would take its time
+		})
+
+		t.Run("template of a deployment", func(t *testing.T) {
+			t.Parallel()
+			pod := kubectl(t, "-n", "shop", "get", "pods", "-l", "app=of-deployment", "-o", "name")
+			require.Contains(t, detour(t, "intercept", "rollout/of-deployment", "--mode", "ingest", "--", "sh", "-c", `echo "the colour is $COLOUR"`), "the colour is blue")
+			require.Contains(t, detour(t, "intercept", "of-deployment", "--mode", "ingest", "--", "sh", "-c", `echo "the colour is $COLOUR"`), "the colour is blue")
+			require.Equal(t, pod, kubectl(t, "-n", "shop", "get", "pods", "-l", "app=of-deployment", "-o", "name"), "nothing has changed in the cluster")
+			template := kubectl(t, "-n", "shop", "get", "deployment/template", "-o", "jsonpath={.spec}")
+			require.Contains(t, detour(t, "intercept", "of-deployment", "--port", "18080", "--mode", "replace"), "container app of rollout/of-deployment does not run")
+			require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+			answeredBy(t, "of-deployment", "laptop")
+			require.Empty(t, running(t, "of-deployment"))
+			detour(t, "leave", "of-deployment")
+			require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+			answeredBy(t, "of-deployment", "cluster")
+			require.Len(t, running(t, "of-deployment"), 1)
+			require.Contains(t, detour(t, "intercept", "of-deployment", "--port", "18080"), "of rollout/of-deployment -> 127.0.0.1:18080")
+			require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+			answeredBy(t, "of-deployment", "laptop")
+			require.Equal(t, template, kubectl(t, "-n", "shop", "get", "deployment/template", "-o", "jsonpath={.spec}"))
+		})
+
+		t.Run("blue and green", func(t *testing.T) {
+			t.Parallel()
+			require.Contains(t, detour(t, "intercept", "blue", "--port", "18080"), "of rollout/blue -> 127.0.0.1:18080")
+			require.Eventually(t, serves("blue"), patience, 50*time.Millisecond, "the nodes know its new pod")
+			answeredBy(t, "blue", "laptop")
+			require.Equal(t, stable["blue"], rollout(t, "blue", ".status.stableRS"))
+
+			// The release that is being looked at is not what is intercepted.
+			kubectl(t, "-n", "shop", "patch", "rollout", "blue", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"release":"2"}}}}}`)
+			becomes(t, "blue", "Paused")
+			require.Eventually(t, func() bool { return edition(t, "http://blue-preview.shop/") == "cluster" }, 30*time.Second, 100*time.Millisecond)
+			answeredBy(t, "blue-preview", "cluster")
+			answeredBy(t, "blue", "laptop")
+
+			// As `kubectl argo rollouts promote` does it.
+			kubectl(t, "-n", "shop", "patch", "rollout", "blue", "--subresource=status", "--type=merge", "-p", `{"status":{"pauseConditions":null}}`)
+			becomes(t, "blue", "Healthy")
+			require.NotEqual(t, stable["blue"], rollout(t, "blue", ".status.stableRS"))
+			released = rollout(t, "blue", ".status.stableRS")
+			require.Eventually(t, func() bool { return edition(t, "http://blue-preview.shop/") == "laptop" }, 30*time.Second, 100*time.Millisecond)
+			answeredBy(t, "blue", "laptop")
+		})
 	})
-
-	t.Run("template of a deployment", func(t *testing.T) {
-		pod := kubectl(t, "-n", "shop", "get", "pods", "-l", "app=of-deployment", "-o", "name")
-		require.Contains(t, detour(t, "intercept", "rollout/of-deployment", "--mode", "ingest", "--", "sh", "-c", `echo "the colour is $COLOUR"`), "the colour is blue")
-		require.Contains(t, detour(t, "intercept", "of-deployment", "--mode", "ingest", "--", "sh", "-c", `echo "the colour is $COLOUR"`), "the colour is blue")
-		require.Equal(t, pod, kubectl(t, "-n", "shop", "get", "pods", "-l", "app=of-deployment", "-o", "name"), "nothing has changed in the cluster")
-		template := kubectl(t, "-n", "shop", "get", "deployment/template", "-o", "jsonpath={.spec}")
-		require.Contains(t, detour(t, "intercept", "of-deployment", "--port", "18080", "--mode", "replace"), "container app of rollout/of-deployment does not run")
-		require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
-		answeredBy(t, "of-deployment", "laptop")
-		require.Empty(t, running(t, "of-deployment"))
-		detour(t, "leave", "of-deployment")
-		require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
-		answeredBy(t, "of-deployment", "cluster")
-		require.Len(t, running(t, "of-deployment"), 1)
-		require.Contains(t, detour(t, "intercept", "of-deployment", "--port", "18080"), "of rollout/of-deployment -> 127.0.0.1:18080")
-		require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
-		answeredBy(t, "of-deployment", "laptop")
-		require.Equal(t, template, kubectl(t, "-n", "shop", "get", "deployment/template", "-o", "jsonpath={.spec}"))
-	})
-
-	t.Run("blue and green", func(t *testing.T) {
-		require.Contains(t, detour(t, "intercept", "blue", "--port", "18080"), "of rollout/blue -> 127.0.0.1:18080")
-		require.Eventually(t, serves("blue"), patience, 50*time.Millisecond, "the nodes know its new pod")
-		answeredBy(t, "blue", "laptop")
-		require.Equal(t, stable["blue"], rollout(t, "blue", ".status.stableRS"))
-
-		// The release that is being looked at is not what is intercepted.
-		kubectl(t, "-n", "shop", "patch", "rollout", "blue", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"release":"2"}}}}}`)
-		becomes(t, "blue", "Paused")
-		require.Eventually(t, func() bool { return edition(t, "http://blue-preview.shop/") == "cluster" }, 30*time.Second, 100*time.Millisecond)
-		answeredBy(t, "blue-preview", "cluster")
-		answeredBy(t, "blue", "laptop")
-
-		// As `kubectl argo rollouts promote` does it.
-		kubectl(t, "-n", "shop", "patch", "rollout", "blue", "--subresource=status", "--type=merge", "-p", `{"status":{"pauseConditions":null}}`)
-		becomes(t, "blue", "Healthy")
-		require.NotEqual(t, stable["blue"], rollout(t, "blue", ".status.stableRS"))
-		stable["blue"] = rollout(t, "blue", ".status.stableRS")
-		require.Eventually(t, func() bool { return edition(t, "http://blue-preview.shop/") == "laptop" }, 30*time.Second, 100*time.Millisecond)
-		answeredBy(t, "blue", "laptop")
-	})
+	stable["blue"] = released
 
 	t.Run("uninstall", func(t *testing.T) {
 		t.Cleanup(func() { detour(t, "install", "--image", managerImage) })

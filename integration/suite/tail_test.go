@@ -92,7 +92,7 @@ func (l *tailing) stop() {
 
 // tail shows who answered which request and why, and no value of a header or a query.
 func TestTail(t *testing.T) {
-	alice := newDeveloper(t, 0, "alice")
+	alice := newDeveloper(t, "alice")
 	connected(t)
 	withoutAgent(t, "frontend")
 	require.Contains(t, refused(t, "tail", "frontend"), "no pod of service frontend has the traffic-agent")

@@ -93,6 +93,7 @@ func askSecure(client *http.Client, who string) (string, error) {
 // Who would have to look into TLS without the means is refused, before anything is rolled out where the cluster's objects say that it is
 // TLS, and else after the agents have tried. Everybody goes on to be answered; all of the port may be taken.
 func TestTLSPort(t *testing.T) {
+	t.Parallel()
 	directory, roots := secureService(t)
 	connected(t)
 	clients := secureClients(t, roots)

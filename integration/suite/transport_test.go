@@ -38,7 +38,7 @@ type roaming struct {
 
 func newRoaming(t *testing.T) *roaming {
 	t.Helper()
-	r := &roaming{developerLaptop: newIdleDeveloper(t, 3)}
+	r := &roaming{developerLaptop: newGuest(t, 3, func() {})}
 	c, err := cluster.Default()
 	require.NoError(t, err)
 	require.NoError(t, r.Do(func() (err error) {
@@ -186,6 +186,7 @@ func outage(t *testing.T) time.Duration {
 
 // A download and an idle connection survive whatever becomes of the paths between laptop and cluster.
 func TestConnectionsSurviveEveryPath(t *testing.T) {
+	t.Parallel()
 	other(t)
 	target := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
 	r := newRoaming(t)

@@ -37,6 +37,7 @@ func dialUDP(t *testing.T, address string) net.Conn {
 
 // Datagrams go to the laptop and back with an intercept, and to the app whatever becomes of the laptop.
 func TestUDP(t *testing.T) {
+	t.Parallel()
 	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/udp.yaml")
 	kubectl(t, "apply", "-f", manifest)
 	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest) })
