@@ -44,7 +44,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		names string // prefixes of what it measures
 		run   func(context.Context) error
-	}{{"connect", b.connect}, {"intercept rss.agent", b.intercept}, {"dns.local", b.names}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out.upgrade out.udp out.portforward", b.out}, {"out.slow", b.slow}, {"out.connections rss.daemon rss.manager", b.connections}} {
+	}{{"connect", b.connect}, {"intercept rss.agent", b.intercept}, {"dns.local", b.names}, {"out.slow", b.slow}, {"out.portforward out.upgrade out.udp", b.out}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out.connections rss.daemon rss.manager", b.connections}} {
 		// The others stand on the first two.
 		wanted := b.only == "" || part.names == "connect" || part.names == "intercept rss.agent"
 		for _, name := range strings.Fields(part.names) {
@@ -199,17 +199,18 @@ func (b *bench) intercept(ctx context.Context) error {
 		}
 	}
 	time.Sleep(3 * time.Second)
-	mib, err := residentAgent()
+	mib, err := b.residentAgent(ctx, "VmRSS")
 	b.figures = append(b.figures, figure{Name: "rss.agent", Unit: "MiB", Value: mib})
 	return err
 }
 
 func (b *bench) program() string { return filepath.Join(b.root, "bin", "bench") }
 
-// out: from the laptop to a service, through the VIF over each of the tunnel's paths, and by a plain route.
+// out: from the laptop to a service, through the VIF over each of the tunnel's paths, and by a plain route. The last daemon stays, for all that
+// follows.
 func (b *bench) out(ctx context.Context) error {
 	for _, p := range []struct{ name, flag, transport string }{
-		{"out.upgrade", "upgrade", "api-server-upgrade"}, {"out.udp", "auto", "direct-udp"}, {"out.portforward", "portforward", "port-forward"},
+		{"out.portforward", "portforward", "port-forward"}, {"out.upgrade", "upgrade", "api-server-upgrade"}, {"out.udp", "auto", "direct-udp"},
 	} {
 		if !strings.HasPrefix(p.name, b.only) && !strings.HasPrefix(b.only, p.name) {
 			continue
@@ -280,7 +281,7 @@ func (b *bench) personal(ctx context.Context) error {
 	if err := b.path(ctx, "in.http", []string{"lat1", "rps16", "up", "down"}, marked, direct); err != nil {
 		return err
 	}
-	mib, err := residentAgent()
+	mib, err := b.residentAgent(ctx, "VmHWM")
 	if err != nil {
 		return err
 	}
@@ -389,49 +390,4 @@ func (b *bench) requests(ctx context.Context, e end, threads, connections string
 		return 0, fmt.Errorf("wrk printed no rate: %s", out)
 	}
 	return strconv.ParseFloat(found[1], 64)
-}
-
-// memory notes what stays resident of both ends some time after all that was measured before.
-func (b *bench) memory() error {
-	time.Sleep(10 * time.Second)
-	for name, command := range map[string]string{"daemon": "detour daemon", "manager": "/traffic manager"} {
-		mib, err := resident(command)
-		if err != nil {
-			return err
-		}
-		b.figures = append(b.figures, figure{Name: "rss." + name, Unit: "MiB", Value: mib})
-	}
-	return nil
-}
-
-// residentAgent is what a pod pays for its agent: that and its keeper.
-func residentAgent() (float64, error) {
-	agent, err := resident("^/traffic-agent agent")
-	if err != nil {
-		return 0, err
-	}
-	keeper, err := resident("^/traffic-keeper")
-	return agent + keeper, err
-}
-
-// resident is the resident memory of the process with a command line, of which ^ is the beginning, in MiB.
-func resident(command string) (float64, error) {
-	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return 0, err
-	}
-	for _, path := range all {
-		line, err := os.ReadFile(path)
-		if err != nil || !strings.Contains("^"+string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))), command) {
-			continue
-		}
-		status, err := os.ReadFile(filepath.Join(filepath.Dir(path), "status"))
-		if err != nil {
-			continue
-		}
-		_, rest, _ := strings.Cut(string(status), "VmRSS:")
-		kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-		return kib / 1024, err
-	}
-	return 0, fmt.Errorf("no process %q", command)
 }

@@ -19,6 +19,7 @@ const manyWait = 20 * time.Second
 // connections: many are open at once while new ones come and go. What it noted of the traffic-manager's goroutines and of both ends' memory
 // before, it notes again after.
 func (b *bench) connections(ctx context.Context) error {
+	// The daemon that was there in what went before stays.
 	if _, err := b.detour(ctx, "connect", "-n", namespace); err != nil {
 		return err
 	}
