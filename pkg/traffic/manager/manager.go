@@ -170,7 +170,7 @@ func Run(ctx context.Context, o Options) error {
 			return fmt.Errorf("add a task: %w", err)
 		}
 	}
-	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("webhook", mgr.GetWebhookServer().StartedChecker())); err != nil {
+	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("webhook", mgr.GetWebhookServer().StartedChecker()), mgr.AddReadyzCheck("authority", injector.checker(time.Now()))); err != nil {
 		return fmt.Errorf("add the probes: %w", err)
 	}
 	if err := mgr.Start(ctx); err != nil {

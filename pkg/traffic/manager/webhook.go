@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -13,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -29,7 +32,15 @@ type injector struct {
 	log     *slog.Logger
 	// planOfRollout finds the annotation for a pod of an Argo Rollout, which does not bring it along.
 	planOfRollout func(ctx context.Context, namespace string, pod *corev1.Pod) (string, error)
+	known         atomic.Bool // to the API server: the webhook's configuration has the authority
 }
+
+const (
+	bundleInterval = 15 * time.Second
+	bundleRetry    = 500 * time.Millisecond
+	// bundleWait is how long a traffic-manager is not ready for want of the configuration: the laptops' tunnels do not need it.
+	bundleWait = 10 * time.Second
+)
 
 func (i *injector) setup(mgr ctrl.Manager) {
 	mgr.GetWebhookServer().Register("/inject", &webhook.Admission{Handler: i})
@@ -69,19 +80,36 @@ func (i *injector) plan(ctx context.Context, namespace string, pod *corev1.Pod) 
 	return inject.ParsePlan(pod.Annotations[inject.Annotation])
 }
 
-// keepBundle keeps the manager's authority in the webhook's configuration.
+// keepBundle keeps the manager's authority in the webhook's configuration. At an installation that may be made after the manager began.
 func (i *injector) keepBundle(ctx context.Context, c client.Client) error {
-	tick := time.NewTicker(15 * time.Second)
-	defer tick.Stop()
 	for {
-		if err := i.setBundle(ctx, c); err != nil {
+		err := i.setBundle(ctx, c)
+		again := bundleInterval
+		switch {
+		case err == nil:
+			i.known.Store(true)
+		case i.known.Load():
 			i.log.Warn("giving the webhook its authority failed", "err", err)
+		default:
+			i.log.Info("the webhook has no authority yet", "err", err)
+			again = bundleRetry
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(again):
 		}
+	}
+}
+
+// checker is the probe for it: who is told that the manager is ready makes an intercept at once, and the API server makes pods without the
+// agent where it cannot believe the webhook.
+func (i *injector) checker(started time.Time) healthz.Checker {
+	return func(*http.Request) error {
+		if i.known.Load() || time.Since(started) > bundleWait {
+			return nil
+		}
+		return errors.New("the API server does not know the webhook's authority yet")
 	}
 }
 
