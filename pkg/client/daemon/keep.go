@@ -18,11 +18,15 @@ const (
 	againTimeout = 2 * time.Minute
 )
 
+// errOtherManager is what a session ends with whose traffic-manager was installed anew: it has another key, and does not know the laptop's
+// tunnel.
+var errOtherManager = errors.New("the traffic-manager has another key")
+
 // errEnded is the end of a session that somebody in the cluster wanted.
 var errEnded = errors.New("the session was deleted in the cluster: run `detour connect` to connect again")
 
 // keep follows the session's object until ctx ends. A session whose laptop was silent for too long, because it slept or had no network,
-// is deleted by the traffic-manager: it is made again, with its intercepts. One that is deleted while the laptop is there was
+// is deleted by the traffic-manager: it is made again, with its intercepts, as is that of a traffic-manager that is not the same any more. One that is deleted while the laptop is there was
 // deleted by a person: it ends, and the laptop is put back.
 func (s *Server) keep(ctx context.Context) {
 	tick := time.NewTicker(keepInterval)
@@ -47,6 +51,11 @@ func (s *Server) keep(ctx context.Context) {
 			s.log.Warn("the holder of the network has ended: making the session again", "session", now.object.Name)
 		default:
 			deleted, err := now.refresh(ctx)
+			if errors.Is(err, errOtherManager) {
+				lost, intercepts = now, now.wishes()
+				s.log.Info("the traffic-manager was installed anew: making the session again", "session", now.object.Name)
+				break
+			}
 			if err == nil && !deleted {
 				now.resume(ctx)
 			}
@@ -123,6 +132,9 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	}
 	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != s.object.UID {
 		return true, nil
+	}
+	if key := fresh.Status.ManagerPublicKey; key != "" && key != s.object.Status.ManagerPublicKey {
+		return false, errOtherManager
 	}
 	s.heard = s.vif.LastReceived()
 	s.forgetEnded(ctx)
