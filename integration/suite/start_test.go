@@ -1,6 +1,8 @@
 package suite
 
 import (
+	"fmt"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,4 +39,49 @@ func TestManagerOfALostNode(t *testing.T) {
 		return strings.Contains(managerLog(), "the lease's holder has no pod any more: taking it") && strings.Contains(managerLog(), "Successfully acquired lease")
 	}, 120*time.Second, 500*time.Millisecond)
 	connected(t)
+}
+
+// A traffic-manager that was installed anew has another key and another authority: laptops make their sessions again, and agents that trust the
+// one before are made again with the intercept that needs them.
+func TestManagerWithOtherKeys(t *testing.T) {
+	connected(t)
+	laptopService(t, 18080)
+	detour(t, "intercept", "catalog", "--port", "18080")
+	require.Equal(t, "laptop", edition(t, frontend))
+	before := ownSession()
+	kubectl(t, "-n", "detour-system", "delete", "secret", "traffic-manager-keys")
+	kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager")
+	require.Eventually(t, func() bool {
+		page, err := get(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Second}, frontend)
+		return err == nil && editionOf(page) == "laptop"
+	}, 120*time.Second, 300*time.Millisecond)
+	require.NotEqual(t, before, ownSession())
+	require.Eventually(t, func() bool { return strings.Contains(detour(t, "status"), "Active") }, 60*time.Second, 500*time.Millisecond)
+	detour(t, "leave", "catalog")
+	require.Equal(t, "cluster", edition(t, frontend))
+}
+
+// The API server makes pods without the agent while it cannot reach the webhook. Who waits for an intercept does so no longer than needed.
+func TestPodsMadeWithoutTheWebhook(t *testing.T) {
+	withoutAgent(t, "stock")
+	connected(t)
+	laptopService(t, 18080)
+	webhook := func(patch string) {
+		t.Helper()
+		kubectl(t, "patch", "mutatingwebhookconfiguration", "detour-traffic-agent", "--type=json", "-p", patch)
+	}
+	webhook(`[{"op":"add","path":"/webhooks/0/matchConditions/-","value":{"name":"never","expression":"false"}}]`)
+	ended := make(chan string, 1)
+	go func() {
+		out, err := command("detour", "intercept", "stock", "--port", "18080")
+		ended <- fmt.Sprintln(out, err)
+	}()
+	missed := func() bool {
+		return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.conditions[*].message}"), "was made without it, rolling out once more")
+	}
+	require.Eventually(t, missed, 60*time.Second, 100*time.Millisecond)
+	webhook(`[{"op":"remove","path":"/webhooks/0/matchConditions/1"}]`)
+	require.Contains(t, <-ended, "<nil>")
+	require.Contains(t, detour(t, "status"), "Active")
+	detour(t, "leave", "stock")
 }

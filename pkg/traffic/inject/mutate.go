@@ -47,6 +47,15 @@ func HasSidecar(pod *corev1.Pod, port Port) bool {
 	return before(port, all)
 }
 
+// OfAnother says whether the pod was made with the sidecar of a traffic-manager that has another authority, such as one that was installed
+// before: that agent believes this one nothing.
+func OfAnother(pod *corev1.Pod, authority []byte) bool {
+	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
+		config, ok := configIn(c.Env)
+		return ok && c.Name == AgentContainer && config.CA != string(authority)
+	})
+}
+
 // before says whether one of the agents stands before a port.
 func before(port Port, agents []agentconfig.Config) bool {
 	return slices.ContainsFunc(agents, func(c agentconfig.Config) bool {

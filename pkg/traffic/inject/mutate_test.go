@@ -206,3 +206,12 @@ func TestMutateKeepsQualityOfService(t *testing.T) {
 	assert.Len(t, burstable.Limits, 2, "a quota may ask for limits")
 	assert.Empty(t, agent(corev1.ResourceRequirements{Requests: list("1", "1Gi")}).Limits, "no limit where the app has none")
 }
+
+// An agent believes the traffic-manager alone that it was made by.
+func TestOfAnother(t *testing.T) {
+	p := pod()
+	require.False(t, OfAnother(p, options().CA), "without an agent")
+	require.NoError(t, Mutate(p, Plan{Ports: []Port{numeric()}}, options()))
+	require.False(t, OfAnother(p, options().CA))
+	require.True(t, OfAnother(p, []byte("ANOTHER")))
+}

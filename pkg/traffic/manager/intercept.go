@@ -283,6 +283,10 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
 	done, waiting := target.rolledOut()
 	if !done && !attached || without > 0 {
+		var missed *corev1.Pod
+		if !attached {
+			missed = target.missed(plan, pods)
+		}
 		message := fmt.Sprintf("rolling out %s %s (%d pods with it, %d still without)", target.Name(), target.with(), len(with), without)
 		if attached {
 			message = fmt.Sprintf("attaching the traffic-agent to the pods of %s (%d pods with it, %d still without)", target.Name(), len(with), without)
@@ -290,6 +294,10 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		switch why := trouble.Of(pods); {
 		case why != "":
 			message += ": " + why
+		case done && missed != nil && time.Since(i.CreationTimestamp.Time) > restartsFor:
+			message += fmt.Sprintf(": pod %s was made without it, the traffic-manager's log says why", missed.Name)
+		case done && missed != nil:
+			message += fmt.Sprintf(": pod %s was made without it, rolling out once more", missed.Name)
 		case done && without > 0 && !attached:
 			message += ": waiting for the old pods to end"
 		case waiting != "":
@@ -298,8 +306,8 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		if target.container != "" {
 			force() // in the new pods there is no app that could answer
 		}
-		if done && (target.container != "" || target.Kind == argo.Kind && i.Status.Phase != detour.PhaseActive) {
-			if err := r.again(ctx, target, plan, pods); err != nil {
+		if young := time.Since(i.CreationTimestamp.Time) <= restartsFor; done && (target.container != "" || i.Status.Phase != detour.PhaseActive && (young || target.Kind == argo.Kind)) {
+			if err := r.again(ctx, target, plan, missed); err != nil {
 				return err
 			}
 		}

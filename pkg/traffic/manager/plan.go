@@ -19,6 +19,8 @@ const (
 	restartAfter = time.Minute
 	// webhookAfter is how long the API server may take to reach the webhook of a traffic-manager that has begun.
 	webhookAfter = 5 * time.Second
+	// restartsFor is how long after an intercept was asked for such rollouts are tried: nobody's pods are to be made anew for ever.
+	restartsFor = 5 * time.Minute
 )
 
 // covered says whether new pods are made as the intercept needs them.
@@ -44,7 +46,7 @@ func (w *workload) changed(p *corev1.Pod) bool {
 	if w.attach {
 		has = inject.HasAgent
 	}
-	return (w.port.Port == 0 || has(p, w.port)) && (w.container == "" || inject.IsReplaced(p, w.container))
+	return !inject.OfAnother(p, w.authority) && (w.port.Port == 0 || has(p, w.port)) && (w.container == "" || inject.IsReplaced(p, w.container))
 }
 
 // with says what new pods get, for the user.
@@ -55,9 +57,22 @@ func (w *workload) with() string {
 	return "with the traffic-agent"
 }
 
-// again rolls out once more when a pod of the newest template was made without the webhook, because the traffic-manager was away.
-func (r *interceptReconciler) again(ctx context.Context, w *workload, plan inject.Plan, pods []corev1.Pod) error {
-	if time.Since(r.started) < webhookAfter {
+// missed is a pod of the newest template that was made while the API server did not reach the webhook, or with the agent of another
+// traffic-manager, whose keys this one does not have. Nil is none.
+func (w *workload) missed(plan inject.Plan, pods []corev1.Pod) *corev1.Pod {
+	for n := range pods {
+		// A Rollout's pods do not have the annotation without the webhook.
+		newest := w.Kind == argo.Kind || pods[n].Annotations[inject.Annotation] == plan.String()
+		if newest && pods[n].DeletionTimestamp == nil && !w.changed(&pods[n]) {
+			return &pods[n]
+		}
+	}
+	return nil
+}
+
+// again rolls out once more for what the webhook missed.
+func (r *interceptReconciler) again(ctx context.Context, w *workload, plan inject.Plan, missed *corev1.Pod) error {
+	if missed == nil || time.Since(r.started) < webhookAfter {
 		return nil
 	}
 	last, err := time.Parse(time.RFC3339, plan.Restart)
@@ -68,15 +83,9 @@ func (r *interceptReconciler) again(ctx context.Context, w *workload, plan injec
 	if err == nil && time.Since(last) < restartAfter || ofArgo && o.Restarting() {
 		return nil
 	}
-	for _, p := range pods {
-		// A Rollout's pods do not have the annotation without the webhook.
-		if p.DeletionTimestamp == nil && (ofArgo || p.Annotations[inject.Annotation] == plan.String()) && !w.changed(&p) {
-			r.options.Log.Info("rolling out again: a pod was made without the webhook", "workload", w.Name(), "pod", p.Name)
-			plan.Restart = time.Now().UTC().Format(time.RFC3339)
-			return r.annotate(ctx, w, plan)
-		}
-	}
-	return nil
+	r.options.Log.Info("rolling out again: a pod was made without the webhook", "workload", w.Name(), "pod", missed.Name)
+	plan.Restart = time.Now().UTC().Format(time.RFC3339)
+	return r.annotate(ctx, w, plan)
 }
 
 // annotate writes the plan into the pod template: an ordinary rollout follows. It fails when the workload has changed meanwhile, since

@@ -26,6 +26,7 @@ type workload struct {
 	port        inject.Port // none when the workload was asked for by its name
 	container   string      // that is replaced, in mode Replace
 	attach      bool        // running pods get the agent
+	authority   []byte      // that this traffic-manager's agents trust, PEM
 	leftOut     string      // argo.HashLabel of pods that do not serve what is intercepted
 }
 
@@ -39,7 +40,7 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 	if err != nil {
 		return nil, err
 	}
-	w.attach = i.Spec.Attach
+	w.attach, w.authority = i.Spec.Attach, r.inject.CA
 	if i.Spec.Mode == detour.ModeReplace || i.Spec.Mode == detour.ModeIngest {
 		if w.container, err = inject.PickContainer(w.Template, i.Spec.Container, w.port.Port); err != nil {
 			return nil, refuse(detour.ReasonWhichContainer, "%s: %s", w.Name(), err)
