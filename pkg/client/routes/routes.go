@@ -3,6 +3,7 @@
 package routes
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -39,27 +40,40 @@ func Parse(also, never, maps []string) (w Wishes, err error) {
 			w.MapAll = true
 			continue
 		}
-		from, to, ok := strings.Cut(text, "=")
-		pair := remap.Pair{}
-		if pair.Real, err = netip.ParsePrefix(from); err == nil && to != auto {
-			if pair.Seen, err = netip.ParsePrefix(to); err == nil {
-				err = pair.Check()
-			}
+		pair, err := parsePair(text)
+		if err != nil {
+			return w, fmt.Errorf("--map-subnet %s %w: write for example --map-subnet 10.96.0.0/16=198.19.0.0/16, 10.96.0.0/16=auto, or auto", visible(text), err)
 		}
-		if err != nil || !ok {
-			return w, fmt.Errorf("--map-subnet %s is not CIDR=CIDR: write for example --map-subnet 10.96.0.0/16=198.19.0.0/16, 10.96.0.0/16=auto, or auto%s", text, because(err))
-		}
-		pair.Real = pair.Real.Masked()
 		w.Map = append(w.Map, pair)
 	}
 	return w, nil
 }
 
-func because(err error) string {
-	if err == nil {
-		return ""
+// parsePair reads CIDR=CIDR or CIDR=auto. Its errors follow the text in a sentence.
+func parsePair(text string) (pair remap.Pair, err error) {
+	from, to, ok := strings.Cut(text, "=")
+	notPair := errors.New("is not CIDR=CIDR")
+	if pair.Real, err = netip.ParsePrefix(from); err != nil || !ok {
+		return pair, notPair
 	}
-	return " (" + err.Error() + ")"
+	if to != auto {
+		if pair.Seen, err = netip.ParsePrefix(to); err != nil {
+			return pair, notPair
+		}
+		if err := pair.Check(); err != nil {
+			return pair, fmt.Errorf("does not go (%w)", err)
+		}
+	}
+	pair.Real = pair.Real.Masked()
+	return pair, nil
+}
+
+// visible is a text as a sentence shows it, also when it is empty.
+func visible(text string) string {
+	if text == "" {
+		return `""`
+	}
+	return text
 }
 
 func prefixes(flag string, texts []string) (all []netip.Prefix, err error) {
@@ -69,7 +83,7 @@ func prefixes(flag string, texts []string) (all []netip.Prefix, err error) {
 			p, err = a.Prefix(a.BitLen())
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s %s is not a network: write for example %s 10.1.0.0/16", flag, text, flag)
+			return nil, fmt.Errorf("%s %s is not a network: write for example %s 10.1.0.0/16", flag, visible(text), flag)
 		}
 		all = append(all, p.Masked())
 	}

@@ -83,6 +83,8 @@ func TestPlan(t *testing.T) {
 		"no place is large enough":         {maps: []string{"10.0.0.0/8=auto"}, host: vpn, fails: "name one with --map-subnet 10.0.0.0/8=CIDR"},
 		"a network of nonsense":            {also: []string{"10.1.2.3.4/8"}, fails: "--also-proxy 10.1.2.3.4/8 is not a network"},
 		"a network of nonsense, never":     {never: []string{"x"}, fails: "--never-proxy x is not a network"},
+		"an empty network":                 {also: []string{""}, fails: `--also-proxy "" is not a network`},
+		"not a pair":                       {maps: []string{"x"}, fails: "--map-subnet x is not CIDR=CIDR: write for example --map-subnet 10.96.0.0/16=198.19.0.0/16, 10.96.0.0/16=auto, or auto"},
 		"half a pair":                      {maps: []string{"10.96.0.0/16"}, fails: "--map-subnet 10.96.0.0/16 is not CIDR=CIDR"},
 		"a pair of different sizes":        {maps: []string{"10.96.0.0/16=198.19.0.0/17"}, fails: "not of the same size"},
 		"a pair of which one is not there": {maps: []string{"10.96.0.0/16="}, fails: "is not CIDR=CIDR"},
