@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/names"
@@ -116,7 +117,12 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session,
 	if req.RequestTimeoutSeconds > 0 {
 		bounded.Timeout = time.Duration(req.RequestTimeoutSeconds * float64(time.Second))
 	}
-	if s.kube, err = client.New(bounded, client.Options{Scheme: scheme, Mapper: mapper}); err != nil {
+	web, err := rest.HTTPClientFor(bounded)
+	if err != nil {
+		return nil, explain.Error(err, "connect to the cluster")
+	}
+	web.Transport = credential.End(web.Transport)
+	if s.kube, err = client.New(bounded, client.Options{Scheme: scheme, Mapper: mapper, HTTPClient: web}); err != nil {
 		return nil, explain.Error(err, "connect to the cluster")
 	}
 	key, err := vif.NewPrivateKey()

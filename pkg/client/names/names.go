@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/dnsproxy/records"
 )
 
@@ -55,6 +56,7 @@ func Watch(config *rest.Config, c Config) (*Names, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch the cluster's names: %w", err)
 	}
+	web.Transport = credential.End(web.Transport)
 	kube, err := kubernetes.NewForConfigAndClient(config, web)
 	if err != nil {
 		return nil, fmt.Errorf("watch the cluster's names: %w", err)

@@ -19,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
 
+	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/socket"
 	"github.com/detour-dev/detour/pkg/vif"
 )
@@ -94,7 +95,7 @@ func New(config *rest.Config, namespace, only string, pod func(context.Context) 
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
-	return &Dialer{config: config, transport: transport, base: base, namespace: namespace, only: only, pod: pod}, nil
+	return &Dialer{config: config, transport: credential.End(transport), base: base, namespace: namespace, only: only, pod: pod}, nil
 }
 
 // Open opens a stream. What the API server refuses comes back as its own error (k8s.io/apimachinery/pkg/api/errors).

@@ -1,0 +1,62 @@
+package credential
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd/api"
+)
+
+// A request ends with its context although the plugin that is to bring its credentials hangs.
+func TestARequestEndsWhileItsPluginHangs(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
+	t.Cleanup(func() { // a reader waits until there is a writer
+		if w, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+			_ = w.Close()
+		}
+	})
+	server := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(server.Close)
+	config := &rest.Config{Host: server.URL, ExecProvider: &api.ExecConfig{
+		APIVersion: "client.authentication.k8s.io/v1", Command: "cat", Args: []string{pipe}, InteractiveMode: api.NeverExecInteractiveMode,
+	}}
+	transport, err := rest.TransportFor(config)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL, nil)
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := End(transport).RoundTrip(request) //nolint:bodyclose // there is none
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the request waits for the plugin")
+	}
+}
+
+// What comes of a request is what it would be without End.
+func TestEndPassesOnWhatComes(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	t.Cleanup(server.Close)
+	response, err := (&http.Client{Transport: End(http.DefaultTransport)}).Get(server.URL)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, http.StatusTeapot, response.StatusCode)
+	server.Close()
+	_, err = (&http.Client{Transport: End(http.DefaultTransport)}).Get(server.URL)
+	require.ErrorIs(t, err, syscall.ECONNREFUSED)
+}
