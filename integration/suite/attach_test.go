@@ -119,7 +119,7 @@ func TestAttachAgain(t *testing.T) {
 	client := outside(t, "catalog")
 	before := catalogPods(t)
 	alice.detour("connect", "-n", "shop")
-	w := watchWith(client, "")
+	w := watchWith(t, client, "")
 	one := &http.Client{Transport: client(0)}
 	answers := func(who string) func() bool {
 		return func() bool { got, err := askAs(one, "alice"); return err == nil && got == who }

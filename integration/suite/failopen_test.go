@@ -59,8 +59,10 @@ func (a asker) says(who string) bool {
 	return err == nil && got == who
 }
 
-func watch(askers func(i int) asker, marks ...string) *watched {
+func watch(t *testing.T, askers func(i int) asker, marks ...string) *watched {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
 	w := &watched{stop: cancel}
 	for _, who := range marks {
 		for i := range 4 {
@@ -90,8 +92,9 @@ func watch(askers func(i int) asker, marks ...string) *watched {
 }
 
 // watchWith asks the catalog through transports of its caller's, of which each has a number.
-func watchWith(transport func(int) *http.Transport, marks ...string) *watched {
-	return watch(func(i int) asker {
+func watchWith(t *testing.T, transport func(int) *http.Transport, marks ...string) *watched {
+	t.Helper()
+	return watch(t, func(i int) asker {
 		client := &http.Client{Transport: transport(i)}
 		return asker{"GET", func(_ context.Context, who string) (string, error) { return askAs(client, who) }, client.CloseIdleConnections}
 	}, marks...)
@@ -263,7 +266,7 @@ func TestFailOpen(t *testing.T) {
 	}
 	load := func(t *testing.T) (check func(fault time.Time, settled time.Duration)) {
 		t.Helper()
-		all := []*watched{watch(kinds(t, "subject"), "alice", ""), watch(kinds(t, "whole"), "alice"), watch(overTLS(t, roots), "alice", "")}
+		all := []*watched{watch(t, kinds(t, "subject"), "alice", ""), watch(t, kinds(t, "whole"), "alice"), watch(t, overTLS(t, roots), "alice", "")}
 		for _, w := range all {
 			require.Eventually(t, w.busy, 20*time.Second, 10*time.Millisecond)
 		}
@@ -298,32 +301,36 @@ func TestFailOpen(t *testing.T) {
 		pid := alice.daemonPID()
 		check := load(t)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+		defer func() { // for the next fault too when this one's check fails
+			require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
+			back(t)
+		}()
 		fault := time.Now()
 		time.Sleep(7 * time.Second) // longer than it takes the traffic-manager to count a laptop as gone
 		check(fault, 2*time.Second)
-		require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
-		back(t)
 	})
 
 	t.Run("the local process exits", func(t *testing.T) {
 		intercept(t)
 		check := load(t)
 		exits()
+		defer func() {
+			exits = serve()
+			back(t)
+		}()
 		known := time.Now().Add(500 * time.Millisecond) // until then a request may cross the news
 		time.Sleep(1500 * time.Millisecond)
 		check(known, 0)
-		exits = serve()
-		back(t)
 	})
 
 	t.Run("the daemon is killed", func(t *testing.T) {
 		intercept(t)
 		check := load(t)
 		require.NoError(t, syscall.Kill(alice.daemonPID(), syscall.SIGKILL))
+		defer forget(t)
 		fault := time.Now()
 		time.Sleep(3 * time.Second)
 		check(fault, 2*time.Second)
-		forget(t)
 	})
 
 	t.Run("the network is cut", func(t *testing.T) {
@@ -414,7 +421,7 @@ func TestKilledAgent(t *testing.T) {
 	}
 	pods := restarts()
 
-	w := watchWith(client, "alice", "")
+	w := watchWith(t, client, "alice", "")
 	time.Sleep(time.Second)
 	for _, pid := range before {
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
@@ -500,7 +507,7 @@ func TestManagerEndsUnderLoad(t *testing.T) {
 		t.Run(fault.name, func(t *testing.T) {
 			old := manager()
 			require.Len(t, old, 1)
-			w := watch(asks, "alice", "")
+			w := watch(t, asks, "alice", "")
 			require.Eventually(t, w.busy, patience, 10*time.Millisecond)
 			at := time.Now()
 			fault.happen(old[0])
@@ -555,7 +562,7 @@ func TestManagerEndsUnderLoad(t *testing.T) {
 		alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "--on-failure", "error", "-n", "shop")
 		require.Eventually(t, back, 30*time.Second, 50*time.Millisecond)
 		old := manager()
-		w := watch(asks, "alice")
+		w := watch(t, asks, "alice")
 		require.NoError(t, syscall.Kill(old[0], syscall.SIGKILL))
 		require.Eventually(t, func() bool { now := manager(); return len(now) == 1 && now[0] != old[0] }, 60*time.Second, 50*time.Millisecond)
 		require.Eventually(t, back, 60*time.Second, 50*time.Millisecond, "the laptop gets its requests again")

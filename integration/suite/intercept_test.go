@@ -118,9 +118,10 @@ func TestKilledDaemon(t *testing.T) {
 	before, err := os.ReadFile("/etc/resolv.conf")
 	require.NoError(t, err)
 	detour(t, "connect", "-n", "shop")
+	t.Cleanup(func() { _, _ = command("detour", "quit") }) // when it fails before the daemon is killed
 	laptopService(t, 18080)
 	detour(t, "intercept", "catalog", "--port", "18080")
-	w := watchWith(outside(t, "catalog"), "alice") // whoever asks: it is intercepted as a whole
+	w := watchWith(t, outside(t, "catalog"), "alice") // whoever asks: it is intercepted as a whole
 	pid := daemonPID(t)
 	require.Eventually(t, func() bool { return inCluster() == "laptop" }, patience, 100*time.Millisecond)
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))

@@ -86,7 +86,8 @@ var connections struct {
 	n int
 }
 
-// connected connects to the shop and disconnects at the end of the last test that needs it.
+// connected connects to the shop and disconnects at the end of the last test that needs it. The first begins without what a test that failed may
+// have left: a daemon that is connected elsewhere, or whose intercepts are in the way.
 func connected(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -97,6 +98,9 @@ func connected(t *testing.T) {
 		}
 	})
 	connections.Lock()
+	if connections.n == 0 {
+		_, _ = command("detour", "quit")
+	}
 	connections.n++
 	out, err := command("detour", "connect", "-n", "shop")
 	connections.Unlock()
@@ -207,6 +211,7 @@ func load(t *testing.T, url string, keepAlive bool) (stop func() (int, []error))
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: !keepAlive}}
 	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
 	var all sync.WaitGroup
 	var count atomic.Int64
 	var mu sync.Mutex

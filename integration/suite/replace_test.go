@@ -177,6 +177,10 @@ func TestReplaceWhileTheManagerIsAway(t *testing.T) {
 	newQueue(t)
 	connected(t)
 	detour(t, "intercept", "worker", "--mode", "replace")
+	t.Cleanup(func() { // all other tests need it, also when this one fails
+		kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=1")
+		kubectl(t, "-n", "detour-system", "rollout", "status", "deployment/traffic-manager", "--timeout=120s")
+	})
 	kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=0")
 	kubectl(t, "-n", "detour-system", "wait", "--for=delete", "pod", "-l", "app=traffic-manager", "--timeout=60s")
 	require.Empty(t, running(t, "worker"))

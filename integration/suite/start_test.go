@@ -18,7 +18,10 @@ func TestManagerWaitsForItsKeys(t *testing.T) {
 	allow := func(rules string) {
 		kubectl(t, "-n", "detour-system", "patch", "role", "traffic-manager", "--type=merge", "-p", `{"rules":`+rules+`}`)
 	}
-	t.Cleanup(func() { allow(rules) })
+	t.Cleanup(func() {
+		allow(rules)
+		kubectl(t, "-n", "detour-system", "rollout", "status", "deployment/traffic-manager", "--timeout=120s")
+	})
 	allow(strings.ReplaceAll(rules, "traffic-manager-keys", "other-keys"))
 	kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager")
 	require.Eventually(t, func() bool { return strings.Contains(managerLog(), "secret detour-system/traffic-manager-keys") }, 60*time.Second, 200*time.Millisecond)
@@ -70,18 +73,24 @@ func TestPodsMadeWithoutTheWebhook(t *testing.T) {
 		t.Helper()
 		kubectl(t, "patch", "mutatingwebhookconfiguration", "detour-traffic-agent", "--type=json", "-p", patch)
 	}
+	without := kubectl(t, "get", "mutatingwebhookconfiguration", "detour-traffic-agent", "-o", "jsonpath={.webhooks[0].matchConditions}")
+	restore := func() {
+		webhook(`[{"op":"replace","path":"/webhooks/0/matchConditions","value":` + without + `}]`)
+	}
+	t.Cleanup(restore) // no other test would get an agent
 	webhook(`[{"op":"add","path":"/webhooks/0/matchConditions/-","value":{"name":"never","expression":"false"}}]`)
 	ended := make(chan string, 1)
 	go func() {
 		out, err := command("detour", "intercept", "stock", "--port", "18080")
 		ended <- fmt.Sprintln(out, err)
 	}()
-	missed := func() bool {
-		return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.conditions[*].message}"), "was made without it, rolling out once more")
+	made := func() bool {
+		return kubectl(t, "-n", "shop", "get", "pods", "-l", "app=stock", "-o", `jsonpath={.items[*].metadata.annotations.detour\.dev/agent}`) != ""
 	}
-	require.Eventually(t, missed, 60*time.Second, 100*time.Millisecond)
-	webhook(`[{"op":"remove","path":"/webhooks/0/matchConditions/1"}]`)
+	require.Eventually(t, made, 120*time.Second, 50*time.Millisecond)
+	restore()
 	require.Contains(t, <-ended, "<nil>")
 	require.Contains(t, detour(t, "status"), "Active")
+	require.Contains(t, kubectl(t, "-n", "shop", "get", "deployment", "stock", "-o", "jsonpath={.spec.template.metadata.annotations}"), "restart", "it was rolled out once more")
 	detour(t, "leave", "stock")
 }

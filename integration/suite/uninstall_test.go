@@ -34,6 +34,8 @@ func everything(t *testing.T) []string {
 func TestUninstallLeavesNothing(t *testing.T) {
 	_, _ = command("detour", "uninstall")
 	t.Cleanup(func() {
+		_, _ = command("detour", "quit") // a session of a traffic-manager that is about to be another
+		_, _ = command("detour", "uninstall")
 		kubectl(t, "delete", "namespace", "detour-system", "--ignore-not-found")
 		detour(t, "install", "--image", managerImage)
 	})
