@@ -105,8 +105,16 @@ func TestStatefulSetWithHeadlessService(t *testing.T) {
 	kubectl(t, "-n", "shop", "rollout", "status", "statefulset/ledger", "--timeout=60s")
 	connected(t)
 	laptopService(t, 18071)
+	both := func() { // each has another address after a rollout, which its name leads to a moment later
+		t.Helper()
+		for _, pod := range []string{"ledger-0", "ledger-1"} {
+			settled(t, "http://"+pod+".ledger.shop:8080/")
+		}
+	}
+	both()
 	require.Equal(t, "cluster", edition(t, "http://ledger-0.ledger.shop:8080/"))
 	detour(t, "intercept", "ledger", "--port", "18071")
+	both()
 	require.Equal(t, "laptop", edition(t, "http://ledger-0.ledger.shop:8080/"))
 	require.Equal(t, "laptop", edition(t, "http://ledger-1.ledger.shop:8080/"))
 	detour(t, "leave", "ledger")

@@ -206,6 +206,21 @@ func editionOf(page string) string {
 	return page
 }
 
+// settled waits until the nodes know a service's pods of the moment, where a pod is new or has nobody beside it: Kubernetes tells them later than
+// the traffic-manager and the laptop. Ten new connections in a row have to be answered, by whomever.
+func settled(t *testing.T, url string) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	require.Eventually(t, func() bool {
+		for range 10 {
+			if _, err := get(client, url); err != nil {
+				return false
+			}
+		}
+		return true
+	}, patience, 50*time.Millisecond, "the nodes know the pods of %s", url)
+}
+
 // load asks for url again and again until stop is called, which returns how many requests were made and the failures.
 func load(t *testing.T, url string, keepAlive bool) (stop func() (int, []error)) {
 	t.Helper()

@@ -54,6 +54,7 @@ func TestPortsLeftAlone(t *testing.T) {
 	require.Regexp(t, `(?m)^meshed +80/http +deployment/meshed +with --attach: `+paused, detour(t, "list", "-n", "shop"))
 	kubectl(t, "-n", "shop", "rollout", "resume", "deployment/meshed")
 	require.Contains(t, detour(t, "intercept", "meshed", "--port", "18073:http"), "by nftables")
+	settled(t, "http://meshed.shop/")
 	require.Equal(t, "laptop", edition(t, "http://meshed.shop/"))
 	set := rules(t, "meshed")
 	require.Regexp(t, "tcp dport 8080 .*redirect to :9910", set)
@@ -66,7 +67,7 @@ func TestPortsLeftAlone(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.conditions[*].message}"), "through their Istio proxy")
 	}, 90*time.Second, 500*time.Millisecond)
-	require.Equal(t, "cluster", edition(t, "http://meshed.shop/"))
+	require.Eventually(t, answersAs("meshed", "cluster"), patience, 100*time.Millisecond, "in the middle of a rollout of a single pod")
 	detour(t, "leave", "meshed")
 	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18073:http"), "traffic.sidecar.istio.io/excludeInboundPorts")
 }

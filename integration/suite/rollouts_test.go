@@ -73,11 +73,11 @@ func becomes(t *testing.T, name, phase string) {
 	require.Eventually(t, func() bool { return rollout(t, name, ".status.phase") == phase }, 120*time.Second, 200*time.Millisecond, "%s is to be %s", name, phase)
 }
 
-// serves asks a service of a single pod.
-func serves(service string) func() bool {
+// answersAs says whether a service is answered by who, which may take the nodes a moment to know.
+func answersAs(service, who string) func() bool {
 	return func() bool {
-		_, err := get(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, "http://"+service+".shop/")
-		return err == nil
+		page, err := get(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, "http://"+service+".shop/")
+		return err == nil && editionOf(page) == who
 	}
 }
 
@@ -153,15 +153,15 @@ func TestArgoRollout(t *testing.T) {
 			require.Equal(t, pod, kubectl(t, "-n", "shop", "get", "pods", "-l", "app=of-deployment", "-o", "name"), "nothing has changed in the cluster")
 			template := kubectl(t, "-n", "shop", "get", "deployment/template", "-o", "jsonpath={.spec}")
 			require.Contains(t, detour(t, "intercept", "of-deployment", "--port", "18080", "--mode", "replace"), "container app of rollout/of-deployment does not run")
-			require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+			settled(t, "http://of-deployment.shop/")
 			answeredBy(t, "of-deployment", "laptop")
 			require.Empty(t, running(t, "of-deployment"))
 			detour(t, "leave", "of-deployment")
-			require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+			settled(t, "http://of-deployment.shop/")
 			answeredBy(t, "of-deployment", "cluster")
 			require.Len(t, running(t, "of-deployment"), 1)
 			require.Contains(t, detour(t, "intercept", "of-deployment", "--port", "18080"), "of rollout/of-deployment -> 127.0.0.1:18080")
-			require.Eventually(t, serves("of-deployment"), patience, 50*time.Millisecond, "the nodes know its new pod")
+			settled(t, "http://of-deployment.shop/")
 			answeredBy(t, "of-deployment", "laptop")
 			require.Equal(t, template, kubectl(t, "-n", "shop", "get", "deployment/template", "-o", "jsonpath={.spec}"))
 		})
@@ -169,14 +169,14 @@ func TestArgoRollout(t *testing.T) {
 		t.Run("blue and green", func(t *testing.T) {
 			t.Parallel()
 			require.Contains(t, detour(t, "intercept", "blue", "--port", "18080"), "of rollout/blue -> 127.0.0.1:18080")
-			require.Eventually(t, serves("blue"), patience, 50*time.Millisecond, "the nodes know its new pod")
+			settled(t, "http://blue.shop/")
 			answeredBy(t, "blue", "laptop")
 			require.Equal(t, stable["blue"], rollout(t, "blue", ".status.stableRS"))
 
 			// The release that is being looked at is not what is intercepted.
 			kubectl(t, "-n", "shop", "patch", "rollout", "blue", "--type=merge", "-p", `{"spec":{"template":{"metadata":{"annotations":{"release":"2"}}}}}`)
 			becomes(t, "blue", "Paused")
-			require.Eventually(t, func() bool { return edition(t, "http://blue-preview.shop/") == "cluster" }, 30*time.Second, 100*time.Millisecond)
+			require.Eventually(t, answersAs("blue-preview", "cluster"), patience, 100*time.Millisecond)
 			answeredBy(t, "blue-preview", "cluster")
 			answeredBy(t, "blue", "laptop")
 
@@ -185,7 +185,8 @@ func TestArgoRollout(t *testing.T) {
 			becomes(t, "blue", "Healthy")
 			require.NotEqual(t, stable["blue"], rollout(t, "blue", ".status.stableRS"))
 			released = rollout(t, "blue", ".status.stableRS")
-			require.Eventually(t, func() bool { return edition(t, "http://blue-preview.shop/") == "laptop" }, 30*time.Second, 100*time.Millisecond)
+			require.Eventually(t, answersAs("blue-preview", "laptop"), patience, 100*time.Millisecond)
+			settled(t, "http://blue.shop/")
 			answeredBy(t, "blue", "laptop")
 		})
 	})

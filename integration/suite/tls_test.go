@@ -105,6 +105,9 @@ func TestTLSPort(t *testing.T) {
 			require.Equal(t, fmt.Sprintf(`{"edition":%q,"protocol":%q,"name":"web.shop","body":"body"}`, edition, protocol), page)
 		}
 	}
+	for _, client := range clients {
+		require.Eventually(t, func() bool { _, err := askSecure(client, ""); return err == nil }, patience, 50*time.Millisecond, "the nodes know the service")
+	}
 	everybody("cluster")
 	for service, how := range map[string]string{"web-said": "its appProtocol is https", "web": "found by trying"} {
 		for _, flags := range [][]string{{"--header", "x-dev=alice"}, {"--mode", "wiretap"}} {

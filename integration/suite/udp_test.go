@@ -43,6 +43,17 @@ func TestUDP(t *testing.T) {
 	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest) })
 	kubectl(t, "-n", "shop", "rollout", "status", "deployment/beacon", "--timeout=60s")
 	connected(t)
+	// Where a node does not know the service yet, all that a port sends is lost that sent too early (conntrack keeps that).
+	for _, address := range []string{"beacon.shop:5300", "beacon.shop:5301"} {
+		require.Eventually(t, func() bool {
+			c, err := net.Dial("udp", address)
+			if err != nil {
+				return false
+			}
+			defer c.Close()
+			return askDatagram(c) != ""
+		}, patience, 10*time.Millisecond, "the nodes know %s", address)
+	}
 	kept := []net.Conn{dialUDP(t, "beacon.shop:5300"), dialUDP(t, "beacon.shop:5301")}
 	// UDP loses what it likes, so each is asked until it answers; but never does the wrong one answer for long.
 	answers := func(who string) {
