@@ -126,7 +126,7 @@ func TestAttachAgain(t *testing.T) {
 	}
 	attach := func() {
 		require.Contains(t, alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "--attach", "-n", "shop"), "by attach, agents 3/3")
-		require.Eventually(t, answers("alice"), 20*time.Second, 50*time.Millisecond)
+		require.Eventually(t, answers("alice"), patience, 50*time.Millisecond)
 	}
 	kept := &http.Client{Transport: client(1)}
 	nobody := func() {
@@ -136,14 +136,14 @@ func TestAttachAgain(t *testing.T) {
 	}
 	leave := func() {
 		alice.detour("leave", "catalog")
-		require.Eventually(t, answers("cluster"), 20*time.Second, 50*time.Millisecond)
+		require.Eventually(t, answers("cluster"), patience, 50*time.Millisecond)
 	}
 
 	attach()
 	nobody() // on a connection that leads to the agent from now on
 	pid := alice.daemonPID()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
-	require.Eventually(t, answers("cluster"), 20*time.Second, 50*time.Millisecond, "the app answers for a laptop that is silent")
+	require.Eventually(t, answers("cluster"), patience, 50*time.Millisecond, "the app answers for a laptop that is silent")
 	require.Eventually(t, func() bool { return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts"), "LaptopGone") }, 30*time.Second, 200*time.Millisecond)
 	require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
 	require.Eventually(t, answers("alice"), 30*time.Second, 50*time.Millisecond, "the laptop is taken up again")
@@ -166,7 +166,7 @@ func TestAttachRefused(t *testing.T) {
 	file := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/tokenless.yaml")
 	kubectl(t, "apply", "-f", file)
 	t.Cleanup(func() { kubectl(t, "delete", "-f", file) })
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/tokenless", "--timeout=60s")
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/tokenless", "--timeout=120s")
 	require.Contains(t, refused(t, "intercept", "tokenless", "--port", "18080:http", "--attach"), "has no service account token")
 	require.Contains(t, refused(t, "intercept", "tokenless", "--port", "18080:datagrams", "--attach"), "is UDP, and only TCP ports can be taken over in running pods: leave out --attach")
 

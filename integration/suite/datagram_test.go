@@ -26,7 +26,7 @@ func echoServer(t *testing.T) (pods []string) {
 	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/echo.yaml")
 	kubectl(t, "apply", "-f", manifest)
 	t.Cleanup(func() { kubectl(t, "delete", "--wait=false", "-f", manifest) })
-	kubectl(t, "-n", "echo", "rollout", "status", "deployment/echo", "--timeout=60s")
+	kubectl(t, "-n", "echo", "rollout", "status", "deployment/echo", "--timeout=120s")
 	return strings.Fields(kubectl(t, "-n", "echo", "get", "pod", "-l", "app=echo", "-o", "jsonpath={.items[0].status.podIPs[*].ip}"))
 }
 

@@ -262,13 +262,13 @@ func TestFailOpen(t *testing.T) {
 			})
 		}
 		all.Wait()
-		require.EventuallyWithT(t, answered, 20*time.Second, 100*time.Millisecond)
+		require.EventuallyWithT(t, answered, patience, 100*time.Millisecond)
 	}
 	load := func(t *testing.T) (check func(fault time.Time, settled time.Duration)) {
 		t.Helper()
 		all := []*watched{watch(t, kinds(t, "subject"), "alice", ""), watch(t, kinds(t, "whole"), "alice"), watch(t, overTLS(t, roots), "alice", "")}
 		for _, w := range all {
-			require.Eventually(t, w.busy, 20*time.Second, 10*time.Millisecond)
+			require.Eventually(t, w.busy, patience, 10*time.Millisecond)
 		}
 		return func(fault time.Time, settled time.Duration) {
 			t.Helper()
@@ -282,7 +282,7 @@ func TestFailOpen(t *testing.T) {
 	}
 	back := func(t *testing.T) {
 		t.Helper()
-		require.EventuallyWithT(t, answered, 20*time.Second, 100*time.Millisecond, "taken up again")
+		require.EventuallyWithT(t, answered, patience, 100*time.Millisecond, "taken up again")
 		for _, service := range []string{"subject", "whole", "web"} {
 			out, err := alice.try("leave", service)
 			require.NoError(t, err, out)
@@ -411,8 +411,8 @@ func TestKilledAgent(t *testing.T) {
 	alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
 	agents := func() []int { return processes(t, "/traffic-agent", "agent") }
 	require.Eventually(t, func() bool {
-		return kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "-o", "jsonpath={.items[*].metadata.deletionTimestamp}") == ""
-	}, patience, 200*time.Millisecond, "pods of an earlier rollout end")
+		return kubectl(t, "-n", "shop", "get", "pods", "-o", "jsonpath={.items[*].metadata.deletionTimestamp}") == ""
+	}, 2*patience, 200*time.Millisecond, "pods of earlier rollouts and tests end, with their agents")
 	before := agents()
 	require.NotEmpty(t, before)
 	t.Log("agents:", resident(t, before), "keepers:", resident(t, processes(t, "/traffic-keeper")))
@@ -428,7 +428,7 @@ func TestKilledAgent(t *testing.T) {
 	}
 	fault := time.Now() // from now on
 	back := &http.Client{Transport: client(0)}
-	require.Eventually(t, func() bool { got, err := askAs(back, "alice"); return err == nil && got == "alice" }, 20*time.Second, 50*time.Millisecond, "the laptop gets its requests again")
+	require.Eventually(t, func() bool { got, err := askAs(back, "alice"); return err == nil && got == "alice" }, patience, 50*time.Millisecond, "the laptop gets its requests again")
 	t.Log("the laptop has its requests back after", time.Since(fault).Round(10*time.Millisecond))
 	time.Sleep(time.Second)
 	var wrong []string
@@ -493,7 +493,7 @@ func TestManagerEndsUnderLoad(t *testing.T) {
 	one := asks(0)
 	defer one.end()
 	back := func() bool { return one.says("alice") }
-	require.Eventually(t, back, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, back, patience, 50*time.Millisecond)
 	manager := func() []int { return processes(t, "/traffic", "manager") }
 	for _, fault := range []struct {
 		name   string

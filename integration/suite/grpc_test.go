@@ -62,8 +62,8 @@ func TestGRPCClientsMove(t *testing.T) {
 	moves := func(laptop bool) {
 		t.Helper()
 		// A call that crosses the request to move is answered where the connection still leads.
-		require.Eventually(t, func() bool { return laptop == (servedBy() == "laptop") }, 10*time.Second, 5*time.Millisecond)
-		require.Eventually(t, func() bool { return laptop == strings.Contains(inClusterPage(), `"stock_from":"laptop"`) }, 10*time.Second, 5*time.Millisecond,
+		require.Eventually(t, func() bool { return laptop == (servedBy() == "laptop") }, patience, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return laptop == strings.Contains(inClusterPage(), `"stock_from":"laptop"`) }, patience, 5*time.Millisecond,
 			"the catalog in the cluster keeps a connection too")
 	}
 	for range 3 {

@@ -14,7 +14,7 @@ func TestIngest(t *testing.T) {
 	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/settings.yaml")
 	kubectl(t, "apply", "-f", manifest)
 	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest, "--wait=false") })
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/settings", "--timeout=60s")
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/settings", "--timeout=120s")
 	pod := kubectl(t, "-n", "shop", "get", "pods", "-l", "app=settings", "-o", "jsonpath={.items[0].metadata.name}")
 	want := map[string]string{
 		"COLOUR": "blue", "SIZE": "12", "GREETING": "a blue $(COLOUR)", "TOKEN": "it's secret", "POD": pod, "MEMORY": "64",

@@ -76,7 +76,7 @@ func TestNumericTargetPort(t *testing.T) {
 	for _, url := range urls {
 		require.Equal(t, "laptop", edition(t, url), "%s asked at %s", url, asked)
 	}
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=30s") // all are Ready: their probes reach the app
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s") // all are Ready: their probes reach the app
 
 	out, err := command("detour", "intercept", "catalog", "--port", "18080")
 	require.Error(t, err)
@@ -102,7 +102,7 @@ func TestStatefulSetWithHeadlessService(t *testing.T) {
 	t.Cleanup(func() {
 		kubectl(t, "delete", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/stateful.yaml"))
 	})
-	kubectl(t, "-n", "shop", "rollout", "status", "statefulset/ledger", "--timeout=60s")
+	kubectl(t, "-n", "shop", "rollout", "status", "statefulset/ledger", "--timeout=120s")
 	connected(t)
 	laptopService(t, 18071)
 	both := func() { // each has another address after a rollout, which its name leads to a moment later
@@ -300,7 +300,7 @@ func TestTimeToLive(t *testing.T) {
 	laptopService(t, 18080)
 	detour(t, "intercept", "catalog", "--port", "18080") // for the agent to be there
 	detour(t, "leave", "catalog")
-	detour(t, "intercept", "catalog", "--port", "18080", "--ttl", "4s", "--on-failure", "error")
+	detour(t, "intercept", "catalog", "--port", "18080", "--ttl", "10s", "--on-failure", "error")
 	require.Equal(t, "laptop", inCluster())
 	require.Eventually(t, func() bool { return inCluster() == "cluster" }, 30*time.Second, 200*time.Millisecond)
 	require.Eventually(t, func() bool { return strings.Contains(detour(t, "status"), "intercepts  none") }, 30*time.Second, 200*time.Millisecond)

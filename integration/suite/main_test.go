@@ -106,7 +106,7 @@ func connected(t *testing.T) {
 	connections.Unlock()
 	require.NoError(t, err, out)
 	// Go's resolver reads /etc/resolv.conf again after 5 s at the earliest.
-	require.Eventually(t, func() bool { _, err := net.LookupHost("catalog.shop"); return err == nil }, 10*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { _, err := net.LookupHost("catalog.shop"); return err == nil }, patience, 100*time.Millisecond)
 }
 
 // ownSession is the machine's own, if it is connected.

@@ -43,7 +43,7 @@ func TestPortsLeftAlone(t *testing.T) {
 	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/mesh.yaml")
 	kubectl(t, "apply", "-f", manifest)
 	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest, "--wait=false") })
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/meshed", "--timeout=60s")
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/meshed", "--timeout=120s")
 	connected(t)
 	laptopService(t, 18073)
 	require.Contains(t, refused(t, "intercept", "meshed", "--port", "18073:admin"), "port 9000, which is to be left alone: the pods' annotation detour.dev/skip-inbound-ports lists it")

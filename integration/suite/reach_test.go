@@ -22,7 +22,7 @@ import (
 func other(t *testing.T) {
 	t.Helper()
 	kubectl(t, "apply", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/target.yaml"))
-	kubectl(t, "-n", "other", "rollout", "status", "deployment/target", "--timeout=60s")
+	kubectl(t, "-n", "other", "rollout", "status", "deployment/target", "--timeout=120s")
 }
 
 func TestLaptopReachesTheCluster(t *testing.T) {
@@ -129,8 +129,8 @@ func TestLaptopIsPutBack(t *testing.T) {
 			if end == nil {
 				cmd := exec.Command("detour", "connect", "-n", "shop")
 				require.NoError(t, cmd.Start())
-				time.Sleep(150 * time.Millisecond) // somewhere in the middle
-				require.NoError(t, cmd.Process.Signal(os.Interrupt))
+				time.Sleep(150 * time.Millisecond) // somewhere in the middle, unless it is quicker
+				_ = cmd.Process.Signal(os.Interrupt)
 				_ = cmd.Wait()
 				detour(t, "quit")
 			} else {
@@ -148,5 +148,5 @@ func TestLaptopIsPutBack(t *testing.T) {
 // waitForDaemon waits until no daemon runs.
 func waitForDaemon(t *testing.T) {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(daemons(t)) == 0 }, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return len(daemons(t)) == 0 }, patience, 50*time.Millisecond)
 }

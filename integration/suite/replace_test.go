@@ -23,7 +23,7 @@ func newQueue(t *testing.T) queue {
 	kubectl(t, "apply", "-f", file)
 	t.Cleanup(func() { kubectl(t, "delete", "-f", file, "--wait=false") })
 	for _, name := range []string{"queue", "worker"} {
-		kubectl(t, "-n", "shop", "rollout", "status", "deployment/"+name, "--timeout=60s")
+		kubectl(t, "-n", "shop", "rollout", "status", "deployment/"+name, "--timeout=120s")
 	}
 	return queue{t}
 }
@@ -109,7 +109,7 @@ func TestReplaceQueueWorker(t *testing.T) {
 	require.Contains(t, kubectl(t, "-n", "shop", "get", "intercepts"), "Replace")
 	require.Contains(t, detour(t, "status"), "mode replace: container worker does not run")
 	kubectl(t, "-n", "shop", "scale", "deployment/worker", "--replicas=3")
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/worker", "--timeout=60s")
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/worker", "--timeout=120s")
 	require.Contains(t, kubectl(t, "-n", "shop", "logs", "deployment/worker"), "a laptop does its work")
 	more := q.count("laptop") + 20
 	q.eventually("the laptop goes on", func() bool { return q.count("laptop") > more })
@@ -135,7 +135,7 @@ func TestReplaceQueueWorker(t *testing.T) {
 	q.eventually("the cluster works after the session's end", func() bool { return q.count("cluster") > before+20 })
 
 	connected(t)
-	detour(t, "intercept", "worker", "--mode", "replace", "--ttl", "12s")
+	detour(t, "intercept", "worker", "--mode", "replace", "--ttl", "30s")
 	before = q.count("cluster")
 	q.eventually("the cluster works after the intercept's time", func() bool { return q.count("cluster") > before+20 })
 	q.eventually("the intercept is gone", func() bool { return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name") == "" })
@@ -182,7 +182,7 @@ func TestReplaceWhileTheManagerIsAway(t *testing.T) {
 		kubectl(t, "-n", "detour-system", "rollout", "status", "deployment/traffic-manager", "--timeout=120s")
 	})
 	kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=0")
-	kubectl(t, "-n", "detour-system", "wait", "--for=delete", "pod", "-l", "app=traffic-manager", "--timeout=60s")
+	kubectl(t, "-n", "detour-system", "wait", "--for=delete", "pod", "-l", "app=traffic-manager", "--timeout=120s")
 	require.Empty(t, running(t, "worker"))
 	pod := strings.Fields(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=worker", "-o", "name"))[0]
 	kubectl(t, "-n", "shop", "delete", pod)

@@ -239,7 +239,7 @@ func TestRootless(t *testing.T) {
 		var out lockedBuffer
 		cmd.Stdout = &out
 		require.NoError(t, cmd.Start())
-		require.Eventually(t, func() bool { return strings.Contains(out.String(), "ready") }, 10*time.Second, 20*time.Millisecond)
+		require.Eventually(t, func() bool { return strings.Contains(out.String(), "ready") }, patience, 20*time.Millisecond)
 		_, err = in.Write([]byte{3})
 		require.NoError(t, err)
 		_ = cmd.Wait()
@@ -321,7 +321,7 @@ func requireNothingRuns(t *testing.T) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		return exec.Command("ps", "-u", strconv.Itoa(person), "-o", "pid=,args=").Run() != nil
-	}, 5*time.Second, 50*time.Millisecond)
+	}, patience, 50*time.Millisecond)
 }
 
 // As on a machine without udev, which opens the device to users.

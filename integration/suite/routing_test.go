@@ -205,15 +205,15 @@ func TestRoutesFollowTheCluster(t *testing.T) {
 
 	apply(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "ghost"}, "spec": {"podCIDR": "10.211.3.0/24", "podCIDRs": ["10.211.3.0/24"], "unschedulable": true}}`)
 	t.Cleanup(func() { kubectl(t, "delete", "node", "ghost", "--ignore-not-found") })
-	require.Eventually(t, leads("10.211.3.4"), 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, leads("10.211.3.4"), patience, 100*time.Millisecond)
 
 	apply(`{"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"}, "spec": {"cidrs": ["10.212.0.0/24"]}}`)
 	t.Cleanup(func() { kubectl(t, "delete", "servicecidr", "more", "--ignore-not-found", "--wait=false") })
-	require.Eventually(t, leads("10.212.0.9"), 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, leads("10.212.0.9"), patience, 100*time.Millisecond)
 
 	kubectl(t, "delete", "node", "ghost")
 	kubectl(t, "delete", "servicecidr", "more", "--wait=false")
-	require.Eventually(t, func() bool { return !leads("10.211.3.4")() }, 20*time.Second, 100*time.Millisecond)
-	require.Eventually(t, func() bool { return !leads("10.212.0.9")() }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return !leads("10.211.3.4")() }, patience, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return !leads("10.212.0.9")() }, patience, 100*time.Millisecond)
 	require.Equal(t, "cluster", edition(t, "http://catalog.shop/"))
 }

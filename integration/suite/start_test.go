@@ -26,7 +26,7 @@ func TestManagerWaitsForItsKeys(t *testing.T) {
 	kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager")
 	require.Eventually(t, func() bool { return strings.Contains(managerLog(), "secret detour-system/traffic-manager-keys") }, 60*time.Second, 200*time.Millisecond)
 	allow(rules)
-	kubectl(t, "-n", "detour-system", "rollout", "status", "deployment/traffic-manager", "--timeout=60s")
+	kubectl(t, "-n", "detour-system", "rollout", "status", "deployment/traffic-manager", "--timeout=120s")
 	require.Equal(t, "0", kubectl(t, "-n", "detour-system", "get", "pods", "-l", "app=traffic-manager", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}"), "it has not ended")
 }
 

@@ -245,7 +245,7 @@ func TestTogether(t *testing.T) {
 		copied := copies.Load()
 		carol.detour("intercept", "subject", "--port", "18080", "--mode", "wiretap", "-n", "shop")
 		ofOthers := []func(){h.open(kinds, "alice", "alice"), h.open(kinds, "", "cluster")}
-		require.Eventually(t, func() bool { return copies.Load() > copied }, 20*time.Second, 50*time.Millisecond)
+		require.Eventually(t, func() bool { return copies.Load() > copied }, patience, 50*time.Millisecond)
 		carol.detour("leave", "subject")
 		ofBob() // what is under way on a laptop ends with its intercept
 		load.bobs("")
@@ -262,7 +262,7 @@ func TestTogether(t *testing.T) {
 		}
 	}
 	before := h.said.Load()
-	require.Eventually(t, func() bool { return h.said.Load() > before+100 }, 20*time.Second, 50*time.Millisecond, "all go on")
+	require.Eventually(t, func() bool { return h.said.Load() > before+100 }, patience, 50*time.Millisecond, "all go on")
 	asked, wrong := load.ended()
 	for _, end := range closers {
 		end()

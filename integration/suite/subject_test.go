@@ -28,7 +28,7 @@ func withSubject(t *testing.T) (manifest string) {
 	t.Helper()
 	manifest = filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/subject.yaml")
 	kubectl(t, "apply", "-f", manifest)
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=60s")
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=120s")
 	return manifest
 }
 

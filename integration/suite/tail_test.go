@@ -78,7 +78,7 @@ func (l *tailing) until(do func(), like func(tailLine) bool) (found tailLine) {
 			}
 		}
 		return false
-	}, 20*time.Second, time.Millisecond)
+	}, patience, time.Millisecond)
 	return found
 }
 
@@ -162,7 +162,7 @@ func TestTail(t *testing.T) {
 			line, _ := bufio.NewReader(out).ReadString('\n')
 			first <- line
 		}()
-		require.Eventually(t, func() bool { ask("none")(); return len(first) > 0 }, 20*time.Second, 200*time.Millisecond)
+		require.Eventually(t, func() bool { ask("none")(); return len(first) > 0 }, patience, 200*time.Millisecond)
 		require.Regexp(t, `^\d\d:\d\d:\d\d\.\d{3} GET     /  +200  +\S+s  cluster  no intercept matched\n$`, <-first)
 		require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 		require.NoError(t, cmd.Wait())

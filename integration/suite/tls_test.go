@@ -54,7 +54,7 @@ func secureService(t *testing.T) (directory string, roots *x509.CertPool) {
 	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "secret", "web-tls") })
 	kubectl(t, "apply", "-f", manifest)
 	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest) })
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/web", "--timeout=90s")
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/web", "--timeout=120s")
 	return directory, roots
 }
 
@@ -131,7 +131,7 @@ func TestTLSPort(t *testing.T) {
 			_ = c.Close()
 		}
 		return err == nil
-	}, 10*time.Second, 20*time.Millisecond)
+	}, patience, 20*time.Millisecond)
 	detour(t, "intercept", "web", "--port", "18443")
 	for _, client := range clients {
 		client.CloseIdleConnections() // what was open stays where it was
@@ -168,7 +168,7 @@ func TestTLSPort(t *testing.T) {
 		require.Eventually(t, func() bool {
 			page, err := askSecure(client, "alice")
 			return err == nil && editionOf(page) == "cluster"
-		}, 10*time.Second, 20*time.Millisecond)
+		}, patience, 20*time.Millisecond)
 	}
 	mine("cluster")
 	detour(t, "leave", "web")

@@ -41,7 +41,7 @@ func TestUDP(t *testing.T) {
 	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/udp.yaml")
 	kubectl(t, "apply", "-f", manifest)
 	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest) })
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/beacon", "--timeout=60s")
+	kubectl(t, "-n", "shop", "rollout", "status", "deployment/beacon", "--timeout=120s")
 	connected(t)
 	// Where a node does not know the service yet, all that a port sends is lost that sent too early (conntrack keeps that).
 	for _, address := range []string{"beacon.shop:5300", "beacon.shop:5301"} {
@@ -59,10 +59,10 @@ func TestUDP(t *testing.T) {
 	answers := func(who string) {
 		t.Helper()
 		for port, c := range kept {
-			require.Eventually(t, func() bool { return askDatagram(c) == who+" question" }, 15*time.Second, 10*time.Millisecond, "%s, port %d", who, port)
+			require.Eventually(t, func() bool { return askDatagram(c) == who+" question" }, patience, 10*time.Millisecond, "%s, port %d", who, port)
 			require.Eventually(t, func() bool {
 				return askDatagram(dialUDP(t, fmt.Sprintf("beacon.shop:%d", 5300+port))) == who+" question"
-			}, 5*time.Second, 10*time.Millisecond, "%s, port %d", who, port)
+			}, patience, 10*time.Millisecond, "%s, port %d", who, port)
 		}
 	}
 	answers("cluster")
