@@ -46,7 +46,7 @@ func TestNoDatagramIsLost(t *testing.T) {
 		seen := make([]bool, count)
 		buf := make([]byte, size+1)
 		for n := range count {
-			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = c.SetReadDeadline(time.Now().Add(patience))
 			got, err := c.Read(buf)
 			if !assert.NoError(t, err, "after %d", n) || !assert.Equal(t, size, got) {
 				break
@@ -79,7 +79,7 @@ func TestDatagramsOfAllSizes(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	for _, size := range []int{1, 512, 1200, 1452, 9000, 20000, 65507} {
-		require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 		message := bytes.Repeat([]byte{byte(size)}, size)
 		_, err = c.Write(message)
 		require.NoError(t, err, "%d bytes", size)

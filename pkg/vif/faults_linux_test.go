@@ -66,7 +66,7 @@ func TestStrangers(t *testing.T) {
 		require.NoError(t, err)
 		_, err = io.ReadFull(c, make([]byte, 12))
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return hub.Connected(key, 5*time.Second) && laptop.Alive() }, 5*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return hub.Connected(key, 5*time.Second) && laptop.Alive() }, patience, 10*time.Millisecond)
 	}
 	still()
 	mu.Lock()

@@ -56,14 +56,14 @@ func greeter(t *testing.T, address string) netip.AddrPort {
 
 func hear(t *testing.T, n *Namespace, address string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	c, err := n.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 	raw, err := io.ReadAll(c)
 	return string(raw), err
 }
@@ -146,7 +146,7 @@ func TestNamespaceReachesTheClusterAndWhatIsOutside(t *testing.T) {
 		c, err := n.DialContext(t.Context(), "udp", server.LocalAddr().String())
 		require.NoError(t, err)
 		defer c.Close()
-		require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 		_, err = c.Write([]byte("ping"))
 		require.NoError(t, err)
 		buf := make([]byte, 100)
@@ -236,7 +236,7 @@ func TestNamespaceWhoseHolderIsKilled(t *testing.T) {
 	pairWith(t, Config{Namespace: n})
 	require.False(t, n.Gone())
 	require.NoError(t, syscall.Kill(n.PID(), syscall.SIGKILL))
-	require.Eventually(t, n.Gone, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, n.Gone, patience, 10*time.Millisecond)
 	_, err := n.DialContext(t.Context(), "tcp", "127.0.0.1:1")
 	require.Error(t, err)
 }

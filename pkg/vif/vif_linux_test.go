@@ -224,7 +224,7 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 		c, err := dialFromLaptop("udp", server.LocalAddr().String())
 		require.NoError(t, err)
 		defer c.Close()
-		require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 		for n := range 100 {
 			message := fmt.Sprintf("datagram %d", n)
 			_, err = c.Write([]byte(message))
@@ -262,7 +262,7 @@ func TestClusterReachesOnlyTheInboundPort(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	c, err := hub.Dial(ctx, netip.AddrPortFrom(laptopAddress, inboundPort))
 	require.NoError(t, err)
@@ -325,7 +325,7 @@ func TestRelayedFlowsOfALaptopThatIsGoneAreReset(t *testing.T) {
 	defer relayed.Close()
 
 	hub.ResetRelayed(key)
-	require.NoError(t, relayed.SetReadDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(t, relayed.SetReadDeadline(time.Now().Add(patience)))
 	_, err = relayed.Read(make([]byte, 1))
 	require.Error(t, err)
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)

@@ -58,7 +58,7 @@ func TestSignalsArePassedOn(t *testing.T) {
 	ready := filepath.Join(t.TempDir(), "ready")
 	p, err := Start(0, []string{"sh", "-c", "trap 'exit 9' TERM; touch " + ready + "; while :; do sleep 0.05; done"}, os.Environ())
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { _, err := os.Stat(ready); return err == nil }, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { _, err := os.Stat(ready); return err == nil }, 30*time.Second, 10*time.Millisecond)
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
 	code, err := p.Wait()
 	require.NoError(t, err)

@@ -22,6 +22,8 @@ import (
 
 const (
 	appPort, agentPort, aliasPort = 8080, 9900, 9950
+	// patience is for what must happen, however busy the machine is.
+	patience = 20 * time.Second
 )
 
 // pod is a network namespace that is reached over a veth pair, as a pod is.
@@ -114,12 +116,12 @@ func serve(t *testing.T, port int, says string) {
 
 func ask(t *testing.T, ip string, port int) string {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", net.JoinHostPort(ip, fmt.Sprint(port)), 2*time.Second)
+	c, err := net.DialTimeout("tcp", net.JoinHostPort(ip, fmt.Sprint(port)), patience)
 	if err != nil {
 		return "refused"
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	answer, err := io.ReadAll(c)
 	require.NoError(t, err)
 	return string(answer)
@@ -146,7 +148,7 @@ func TestApplyDatagrams(t *testing.T) {
 		c, err := net.Dial("udp", net.JoinHostPort(ip, fmt.Sprint(port)))
 		require.NoError(t, err)
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		_, err = c.Write([]byte("who?"))
 		require.NoError(t, err)
 		b := make([]byte, 100)
@@ -328,7 +330,7 @@ func echo(t *testing.T, client, server pod, port, listens int) func(string) {
 	t.Cleanup(func() { _ = c.Close() })
 	return func(s string) {
 		t.Helper()
-		require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 		_, err := io.WriteString(c, s)
 		require.NoError(t, err)
 		got := make([]byte, len(s))
@@ -389,12 +391,12 @@ func answer(t *testing.T, port int) {
 }
 
 func question(address string) error {
-	c, err := net.DialTimeout("tcp", address, 5*time.Second)
+	c, err := net.DialTimeout("tcp", address, patience)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, "question"); err != nil {
 		return err
 	}

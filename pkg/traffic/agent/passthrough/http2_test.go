@@ -96,7 +96,7 @@ func TestHTTP2ClientsMove(t *testing.T) {
 
 	diverted.Store(true)
 	changed <- struct{}{}
-	require.Eventually(t, func() bool { return all(get("/")) == "laptop" }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return all(get("/")) == "laptop" }, 30*time.Second, time.Millisecond)
 	for range 20 {
 		require.Equal(t, "laptop", all(get("/")))
 	}
