@@ -55,13 +55,16 @@ func prepare() error {
 	return nil
 }
 
-// command runs a program to its end and returns all it printed.
+// command runs a program to its end and returns all it printed. One that hangs is interrupted as by a person, so that it says what it waits for and leaves
+// nothing that is in the way of other tests.
 func command(name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 30 * time.Second
 	err := cmd.Run()
 	return strings.TrimSpace(out.String()), err
 }
