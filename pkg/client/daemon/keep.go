@@ -18,9 +18,8 @@ const (
 	againTimeout = 2 * time.Minute
 )
 
-// errOtherManager is what a session ends with whose traffic-manager was installed anew: it has another key, and does not know the laptop's
-// tunnel.
-var errOtherManager = errors.New("the traffic-manager has another key")
+// errOtherManager is what a session ends with whose traffic-manager was installed anew: it does not know the laptop's tunnel.
+var errOtherManager = errors.New("the traffic-manager has another key or other addresses for laptops")
 
 // errEnded is the end of a session that somebody in the cluster wanted.
 var errEnded = errors.New("the session was deleted in the cluster: run `detour connect` to connect again")
@@ -53,7 +52,7 @@ func (s *Server) keep(ctx context.Context) {
 			deleted, err := now.refresh(ctx)
 			if errors.Is(err, errOtherManager) {
 				lost, intercepts = now, now.wishes()
-				s.log.Info("the traffic-manager was installed anew: making the session again", "session", now.object.Name)
+				s.log.Info("the traffic-manager is not the same any more: making the session again", "session", now.object.Name, "why", err)
 				break
 			}
 			if err == nil && !deleted {
@@ -133,7 +132,7 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != s.object.UID {
 		return true, nil
 	}
-	if key := fresh.Status.ManagerPublicKey; key != "" && key != s.object.Status.ManagerPublicKey {
+	if outdated(s.object.Status, fresh.Status) {
 		return false, errOtherManager
 	}
 	s.heard = s.vif.LastReceived()
@@ -152,6 +151,12 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 		return false, err
 	}
 	return false, nil
+}
+
+// outdated says whether the laptop's tunnel is made of what holds no longer: the traffic-manager has another key, or other addresses for laptops
+// because somebody has changed the chart's sessionCIDR. Such a tunnel may seem to be alive, and nothing comes through it.
+func outdated(was, is detour.SessionStatus) bool {
+	return is.ManagerPublicKey != "" && is.ManagerPublicKey != was.ManagerPublicKey || len(is.Addresses) > 0 && !slices.Equal(is.Addresses, was.Addresses)
 }
 
 // forgetEnded drops intercepts whose objects are gone: their time was over, or somebody deleted them.

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 )
 
 // A session that is gone was deleted by the traffic-manager when the laptop was silent for as long as that waits, and else by a person.
@@ -22,5 +24,24 @@ func TestGivenUp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, c.givenUp, givenUp(now.Add(-c.silent), now, 10*time.Minute))
 		})
+	}
+}
+
+// A tunnel is made of the traffic-manager's key and of the addresses that it gave. Who has others now is not heard through the one that is there.
+func TestOutdated(t *testing.T) {
+	was := detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"198.18.0.2", "fd64::2"}}
+	for name, c := range map[string]struct {
+		is       detour.SessionStatus
+		outdated bool
+	}{
+		"the same":                    {was, false},
+		"another pod, other networks": {detour.SessionStatus{ManagerPublicKey: "key", Addresses: was.Addresses, ManagerPod: "new", Subnets: []string{"10.0.0.0/8"}}, false},
+		"another key":                 {detour.SessionStatus{ManagerPublicKey: "another", Addresses: was.Addresses}, true},
+		"another sessionCIDR":         {detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"100.64.0.2", "fd64::2"}}, true},
+		"without sessionCIDR6":        {detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"198.18.0.2"}}, true},
+		"no address left yet":         {detour.SessionStatus{ManagerPublicKey: "key"}, false},
+		"not answered yet":            {detour.SessionStatus{}, false},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, c.outdated, outdated(was, c.is)) })
 	}
 }
