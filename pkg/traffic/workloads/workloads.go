@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -86,12 +87,21 @@ func (w *Workload) SelectedBy(selector map[string]string) bool {
 	return labels.SelectorFromSet(selector).Matches(labels.Set(w.Template.Labels))
 }
 
+// overdue is how late a pod may end. The kubelet kills what does not end in its time: one that is later than this does not answer.
+const overdue = time.Minute
+
+// IsOver says whether a pod has ended, or was to end long ago on a node that is lost: it stays there until somebody takes the node away, no service
+// leads to it, and nobody is to wait for it.
+func IsOver(p *corev1.Pod) bool {
+	lost := p.DeletionTimestamp != nil && time.Since(p.DeletionTimestamp.Time) > overdue
+	return lost || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
 // Running are the workload's own of some pods of its namespace, as long as they run, those that are ending included.
 func (w *Workload) Running(pods []corev1.Pod) []corev1.Pod {
 	var running []corev1.Pod
 	for _, p := range pods {
-		over := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-		if !over && w.Selector.Matches(labels.Set(p.Labels)) && (w.Kind != argo.Kind || argo.Of(&p) == w.Object.GetName()) {
+		if !IsOver(&p) && w.Selector.Matches(labels.Set(p.Labels)) && (w.Kind != argo.Kind || argo.Of(&p) == w.Object.GetName()) {
 			running = append(running, p)
 		}
 	}

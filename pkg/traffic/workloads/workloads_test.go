@@ -2,11 +2,13 @@ package workloads
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/detour-dev/detour/pkg/traffic/argo"
@@ -105,5 +107,31 @@ func TestAddRollouts(t *testing.T) {
 			assert.Contains(t, made.UnknownTemplate(), c.unknown)
 			assert.Equal(t, c.unknown == "", made.UnknownTemplate() == "")
 		})
+	}
+}
+
+// A pod whose end is awaited counts, and not one of a node that is lost: that pod never ends, and nobody is to wait for it.
+func TestRunning(t *testing.T) {
+	pod := func(phase corev1.PodPhase, ends time.Duration) corev1.Pod {
+		p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "catalog"}}, Status: corev1.PodStatus{Phase: phase}}
+		if ends != 0 {
+			p.DeletionTimestamp = &metav1.Time{Time: time.Now().Add(ends)}
+		}
+		return p
+	}
+	w := &Workload{Kind: "Deployment", Selector: labels.SelectorFromSet(labels.Set{"app": "catalog"})}
+	for name, c := range map[string]struct {
+		pod     corev1.Pod
+		running bool
+	}{
+		"serving":                        {pod(corev1.PodRunning, 0), true},
+		"not on a node yet":              {pod(corev1.PodPending, 0), true},
+		"ending, with an hour for it":    {pod(corev1.PodRunning, time.Hour), true},
+		"ending, a moment late":          {pod(corev1.PodRunning, -10*time.Second), true},
+		"ending, on a node that is lost": {pod(corev1.PodRunning, -5*time.Minute), false},
+		"evicted":                        {pod(corev1.PodFailed, 0), false},
+		"of another":                     {corev1.Pod{}, false},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.running, len(w.Running([]corev1.Pod{c.pod})) == 1) })
 	}
 }
