@@ -26,6 +26,7 @@ import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/traffic/workloads"
 )
 
 // UninstallCommand is `detour uninstall`.
@@ -161,12 +162,7 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 		if err != nil {
 			return false, err
 		}
-		left = nil
-		for _, p := range pods.Items {
-			if p.Annotations[inject.Annotation] != "" {
-				left = append(left, p.Namespace+"/"+p.Name)
-			}
-		}
+		left = carrying(pods.Items)
 		return len(left) == 0, nil
 	})
 	if err != nil {
@@ -176,6 +172,16 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 		return err
 	}
 	return o.removeHistory(ctx, c)
+}
+
+// carrying are the names of those pods that have the agent and will end. One that was evicted has ended, and stays for people to look at.
+func carrying(pods []corev1.Pod) (names []string) {
+	for i := range pods {
+		if p := &pods[i]; p.Annotations[inject.Annotation] != "" && !workloads.IsOver(p) {
+			names = append(names, p.Namespace+"/"+p.Name)
+		}
+	}
+	return names
 }
 
 // restartRollouts takes the annotation from Argo's Rollouts.
