@@ -282,11 +282,12 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	}
 	i.Status.Agents = fmt.Sprintf("0/%d", len(pods))
 	done, waiting := target.rolledOut()
+	var missed *corev1.Pod // by the webhook, and no pod that is still to be replaced by a new one
+	if done && without > 0 && !attached {
+		missed = target.missed(plan, pods)
+	}
 	if !done && !attached || without > 0 {
-		var missed *corev1.Pod
-		if !attached {
-			missed = target.missed(plan, pods)
-		}
+		again := missed != nil && target.worthwhile(i, plan, missed)
 		message := fmt.Sprintf("rolling out %s %s (%d pods with it, %d still without)", target.Name(), target.with(), len(with), without)
 		if attached {
 			message = fmt.Sprintf("attaching the traffic-agent to the pods of %s (%d pods with it, %d still without)", target.Name(), len(with), without)
@@ -294,10 +295,10 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		switch why := trouble.Of(pods); {
 		case why != "":
 			message += ": " + why
-		case done && missed != nil && time.Since(i.CreationTimestamp.Time) > restartsFor:
-			message += fmt.Sprintf(": pod %s was made without it, the traffic-manager's log says why", missed.Name)
-		case done && missed != nil:
+		case again:
 			message += fmt.Sprintf(": pod %s was made without it, rolling out once more", missed.Name)
+		case missed != nil:
+			message += fmt.Sprintf(": pod %s was made without it, the traffic-manager's log says why", missed.Name)
 		case done && without > 0 && !attached:
 			message += ": waiting for the old pods to end"
 		case waiting != "":
@@ -306,7 +307,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		if target.container != "" {
 			force() // in the new pods there is no app that could answer
 		}
-		if young := time.Since(i.CreationTimestamp.Time) <= restartsFor; done && (target.container != "" || i.Status.Phase != detour.PhaseActive && (young || target.Kind == argo.Kind)) {
+		if again {
 			if err := r.again(ctx, target, plan, missed); err != nil {
 				return err
 			}
@@ -345,6 +346,9 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	message := fmt.Sprintf("%s sends %s to %s", target.Name(), i.Status.Requests, i.Status.Laptop)
 	if target.container != "" {
 		message = fmt.Sprintf("container %s of %s does not run, %s does its work", target.container, target.Name(), i.Status.Laptop)
+	}
+	if missed != nil {
+		message += fmt.Sprintf(", but for pod %s, which was made without the traffic-agent and answers itself", missed.Name)
 	}
 	if unattached != nil {
 		message += ", but for a new pod: " + unattached.Error()

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/traffic/argo"
 	"github.com/detour-dev/detour/pkg/traffic/inject"
 )
@@ -19,7 +20,8 @@ const (
 	restartAfter = time.Minute
 	// webhookAfter is how long the API server may take to reach the webhook of a traffic-manager that has begun.
 	webhookAfter = 5 * time.Second
-	// restartsFor is how long after an intercept was asked for such rollouts are tried: nobody's pods are to be made anew for ever.
+	// restartsFor is how long after an intercept was asked for such rollouts are tried, and how long after one a pod counts as made by it: nobody's
+	// pods are to be made anew for ever.
 	restartsFor = 5 * time.Minute
 )
 
@@ -70,9 +72,25 @@ func (w *workload) missed(plan inject.Plan, pods []corev1.Pod) *corev1.Pod {
 	return nil
 }
 
+// worthwhile says whether another rollout may bring what a pod has missed. While somebody waits for a new intercept it is tried again and again, and
+// later once for each release: a pod that such a rollout has made itself missed it for a reason that stays.
+func (w *workload) worthwhile(i *detour.Intercept, plan inject.Plan, missed *corev1.Pod) bool {
+	inForce := i.Status.Phase == detour.PhaseActive
+	switch {
+	case w.container != "":
+		return true
+	case w.Kind == argo.Kind:
+		return !inForce
+	case !inForce && time.Since(i.CreationTimestamp.Time) <= restartsFor:
+		return true
+	}
+	last, err := time.Parse(time.RFC3339, plan.Restart)
+	return err != nil || missed.CreationTimestamp.Sub(last) > restartsFor
+}
+
 // again rolls out once more for what the webhook missed.
 func (r *interceptReconciler) again(ctx context.Context, w *workload, plan inject.Plan, missed *corev1.Pod) error {
-	if missed == nil || time.Since(r.started) < webhookAfter {
+	if time.Since(r.started) < webhookAfter {
 		return nil
 	}
 	last, err := time.Parse(time.RFC3339, plan.Restart)
