@@ -1,15 +1,19 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/explain"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -117,6 +121,33 @@ func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*daem
 	return true
 }
 
+// renews says whether a request brings credentials in place of those that the cluster does not accept any more.
+func (s *session) renews(req *daemonv1.ConnectRequest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refused != nil && !bytes.Equal(req.Kubeconfig, s.request.Kubeconfig)
+}
+
+// renew makes a session anew as it was, with other credentials. The caller holds s.mu.
+func (s *Server) renew(ctx context.Context, old *session, kubeconfig []byte, progress func(string)) (*session, error) {
+	request, intercepts := proto.CloneOf(old.request), old.wishes()
+	request.Kubeconfig = kubeconfig
+	ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+	defer done()
+	_ = old.close(ending) // nobody listens to the old credentials
+	n, err := connect(ctx, request, old, s.paths, s.log, progress)
+	if err != nil {
+		old.setProblem(err)
+		return nil, err
+	}
+	for _, i := range intercepts {
+		n.wanted = append(n.wanted, &wanted{request: i})
+	}
+	s.put(n)
+	n.resume(ctx)
+	return n, nil
+}
+
 // refresh reads the session's object and follows what changed in the cluster's networks. It says whether the object is gone.
 func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	if s.isEnded() {
@@ -126,7 +157,14 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	ctx, done := context.WithTimeout(ctx, keepInterval)
 	defer done()
 	var fresh detour.Session
-	if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&s.object), &fresh); err != nil {
+	err = s.kube.Get(ctx, client.ObjectKeyFromObject(&s.object), &fresh)
+	s.mu.Lock()
+	s.refused = nil
+	if apierrors.IsUnauthorized(err) {
+		s.refused = fmt.Errorf("%w; then run `detour connect`", explain.Context{Doing: "read the session", Server: s.server}.Error(err))
+	}
+	s.mu.Unlock()
+	if err != nil {
 		return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
 	}
 	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != s.object.UID {

@@ -139,6 +139,14 @@ func (s *Server) Version(context.Context, *daemonv1.VersionRequest) (*daemonv1.V
 func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := confine(stream.Context(), req); err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	progress := func(text string) { _ = stream.Send(&daemonv1.ConnectResponse{Progress: text}) }
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	stop := context.AfterFunc(s.busy, cancel)
+	defer stop()
 	now := s.get()
 	if now != nil && !now.isEnded() {
 		if now.context == req.Context && now.namespace == req.Namespace {
@@ -151,18 +159,17 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 			if flags := others(req.Wishes, now.request.Wishes); len(flags) > 0 {
 				return status.Errorf(codes.FailedPrecondition, "already connected with another %s: run `detour quit` first", strings.Join(flags, ", "))
 			}
+			if now.renews(req) {
+				renewed, err := s.renew(ctx, now, req.Kubeconfig, progress)
+				if err != nil {
+					return status.Error(codes.Aborted, err.Error())
+				}
+				now = renewed
+			}
 			return stream.Send(&daemonv1.ConnectResponse{Status: now.status(stream.Context())})
 		}
 		return status.Errorf(codes.FailedPrecondition, "already connected to namespace %s of context %s: run `detour quit` first", now.namespace, now.context)
 	}
-	if err := confine(stream.Context(), req); err != nil {
-		return status.Error(codes.PermissionDenied, err.Error())
-	}
-	progress := func(text string) { _ = stream.Send(&daemonv1.ConnectResponse{Progress: text}) }
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
-	stop := context.AfterFunc(s.busy, cancel)
-	defer stop()
 	n, err := connect(ctx, req, now, s.paths, s.log, progress)
 	if err != nil {
 		return status.Error(codes.Aborted, err.Error())

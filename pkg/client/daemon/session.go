@@ -75,6 +75,7 @@ type session struct {
 	ended           bool                     // closed; only its problem is still of interest
 	untold          error                    // why the cluster was not told of the end
 	problem         error
+	refused         error // the cluster does not accept the session's credentials
 }
 
 // connect makes the session, the VIF and the DNS; on failure nothing of it is left. before is the session in whose place it comes, if any.

@@ -55,7 +55,7 @@ func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 	unread := s.readIntercepts(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if problem := cmp.Or(s.problem, s.unreached); problem != nil {
+	if problem := cmp.Or(s.problem, s.refused, s.unreached); problem != nil {
 		r.Problem = problem.Error()
 	}
 	if silent(unread) {

@@ -1,0 +1,81 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// Credentials that have expired are replaced by those of the next connect. The session's are those of the kubeconfig as it was: who logged in again was
+// told to be connected already, and that the credentials have expired.
+func TestRenew(t *testing.T) {
+	var mu sync.Mutex
+	accepted, asked := "monday", []string(nil) // asked are the sessions made, by the token
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if r.Method == http.MethodPost {
+			asked = append(asked, token)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if token != accepted {
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}`))
+			return
+		}
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","message":"no more of this","reason":"InternalError","code":500}`))
+	}))
+	t.Cleanup(api.Close)
+	ofDay := func(token string) []byte {
+		return []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: '" + api.URL + "', insecure-skip-tls-verify: true}}]\nusers: [{name: a, user: {token: " + token + "}}]\ncontexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n")
+	}
+	config, err := kubeconfig.Unpack(ofDay("monday"))
+	require.NoError(t, err)
+	scheme := runtime.NewScheme()
+	require.NoError(t, detour.AddToScheme(scheme))
+	mapper := meta.NewDefaultRESTMapper(nil)
+	mapper.Add(detour.GroupVersion.WithKind("Session"), meta.RESTScopeNamespace)
+	kube, err := client.New(config, client.Options{Scheme: scheme, Mapper: mapper})
+	require.NoError(t, err)
+	dir := t.TempDir()
+	server := &Server{paths: Paths{Run: dir, State: dir}, log: slog.New(slog.DiscardHandler)}
+	s := &session{
+		log: server.log, kube: kube, server: config.Host, object: detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "alice"}},
+		request: &daemonv1.ConnectRequest{Kubeconfig: ofDay("monday"), Namespace: "shop", HostLoopback: true}, wanted: []*wanted{{request: &daemonv1.InterceptRequest{Service: "web"}}},
+	}
+	tuesday := &daemonv1.ConnectRequest{Kubeconfig: ofDay("tuesday"), Namespace: "shop"}
+
+	_, err = s.refresh(context.Background())
+	require.Error(t, err)
+	require.False(t, s.renews(tuesday), "a cluster that cannot answer")
+	mu.Lock()
+	accepted = "tuesday"
+	mu.Unlock()
+	_, err = s.refresh(context.Background())
+	require.Error(t, err)
+	require.ErrorContains(t, s.refused, "log in again")
+	require.False(t, s.renews(&daemonv1.ConnectRequest{Kubeconfig: ofDay("monday")}), "the same once more")
+	require.True(t, s.renews(tuesday))
+	_, err = server.renew(context.Background(), s, tuesday.Kubeconfig, func(string) {})
+	require.ErrorContains(t, err, "no more of this")
+	require.True(t, s.isEnded())
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, []string{"tuesday"}, asked)
+}
