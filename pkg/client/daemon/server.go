@@ -149,7 +149,12 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 	defer stop()
 	now := s.get()
 	if now != nil && !now.isEnded() {
-		if now.context == req.Context && now.namespace == req.Namespace {
+		config, err := kubeconfig.Unpack(req.Kubeconfig)
+		if err != nil {
+			return status.Error(codes.Aborted, err.Error())
+		}
+		where := now.elsewhere(req, config.Host)
+		if where == "" {
 			if req.HostLoopback && !now.request.HostLoopback {
 				return status.Error(codes.FailedPrecondition, "already connected without --host-loopback: run `detour quit` first")
 			}
@@ -168,7 +173,7 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 			}
 			return stream.Send(&daemonv1.ConnectResponse{Status: now.status(stream.Context())})
 		}
-		return status.Errorf(codes.FailedPrecondition, "already connected to namespace %s of context %s: run `detour quit` first", now.namespace, now.context)
+		return status.Errorf(codes.FailedPrecondition, "already connected to %s: run `detour quit` first", where)
 	}
 	n, err := connect(ctx, req, now, s.paths, s.log, progress)
 	if err != nil {
@@ -176,6 +181,18 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 	}
 	s.put(n)
 	return stream.Send(&daemonv1.ConnectResponse{Status: n.status(stream.Context())})
+}
+
+// elsewhere says where a session leads to when that is not what is asked for. Contexts of two kubeconfigs may be called alike: many clusters have
+// one that is called "default".
+func (s *session) elsewhere(req *daemonv1.ConnectRequest, server string) string {
+	switch where := fmt.Sprintf("namespace %s of context %s", s.namespace, s.context); {
+	case s.context != req.Context || s.namespace != req.Namespace:
+		return where
+	case s.server != server:
+		return where + " at " + s.server
+	}
+	return ""
 }
 
 // confine keeps a request within the rights of who makes it: the daemon, which may be root's, runs and reads what the kubeconfig names,

@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
 // A second daemon leaves the first one's resolver configuration alone: it is in use, and the copy is all there is of what was before.
@@ -27,4 +29,19 @@ func TestSecondDaemon(t *testing.T) {
 	again, err := net.Dial("unix", p.Socket())
 	require.NoError(t, err, "the first one still answers")
 	_ = again.Close()
+}
+
+// Who asks for another cluster is not told to be connected, though the context's name be the same.
+func TestElsewhere(t *testing.T) {
+	s := &session{context: "default", namespace: "shop", server: "https://staging:6443"}
+	for name, c := range map[string]struct{ context, namespace, server, want string }{
+		"the same":          {"default", "shop", "https://staging:6443", ""},
+		"another namespace": {"default", "bank", "https://staging:6443", "namespace shop of context default"},
+		"another context":   {"prod", "shop", "https://prod:6443", "namespace shop of context default"},
+		"another cluster":   {"default", "shop", "https://prod:6443", "namespace shop of context default at https://staging:6443"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, c.want, s.elsewhere(&daemonv1.ConnectRequest{Context: c.context, Namespace: c.namespace}, c.server))
+		})
+	}
 }
