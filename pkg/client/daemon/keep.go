@@ -170,6 +170,9 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != s.object.UID {
 		return true, nil
 	}
+	s.mu.Lock()
+	s.object.Status.GivenUpAfter = fresh.Status.GivenUpAfter
+	s.mu.Unlock()
 	if outdated(s.object.Status, fresh.Status) {
 		return false, errOtherManager
 	}

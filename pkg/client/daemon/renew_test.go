@@ -2,23 +2,51 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
+
+func kubeOf(t *testing.T, config *rest.Config) client.Client {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	require.NoError(t, detour.AddToScheme(scheme))
+	mapper := meta.NewDefaultRESTMapper(nil)
+	mapper.Add(detour.GroupVersion.WithKind("Session"), meta.RESTScopeNamespace)
+	kube, err := client.New(config, client.Options{Scheme: scheme, Mapper: mapper})
+	require.NoError(t, err)
+	return kube
+}
+
+// The laptop has to know how long it may be silent as the chart's value is now, or it takes for a person's what the traffic-manager has deleted.
+func TestGivenUpAfterIsFollowed(t *testing.T) {
+	is := detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "alice"}, Status: detour.SessionStatus{ManagerPublicKey: "another", GivenUpAfter: metav1.Duration{Duration: time.Minute}}}
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(is)
+	}))
+	t.Cleanup(api.Close)
+	s := &session{log: slog.New(slog.DiscardHandler), kube: kubeOf(t, &rest.Config{Host: api.URL}), object: detour.Session{ObjectMeta: is.ObjectMeta, Status: detour.SessionStatus{ManagerPublicKey: "key", GivenUpAfter: metav1.Duration{Duration: 10 * time.Minute}}}}
+	_, err := s.refresh(context.Background())
+	require.ErrorIs(t, err, errOtherManager)
+	require.Equal(t, time.Minute, s.object.Status.GivenUpAfter.Duration)
+}
 
 // Credentials that have expired are replaced by those of the next connect. The session's are those of the kubeconfig as it was: who logged in again was
 // told to be connected already, and that the credentials have expired.
@@ -47,12 +75,7 @@ func TestRenew(t *testing.T) {
 	}
 	config, err := kubeconfig.Unpack(ofDay("monday"))
 	require.NoError(t, err)
-	scheme := runtime.NewScheme()
-	require.NoError(t, detour.AddToScheme(scheme))
-	mapper := meta.NewDefaultRESTMapper(nil)
-	mapper.Add(detour.GroupVersion.WithKind("Session"), meta.RESTScopeNamespace)
-	kube, err := client.New(config, client.Options{Scheme: scheme, Mapper: mapper})
-	require.NoError(t, err)
+	kube := kubeOf(t, config)
 	dir := t.TempDir()
 	server := &Server{paths: Paths{Run: dir, State: dir}, log: slog.New(slog.DiscardHandler)}
 	s := &session{
