@@ -405,7 +405,7 @@ func (r *interceptReconciler) suspend(ctx context.Context, i *detour.Intercept, 
 		return err
 	}
 	for _, p := range pods {
-		if podReady(&p) && inject.HasAgent(&p, target.port) && !r.agents.confirmed(string(p.UID), target.port.Port) {
+		if podReady(&p) && target.listens(&p) && !r.agents.confirmed(string(p.UID), target.port.Port) {
 			set(i, detour.PhaseSuspending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, "giving the traffic back to the cluster")
 			return nil
 		}

@@ -51,6 +51,11 @@ func (w *workload) changed(p *corev1.Pod) bool {
 	return !inject.OfAnother(p, w.authority) && (w.port.Port == 0 || has(p, w.port)) && (w.container == "" || inject.IsReplaced(p, w.container))
 }
 
+// listens says whether a pod has an agent that can be told something. One of another traffic-manager cannot, and has the app answer.
+func (w *workload) listens(p *corev1.Pod) bool {
+	return inject.HasAgent(p, w.port) && !inject.OfAnother(p, w.authority)
+}
+
 // with says what new pods get, for the user.
 func (w *workload) with() string {
 	if w.container != "" {

@@ -50,6 +50,19 @@ func TestMissed(t *testing.T) {
 	}
 }
 
+// Nobody who leaves waits for the word of an agent that believes another traffic-manager.
+func TestListens(t *testing.T) {
+	port := inject.Port{Container: "app", Port: 8080, Via: inject.ViaNftables, AgentPort: 9900}
+	for authority, listens := range map[string]bool{"own": true, "another": false, "": false} {
+		p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}}
+		if authority != "" {
+			require.NoError(t, inject.Mutate(p, inject.Plan{Ports: []inject.Port{port}}, inject.Options{CA: []byte(authority)}))
+		}
+		w := &workload{Workload: &workloads.Workload{Kind: "Deployment"}, port: port, authority: []byte("own")}
+		require.Equal(t, listens, w.listens(p), authority)
+	}
+}
+
 // Who waits for a new intercept has it tried again and again. One that is in force, or that a laptop takes up again, has it tried once for each
 // release that was made while the webhook was away, and not for ever where the webhook never is.
 func TestWorthwhile(t *testing.T) {
