@@ -125,7 +125,7 @@ func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*daem
 func (s *session) renews(req *daemonv1.ConnectRequest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.refused != nil && !bytes.Equal(req.Kubeconfig, s.request.Kubeconfig)
+	return s.expired && !bytes.Equal(req.Kubeconfig, s.request.Kubeconfig)
 }
 
 // renew makes a session anew as it was, with other credentials. The caller holds s.mu.
@@ -159,8 +159,7 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	var fresh detour.Session
 	err = s.kube.Get(ctx, client.ObjectKeyFromObject(&s.object), &fresh)
 	s.mu.Lock()
-	s.refused = nil
-	if apierrors.IsUnauthorized(err) {
+	if s.expired = apierrors.IsUnauthorized(err); s.expired {
 		s.refused = fmt.Errorf("%w; then run `detour connect`", explain.Context{Doing: "read the session", Server: s.server}.Error(err))
 	}
 	s.mu.Unlock()
@@ -172,6 +171,7 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	}
 	s.mu.Lock()
 	s.object.Status.GivenUpAfter = fresh.Status.GivenUpAfter
+	s.refused = hopeless(fresh.Status)
 	s.mu.Unlock()
 	if outdated(s.object.Status, fresh.Status) {
 		return false, errOtherManager

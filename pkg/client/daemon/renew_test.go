@@ -34,9 +34,11 @@ func kubeOf(t *testing.T, config *rest.Config) client.Client {
 	return kube
 }
 
-// The laptop has to know how long it may be silent as the chart's value is now, or it takes for a person's what the traffic-manager has deleted.
-func TestGivenUpAfterIsFollowed(t *testing.T) {
+// The laptop has to know how long it may be silent as the chart's value is now, or it takes for a person's what the traffic-manager has deleted; and
+// that a traffic-manager of another version has no tunnel for it, which would look like a network that is away.
+func TestFollowsTheSession(t *testing.T) {
 	is := detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "alice"}, Status: detour.SessionStatus{ManagerPublicKey: "another", GivenUpAfter: metav1.Duration{Duration: time.Minute}}}
+	meta.SetStatusCondition(&is.Status.Conditions, metav1.Condition{Type: detour.ConditionReady, Status: metav1.ConditionFalse, Reason: detour.ReasonVersionMismatch, Message: "install the same version"})
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(is)
@@ -46,6 +48,8 @@ func TestGivenUpAfterIsFollowed(t *testing.T) {
 	_, err := s.refresh(context.Background())
 	require.ErrorIs(t, err, errOtherManager)
 	require.Equal(t, time.Minute, s.object.Status.GivenUpAfter.Duration)
+	require.EqualError(t, s.refused, "install the same version")
+	require.False(t, s.renews(&daemonv1.ConnectRequest{Kubeconfig: []byte("another")}), "other credentials would not help")
 }
 
 // Credentials that have expired are replaced by those of the next connect. The session's are those of the kubeconfig as it was: who logged in again was

@@ -75,7 +75,8 @@ type session struct {
 	ended           bool                     // closed; only its problem is still of interest
 	untold          error                    // why the cluster was not told of the end
 	problem         error
-	refused         error // the cluster does not accept the session's credentials
+	refused         error // why the cluster does not let the session go on
+	expired         bool  // its credentials are why
 }
 
 // connect makes the session, the VIF and the DNS; on failure nothing of it is left. before is the session in whose place it comes, if any.
@@ -179,8 +180,8 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 	}
 	deadline := time.Now().Add(managerTimeout)
 	for s.object.Status.ManagerPublicKey == "" || len(s.object.Status.Addresses) == 0 {
-		if c := meta.FindStatusCondition(s.object.Status.Conditions, detour.ConditionReady); c != nil && slices.Contains([]string{detour.ReasonVersionMismatch, detour.ReasonNoAddressLeft, detour.ReasonKeyTaken}, c.Reason) {
-			return errors.New(c.Message)
+		if err := hopeless(s.object.Status); err != nil {
+			return err
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("the traffic-manager does not answer within %s: see whether its pod runs with `kubectl -n %s get pods`", managerTimeout, req.ManagerNamespace)
@@ -192,7 +193,12 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 			return explain.Error(err, "read the session")
 		}
 	}
-	if c := meta.FindStatusCondition(s.object.Status.Conditions, detour.ConditionReady); c != nil && c.Reason == detour.ReasonVersionMismatch {
+	return hopeless(s.object.Status)
+}
+
+// hopeless is why the traffic-manager has no tunnel for a session, or nil.
+func hopeless(status detour.SessionStatus) error {
+	if c := meta.FindStatusCondition(status.Conditions, detour.ConditionReady); c != nil && slices.Contains([]string{detour.ReasonVersionMismatch, detour.ReasonNoAddressLeft, detour.ReasonKeyTaken}, c.Reason) {
 		return errors.New(c.Message)
 	}
 	return nil
