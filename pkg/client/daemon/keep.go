@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
@@ -20,6 +21,8 @@ import (
 const (
 	keepInterval = 3 * time.Second
 	againTimeout = 2 * time.Minute
+	// maxStrange is how often in a row it is not believed that a session is gone, when it may not be the API server who says so.
+	maxStrange = 5
 )
 
 // errOtherManager is what a session ends with whose traffic-manager was installed anew: it does not know the laptop's tunnel.
@@ -62,7 +65,7 @@ func (s *Server) keep(ctx context.Context) {
 			if err == nil && !deleted {
 				now.resume(ctx)
 			}
-			if err != nil || !deleted {
+			if !deleted {
 				continue
 			}
 			if !givenUp(now.heard, time.Now(), now.object.Status.GivenUpAfter.Duration) {
@@ -163,8 +166,11 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 		s.refused = fmt.Errorf("%w; then run `detour connect`", explain.Context{Doing: "read the session", Server: s.server}.Error(err))
 	}
 	s.mu.Unlock()
+	if s.strange = min(s.strange+1, maxStrange); !apierrors.IsNotFound(err) || absent(err) {
+		s.strange = 0
+	}
 	if err != nil {
-		return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
+		return absent(err) || s.strange == maxStrange, err
 	}
 	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != s.object.UID {
 		return true, nil
@@ -194,6 +200,12 @@ func (s *session) refresh(ctx context.Context) (deleted bool, err error) {
 	return false, nil
 }
 
+// absent says whether the API server itself says that an object is not there. What stands before it, such as a load balancer that has lost it, may
+// say so of everything; and so does the API server of what was deleted with its kind.
+func absent(err error) bool {
+	return apierrors.IsNotFound(err) && !apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
+}
+
 // outdated says whether the laptop's tunnel is made of what holds no longer: the traffic-manager has another key, or other addresses for laptops
 // because somebody has changed the chart's sessionCIDR. Such a tunnel may seem to be alive, and nothing comes through it.
 func outdated(was, is detour.SessionStatus) bool {
@@ -210,7 +222,7 @@ func (s *session) forgetEnded(ctx context.Context) {
 	s.mu.Unlock()
 	for _, l := range all {
 		var i detour.Intercept
-		if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&l.object), &i); !apierrors.IsNotFound(err) {
+		if err := s.kube.Get(ctx, client.ObjectKeyFromObject(&l.object), &i); !absent(err) {
 			continue
 		}
 		s.log.Info("an intercept has ended in the cluster", "intercept", l.object.Name)

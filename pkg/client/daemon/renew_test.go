@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -105,4 +107,27 @@ func TestRenew(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	require.Equal(t, []string{"tuesday"}, asked)
+}
+
+// What stands before the API server may say for a while that nothing is there. A session ends when the API server says so.
+func TestWhoSaysThatASessionIsGone(t *testing.T) {
+	answer := func(w http.ResponseWriter) { http.Error(w, "default backend - 404", http.StatusNotFound) }
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w) }))
+	t.Cleanup(front.Close)
+	s := &session{log: slog.New(slog.DiscardHandler), kube: kubeOf(t, &rest.Config{Host: front.URL}), object: detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "alice"}}}
+	gone := func() bool { deleted, _ := s.refresh(t.Context()); return deleted }
+	for range maxStrange - 1 {
+		require.False(t, gone())
+	}
+	require.True(t, gone(), "its kind may have been deleted with it")
+
+	s.strange = 0
+	answer = func(w http.ResponseWriter) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		status := apierrors.NewNotFound(schema.GroupResource{Group: detour.GroupVersion.Group, Resource: "sessions"}, "alice").Status()
+		status.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+		_ = json.NewEncoder(w).Encode(status)
+	}
+	require.True(t, gone())
 }

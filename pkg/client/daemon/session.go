@@ -77,6 +77,7 @@ type session struct {
 	problem         error
 	refused         error // why the cluster does not let the session go on
 	expired         bool  // its credentials are why
+	strange         int   // answers in a row that the session is gone which may not be the API server's. Of keep
 }
 
 // connect makes the session, the VIF and the DNS; on failure nothing of it is left. before is the session in whose place it comes, if any.
