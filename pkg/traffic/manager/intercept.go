@@ -36,6 +36,8 @@ type interceptReconciler struct {
 	options Options
 	started time.Time
 	wake    chan event.GenericEvent
+	// webhookAsked is when the API server last asked the webhook.
+	webhookAsked func() time.Time
 
 	rollouts *rollouts
 }
@@ -298,7 +300,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		case again:
 			message += fmt.Sprintf(": pod %s was made without it, rolling out once more", missed.Name)
 		case missed != nil:
-			message += fmt.Sprintf(": pod %s was made without it, the traffic-manager's log says why", missed.Name)
+			message += fmt.Sprintf(": pod %s was made without it, %s", missed.Name, r.whyMissed(missed))
 		case done && without > 0 && !attached:
 			message += ": waiting for the old pods to end"
 		case waiting != "":

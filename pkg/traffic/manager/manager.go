@@ -153,6 +153,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	injector := &injector{options: o, ca: keys.caPEM, log: o.Log, planOfRollout: intercepts.planOfRollout}
 	injector.setup(mgr)
+	intercepts.webhookAsked = func() time.Time { return time.Unix(injector.asked.Load(), 0) }
 	for _, task := range []ctrlmanager.Runnable{
 		everyReplica(func(ctx context.Context) error { return serveTunnel(ctx, hub, o) }),
 		everyReplica(func(ctx context.Context) error { return agents.serve(ctx, certs) }),

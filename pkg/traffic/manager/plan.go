@@ -20,9 +20,10 @@ const (
 	restartAfter = time.Minute
 	// webhookAfter is how long the API server may take to reach the webhook of a traffic-manager that has begun.
 	webhookAfter = 5 * time.Second
-	// restartsFor is how long after an intercept was asked for such rollouts are tried, and how long after one a pod counts as made by it: nobody's
-	// pods are to be made anew for ever.
-	restartsFor = 5 * time.Minute
+	// restartsFor is how long after an intercept was asked for such rollouts are tried: three times, since nobody's pods are to be made anew for ever.
+	restartsFor = 3 * time.Minute
+	// restartLasts is how long after such a rollout a pod counts as made by it.
+	restartLasts = 5 * time.Minute
 )
 
 // covered says whether new pods are made as the intercept needs them.
@@ -90,7 +91,15 @@ func (w *workload) worthwhile(i *detour.Intercept, plan inject.Plan, missed *cor
 		return true
 	}
 	last, err := time.Parse(time.RFC3339, plan.Restart)
-	return err != nil || missed.CreationTimestamp.Sub(last) > restartsFor
+	return err != nil || missed.CreationTimestamp.Sub(last) > restartLasts
+}
+
+// whyMissed says what a user can do about a pod that has no agent for a reason that stays.
+func (r *interceptReconciler) whyMissed(p *corev1.Pod) string {
+	if r.webhookAsked().Before(p.CreationTimestamp.Time) { // whole seconds
+		return fmt.Sprintf("because the API server did not reach the webhook: let it reach port %d of the traffic-manager's pod", WebhookPort)
+	}
+	return "the traffic-manager's log says why"
 }
 
 // again rolls out once more for what the webhook missed.

@@ -32,7 +32,8 @@ type injector struct {
 	log     *slog.Logger
 	// planOfRollout finds the annotation for a pod of an Argo Rollout, which does not bring it along.
 	planOfRollout func(ctx context.Context, namespace string, pod *corev1.Pod) (string, error)
-	known         atomic.Bool // to the API server: the webhook's configuration has the authority
+	known         atomic.Bool  // to the API server: the webhook's configuration has the authority
+	asked         atomic.Int64 // when it was asked last, Unix time in seconds
 }
 
 const (
@@ -48,6 +49,7 @@ func (i *injector) setup(mgr ctrl.Manager) {
 
 // Handle implements admission.Handler. It never refuses a pod: one without an agent is better than none.
 func (i *injector) Handle(ctx context.Context, req admission.Request) admission.Response {
+	i.asked.Store(time.Now().Unix())
 	var pod corev1.Pod
 	if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
 		return admission.Errored(http.StatusBadRequest, err)
