@@ -46,7 +46,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	before := everything(t)
 	require.Contains(t, refused(t, "connect", "-n", "shop"), "detour install", "it says what to do without a traffic-manager")
 	require.Contains(t, refused(t, "intercept", "catalog", "--port", "18080", "-n", "shop"), "detour install")
-	require.Contains(t, refused(t, "install", "--image", "detour.local/nothing:dev", "--image-pull-policy", "Never", "--timeout", "20s"), "and all is as before: container traffic-manager of pod traffic-manager-")
+	require.Contains(t, refused(t, "install", "--image", "detour.local/nothing:dev", "--image-pull-policy", "Never", "--timeout", "12s"), "and all is as before: container traffic-manager of pod traffic-manager-")
 	require.Eventually(t, func() bool { return slices.Equal(before, everything(t)) }, 90*time.Second, time.Second, "the namespace that was made ends")
 
 	// A namespace that is somebody's stays, and its other pods are nobody's business.
@@ -65,6 +65,15 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	detour(t, "uninstall")
 	require.Eventually(t, settled, 90*time.Second, time.Second, "the pods come back without the agent")
 	require.Equal(t, before, everything(t))
+
+	// Also what is left of one whose namespace was deleted by hand.
+	detour(t, "install", "--image", managerImage)
+	require.Contains(t, refused(t, "uninstall", "--manager-namespace", "other-system"), "the traffic-manager is in namespace detour-system, not other-system: run `detour uninstall --manager-namespace detour-system`")
+	kubectl(t, "delete", "namespace", "detour-system")
+	require.Contains(t, detour(t, "uninstall"), "removed the traffic-manager")
+	kubectl(t, "create", "namespace", "detour-system")
+	require.Eventually(t, func() bool { return slices.Equal(before, everything(t)) }, patience, 500*time.Millisecond)
+	require.Contains(t, detour(t, "uninstall"), "no traffic-manager is installed")
 	attachedEnd(t, func() {})
 }
 

@@ -38,6 +38,10 @@ import (
 
 const (
 	release = "traffic-manager" // and its lease
+	// webhookName is the webhook's configuration in the chart.
+	webhookName = "detour-traffic-agent"
+	// releaseName and releaseNamespace are annotations of Helm on all that belongs to a release.
+	releaseName, releaseNamespace = "meta.helm.sh/release-name", "meta.helm.sh/release-namespace"
 	// keysSecret is what the traffic-manager makes for itself.
 	keysSecret = "traffic-manager-keys"
 	// Namespace is where the traffic-manager lives unless told otherwise.

@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -57,6 +58,9 @@ func (o *options) uninstall(ctx context.Context) error {
 	if err != nil {
 		return o.explained(err, "reach the cluster")
 	}
+	if err := o.installedHere(ctx, clients); err != nil {
+		return err
+	}
 	if err := o.endSessions(ctx, c); err != nil {
 		return o.explained(err, "end the sessions")
 	}
@@ -72,12 +76,57 @@ func (o *options) uninstall(ctx context.Context) error {
 	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, o.timeout, "foreground"
 	if _, err := remove.Run(release); errors.Is(err, driver.ErrReleaseNotFound) {
 		o.result.Action = "none"
+		if err := o.removeOrphans(ctx, c); err != nil {
+			return err
+		}
 	} else if err != nil {
 		return o.explained(err, "remove the traffic-manager")
 	} else {
 		o.result.Action = "removed"
 	}
 	return o.removeNamespace(ctx, clients)
+}
+
+// installedHere refuses a namespace of the traffic-manager that is not the one, before anything is taken away.
+func (o *options) installedHere(ctx context.Context, c *kubernetes.Clientset) error {
+	config, err := c.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, webhookName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return o.explained(err, "look for the traffic-manager")
+	}
+	where := config.Annotations[releaseNamespace]
+	if where == "" || where == o.namespace {
+		return nil
+	}
+	return fmt.Errorf("the traffic-manager is in namespace %s, not %s: run `detour uninstall --manager-namespace %s`", where, o.namespace, where)
+}
+
+// removeOrphans removes what of a release is in no namespace and has survived it, as when somebody has deleted the traffic-manager's namespace by hand.
+func (o *options) removeOrphans(ctx context.Context, c client.Client) error {
+	for _, kind := range []schema.GroupVersionKind{
+		{Group: "admissionregistration.k8s.io", Version: "v1", Kind: "MutatingWebhookConfiguration"},
+		{Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "ClusterRoleBinding"},
+		{Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "ClusterRole"},
+		{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"},
+	} {
+		var list metav1.PartialObjectMetadataList
+		list.SetGroupVersionKind(kind)
+		if err := c.List(ctx, &list, client.MatchingLabels{"app.kubernetes.io/managed-by": "Helm"}); err != nil {
+			return o.explained(err, "look for what is left")
+		}
+		for i := range list.Items {
+			object := &list.Items[i]
+			if object.Annotations[releaseName] != release || object.Annotations[releaseNamespace] != o.namespace {
+				continue
+			}
+			if err := c.Delete(ctx, object); client.IgnoreNotFound(err) != nil {
+				return o.explained(err, "delete "+object.Name)
+			}
+			o.result.Action = "removed"
+		}
+	}
+	return nil
 }
 
 func (o *options) endSessions(ctx context.Context, c client.Client) error {
