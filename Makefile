@@ -29,7 +29,10 @@ bin/bench: FORCE
 	@cd integration && go build -o ../bin/bench ./cmd/bench
 FORCE:
 
-.PHONY: cluster-up cluster-down cluster-status
+.PHONY: cluster-build cluster-up cluster-down cluster-status
+cluster-build: $(CLUSTER) ## compile the local Kubernetes and what runs on it, unless that was done
+	@echo "== the local cluster's programs (the first time they are compiled, about 15 minutes)"
+	@$(CLUSTER) build
 cluster-up: deps $(CLUSTER) ## start a real local Kubernetes (NODES=2) and print its kubeconfig
 	@$(CLUSTER) up --nodes $(NODES)
 cluster-down: $(CLUSTER) ## stop it and put the machine back
@@ -42,7 +45,9 @@ demo: build ## the main job, shown on $KUBECONFIG or on a local cluster that it 
 	@integration/demo.sh
 
 .PHONY: test
-test: deps lint test-unit test-integration ## everything
+test: deps ## everything
+	@$(MAKE) --no-print-directory -j 3 --output-sync=line lint test-unit cluster-build # which wait more than they work
+	@$(MAKE) --no-print-directory test-integration
 
 # Many of the tests wait more than they work, hence -p and -parallel; those that take the longest come first.
 .PHONY: test-unit

@@ -93,7 +93,7 @@ func workOnLaptop(t *testing.T) (stop func()) {
 // A worker that takes its work from a queue is replaced, given back, and restored after the laptop vanished: every message is done exactly
 // once, by the laptop alone while it replaces the worker, and by nobody after it vanished and before the worker is restored.
 func TestReplaceQueueWorker(t *testing.T) {
-	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=15s")
+	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=10s")
 	t.Cleanup(func() { detour(t, "install", "--image", managerImage, "--set", "sessionTTL=10m") })
 	q := newQueue(t)
 	connected(t)
@@ -135,7 +135,7 @@ func TestReplaceQueueWorker(t *testing.T) {
 	q.eventually("the cluster works after the session's end", func() bool { return q.count("cluster") > before+20 })
 
 	connected(t)
-	detour(t, "intercept", "worker", "--mode", "replace", "--ttl", "20s")
+	detour(t, "intercept", "worker", "--mode", "replace", "--ttl", "15s")
 	before = q.count("cluster")
 	q.eventually("the cluster works after the intercept's time", func() bool { return q.count("cluster") > before+20 })
 	q.eventually("the intercept is gone", func() bool { return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name") == "" })

@@ -24,7 +24,7 @@ func TestUDPByLoadBalancerAndHostPort(t *testing.T) {
 		return strings.Fields(kubectl(t, "get", "node", name, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`))[0]
 	}
 	r := newRoaming(t)
-	require.Contains(t, refused(t, "install", "--image", managerImage, "--set", "udp.type=HostPort", "--timeout", "15s"), `violates PodSecurity "restricted:latest": hostPort`)
+	require.Contains(t, refused(t, "install", "--image", managerImage, "--set", "udp.type=HostPort", "--timeout", "8s"), `violates PodSecurity "restricted:latest": hostPort`)
 	security("privileged")
 	t.Cleanup(func() { security("restricted") })
 	for _, way := range []struct {

@@ -46,7 +46,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	before := everything(t)
 	require.Contains(t, refused(t, "connect", "-n", "shop"), "detour install", "it says what to do without a traffic-manager")
 	require.Contains(t, refused(t, "intercept", "catalog", "--port", "18080", "-n", "shop"), "detour install")
-	require.Contains(t, refused(t, "install", "--image", "detour.local/nothing:dev", "--image-pull-policy", "Never", "--timeout", "12s"), "and all is as before: container traffic-manager of pod traffic-manager-")
+	require.Contains(t, refused(t, "install", "--image", "detour.local/nothing:dev", "--image-pull-policy", "Never", "--timeout", "10s"), "and all is as before: container traffic-manager of pod traffic-manager-")
 	require.Eventually(t, func() bool { return slices.Equal(before, everything(t)) }, 90*time.Second, time.Second, "the namespace that was made ends")
 
 	// A namespace that is somebody's stays, and its other pods are nobody's business.

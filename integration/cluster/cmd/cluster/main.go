@@ -28,7 +28,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	const usage = "usage: cluster up|down|status|kubeconfig|load-image TAR...|kubectl ARGS... [--nodes N]"
+	const usage = "usage: cluster build|up|down|status|kubeconfig|load-image TAR...|kubectl ARGS... [--nodes N]"
 	if len(args) == 0 {
 		return errors.New(usage)
 	}
@@ -47,6 +47,10 @@ func run(ctx context.Context, args []string) error {
 	}}))
 	command, rest := args[0], args[1:]
 	switch command {
+	case "build":
+		source := filepath.Join("integration", "cluster", "build")
+		_, _, err := c.ArgoRollouts(ctx, source, log)
+		return errors.Join(c.Build(ctx, source, log), err)
 	case "up":
 		flags := flag.NewFlagSet("up", flag.ContinueOnError)
 		flags.IntVar(&c.Nodes, "nodes", c.Nodes, "how many nodes")
