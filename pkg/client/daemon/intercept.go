@@ -34,6 +34,7 @@ const (
 type localIntercept struct {
 	object  detour.Intercept
 	request *daemonv1.InterceptRequest
+	was     []string // its names in the sessions before: who made it knows it by one of them
 }
 
 // begin creates the object of an intercept. The laptop can answer from then on, before the first agent asks.
@@ -211,7 +212,7 @@ func (s *session) leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*dae
 func (s *session) meant(req *daemonv1.LeaveRequest, ports servicePorts) (names []string, err error) {
 	var have, others []string // of others, and other ports of the same
 	for name, l := range s.intercepts {
-		is := append([]string{name}, calledBy(l.object.Spec.Service, cmp.Or(l.object.Status.Workload, l.object.Spec.Workload))...)
+		is := slices.Concat([]string{name}, l.was, calledBy(l.object.Spec.Service, cmp.Or(l.object.Status.Workload, l.object.Spec.Workload)))
 		have = append(have, is[len(is)-1])
 		port, number := "", l.object.Status.ServicePort
 		if l.object.Spec.Port != nil {

@@ -38,7 +38,7 @@ func (s *Server) keep(ctx context.Context) {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()
 	var lost *session // that is being made again
-	var intercepts []*daemonv1.InterceptRequest
+	var intercepts []*wanted
 	for {
 		select {
 		case <-ctx.Done():
@@ -101,7 +101,7 @@ func (s *Server) lose(ctx context.Context, now *session) {
 }
 
 // reconnect makes a session anew in place of a lost one, and says whether there is nothing left to try.
-func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*daemonv1.InterceptRequest) bool {
+func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*wanted) bool {
 	s.lose(ctx, old)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -116,9 +116,7 @@ func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*daem
 		old.setProblem(err)
 		return false
 	}
-	for _, i := range intercepts {
-		n.wanted = append(n.wanted, &wanted{request: i})
-	}
+	n.wanted = intercepts
 	s.put(n)
 	n.resume(trying)
 	return true
@@ -143,9 +141,7 @@ func (s *Server) renew(ctx context.Context, old *session, kubeconfig []byte, pro
 		old.setProblem(err)
 		return nil, err
 	}
-	for _, i := range intercepts {
-		n.wanted = append(n.wanted, &wanted{request: i})
-	}
+	n.wanted = intercepts
 	s.put(n)
 	n.resume(ctx)
 	return n, nil
@@ -234,17 +230,14 @@ func (s *session) forgetEnded(ctx context.Context) {
 }
 
 // wishes are the intercepts that this laptop asked for.
-func (s *session) wishes() []*daemonv1.InterceptRequest {
+func (s *session) wishes() []*wanted {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var all []*daemonv1.InterceptRequest
+	var all []*wanted
 	for _, l := range s.intercepts {
-		all = append(all, l.request)
+		all = append(all, &wanted{request: l.request, was: append(slices.Clone(l.was), l.object.Name)})
 	}
-	for _, w := range s.wanted {
-		all = append(all, w.request)
-	}
-	return all
+	return append(all, s.wanted...)
 }
 
 func (s *session) setProblem(err error) {

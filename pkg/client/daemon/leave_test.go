@@ -71,3 +71,22 @@ func TestMeant(t *testing.T) {
 		})
 	}
 }
+
+// A session that is made again after a sleep has new intercepts for the old ones, with other names. `detour intercept -- COMMAND` knows only the first.
+func TestLeaveByAFormerName(t *testing.T) {
+	before := &session{intercepts: map[string]*localIntercept{"web-a": {object: detour.Intercept{ObjectMeta: metav1.ObjectMeta{Name: "web-a"}}, request: &daemonv1.InterceptRequest{Service: "web"}}}}
+	again := func(s *session, name string) *session {
+		w := s.wishes()[0]
+		i := detour.Intercept{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: detour.InterceptSpec{Service: "web"}}
+		return &session{intercepts: map[string]*localIntercept{name: {object: i, request: w.request, was: w.was}}}
+	}
+	now := again(again(before, "web-b"), "web-c")
+	for _, name := range []string{"web-a", "web-b", "web-c"} {
+		got, err := now.meant(&daemonv1.LeaveRequest{Service: name}, nil)
+		require.NoError(t, err, name)
+		require.Equal(t, []string{"web-c"}, got)
+	}
+	wanting := &session{wanted: now.wishes()}
+	require.Len(t, wanting.forget(&daemonv1.LeaveRequest{Service: "web-a"}, nil), 1, "before there is a new one")
+	require.Empty(t, wanting.wanted)
+}

@@ -14,6 +14,7 @@ import (
 // wanted is an intercept that the laptop had before its session was made again, and for which there is no object yet.
 type wanted struct {
 	request *daemonv1.InterceptRequest
+	was     []string // its names until now
 	err     error
 }
 
@@ -33,7 +34,7 @@ func (s *session) resume(ctx context.Context) {
 		case err != nil:
 			w.err = err
 		case still:
-			s.intercepts[i.Name] = &localIntercept{object: *i, request: w.request}
+			s.intercepts[i.Name] = &localIntercept{object: *i, request: w.request, was: w.was}
 			s.wanted = slices.DeleteFunc(s.wanted, func(o *wanted) bool { return o == w })
 		}
 		s.mu.Unlock()
@@ -52,7 +53,7 @@ func (s *session) forget(req *daemonv1.LeaveRequest, ports servicePorts) (left [
 		if !ok {
 			kind, name = "", w.request.Workload
 		}
-		is := slices.Contains(calledBy(w.request.Service, &detour.WorkloadRef{Kind: kind, Name: name}), req.Service) && (req.Port == "" || ports.same(req.Port, w.request.Port))
+		is := slices.Contains(slices.Concat(w.was, calledBy(w.request.Service, &detour.WorkloadRef{Kind: kind, Name: name})), req.Service) && (req.Port == "" || ports.same(req.Port, w.request.Port))
 		if is {
 			left = append(left, w.describe())
 		}
