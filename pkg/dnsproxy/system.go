@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"os"
+	"sync"
 )
 
 // System is the laptop's own name resolution, which is told to ask the proxy.
@@ -22,7 +23,9 @@ type System interface {
 // plain is a system whose programs read /etc/resolv.conf and nothing else.
 type plain struct {
 	ResolvConf
-	server netip.Addr
+
+	mu     sync.Mutex // the file may be kept while the session ends
+	server netip.Addr // none when nothing is set
 	search []string
 }
 
@@ -30,6 +33,8 @@ type plain struct {
 func Plain(file ResolvConf) System { return &plain{ResolvConf: file} }
 
 func (p *plain) Upstream() ([]string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	file := p.ResolvConf
 	if p.untouched() {
 		file.Path = p.backup()
@@ -39,15 +44,26 @@ func (p *plain) Upstream() ([]string, error) {
 }
 
 func (p *plain) Set(_ string, server netip.Addr, search []string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.server, p.search = server, search
 	return p.ResolvConf.Set(server, search)
 }
 
 func (p *plain) Keep() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if !p.server.IsValid() || p.untouched() {
 		return nil
 	}
 	return p.ResolvConf.Set(p.server, p.search)
+}
+
+func (p *plain) Restore() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.server = netip.Addr{}
+	return p.ResolvConf.Restore()
 }
 
 // untouched says whether the file is as it was set.

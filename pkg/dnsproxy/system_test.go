@@ -37,3 +37,17 @@ func TestResolversThatComeLater(t *testing.T) {
 	require.Equal(t, "nameserver 10.0.0.1\nsearch office\n", read())
 	require.Equal(t, []string{"10.0.0.1:53"}, upstream(s))
 }
+
+// What follows the resolvers may be under way when the session ends.
+func TestNothingIsKeptAfterTheEnd(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "resolv.conf")
+	require.NoError(t, os.WriteFile(path, []byte("nameserver 192.168.1.1\n"), 0o600))
+	s := Plain(ResolvConf{Path: path, State: dir})
+	require.NoError(t, s.Set("", netip.MustParseAddr("198.18.0.2"), nil))
+	require.NoError(t, s.Restore())
+	require.NoError(t, s.Keep())
+	raw, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, "nameserver 192.168.1.1\n", string(raw))
+}
