@@ -49,7 +49,8 @@ func (a *app) connectCommand() *cobra.Command {
 	return cmd
 }
 
-// connect asks the daemon to connect. When that fails a daemon without a session is of no use and goes.
+// connect asks the daemon to connect. When that fails a daemon that never had a session is of no use and goes. One that has lost its own may be
+// making it again.
 func (a *app) connect(ctx context.Context, client daemonv1.DaemonServiceClient) (_ *daemonv1.StatusResponse, err error) {
 	req, err := a.connectRequest()
 	if err != nil {
@@ -57,7 +58,7 @@ func (a *app) connect(ctx context.Context, client daemonv1.DaemonServiceClient) 
 	}
 	defer func() {
 		if err != nil {
-			if s, serr := client.Status(context.WithoutCancel(ctx), &daemonv1.StatusRequest{}); serr == nil && !s.Connected {
+			if s, serr := client.Status(context.WithoutCancel(ctx), &daemonv1.StatusRequest{}); serr == nil && !s.Connected && s.Session == "" {
 				_, _ = client.Quit(context.WithoutCancel(ctx), &daemonv1.QuitRequest{})
 			}
 		}
