@@ -38,7 +38,6 @@ func (s *Server) keep(ctx context.Context) {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()
 	var lost *session // that is being made again
-	var intercepts []*wanted
 	for {
 		select {
 		case <-ctx.Done():
@@ -53,16 +52,16 @@ func (s *Server) keep(ctx context.Context) {
 		switch {
 		case now == lost: // and nobody quit or connected meanwhile
 		case now.inside != nil && now.inside.Gone() && !now.isEnded():
-			lost, intercepts = now, now.wishes()
+			lost = now
 			s.log.Warn("the holder of the network has ended: making the session again", "session", now.object.Name)
 		default:
 			deleted, err := now.refresh(ctx)
 			if errors.Is(err, errOtherManager) {
-				lost, intercepts = now, now.wishes()
+				lost = now
 				s.log.Info("the traffic-manager is not the same any more: making the session again", "session", now.object.Name, "why", err)
 				break
 			}
-			if err == nil && !deleted {
+			if err == nil && !deleted && !now.isEnded() {
 				now.resume(ctx)
 			}
 			if !deleted {
@@ -70,14 +69,14 @@ func (s *Server) keep(ctx context.Context) {
 			}
 			if !givenUp(now.heard, time.Now(), now.object.Status.GivenUpAfter.Duration) {
 				s.log.Info("the session was deleted in the cluster")
-				s.lose(ctx, now)
+				s.lose(ctx, now, nil)
 				now.setProblem(errEnded)
 				continue
 			}
-			lost, intercepts = now, now.wishes()
+			lost = now
 			s.log.Info("the session is gone after a silence: making it again", "session", now.object.Name)
 		}
-		if s.reconnect(ctx, lost, intercepts) {
+		if s.reconnect(ctx, lost) {
 			lost = nil
 		}
 	}
@@ -89,20 +88,38 @@ func givenUp(heard, now time.Time, after time.Duration) bool {
 	return now.Round(0).Sub(heard.Round(0)) >= after // wall clock: a monotonic one stands still while the laptop sleeps
 }
 
-// lose puts the laptop back and keeps the session only to say what became of it.
-func (s *Server) lose(ctx context.Context, now *session) {
+// lose puts the laptop back and keeps the session only to say what became of it, and which intercepts the one in its place shall have.
+func (s *Server) lose(ctx context.Context, now *session, intercepts []*wanted) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if now.isEnded() {
+		return
+	}
 	ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 	defer done()
 	if err := now.close(ending); err != nil {
 		s.log.Warn("the cluster was not told of the session's end", "err", err)
 	}
+	now.leaveTo(intercepts)
+}
+
+// leaveTo notes what the session after this one shall have: it may be made by keep, or by a person who does not wait for that.
+func (s *session) leaveTo(intercepts []*wanted) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.intercepts, s.wanted = map[string]*localIntercept{}, intercepts
+}
+
+// succeed takes what a session has left to the one after it, if that is to the same place.
+func (s *session) succeed(before *session) {
+	if before != nil && before.elsewhere(s.request, s.server) == "" {
+		s.wanted = before.wishes()
+	}
 }
 
 // reconnect makes a session anew in place of a lost one, and says whether there is nothing left to try.
-func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*wanted) bool {
-	s.lose(ctx, old)
+func (s *Server) reconnect(ctx context.Context, old *session) bool {
+	s.lose(ctx, old, old.wishes())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.get() != old {
@@ -116,7 +133,7 @@ func (s *Server) reconnect(ctx context.Context, old *session, intercepts []*want
 		old.setProblem(err)
 		return false
 	}
-	n.wanted = intercepts
+	n.wanted = old.wishes()
 	s.put(n)
 	n.resume(trying)
 	return true
@@ -136,6 +153,7 @@ func (s *Server) renew(ctx context.Context, old *session, kubeconfig []byte, pro
 	ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 	defer done()
 	_ = old.close(ending) // nobody listens to the old credentials
+	old.leaveTo(intercepts)
 	n, err := connect(ctx, request, old, s.paths, s.log, progress)
 	if err != nil {
 		old.setProblem(err)

@@ -104,6 +104,7 @@ func TestRenew(t *testing.T) {
 	_, err = server.renew(context.Background(), s, tuesday.Kubeconfig, func(string) {})
 	require.ErrorContains(t, err, "no more of this")
 	require.True(t, s.isEnded())
+	require.Len(t, s.wishes(), 1, "for the next one who connects")
 	mu.Lock()
 	defer mu.Unlock()
 	require.Equal(t, []string{"tuesday"}, asked)

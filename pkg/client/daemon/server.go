@@ -179,7 +179,9 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 	if err != nil {
 		return status.Error(codes.Aborted, err.Error())
 	}
+	n.succeed(now)
 	s.put(n)
+	n.resume(ctx)
 	return stream.Send(&daemonv1.ConnectResponse{Status: n.status(stream.Context())})
 }
 

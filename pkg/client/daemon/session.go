@@ -351,13 +351,13 @@ func (s *session) followResolvers() {
 // close undoes everything, last to first. A cluster that does not answer is not waited for: it finds out by itself, and why it was not told
 // is returned.
 func (s *session) close(ctx context.Context) error {
+	if s.isEnded() {
+		return s.untold
+	}
 	s.mu.Lock()
 	s.wanted = nil
 	names := slices.Collect(maps.Keys(s.intercepts))
 	s.mu.Unlock()
-	if s.isEnded() {
-		return s.untold
-	}
 	s.untold = s.suspend(ctx, names)
 	left := false
 	for _, name := range names {

@@ -115,7 +115,7 @@ func TestQuitWhileReconnecting(t *testing.T) {
 	s.busy, s.idle = context.WithCancel(ctx)
 	s.put(old)
 	var reconnecting sync.WaitGroup
-	reconnecting.Go(func() { s.reconnect(s.busy, old, nil) })
+	reconnecting.Go(func() { s.reconnect(s.busy, old) })
 	<-asked
 	var r *daemonv1.QuitResponse
 	within(t, "quit", func() { r, _ = s.Quit(context.Background(), &daemonv1.QuitRequest{}) })
