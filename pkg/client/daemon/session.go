@@ -374,11 +374,14 @@ func (s *session) close(ctx context.Context) error {
 	if left && !silent(s.untold) {
 		s.relays.finish(ctx)
 	}
-	if !silent(s.untold) {
+	if !silent(s.untold) || ctx.Err() != nil {
 		s.untold = nil // the session's end is that of its intercepts
 	}
+	// Also for somebody who does not wait any longer.
+	ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+	defer done()
 	for _, f := range slices.Backward(s.cleanup) {
-		f(ctx)
+		f(ending)
 	}
 	s.cleanup = nil
 	s.mu.Lock()
