@@ -47,6 +47,7 @@ const (
 // session is a live connection to one namespace of one cluster.
 type session struct {
 	paths           Paths
+	host            string // the laptop's name
 	log             *slog.Logger
 	context, server string
 	namespace       string
@@ -90,7 +91,7 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session,
 	if err := detour.AddToScheme(scheme); err != nil {
 		return nil, err
 	}
-	s := &session{paths: paths, log: log, context: req.Context, server: config.Host, namespace: req.Namespace, since: time.Now(), intercepts: map[string]*localIntercept{}, request: req}
+	s := &session{paths: paths, host: hostName(), log: log, context: req.Context, server: config.Host, namespace: req.Namespace, since: time.Now(), intercepts: map[string]*localIntercept{}, request: req}
 	if s.routing, err = routes.Parse(req.GetWishes().GetAlsoProxy(), req.GetWishes().GetNeverProxy(), req.GetWishes().GetMapSubnet()); err != nil {
 		return nil, err
 	}
@@ -141,8 +142,17 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session,
 	return s, nil
 }
 
-// journal remembers the Session object, so that one that a crash left behind is deleted at the next connect.
-func (s *session) journal() string { return filepath.Join(s.paths.State, "session") }
+// journal remembers the Session object, so that one that a crash left behind is deleted at the next connect. A home that machines share, over NFS for
+// example, has one of each: what another machine remembers may be in use there.
+func (s *session) journal() string { return filepath.Join(s.paths.State, "session-"+s.host) }
+
+func hostName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		return "laptop"
+	}
+	return host
+}
 
 // create makes the Session and waits for the manager's answer.
 func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.ConnectRequest, progress func(string)) error {
@@ -153,13 +163,9 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 		}
 		_ = os.Remove(s.journal())
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "laptop"
-	}
 	s.object = detour.Session{
 		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, GenerateName: objectName(req.User) + "-"},
-		Spec:       detour.SessionSpec{PublicKey: key.PublicKey().String(), ClientVersion: version.Version, User: printable(req.User), Host: printable(host)},
+		Spec:       detour.SessionSpec{PublicKey: key.PublicKey().String(), ClientVersion: version.Version, User: printable(req.User), Host: printable(s.host)},
 	}
 	progress("making a session in namespace " + s.namespace)
 	if err := s.kube.Create(ctx, &s.object); err != nil {

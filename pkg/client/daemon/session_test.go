@@ -67,3 +67,14 @@ func TestTheClusterIsToldOfAnEndThatNobodyWaitsFor(t *testing.T) {
 	require.Equal(t, []string{"alice-1"}, deleted())
 	require.NoFileExists(t, s.journal())
 }
+
+// Machines that share a home share the state directory, and the cluster.
+func TestASessionOfAnotherMachineIsLeftAlone(t *testing.T) {
+	config, deleted := sessions(t)
+	paths := Paths{State: t.TempDir()}
+	made(t, config, &session{paths: paths, host: "desk"}, "alice-at-desk")
+	made(t, config, &session{paths: paths, host: "lab"}, "alice-at-lab")
+	require.Empty(t, deleted(), "its daemon is there")
+	made(t, config, &session{paths: paths, host: "desk"}, "alice-at-desk")
+	require.Equal(t, []string{"alice-at-desk-1"}, deleted(), "that one was left behind")
+}
