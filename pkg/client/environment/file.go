@@ -50,8 +50,12 @@ func JSON(variables map[string]string) ([]byte, error) {
 	return append(raw, '\n'), nil
 }
 
-// Write puts a file in place that only its owner may read, whoever might read what was there before.
+// Write puts a file in place that only its owner may read, whoever might read what was there before. What is there and no file, such as a device,
+// stays.
 func Write(path string, content []byte) error {
+	if there, err := os.Stat(path); err == nil && !there.Mode().IsRegular() {
+		return fmt.Errorf("write %s: it is not a file: choose another path", path)
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".detour-*") // of mode 0600
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
