@@ -59,7 +59,11 @@ func Start(pid int, args, environment []string) (Process, error) {
 		plan.enter = true
 	}
 	p := &process{done: make(chan struct{}), signals: make(chan os.Signal, 16)}
-	signal.Notify(p.signals, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
+	for _, s := range []os.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2} {
+		if s != unix.SIGHUP || !signal.Ignored(s) { // as under nohup; the command ignores it too then
+			signal.Notify(p.signals, s)
+		}
+	}
 	started := make(chan error)
 	go p.run(plan, path, args, started)
 	if err := <-started; err != nil {
