@@ -48,22 +48,9 @@ type Server struct {
 
 // Run serves until Quit or ctx ends, and puts the laptop back.
 func Run(ctx context.Context, p Paths, log *slog.Logger) error {
-	if err := p.Make(); err != nil {
-		return err
-	}
-	if c, err := net.Dial("unix", p.Socket()); err == nil {
-		_ = c.Close()
-		return errors.New("a daemon runs already")
-	}
-	if !p.Rootless {
-		if err := dnsproxy.PutBack(p.Resolver()); err != nil {
-			return err
-		}
-	}
-	_ = os.Remove(p.Socket())
-	listener, err := net.Listen("unix", p.Socket())
+	listener, err := listen(p)
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", p.Socket(), err)
+		return err
 	}
 	if err := os.Chmod(p.Socket(), 0o600); err != nil {
 		return fmt.Errorf("protect the socket: %w", err)
@@ -101,6 +88,31 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	<-stopped
 	kept.Wait()
 	return err
+}
+
+// listen is for the one daemon of its directory. Of two that are started at once each would take the other for one that has died.
+func listen(p Paths) (net.Listener, error) {
+	if err := p.Make(); err != nil {
+		return nil, err
+	}
+	if release, err := alone(p.Run); err == nil { // a file system may know no locks
+		defer release()
+	}
+	if c, err := net.Dial("unix", p.Socket()); err == nil {
+		_ = c.Close()
+		return nil, errors.New("a daemon runs already")
+	}
+	if !p.Rootless {
+		if err := dnsproxy.PutBack(p.Resolver()); err != nil {
+			return nil, err
+		}
+	}
+	_ = os.Remove(p.Socket())
+	listener, err := net.Listen("unix", p.Socket())
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", p.Socket(), err)
+	}
+	return listener, nil
 }
 
 func (s *Server) get() *session {

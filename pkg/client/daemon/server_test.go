@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -29,6 +30,28 @@ func TestSecondDaemon(t *testing.T) {
 	again, err := net.Dial("unix", p.Socket())
 	require.NoError(t, err, "the first one still answers")
 	_ = again.Close()
+}
+
+// Two commands that are run at once start a daemon each.
+func TestTwoDaemonsAtOnce(t *testing.T) {
+	for range 100 {
+		dir := t.TempDir()
+		p := Paths{Run: dir, State: dir, Rootless: true}
+		var starting sync.WaitGroup
+		var listeners [2]net.Listener
+		for i := range listeners {
+			starting.Go(func() { listeners[i], _ = listen(p) })
+		}
+		starting.Wait()
+		count := 0
+		for _, l := range listeners {
+			if l != nil {
+				count++
+				_ = l.Close()
+			}
+		}
+		require.Equal(t, 1, count)
+	}
 }
 
 // Who asks for another cluster is not told to be connected, though the context's name be the same.
