@@ -46,7 +46,7 @@ demo: build ## the main job, shown on $KUBECONFIG or on a local cluster that it 
 
 .PHONY: test
 test: deps ## everything
-	@$(MAKE) --no-print-directory -j 3 --output-sync=line lint test-unit cluster-build # which wait more than they work
+	@$(MAKE) --no-print-directory -j 3 --output-sync=line lint test-unit $(if $(KUBECONFIG),,cluster-build) # which wait more than they work
 	@$(MAKE) --no-print-directory test-integration
 
 # Many of the tests wait more than they work, hence -p and -parallel; those that take the longest come first.

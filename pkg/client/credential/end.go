@@ -4,9 +4,18 @@ import "net/http"
 
 // End gives requests an end with their contexts also while a credential plugin runs for them, which client-go waits for: one that hangs, or asks
 // a person who is not there, must not hold up whoever gave the request up. The plugin is left to itself.
-func End(next http.RoundTripper) http.RoundTripper { return &ending{next} }
+func End(next http.RoundTripper) http.RoundTripper {
+	return &ending{next: next, asked: make(chan struct{}, maxAsked)}
+}
 
-type ending struct{ next http.RoundTripper }
+// maxAsked is how many requests may wait for their answers at once, those that were given up included: whoever tries again and again while a plugin
+// hangs must not gather goroutines.
+const maxAsked = 64
+
+type ending struct {
+	next  http.RoundTripper
+	asked chan struct{} // one for each
+}
 
 // RoundTrip implements http.RoundTripper.
 func (e *ending) RoundTrip(request *http.Request) (*http.Response, error) {
@@ -14,8 +23,14 @@ func (e *ending) RoundTrip(request *http.Request) (*http.Response, error) {
 		response *http.Response
 		err      error
 	}
+	select {
+	case e.asked <- struct{}{}:
+	case <-request.Context().Done():
+		return nil, request.Context().Err()
+	}
 	done := make(chan result, 1)
 	go func() {
+		defer func() { <-e.asked }()
 		response, err := e.next.RoundTrip(request) //nolint:bodyclose // closed below, or by who asked
 		done <- result{response, err}
 	}()

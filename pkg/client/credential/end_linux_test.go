@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -59,4 +60,31 @@ func TestEndPassesOnWhatComes(t *testing.T) {
 	server.Close()
 	_, err = (&http.Client{Transport: End(http.DefaultTransport)}).Get(server.URL)
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
+}
+
+// Who asks again and again while nobody answers does not gather requests.
+func TestEndBoundsWhatIsGivenUp(t *testing.T) {
+	blocked := &blocking{free: make(chan struct{})}
+	t.Cleanup(func() { close(blocked.free) })
+	transport := End(blocked)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://nowhere", nil)
+	require.NoError(t, err)
+	for range 10 * maxAsked {
+		_, err := transport.RoundTrip(request) //nolint:bodyclose // there is none
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	require.LessOrEqual(t, blocked.asked.Load(), int64(maxAsked))
+}
+
+type blocking struct {
+	asked atomic.Int64
+	free  chan struct{}
+}
+
+func (b *blocking) RoundTrip(*http.Request) (*http.Response, error) {
+	b.asked.Add(1)
+	<-b.free
+	return nil, context.Canceled
 }

@@ -32,8 +32,8 @@ var errOtherManager = errors.New("the traffic-manager has another key or other a
 var errEnded = errors.New("the session was deleted in the cluster: run `detour connect` to connect again")
 
 // keep follows the session's object until ctx ends. A session whose laptop was silent for too long, because it slept or had no network,
-// is deleted by the traffic-manager: it is made again, with its intercepts, as is that of a traffic-manager that is not the same any more. One that is deleted while the laptop is there was
-// deleted by a person: it ends, and the laptop is put back.
+// is deleted by the traffic-manager: it is made again, with its intercepts, as is that of a traffic-manager that is not the same any more. One
+// that is deleted while the laptop is there was deleted by a person: it ends, and the laptop is put back.
 func (s *Server) keep(ctx context.Context) {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()

@@ -84,13 +84,14 @@ func (i *injector) plan(ctx context.Context, namespace string, pod *corev1.Pod) 
 
 // keepBundle keeps the manager's authority in the webhook's configuration. At an installation that may be made after the manager began.
 func (i *injector) keepBundle(ctx context.Context, c client.Client) error {
+	began := time.Now()
 	for {
 		err := i.setBundle(ctx, c)
 		again := bundleInterval
 		switch {
 		case err == nil:
 			i.known.Store(true)
-		case i.known.Load():
+		case i.known.Load() || time.Since(began) > bundleWait:
 			i.log.Warn("giving the webhook its authority failed", "err", err)
 		default:
 			i.log.Info("the webhook has no authority yet", "err", err)
