@@ -14,7 +14,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
-	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 // maxPending is how many TCP connections may wait for their dial.
@@ -122,10 +122,10 @@ func abort(c net.Conn) {
 // Splice copies both ways until both directions have ended, and closes both. An end of stream on one side is passed on as a
 // half-close, a reset as a reset.
 func Splice(a, b net.Conn) {
-	a, b = socket.New(a), socket.New(b)
+	a, b = netx.New(a), netx.New(b)
 	var both sync.WaitGroup
 	direction := func(from, to net.Conn) {
-		if err := socket.Copy(to, from); err != nil {
+		if err := netx.Copy(to, from); err != nil {
 			abort(from)
 			abort(to)
 			return

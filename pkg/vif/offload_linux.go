@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
-	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 // virtioHeader is what the kernel puts before each packet, and wants there (struct virtio_net_hdr): a byte of flags, one that says whether
@@ -22,7 +22,7 @@ const virtioHeader = 10
 // offloadTUN is a TUN whose large packets are passed on as they are, if the other end of the tunnel takes them.
 type offloadTUN struct {
 	tun.Device
-	file  *socket.File
+	file  *netx.File
 	mtu   int
 	large atomic.Bool
 
@@ -36,7 +36,7 @@ const smallPacket = 2 << 10
 
 // newOffloadTUN makes the most of a TUN of wireguard-go's.
 func newOffloadTUN(device tun.Device, mtu int) (*offloadTUN, error) {
-	file, err := socket.NewFile(device.File())
+	file, err := netx.NewFile(device.File())
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 
-	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 const (
@@ -39,7 +39,7 @@ const (
 type udpSocket struct {
 	port    uint16
 	conns   [families]*net.UDPConn // nil where the machine has not that family
-	senders [families]*socket.Sender
+	senders [families]*netx.Sender
 	pieces  atomic.Uint32
 	uncut   atomic.Bool // the kernel or the network card does not cut
 	// joiner finds where the pieces of a sender are put together; it returns nil for a stranger, whose pieces are dropped.
@@ -71,7 +71,7 @@ func (u *udpSocket) listen() error {
 			return err
 		}
 		u.conns[family] = c.(*net.UDPConn)
-		u.senders[family] = socket.NewSender(u.conns[family])
+		u.senders[family] = netx.NewSender(u.conns[family])
 		u.port = c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 		_ = u.conns[family].SetReadBuffer(socketBuffer)
 		_ = u.conns[family].SetWriteBuffer(socketBuffer)

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 // joinDatagrams asks the kernel to join what comes from one sender (GRO). Where it cannot, datagrams come one by one.
@@ -28,7 +28,7 @@ func joinDatagrams(network, _ string, raw syscall.RawConn) error {
 }
 
 // sendTrain lets the kernel cut buf into datagrams (GSO).
-func sendTrain(s *socket.Sender, buf []byte, size int, to netip.AddrPort) error {
+func sendTrain(s *netx.Sender, buf []byte, size int, to netip.AddrPort) error {
 	var control [32]byte
 	header := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
 	header.Level, header.Type = unix.SOL_UDP, unix.UDP_SEGMENT
@@ -44,13 +44,13 @@ func mayNotCut(err error) bool {
 
 // trainReader reads many datagrams at once.
 type trainReader struct {
-	receiver *socket.Receiver
-	came     []socket.Received
+	receiver *netx.Receiver
+	came     []netx.Received
 	trains   []received
 }
 
 func newTrainReader(c *net.UDPConn) *trainReader {
-	return &trainReader{receiver: socket.NewReceiver(c, trainsAtOnce, trainBuffer, unix.CmsgSpace(4))}
+	return &trainReader{receiver: netx.NewReceiver(c, trainsAtOnce, trainBuffer, unix.CmsgSpace(4))}
 }
 
 // read waits for datagrams. The next read overwrites them.

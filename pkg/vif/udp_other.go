@@ -8,12 +8,12 @@ import (
 	"net/netip"
 	"syscall"
 
-	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 func joinDatagrams(string, string, syscall.RawConn) error { return nil }
 
-func sendTrain(*socket.Sender, []byte, int, netip.AddrPort) error { return errors.ErrUnsupported }
+func sendTrain(*netx.Sender, []byte, int, netip.AddrPort) error { return errors.ErrUnsupported }
 
 func mayNotCut(err error) bool { return errors.Is(err, errors.ErrUnsupported) }
 

@@ -11,8 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/agentconfig"
 	"github.com/detour-dev/detour/pkg/traffic/agent"
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
 	"github.com/detour-dev/detour/pkg/traffic/redirect"
 )
 

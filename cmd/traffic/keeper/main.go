@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	"github.com/detour-dev/detour/pkg/agentconfig"
 	"github.com/detour-dev/detour/pkg/traffic/keeper"
 )
 

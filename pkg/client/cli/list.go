@@ -20,9 +20,9 @@ import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
-	"github.com/detour-dev/detour/pkg/traffic/argo"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
-	"github.com/detour-dev/detour/pkg/traffic/workloads"
+	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/workloads"
+	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
 
 // listed is one row of `detour list`: a service port, or a workload without a service.

@@ -10,8 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/detour-dev/detour/pkg/traffic/argo"
-	"github.com/detour-dev/detour/pkg/traffic/workloads"
+	"github.com/detour-dev/detour/pkg/workloads"
+	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
 
 func service(name string, selector map[string]string, ports ...corev1.ServicePort) corev1.Service {

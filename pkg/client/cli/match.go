@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/detour-dev/detour/pkg/traffic/route"
+	"github.com/detour-dev/detour/pkg/route"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )

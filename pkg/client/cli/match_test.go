@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/detour-dev/detour/pkg/traffic/route"
+	"github.com/detour-dev/detour/pkg/route"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )

@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/detour-dev/detour/pkg/client/daemon"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/inject"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/detour-dev/detour/pkg/traffic/datagram"
+	"github.com/detour-dev/detour/pkg/relay/datagram"
 )
 
 // datagrams joins the flows on a relayed connection to a local UDP port. The process sees a port of 127.0.0.1 for each client, and may

@@ -20,8 +20,8 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/explain"
-	"github.com/detour-dev/detour/pkg/traffic/agent/secure"
-	"github.com/detour-dev/detour/pkg/traffic/route/spec"
+	"github.com/detour-dev/detour/pkg/route/spec"
+	"github.com/detour-dev/detour/pkg/tlspeek"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -160,7 +160,7 @@ func whatItSpeaks(ctx context.Context, c net.Conn, req *daemonv1.InterceptReques
 	}
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
-	switch secured := secure.Speaks(ctx, c); {
+	switch secured := tlspeek.Speaks(ctx, c); {
 	case !secured && !req.LocalPlaintext:
 		return fmt.Sprintf("what listens on local port %d does not speak TLS: add --local-plaintext, or until it does %s", req.LocalPort, whoAnswers(req))
 	case secured && req.LocalPlaintext:

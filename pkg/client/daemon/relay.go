@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/detour-dev/detour/pkg/dnsproxy"
-	"github.com/detour-dev/detour/pkg/traffic/mux"
-	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/relay"
+	"github.com/detour-dev/detour/pkg/relay/mux"
 	"github.com/detour-dev/detour/pkg/vif"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )

@@ -22,7 +22,7 @@ import (
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
-	"github.com/detour-dev/detour/pkg/processors"
+	"github.com/detour-dev/detour/pkg/tuning"
 	"github.com/detour-dev/detour/pkg/version"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
@@ -69,7 +69,7 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	daemonv1.RegisterDaemonServiceServer(server, s)
 	var kept sync.WaitGroup
 	kept.Go(func() { s.keep(s.busy) })
-	kept.Go(func() { processors.Follow(ctx) })
+	kept.Go(func() { tuning.Follow(ctx) })
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

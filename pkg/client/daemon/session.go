@@ -26,11 +26,11 @@ import (
 	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
-	"github.com/detour-dev/detour/pkg/client/names"
 	"github.com/detour-dev/detour/pkg/client/routes"
+	"github.com/detour-dev/detour/pkg/client/svcwatch"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
-	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/version"
 	"github.com/detour-dev/detour/pkg/vif"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
@@ -313,7 +313,7 @@ func (s *session) resolver(listen netip.Addr, config *rest.Config) error {
 		// Inside there is no other way to the resolvers of the laptop.
 	}
 	domain := s.object.Status.DNS.Domain
-	known, err := names.Watch(config, names.Config{Namespace: s.namespace, Domain: domain, Alive: s.vif.Alive, Log: s.log})
+	known, err := svcwatch.Watch(config, svcwatch.Config{Namespace: s.namespace, Domain: domain, Alive: s.vif.Alive, Log: s.log})
 	if err != nil {
 		return err
 	}

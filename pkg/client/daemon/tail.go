@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/relay"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 

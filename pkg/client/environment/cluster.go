@@ -13,8 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/detour-dev/detour/pkg/traffic/argo"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/workloads/argo"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 

@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/detour-dev/detour/pkg/trouble"
+	"github.com/detour-dev/detour/pkg/workloads"
 )
 
 // tellAfter is how long a wait may be before a person wonders.
@@ -64,7 +64,7 @@ func managerTrouble(ctx context.Context, clients kubernetes.Interface, namespace
 	if err != nil {
 		return ""
 	}
-	if why := trouble.Of(pods.Items); why != "" || d.Status.AvailableReplicas > 0 {
+	if why := workloads.StartFailure(pods.Items); why != "" || d.Status.AvailableReplicas > 0 {
 		return why
 	}
 	return "its pod needs longer, which a longer --timeout gives it"

@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/detour-dev/detour/pkg/client/credential"
-	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/vif"
 )
 
@@ -84,7 +84,7 @@ func New(config *rest.Config, namespace, only string, pod func(context.Context) 
 			if err != nil {
 				return nil, err
 			}
-			return &socket.Gatherer{Conn: socket.New(c)}, nil
+			return &netx.Gatherer{Conn: netx.New(c)}, nil
 		}
 	}
 	transport, err := rest.TransportFor(config)
@@ -114,7 +114,7 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, upgradeTimeout)
 	defer cancel()
 	path := d.base.JoinPath("api", "v1", "namespaces", d.namespace, "services", "traffic-manager:tunnel", "proxy", "tunnel")
-	var below *socket.Gatherer
+	var below *netx.Gatherer
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { below = gathererOf(got.Conn) }})
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, path.String(), nil)
 	if err != nil {
@@ -148,7 +148,7 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 // upgraded is a stream whose writes reach the network whole, and not in records of TLS.
 type upgraded struct {
 	io.ReadWriteCloser
-	below *socket.Gatherer
+	below *netx.Gatherer
 	brake *brake
 }
 
@@ -163,10 +163,10 @@ func (u *upgraded) Write(b []byte) (int, error) {
 }
 
 // gathererOf finds what was dialled, below TLS. It is nil where that was not done here.
-func gathererOf(c net.Conn) *socket.Gatherer {
+func gathererOf(c net.Conn) *netx.Gatherer {
 	for {
 		switch below := c.(type) {
-		case *socket.Gatherer:
+		case *netx.Gatherer:
 			return below
 		case interface{ NetConn() net.Conn }:
 			c = below.NetConn()

@@ -18,9 +18,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/detour-dev/detour/pkg/agentconfig"
+	"github.com/detour-dev/detour/pkg/tlspeek"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
 	"github.com/detour-dev/detour/pkg/traffic/keeper"
 )
 
@@ -212,7 +213,7 @@ func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
 				h.First = sniffed(h.Client)
 			}
 			switch {
-			case sniff.StartsTLS(h.First):
+			case tlspeek.StartsTLS(h.First):
 				if a.serveTLS(ctx, &h) {
 					return
 				}

@@ -13,8 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/route"
 	"github.com/detour-dev/detour/pkg/traffic/redirect"
-	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
 const (

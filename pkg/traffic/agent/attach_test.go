@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/detour-dev/detour/pkg/traffic/route"
+	"github.com/detour-dev/detour/pkg/route"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

@@ -12,11 +12,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/relay/mux"
+	"github.com/detour-dev/detour/pkg/tlspeek"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
-	"github.com/detour-dev/detour/pkg/traffic/mux"
 )
 
-// bufferSize is two records of TLS, without the headers of two frames (pkg/traffic/mux).
+// bufferSize is two records of TLS, without the headers of two frames (pkg/relay/mux).
 const bufferSize = 32<<10 - 16
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
@@ -183,7 +184,7 @@ func (c *connection) clientSaid(ctx context.Context, b []byte) error {
 		}
 	}
 	up := c.up
-	routable := c.proto != sniff.Other || (sniff.StartsTLS(b) && !c.untouched)
+	routable := c.proto != sniff.Other || (tlspeek.StartsTLS(b) && !c.untouched)
 	if c.agent.personal(c.port) && !c.upgraded && ((begins && !c.answered && routable) || (c.proto == sniff.HTTP1 && (up.idle || c.answered) && sniff.StartsRequest(b))) {
 		up.left = true
 		c.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/traffic/datagram"
+	"github.com/detour-dev/detour/pkg/relay/datagram"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 
-	"github.com/detour-dev/detour/pkg/traffic/datagram"
+	"github.com/detour-dev/detour/pkg/relay/datagram"
 )
 
 const (

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/detour-dev/detour/pkg/traffic/datagram"
+	"github.com/detour-dev/detour/pkg/relay/datagram"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/agentconfig"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
 )
 
 // An agent ends in two steps. When its pod begins to end the kubelet runs the preStop hook (PodEnds): from then on every answer asks its

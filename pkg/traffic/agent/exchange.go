@@ -13,16 +13,16 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/socket"
-	"github.com/detour-dev/detour/pkg/socket/look"
+	"github.com/detour-dev/detour/pkg/netx"
+	"github.com/detour-dev/detour/pkg/netx/spin"
+	"github.com/detour-dev/detour/pkg/relay/mux"
+	"github.com/detour-dev/detour/pkg/route"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
-	"github.com/detour-dev/detour/pkg/traffic/mux"
-	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
 const (
-	// With the header of a frame (pkg/traffic/mux) a full buffer is one record of TLS.
+	// With the header of a frame (pkg/relay/mux) a full buffer is one record of TLS.
 	exchangeBuffer = 16<<10 - 8
 	// bulk is how much is gathered for a client before it waits for what has come from its laptop already.
 	bulk = exchangeBuffer / 2
@@ -48,7 +48,7 @@ type exchange struct {
 	more      func(n int) bool // is room, made once
 	kept      bool             // a request has been answered
 	last      net.Conn         // who has answered it
-	gain      look.Gain
+	gain      spin.Gain
 }
 
 func (a *agent) newExchange(client net.Conn, h passthrough.Handover) *exchange {
@@ -106,7 +106,7 @@ func (e *exchange) begins() bool {
 	}
 	e.idle.wait(true)
 	var err error
-	if !e.alone() || !socket.Look(e.client.Conn, &e.gain) {
+	if !e.alone() || !netx.Look(e.client.Conn, &e.gain) {
 		err = e.client.await()
 	}
 	if err == nil {

@@ -9,9 +9,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/detour-dev/detour/pkg/socket"
+	"github.com/detour-dev/detour/pkg/netx"
+	"github.com/detour-dev/detour/pkg/route"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http2"
-	"github.com/detour-dev/detour/pkg/traffic/route"
 )
 
 // http2Client is a client's connection of HTTP/2, gRPC among it, whose requests are routed one by one. Each client has connections of its
@@ -46,7 +46,7 @@ func (a *agent) serveHTTP2(client net.Conn, port uint16, first []byte, up *upstr
 		c.host = up.target
 		config.Host = c.way(c.host, false)
 	}
-	c.sw = http2.New(a.life, &prefixedConn{Conn: socket.New(client), first: first}, config)
+	c.sw = http2.New(a.life, &prefixedConn{Conn: netx.New(client), first: first}, config)
 	a.framed.Store(c, nil)
 	defer a.framed.Delete(c)
 	c.review()
@@ -170,13 +170,13 @@ func (c *http2Client) closeFirst() {
 
 func (c *http2Client) dialApp(ctx context.Context) (net.Conn, error) {
 	if first := c.take(nil); first != nil {
-		return socket.New(first), nil
+		return netx.New(first), nil
 	}
 	conn, _, err := c.agent.open(ctx, nil, c.conn, c.port)
 	if err != nil {
 		return nil, err
 	}
-	return socket.New(conn), nil
+	return netx.New(conn), nil
 }
 
 // watched is a request that somebody wants to see.

@@ -8,8 +8,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/relay/mux"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
-	"github.com/detour-dev/detour/pkg/traffic/mux"
 )
 
 // maxKept is how much of a request's body is kept until the laptop has answered, in bytes: with more the request cannot be given to the app instead.

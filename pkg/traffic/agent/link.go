@@ -10,9 +10,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/socket"
-	"github.com/detour-dev/detour/pkg/traffic/mux"
-	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/netx"
+	"github.com/detour-dev/detour/pkg/relay"
+	"github.com/detour-dev/detour/pkg/relay/mux"
 )
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, exchangeBuffer) }}
@@ -39,7 +39,7 @@ func (l *link) Close() error {
 }
 
 func newLink(c net.Conn, first []byte) *link {
-	l := &link{Conn: socket.New(c)}
+	l := &link{Conn: netx.New(c)}
 	l.w = &outlet{to: l.Conn}
 	l.in = prefixed{link: l, first: first}
 	l.wake()
@@ -70,7 +70,7 @@ func (l *link) await() error {
 	}
 	l.rest()
 	defer l.wake()
-	if c, ok := l.Conn.(*socket.Conn); ok {
+	if c, ok := l.Conn.(*netx.Conn); ok {
 		return c.Await()
 	}
 	first := make([]byte, 1)
@@ -124,7 +124,7 @@ func alive(c net.Conn) bool {
 			return false
 		}
 		if err := raw.Control(func(fd uintptr) {
-			n, err := socket.Peek(fd, make([]byte, 1))
+			n, err := netx.Peek(fd, make([]byte, 1))
 			quiet, closed = errors.Is(err, syscall.EAGAIN), err == nil && n == 0
 		}); err != nil {
 			return false

@@ -23,8 +23,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/detour-dev/detour/pkg/traffic/mux"
-	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/relay"
+	"github.com/detour-dev/detour/pkg/relay/mux"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

@@ -7,7 +7,7 @@ import (
 	"net"
 	"sync"
 
-	"github.com/detour-dev/detour/pkg/traffic/mux"
+	"github.com/detour-dev/detour/pkg/relay/mux"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	"github.com/detour-dev/detour/pkg/agentconfig"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/traffic/agent/secure"
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	"github.com/detour-dev/detour/pkg/agentconfig"
+	"github.com/detour-dev/detour/pkg/tlspeek"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -27,8 +27,8 @@ type ports map[uint16]*port
 
 // port is one of them. Whether the app speaks TLS there is asked of the app itself, because no name in the cluster says it for sure.
 type port struct {
-	certificate *secure.Certificate // nil for none
-	looking     sync.Mutex          // held while the app is asked
+	certificate *tlspeek.Certificate // nil for none
+	looking     sync.Mutex           // held while the app is asked
 
 	mu    sync.Mutex
 	state state
@@ -56,7 +56,7 @@ func newPorts(c agentconfig.Config) ports {
 		}
 		all[p.App] = &port{}
 		if p.Secret != "" {
-			all[p.App].certificate = secure.NewCertificate(p.Secret, filepath.Join(agentconfig.CertificatesDir, p.Secret))
+			all[p.App].certificate = tlspeek.NewCertificate(p.Secret, filepath.Join(agentconfig.CertificatesDir, p.Secret))
 		}
 	}
 	return all
@@ -159,7 +159,7 @@ func (p *port) look(ctx context.Context, number uint16) {
 	defer conn.Close()
 	now.known = true
 	if p.certificate == nil {
-		now.tls = secure.Speaks(ctx, conn)
+		now.tls = tlspeek.Speaks(ctx, conn)
 	} else {
 		now.problem = p.certificate.Try(ctx, conn)
 	}

@@ -10,9 +10,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/detour-dev/detour/pkg/route"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
-	"github.com/detour-dev/detour/pkg/traffic/route"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

@@ -11,8 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/tlspeek"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
-	"github.com/detour-dev/detour/pkg/traffic/agent/secure"
 )
 
 const (
@@ -47,9 +47,9 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 	if err != nil {
 		return false
 	}
-	var hello *secure.Hello
+	var hello *tlspeek.Hello
 	_ = h.Client.SetReadDeadline(time.Now().Add(helloTimeout))
-	hello, h.First, err = secure.ReadHello(h.Client, h.First)
+	hello, h.First, err = tlspeek.ReadHello(h.Client, h.First)
 	_ = h.Client.SetReadDeadline(time.Time{})
 	if err != nil || hello.Takes(certificate) != nil {
 		return false
@@ -64,7 +64,7 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 		return false
 	}
 	s := &secured{agent: a, port: h.Port, name: hello.Name()}
-	if s.app, err = secure.Connect(dialing, raw, s.name, hello.Protocols(), p.certificate.Is); err != nil {
+	if s.app, err = tlspeek.Connect(dialing, raw, s.name, hello.Protocols(), p.certificate.Is); err != nil {
 		a.log.Debug("TLS passes untouched", "port", h.Port, "err", err)
 		_ = raw.Close()
 		return false
@@ -74,7 +74,7 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 	if !slices.Contains([]string{"", "http/1.1", "h2"}, s.protocol) {
 		return false
 	}
-	s.Conn = tls.Server(&secure.Replayed{Conn: h.Client, First: h.First}, p.certificate.Config(s.protocol))
+	s.Conn = tls.Server(&tlspeek.Replayed{Conn: h.Client, First: h.First}, p.certificate.Config(s.protocol))
 	shaking, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	if err := s.HandshakeContext(shaking); err != nil {
@@ -147,7 +147,7 @@ func (s *secured) dialApp(ctx context.Context, raw net.Conn) (*tls.Conn, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, appTimeout)
 	defer cancel()
-	return secure.Connect(ctx, raw, s.name, protocols, s.agent.ports[s.port].certificate.Is)
+	return tlspeek.Connect(ctx, raw, s.name, protocols, s.agent.ports[s.port].certificate.Is)
 }
 
 // dialLaptop speaks TLS with the process on the laptop. The way there is authenticated and encrypted already, so whatever certificate
@@ -161,11 +161,11 @@ func (s *secured) dialLaptop(ctx context.Context, t *target, raw net.Conn) (*tls
 		protocols = nil
 	}
 	if time.Now().UnixNano() < t.plainUntil.Load() {
-		return nil, secure.ErrNotTLS
+		return nil, tlspeek.ErrNotTLS
 	}
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
-	conn, err := secure.Connect(ctx, raw, s.name, protocols, func(*x509.Certificate) bool { return true })
+	conn, err := tlspeek.Connect(ctx, raw, s.name, protocols, func(*x509.Certificate) bool { return true })
 	if err != nil {
 		t.plainUntil.Store(time.Now().Add(plainPause).UnixNano())
 	}

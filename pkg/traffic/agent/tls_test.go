@@ -24,8 +24,8 @@ import (
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/detour-dev/detour/pkg/traffic/agent/secure"
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	"github.com/detour-dev/detour/pkg/agentconfig"
+	"github.com/detour-dev/detour/pkg/tlspeek"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -107,7 +107,7 @@ func TestTLSLate(t *testing.T) {
 }
 
 // secret writes a certificate as a Secret is mounted.
-func secret(t *testing.T, certificate tls.Certificate) *secure.Certificate {
+func secret(t *testing.T, certificate tls.Certificate) *tlspeek.Certificate {
 	t.Helper()
 	dir := t.TempDir()
 	private, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
@@ -115,7 +115,7 @@ func secret(t *testing.T, certificate tls.Certificate) *secure.Certificate {
 	for name, block := range map[string]*pem.Block{"tls.crt": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}, "tls.key": {Type: "PRIVATE KEY", Bytes: private}} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600))
 	}
-	return secure.NewCertificate("web-tls", dir)
+	return tlspeek.NewCertificate("web-tls", dir)
 }
 
 // looked is a pod whose agent has the app's certificate, and whose service alice (over TLS) and bob (in the clear) intercept for themselves.

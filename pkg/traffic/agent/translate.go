@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/net/http2"
 
-	"github.com/detour-dev/detour/pkg/traffic/mux"
+	"github.com/detour-dev/detour/pkg/relay/mux"
 )
 
 // speaksHTTP2 says whether a laptop's process has chosen HTTP/2, where there was a choice.

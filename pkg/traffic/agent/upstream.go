@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/relay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

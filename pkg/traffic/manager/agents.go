@@ -24,8 +24,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/agentconfig"
+	"github.com/detour-dev/detour/pkg/inject"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

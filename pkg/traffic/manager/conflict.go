@@ -9,8 +9,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/traffic/route"
-	"github.com/detour-dev/detour/pkg/traffic/route/spec"
+	"github.com/detour-dev/detour/pkg/route"
+	"github.com/detour-dev/detour/pkg/route/spec"
 )
 
 // conflict lets the intercept of a port win that is in force, and else the oldest. Matches that are disjoint or ordered share it.

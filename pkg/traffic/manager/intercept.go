@@ -20,11 +20,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/traffic/argo"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
-	"github.com/detour-dev/detour/pkg/traffic/route"
-	"github.com/detour-dev/detour/pkg/traffic/route/spec"
-	"github.com/detour-dev/detour/pkg/trouble"
+	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/route"
+	"github.com/detour-dev/detour/pkg/route/spec"
+	"github.com/detour-dev/detour/pkg/workloads"
+	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
 
 // interceptReconciler gets agents into the workload's pods and says when traffic really flows.
@@ -294,7 +294,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 		if attached {
 			message = fmt.Sprintf("attaching the traffic-agent to the pods of %s (%d pods with it, %d still without)", target.Name(), len(with), without)
 		}
-		switch why := trouble.Of(pods); {
+		switch why := workloads.StartFailure(pods); {
 		case why != "":
 			message += ": " + why
 		case again:
@@ -339,7 +339,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	i.Status.Dropped = max(i.Status.Dropped, int64(r.agents.lost(string(i.UID))))
 	if confirmed < ready && i.Status.Phase != detour.PhaseActive {
 		message := fmt.Sprintf("waiting for the agents of %s (%d of %d)", target.Name(), confirmed, ready)
-		if why := trouble.Of(pods); why != "" {
+		if why := workloads.StartFailure(pods); why != "" {
 			message += ": " + why
 		}
 		set(i, detour.PhasePending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, message)

@@ -28,9 +28,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/processors"
-	"github.com/detour-dev/detour/pkg/socket"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/netx"
+	"github.com/detour-dev/detour/pkg/tuning"
 	"github.com/detour-dev/detour/pkg/vif"
 )
 
@@ -158,7 +158,7 @@ func Run(ctx context.Context, o Options) error {
 		everyReplica(func(ctx context.Context) error { return serveTunnel(ctx, hub, o) }),
 		everyReplica(func(ctx context.Context) error { return agents.serve(ctx, certs) }),
 		everyReplica(func(ctx context.Context) error { return serveRelay(ctx, hub, agents, certs, o) }),
-		everyReplica(func(ctx context.Context) error { processors.Follow(ctx); return nil }),
+		everyReplica(func(ctx context.Context) error { tuning.Follow(ctx); return nil }),
 		everyReplica(sessions.watchPeers),
 		everyReplica(intercepts.rollouts.follow),
 		everyReplica(func(ctx context.Context) error {
@@ -215,7 +215,7 @@ func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
 			_ = conn.Close()
 			return
 		}
-		if err := hub.ServeStream(ctx, &bufferedConn{Conn: socket.New(conn), buffered: buffered.Reader}); err != nil {
+		if err := hub.ServeStream(ctx, &bufferedConn{Conn: netx.New(conn), buffered: buffered.Reader}); err != nil {
 			o.Log.Debug("a tunnel ended", "err", err)
 		}
 	})

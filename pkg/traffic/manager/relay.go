@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/vif"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )

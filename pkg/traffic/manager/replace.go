@@ -9,9 +9,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
-	"github.com/detour-dev/detour/pkg/traffic/workloads"
-	"github.com/detour-dev/detour/pkg/trouble"
+	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/workloads"
 )
 
 // mayRestore says whether what happened to an object may be the end of a replacement, or its trace that a manager finds when it starts.
@@ -98,7 +97,7 @@ func (r *interceptReconciler) giveBack(ctx context.Context, i *detour.Intercept,
 	}
 	if done, _ := target.rolledOut(); !done || idle > 0 {
 		message := fmt.Sprintf("rolling out %s with its own container %s (%d pods still without)", target.Name(), target.container, idle)
-		if why := trouble.Of(pods); why != "" {
+		if why := workloads.StartFailure(pods); why != "" {
 			message += ": " + why
 		}
 		set(i, detour.PhaseSuspending, metav1.ConditionFalse, detour.ReasonRollingOut, message)

@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/traffic/workloads"
+	"github.com/detour-dev/detour/pkg/workloads"
 )
 
 // A container is restored when the last intercept that replaces it is over, and not while one may come that nobody has looked at yet.

@@ -22,8 +22,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
-	"github.com/detour-dev/detour/pkg/traffic/relay"
+	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/vif"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )

@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
+	"github.com/detour-dev/detour/pkg/inject"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 

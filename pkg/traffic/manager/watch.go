@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/detour-dev/detour/pkg/traffic/route"
+	"github.com/detour-dev/detour/pkg/route"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )

@@ -13,9 +13,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/traffic/argo"
-	"github.com/detour-dev/detour/pkg/traffic/inject"
-	"github.com/detour-dev/detour/pkg/traffic/workloads"
+	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/workloads"
+	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
 
 // workload is what stands behind a service or is asked for by its name, and what an intercept needs of it.

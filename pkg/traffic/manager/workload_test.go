@@ -14,8 +14,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/traffic/argo"
-	"github.com/detour-dev/detour/pkg/traffic/workloads"
+	"github.com/detour-dev/detour/pkg/workloads"
+	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
 
 func TestServicePort(t *testing.T) {

@@ -17,7 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/detour-dev/detour/pkg/traffic/agentconfig"
+	"github.com/detour-dev/detour/pkg/agentconfig"
 )
 
 const (

@@ -133,7 +133,7 @@ const (
 	RelayStatus_RELAY_STATUS_UNREACHABLE       RelayStatus = 3 // the laptop does not answer
 	RelayStatus_RELAY_STATUS_UNKNOWN_INTERCEPT RelayStatus = 4 // ended, or never the laptop's
 	RelayStatus_RELAY_STATUS_DENIED            RelayStatus = 5 // the token is wrong
-	RelayStatus_RELAY_STATUS_MULTIPLEXED       RelayStatus = 6 // frames of pkg/traffic/mux follow
+	RelayStatus_RELAY_STATUS_MULTIPLEXED       RelayStatus = 6 // frames of pkg/relay/mux follow
 )
 
 // Enum value maps for RelayStatus.
@@ -804,7 +804,7 @@ func (x *Intercept) GetErrorOnFailure() bool {
 	return false
 }
 
-// Match selects requests; all conditions must hold. What they mean is in pkg/traffic/route.
+// Match selects requests; all conditions must hold. What they mean is in pkg/route.
 type Match struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
@@ -958,8 +958,8 @@ type RelayHeader struct {
 	Token        []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`             // agent -> manager only
 	Source       string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`           // ip:port of the client as the agent saw it
 	Destination  string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // ip:port that the client asked for
-	Datagrams    bool                   `protobuf:"varint,5,opt,name=datagrams,proto3" json:"datagrams,omitempty"`    // frames of pkg/traffic/datagram follow, of any number of clients; source and destination are empty
-	// The agent would carry many streams over the connection, in frames of pkg/traffic/mux. A laptop that does so answers MULTIPLEXED; one that does not know
+	Datagrams    bool                   `protobuf:"varint,5,opt,name=datagrams,proto3" json:"datagrams,omitempty"`    // frames of pkg/relay/datagram follow, of any number of clients; source and destination are empty
+	// The agent would carry many streams over the connection, in frames of pkg/relay/mux. A laptop that does so answers MULTIPLEXED; one that does not know
 	// of it answers as ever.
 	Multiplexed   bool `protobuf:"varint,6,opt,name=multiplexed,proto3" json:"multiplexed,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -3,6 +3,7 @@
 package passthrough
 
 import (
+	"github.com/detour-dev/detour/pkg/tlspeek"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 )
@@ -78,7 +79,7 @@ func (l *loop) pass(p *pair, b []byte) pass {
 		h.answers = nil
 		return toApp
 	}
-	if owner == ByRequest && opening && (h.protocol == sniff.HTTP2 || h.protocol == sniff.Other && (sniff.BeginsRequest(b) || sniff.StartsTLS(b))) {
+	if owner == ByRequest && opening && (h.protocol == sniff.HTTP2 || h.protocol == sniff.Other && (sniff.BeginsRequest(b) || tlspeek.StartsTLS(b))) {
 		return away // who takes it reads on to know
 	}
 	if h.protocol == sniff.HTTP2 && h.leave == stay { // it has begun while Owner changed

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/detour-dev/detour/pkg/socket/look"
+	"github.com/detour-dev/detour/pkg/netx/spin"
 )
 
 const (
@@ -33,7 +33,7 @@ type loop struct {
 	finishing  atomic.Bool // nothing new is taken
 	stopped    bool
 	pipes      []*pipe
-	gain       look.Gain
+	gain       spin.Gain
 }
 
 // socket is a listener, or one end of a pair.
@@ -187,7 +187,7 @@ func (l *loop) run() {
 // wait waits for events, and looks for them for a moment where that pays.
 func (l *loop) wait(events []unix.EpollEvent) (int, error) {
 	if l.gain.Pays() {
-		for range look.Times {
+		for range spin.Times {
 			n, err := pollRaw(l.epoll, events)
 			if n != 0 || err != nil {
 				l.gain.Looked(true)

@@ -1,55 +1,17 @@
 package sniff
 
 import (
-	"crypto/tls"
-	"net"
 	"testing"
 
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
+	"github.com/detour-dev/detour/pkg/tlspeek"
 )
 
-// hello is what a real client says first.
-func hello(t testing.TB) []byte {
-	here, there := net.Pipe()
-	defer there.Close()
-	go func() {
-		_ = tls.Client(here, &tls.Config{ServerName: "catalog.shop", MinVersion: tls.VersionTLS12}).Handshake()
-		_ = here.Close()
-	}()
-	b := make([]byte, 4<<10)
-	n, err := there.Read(b)
-	require.NoError(t, err)
-	return b[:n]
-}
-
-func TestStartsTLS(t *testing.T) {
-	real := hello(t)
-	for n := 1; n <= len(real); n++ {
-		require.True(t, StartsTLS(real[:n]), "the first %d bytes", n)
-		require.NotEqual(t, HTTP1, Classify(real[:n]))
-	}
-	for name, b := range map[string]string{
-		"nothing": "", "HTTP": "GET / HTTP/1.1\r\n", "SSLv2": "\x80\x2e\x01\x03\x01", "an alert": "\x15\x03\x01\x00\x02\x02\x28", "a ServerHello": "\x16\x03\x03\x00\x40\x02",
-		"another version": "\x16\x02\x00",
-	} {
-		assert.False(t, StartsTLS([]byte(b)), name)
-	}
-}
-
-func TestAnswersTLS(t *testing.T) {
-	for b, want := range map[string]bool{
-		"\x16\x03\x03\x00\x40\x02": true, "\x15\x03\x01\x00\x02\x02\x28": true, "HTTP/1.0 400 Bad Request\r\n": false, "\x16": false, "": false, "\x00\x00\x12\x04": false,
-	} {
-		assert.Equal(t, want, AnswersTLS([]byte(b)), "%q", b)
-	}
-}
-
-func FuzzStartsTLS(f *testing.F) {
-	f.Add(hello(f))
+// FuzzClassifyTLS shows that no bytes pass for the beginning of TLS and of HTTP at once.
+func FuzzClassifyTLS(f *testing.F) {
+	f.Add([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if StartsTLS(b) && (BeginsRequest(b) || Classify(b) != Other) {
+		if tlspeek.StartsTLS(b) && (BeginsRequest(b) || Classify(b) != Other) {
 			t.Fatal("TLS and HTTP cannot be mistaken for one another")
 		}
 	})
