@@ -121,8 +121,8 @@ type receiveBuffer struct {
 	from          address
 }
 
-// Received is a datagram, with its control data.
-type Received struct {
+// Datagram is a datagram, with its control data.
+type Datagram struct {
 	Data, Control []byte
 	From          netip.AddrPort
 }
@@ -164,7 +164,7 @@ func (r *Receiver) receive(fd uintptr) bool {
 }
 
 // Receive waits for datagrams and appends them to all. The next call overwrites them.
-func (r *Receiver) Receive(all []Received) ([]Received, error) {
+func (r *Receiver) Receive(all []Datagram) ([]Datagram, error) {
 	if err := r.raw.Read(r.try); err != nil {
 		return all, err
 	}
@@ -173,7 +173,7 @@ func (r *Receiver) Receive(all []Received) ([]Received, error) {
 	}
 	for i := range r.n {
 		m, b := &r.messages[i], &r.buffers[i]
-		all = append(all, Received{Data: b.data[:m.n], Control: b.control[:m.header.Controllen], From: b.from.get()})
+		all = append(all, Datagram{Data: b.data[:m.n], Control: b.control[:m.header.Controllen], From: b.from.get()})
 	}
 	return all, nil
 }

@@ -12,8 +12,8 @@ type Conn struct {
 	direct
 }
 
-// New is c, cheaper. Nothing changes for a connection that is not the kernel's TCP.
-func New(c net.Conn) net.Conn {
+// Wrap is c, cheaper. Nothing changes for a connection that is not the kernel's TCP.
+func Wrap(c net.Conn) net.Conn {
 	t, ok := c.(*net.TCPConn)
 	if !ok {
 		return c
@@ -33,5 +33,5 @@ func (l Listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return New(c), nil
+	return Wrap(c), nil
 }

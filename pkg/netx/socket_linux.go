@@ -112,8 +112,8 @@ func (c *Conn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// Await waits until there is something to read, an end included. Who reads only then needs no buffer while nothing comes.
-func (c *Conn) Await() error {
+// WaitReadable waits until there is something to read, an end included. Who reads only then needs no buffer while nothing comes.
+func (c *Conn) WaitReadable() error {
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()
 	c.looked = false
@@ -140,8 +140,8 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// WriteSome writes as much as the socket takes without waiting. It is not for use beside Write.
-func (c *Conn) WriteSome(b []byte) (int, error) {
+// TryWrite writes as much as the socket takes without waiting. It is not for use beside Write.
+func (c *Conn) TryWrite(b []byte) (int, error) {
 	n, errno, err := c.out.moveBy(c.raw.Write, c.some, b)
 	if err == nil && errno != 0 {
 		err = c.failed("write", errno)

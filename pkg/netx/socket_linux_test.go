@@ -29,7 +29,7 @@ func pair(t *testing.T) (a, b *Conn) {
 	require.NoError(t, err)
 	accepted, err := l.Accept()
 	require.NoError(t, err)
-	a, b = New(dialled).(*Conn), accepted.(*Conn)
+	a, b = Wrap(dialled).(*Conn), accepted.(*Conn)
 	t.Cleanup(func() { _ = a.Close(); _ = b.Close() })
 	return a, b
 }
@@ -106,18 +106,18 @@ func TestOthersStay(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	require.Equal(t, a, New(a))
+	require.Equal(t, a, Wrap(a))
 	c, _ := pair(t)
-	require.Equal(t, net.Conn(c), New(c), "a cheap one is not made cheaper")
+	require.Equal(t, net.Conn(c), Wrap(c), "a cheap one is not made cheaper")
 }
 
-// WriteSome takes what there is room for and does not wait for the rest.
+// TryWrite takes what there is room for and does not wait for the rest.
 func TestWriteSome(t *testing.T) {
 	a, b := pair(t)
 	require.NoError(t, b.SetReadBuffer(64<<10))
 	sent := make([]byte, 64<<20)
 	_, _ = rand.Read(sent[:1<<20])
-	n, err := a.WriteSome(sent)
+	n, err := a.TryWrite(sent)
 	require.NoError(t, err)
 	require.Positive(t, n)
 	require.Less(t, n, len(sent))
@@ -126,7 +126,7 @@ func TestWriteSome(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(sent[:n], got))
 	require.NoError(t, a.Close())
-	_, err = a.WriteSome(sent)
+	_, err = a.TryWrite(sent)
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
@@ -153,12 +153,12 @@ func TestPeek(t *testing.T) {
 func TestAwait(t *testing.T) {
 	c, there := pair(t)
 	woken := make(chan error, 1)
-	await := func() { go func() { woken <- c.Await() }() }
+	await := func() { go func() { woken <- c.WaitReadable() }() }
 	await()
 	_, err := there.Write([]byte("x"))
 	require.NoError(t, err)
 	require.NoError(t, <-woken)
-	require.NoError(t, c.Await(), "it is still there")
+	require.NoError(t, c.WaitReadable(), "it is still there")
 	n, err := c.Read(make([]byte, 10))
 	require.NoError(t, err)
 	require.Equal(t, 1, n)

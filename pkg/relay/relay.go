@@ -16,15 +16,6 @@ import (
 // of the laptop that the VIF lets in.
 const LaptopPort = 7474
 
-// TailPort is the TCP port on the traffic-manager's VIF address where it tells laptops of the requests that are routed.
-const TailPort = 7475
-
-// TailProof is the purpose of the proof (vif.Key.Proof) that goes there in the metadata TailProofKey.
-const (
-	TailProof    = "tail"
-	TailProofKey = "detour-proof-bin"
-)
-
 // MaxHeader bounds the encoded header, in bytes.
 const MaxHeader = 4096
 

@@ -32,13 +32,13 @@ type Conn struct {
 
 // Client is tls.Client.
 func Client(c net.Conn, config *tls.Config) *Conn {
-	r := &records{Gatherer: &netx.Gatherer{Conn: netx.New(c)}}
+	r := &records{CorkConn: &netx.CorkConn{Conn: netx.Wrap(c)}}
 	return &Conn{Conn: tls.Client(r, config), records: r}
 }
 
 // Server is tls.Server.
 func Server(c net.Conn, config *tls.Config) *Conn {
-	r := &records{Gatherer: &netx.Gatherer{Conn: netx.New(c)}}
+	r := &records{CorkConn: &netx.CorkConn{Conn: netx.Wrap(c)}}
 	return &Conn{Conn: tls.Server(r, config), records: r}
 }
 
@@ -49,9 +49,9 @@ func (c *Conn) Write(b []byte) (int, error) {
 	}
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	c.records.Hold()
+	c.records.Cork()
 	n, err := c.Conn.Write(b)
-	return n, errors.Join(err, c.records.Release())
+	return n, errors.Join(err, c.records.Uncork())
 }
 
 // Close implements net.Conn. As with tls.Conn, there is no end in order in the middle of a write, which may wait for ever.
@@ -64,12 +64,12 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Waiting says whether a whole record waits to be read. It is for who reads.
-func (c *Conn) Waiting() bool { return c.records.waiting() }
+// RecordReady says whether a whole record waits to be read. It is for who reads.
+func (c *Conn) RecordReady() bool { return c.records.waiting() }
 
 // records is what lies below TLS.
 type records struct {
-	*netx.Gatherer
+	*netx.CorkConn
 
 	// Only for who reads.
 	all      []byte // of which all[from:to] was read and not taken

@@ -124,14 +124,14 @@ func TestBothWays(t *testing.T) {
 }
 
 // It is known what can be read without waiting.
-func TestWaiting(t *testing.T) {
+func TestRecordReady(t *testing.T) {
 	client, server, _ := secured(t)
-	assert.False(t, server.Waiting())
+	assert.False(t, server.RecordReady())
 	_, err := client.Write(make([]byte, 60<<10))
 	require.NoError(t, err)
 	var got int
 	for got < 60<<10 {
-		waiting := server.Waiting()
+		waiting := server.RecordReady()
 		if waiting {
 			require.NoError(t, server.SetReadDeadline(time.Unix(1, 0)))
 		}
@@ -140,7 +140,7 @@ func TestWaiting(t *testing.T) {
 		got += n
 		require.NoError(t, server.SetReadDeadline(time.Now().Add(patience)))
 	}
-	assert.False(t, server.Waiting())
+	assert.False(t, server.RecordReady())
 	require.NoError(t, server.SetReadDeadline(time.Unix(1, 0)))
 	_, err = server.Read(make([]byte, 1))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
@@ -177,7 +177,7 @@ func TestCloseWhileWriting(t *testing.T) {
 // A connection that is cut in the middle of a record, or of its header, does not look whole.
 func TestCutRecords(t *testing.T) {
 	for _, length := range []int{1, recordHeader - 1, recordHeader, recordHeader + 7} {
-		r := &records{Gatherer: &netx.Gatherer{Conn: &given{Reader: bytes.NewReader(append([]byte{23, 3, 3, 0, 100}, make([]byte, 100)...)[:length])}}}
+		r := &records{CorkConn: &netx.CorkConn{Conn: &given{Reader: bytes.NewReader(append([]byte{23, 3, 3, 0, 100}, make([]byte, 100)...)[:length])}}}
 		got, err := io.ReadAll(r)
 		require.NoError(t, err)
 		assert.Len(t, got, length)
@@ -205,7 +205,7 @@ func FuzzRecords(f *testing.F) {
 		if slow {
 			from = iotest.HalfReader(from)
 		}
-		r := &records{Gatherer: &netx.Gatherer{Conn: &given{Reader: from}}}
+		r := &records{CorkConn: &netx.CorkConn{Conn: &given{Reader: from}}}
 		var got []byte
 		left := 0 // of the record
 		for {

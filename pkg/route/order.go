@@ -70,8 +70,8 @@ func exclude(a, b []*agentv1.ValueMatch, same func(string, string) bool) bool {
 	return false
 }
 
-// Conditions are the names of what a match looks at, without the values that it looks for in headers and queries.
-func Conditions(m *agentv1.Match) []string {
+// ConditionNames are the names of what a match looks at, without the values that it looks for in headers and queries.
+func ConditionNames(m *agentv1.Match) []string {
 	var all []string
 	if m.GetUser() != "" {
 		all = append(all, "header "+UserHeader+" or baggage")

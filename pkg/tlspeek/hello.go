@@ -36,9 +36,9 @@ func (h *Hello) Name() string { return h.info.ServerName }
 // Protocols are what the client would speak inside (ALPN).
 func (h *Hello) Protocols() []string { return h.info.SupportedProtos }
 
-// Takes says whether a handshake with the client can succeed with a certificate: its versions, ciphers and kinds of signatures. Which name the
+// SupportsCertificate says whether a handshake with the client can succeed with a certificate: its versions, ciphers and kinds of signatures. Which name the
 // client wants is between it and the app.
-func (h *Hello) Takes(certificate *tls.Certificate) error {
+func (h *Hello) SupportsCertificate(certificate *tls.Certificate) error {
 	info := h.info
 	info.ServerName = ""
 	return info.SupportsCertificate(certificate)

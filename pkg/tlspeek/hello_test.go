@@ -86,10 +86,10 @@ func TestHelloTakes(t *testing.T) {
 		require.NoError(t, err)
 		return h
 	}
-	assert.NoError(t, read(&tls.Config{ServerName: "catalog.shop"}).Takes(&certificate))
-	assert.NoError(t, read(&tls.Config{ServerName: "another.name"}).Takes(&certificate), "the name is between client and app")
-	assert.Error(t, read(&tls.Config{ServerName: "catalog.shop", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}).Takes(&certificate))
-	assert.Error(t, read(&tls.Config{ServerName: "catalog.shop", MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}}).Takes(&certificate))
+	assert.NoError(t, read(&tls.Config{ServerName: "catalog.shop"}).SupportsCertificate(&certificate))
+	assert.NoError(t, read(&tls.Config{ServerName: "another.name"}).SupportsCertificate(&certificate), "the name is between client and app")
+	assert.Error(t, read(&tls.Config{ServerName: "catalog.shop", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}).SupportsCertificate(&certificate))
+	assert.Error(t, read(&tls.Config{ServerName: "catalog.shop", MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}}).SupportsCertificate(&certificate))
 }
 
 // FuzzReadHello: any pod of the cluster chooses these bytes. All of them are there for whoever goes on.
@@ -112,7 +112,7 @@ func FuzzReadHello(f *testing.F) {
 			t.Fatal("bytes were lost or changed")
 		}
 		if h != nil {
-			_ = h.Takes(&tls.Certificate{})
+			_ = h.SupportsCertificate(&tls.Certificate{})
 		}
 	})
 }

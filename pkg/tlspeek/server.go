@@ -61,8 +61,8 @@ func (h *hearing) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Speaks says whether the server at the other end of conn speaks TLS. It closes conn.
-func Speaks(ctx context.Context, conn net.Conn) bool {
+// ServerSpeaksTLS says whether the server at the other end of conn speaks TLS. It closes conn.
+func ServerSpeaksTLS(ctx context.Context, conn net.Conn) bool {
 	defer conn.Close()
 	c, err := Connect(ctx, conn, "", nil, func(*x509.Certificate) bool { return true })
 	if err == nil {

@@ -65,7 +65,7 @@ func dial(t *testing.T, address string) net.Conn {
 }
 
 // Only what answers in TLS speaks it, whatever else it answers.
-func TestSpeaks(t *testing.T) {
+func TestServerSpeaksTLS(t *testing.T) {
 	certificate := newCertificate(t, time.Now().Add(time.Hour))
 	server := func(change func(*tls.Config)) func(net.Conn) {
 		config := &tls.Config{Certificates: []tls.Certificate{certificate}}
@@ -105,7 +105,7 @@ func TestSpeaks(t *testing.T) {
 				limit = time.Second
 			}
 			_ = conn.SetDeadline(time.Now().Add(limit))
-			assert.Equal(t, c.want, Speaks(ctx, conn))
+			assert.Equal(t, c.want, ServerSpeaksTLS(ctx, conn))
 		})
 	}
 }

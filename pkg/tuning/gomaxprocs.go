@@ -20,8 +20,8 @@ const (
 	patience          = time.Second
 )
 
-// Follow goes on until ctx ends. Then the program has all processors again, as it has at the start.
-func Follow(ctx context.Context) {
+// AdaptGOMAXPROCS goes on until ctx ends. Then the program has all processors again, as it has at the start.
+func AdaptGOMAXPROCS(ctx context.Context) {
 	used, ok := usedTime()
 	if !ok || runtime.GOMAXPROCS(0) == 1 {
 		return

@@ -39,7 +39,7 @@ func TestAProgramThatWorksGetsAllProcessors(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
-	go func() { defer close(ended); Follow(ctx) }()
+	go func() { defer close(ended); AdaptGOMAXPROCS(ctx) }()
 	require.Eventually(t, func() bool { return runtime.GOMAXPROCS(0) == 1 }, time.Minute, time.Millisecond)
 	cancel()
 	<-ended

@@ -122,7 +122,7 @@ func abort(c net.Conn) {
 // Splice copies both ways until both directions have ended, and closes both. An end of stream on one side is passed on as a
 // half-close, a reset as a reset.
 func Splice(a, b net.Conn) {
-	a, b = netx.New(a), netx.New(b)
+	a, b = netx.Wrap(a), netx.Wrap(b)
 	var both sync.WaitGroup
 	direction := func(from, to net.Conn) {
 		if err := netx.Copy(to, from); err != nil {

@@ -45,7 +45,7 @@ func mayNotCut(err error) bool {
 // trainReader reads many datagrams at once.
 type trainReader struct {
 	receiver *netx.Receiver
-	came     []netx.Received
+	came     []netx.Datagram
 	trains   []received
 }
 

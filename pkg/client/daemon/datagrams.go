@@ -17,7 +17,7 @@ import (
 func (r *relayServer) datagrams(c net.Conn, port uint16) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	flows := datagram.NewFlows(datagram.Idle, datagram.Limit, func(_ uint32, local net.Conn) { _ = local.Close() })
+	flows := datagram.NewFlows(datagram.IdleTimeout, datagram.MaxFlows, func(_ uint32, local net.Conn) { _ = local.Close() })
 	defer flows.Close()
 	var writing sync.Mutex
 	send := func(f datagram.Frame) {

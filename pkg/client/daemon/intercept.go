@@ -160,7 +160,7 @@ func whatItSpeaks(ctx context.Context, c net.Conn, req *daemonv1.InterceptReques
 	}
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
-	switch secured := tlspeek.Speaks(ctx, c); {
+	switch secured := tlspeek.ServerSpeaksTLS(ctx, c); {
 	case !secured && !req.LocalPlaintext:
 		return fmt.Sprintf("what listens on local port %d does not speak TLS: add --local-plaintext, or until it does %s", req.LocalPort, whoAnswers(req))
 	case secured && req.LocalPlaintext:

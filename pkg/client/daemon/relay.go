@@ -90,7 +90,7 @@ func (r *relayServer) working() bool {
 	n := 0
 	for c := range r.conns {
 		if streams, ok := c.(*mux.Conn); ok {
-			n += streams.Working()
+			n += streams.ActiveStreams()
 		}
 	}
 	return n > 0

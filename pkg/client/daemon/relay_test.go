@@ -71,7 +71,7 @@ func TestFinish(t *testing.T) {
 	var running sync.WaitGroup
 	running.Go(func() { _ = agent.Run() })
 	t.Cleanup(func() { _ = c.Close(); running.Wait() })
-	stream, _, err := agent.Open(t.Context(), &agentv1.RelayHeader{})
+	stream, err := agent.Open(t.Context(), &agentv1.RelayHeader{})
 	require.NoError(t, err)
 	_, err = stream.Write([]byte("question"))
 	require.NoError(t, err)

@@ -69,7 +69,7 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	daemonv1.RegisterDaemonServiceServer(server, s)
 	var kept sync.WaitGroup
 	kept.Go(func() { s.keep(s.busy) })
-	kept.Go(func() { tuning.Follow(ctx) })
+	kept.Go(func() { tuning.AdaptGOMAXPROCS(ctx) })
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

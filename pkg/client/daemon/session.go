@@ -31,6 +31,7 @@ import (
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/relay"
+	"github.com/detour-dev/detour/pkg/tail"
 	"github.com/detour-dev/detour/pkg/version"
 	"github.com/detour-dev/detour/pkg/vif"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
@@ -229,7 +230,7 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 	if s.apiServer, err = wayToServer(ctx, config); err != nil {
 		return err
 	}
-	if s.proof, err = key.Proof(managerKey, relay.TailProof); err != nil {
+	if s.proof, err = key.Proof(managerKey, tail.ProofPurpose); err != nil {
 		return err
 	}
 	if err := s.enter(ctx); err != nil {

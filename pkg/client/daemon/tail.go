@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/detour-dev/detour/pkg/relay"
+	"github.com/detour-dev/detour/pkg/tail"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 
@@ -21,7 +21,7 @@ func (s *session) tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServe
 	if !s.hub.IsValid() {
 		return status.Error(codes.FailedPrecondition, "the traffic-manager's address in the tunnel is not known")
 	}
-	conn, err := grpc.NewClient("passthrough:///"+netip.AddrPortFrom(s.hub, relay.TailPort).String(),
+	conn, err := grpc.NewClient("passthrough:///"+netip.AddrPortFrom(s.hub, tail.Port).String(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return s.place.Dial(ctx, "tcp", address) }),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepInterval * 4, Timeout: keepInterval}))
@@ -29,7 +29,7 @@ func (s *session) tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServe
 		return status.Error(codes.Internal, err.Error())
 	}
 	defer conn.Close()
-	ctx := metadata.AppendToOutgoingContext(stream.Context(), relay.TailProofKey, string(s.proof))
+	ctx := metadata.AppendToOutgoingContext(stream.Context(), tail.ProofMetadataKey, string(s.proof))
 	requests, err := tailv1.NewTailServiceClient(conn).Tail(ctx, req)
 	if err != nil {
 		return err

@@ -84,7 +84,7 @@ func New(config *rest.Config, namespace, only string, pod func(context.Context) 
 			if err != nil {
 				return nil, err
 			}
-			return &netx.Gatherer{Conn: netx.New(c)}, nil
+			return &netx.CorkConn{Conn: netx.Wrap(c)}, nil
 		}
 	}
 	transport, err := rest.TransportFor(config)
@@ -114,8 +114,8 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, upgradeTimeout)
 	defer cancel()
 	path := d.base.JoinPath("api", "v1", "namespaces", d.namespace, "services", "traffic-manager:tunnel", "proxy", "tunnel")
-	var below *netx.Gatherer
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { below = gathererOf(got.Conn) }})
+	var below *netx.CorkConn
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { below = corkConnOf(got.Conn) }})
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, path.String(), nil)
 	if err != nil {
 		return vif.Stream{}, fmt.Errorf("make the request for the tunnel: %w", err)
@@ -148,25 +148,25 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 // upgraded is a stream whose writes reach the network whole, and not in records of TLS.
 type upgraded struct {
 	io.ReadWriteCloser
-	below *netx.Gatherer
+	below *netx.CorkConn
 	brake *brake
 }
 
 func (u *upgraded) Write(b []byte) (int, error) {
 	u.brake.note(len(b))
-	u.below.Hold()
+	u.below.Cork()
 	n, err := u.ReadWriteCloser.Write(b)
-	if failed := u.below.Release(); err == nil {
+	if failed := u.below.Uncork(); err == nil {
 		err = failed
 	}
 	return n, err
 }
 
-// gathererOf finds what was dialled, below TLS. It is nil where that was not done here.
-func gathererOf(c net.Conn) *netx.Gatherer {
+// corkConnOf finds what was dialled, below TLS. It is nil where that was not done here.
+func corkConnOf(c net.Conn) *netx.CorkConn {
 	for {
 		switch below := c.(type) {
-		case *netx.Gatherer:
+		case *netx.CorkConn:
 			return below
 		case interface{ NetConn() net.Conn }:
 			c = below.NetConn()

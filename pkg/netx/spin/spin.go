@@ -2,24 +2,24 @@
 package spin
 
 const (
-	// Times is how often to look, giving way after each time to whoever else wants the processor. It takes about 1 µs each.
-	Times = 50
+	// Iterations is how often to look, giving way after each time to whoever else wants the processor. It takes about 1 µs each.
+	Iterations = 50
 
 	gainTry   = 3 // what a new try begins with
 	gainMax   = 20
 	sleepsMax = 1000 // sleeps between two tries
 )
 
-// Gain is whether it pays to look. To fall asleep and be woken costs more than to carry a small message, so where something usually
+// Policy is whether it pays to look. To fall asleep and be woken costs more than to carry a small message, so where something usually
 // comes at once it is looked for first. Where that is in vain more than once in three times it stops, and is tried again much later: neither who is
 // idle nor who is busy pays for it.
-type Gain struct {
+type Policy struct {
 	gain   int // looking pays while it is positive
 	sleeps int // how often to sleep before looking again
 }
 
-// Pays says whether to look before falling asleep this time.
-func (g *Gain) Pays() bool {
+// ShouldSpin says whether to look before falling asleep this time.
+func (g *Policy) ShouldSpin() bool {
 	if g.gain > 0 {
 		return true
 	}
@@ -30,8 +30,8 @@ func (g *Gain) Pays() bool {
 	return true
 }
 
-// Looked says whether something came.
-func (g *Gain) Looked(came bool) {
+// Record says whether something came.
+func (g *Policy) Record(came bool) {
 	if came {
 		g.gain = min(g.gain+1, gainMax)
 	} else {

@@ -9,11 +9,11 @@ import (
 
 // share is how often it is looked in 10,000 waits when something comes at once in that part of them.
 func share(comes, of int) (looked int) {
-	var g Gain
+	var g Policy
 	for i := range 10_000 {
-		if g.Pays() {
+		if g.ShouldSpin() {
 			looked++
-			g.Looked(i%of < comes)
+			g.Record(i%of < comes)
 		}
 	}
 	return looked
@@ -24,12 +24,12 @@ func TestGain(t *testing.T) {
 	assert.Equal(t, 10_000, share(3, 4), "nor is it given up for what mostly comes")
 	assert.Less(t, share(0, 1), 50, "what never comes is looked for at times")
 	assert.Less(t, share(1, 2), 500, "so is what comes too seldom")
-	var g Gain
-	for g.Pays() {
-		g.Looked(false)
+	var g Policy
+	for g.ShouldSpin() {
+		g.Record(false)
 	}
 	waits := 0
-	for ; !g.Pays(); waits++ {
+	for ; !g.ShouldSpin(); waits++ {
 		require.Less(t, waits, 2*sleepsMax, "it is tried again")
 	}
 }

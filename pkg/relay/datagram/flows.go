@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// Idle is how long a flow may be silent before it is forgotten, Limit how many there may be; then the one that was silent for the longest goes.
+// IdleTimeout is how long a flow may be silent before it is forgotten, MaxFlows how many there may be; then the one that was silent for the longest goes.
 const (
-	Idle  = time.Minute
-	Limit = 4096
+	IdleTimeout = time.Minute
+	MaxFlows    = 4096
 )
 
 // Flows remembers something for each flow until it has been idle.

@@ -24,10 +24,10 @@ const (
 )
 
 var (
-	// ErrFull says that there are as many streams as there may be.
-	ErrFull = errors.New("there are too many streams on the connection")
-	// ErrEnded says that the connection is lost, and with it the stream.
-	ErrEnded = fmt.Errorf("the connection of the stream has ended: %w", syscall.ECONNRESET)
+	// ErrTooManyStreams says that there are as many streams as there may be.
+	ErrTooManyStreams = errors.New("there are too many streams on the connection")
+	// ErrConnLost says that the connection is lost, and with it the stream.
+	ErrConnLost = fmt.Errorf("the connection of the stream has ended: %w", syscall.ECONNRESET)
 )
 
 // Accept opens what a stream leads to, or says why not.
@@ -53,7 +53,7 @@ type Conn struct {
 
 // New makes an end that opens streams (accept is nil), or one that accepts them. It works while Run does.
 func New(c net.Conn, accept Accept) *Conn {
-	m := &Conn{conn: netx.New(c), accept: accept, done: make(chan struct{}), streams: map[uint32]*Stream{}}
+	m := &Conn{conn: netx.Wrap(c), accept: accept, done: make(chan struct{}), streams: map[uint32]*Stream{}}
 	m.work = make(chan struct{}, 1)
 	m.room.L, m.turn.L = &m.mu, &m.mu
 	return m
@@ -120,9 +120,9 @@ func (c *Conn) fail(err error) {
 		c.mu.Unlock()
 		return
 	}
-	c.err = ErrEnded
+	c.err = ErrConnLost
 	if err != nil {
-		c.err = fmt.Errorf("%w: %v", ErrEnded, err) //nolint:errorlint // an end of the connection is none in order of a stream
+		c.err = fmt.Errorf("%w: %v", ErrConnLost, err) //nolint:errorlint // an end of the connection is none in order of a stream
 	}
 	if c.hushed() {
 		c.withdraw() // who reads their streams hears of their end
@@ -139,32 +139,40 @@ func (c *Conn) fail(err error) {
 	_ = c.conn.Close()
 }
 
-// Open asks the other end for a stream, and waits for the answer. Without a stream and an error it says why there is none.
-func (c *Conn) Open(ctx context.Context, ask *agentv1.RelayHeader) (*Stream, agentv1.RelayStatus, error) {
+// RefusedError is the answer of a laptop that does not open a stream.
+type RefusedError struct{ Status agentv1.RelayStatus }
+
+// Error implements error.
+func (e *RefusedError) Error() string { return "the laptop refused the stream: " + e.Status.String() }
+
+// Open asks the other end for a stream and waits for the answer. Exactly one result is nil. The error is a *RefusedError when the other
+// end answered no, ErrTooManyStreams or ErrConnLost when it was not asked or its answer is lost, or that of ctx. After an error
+// nothing is left of the stream. The caller closes the stream.
+func (c *Conn) Open(ctx context.Context, ask *agentv1.RelayHeader) (*Stream, error) {
 	b, err := proto.Marshal(ask)
 	if err != nil {
-		return nil, 0, fmt.Errorf("encode relay header: %w", err)
+		return nil, fmt.Errorf("encode relay header: %w", err)
 	}
 	if len(b) > maxData {
-		return nil, 0, fmt.Errorf("relay header of %d bytes is over the limit of %d", len(b), maxData)
+		return nil, fmt.Errorf("relay header of %d bytes is over the limit of %d", len(b), maxData)
 	}
 	s, err := c.ask(b)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer c.waited()
 	select {
 	case status := <-s.answered:
 		if status != agentv1.RelayStatus_RELAY_STATUS_OK {
 			c.forget(s)
-			return nil, status, nil
+			return nil, &RefusedError{Status: status}
 		}
-		return s, status, nil
+		return s, nil
 	case <-c.done:
-		return nil, 0, c.err
+		return nil, c.err
 	case <-ctx.Done():
 		_ = s.Abort()
-		return nil, 0, ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
@@ -175,9 +183,9 @@ func (c *Conn) ask(b []byte) (*Stream, error) {
 	case c.err != nil:
 		return nil, c.err
 	case c.retired || c.last == 1<<32-1:
-		return nil, ErrEnded
+		return nil, ErrConnLost
 	case len(c.streams) >= maxStreams:
-		return nil, ErrFull
+		return nil, ErrTooManyStreams
 	}
 	c.last++
 	s := newStream(c, c.last)
@@ -274,7 +282,7 @@ func (c *Conn) accepts(id uint32, payload []byte) error {
 			_ = c.say(id, answer, []byte{byte(status)})
 			return
 		}
-		s.join(netx.New(local))
+		s.join(netx.Wrap(local))
 	})
 	return nil
 }

@@ -35,8 +35,8 @@ func (s *Stream) join(local net.Conn) {
 	s.drained.Wait()
 }
 
-// Working counts the streams on which something is under way: the local process owes an answer, or has said something since the last call.
-func (c *Conn) Working() (n int) {
+// ActiveStreams counts the streams on which something is under way: the local process owes an answer, or has said something since the last call.
+func (c *Conn) ActiveStreams() (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.streams {
@@ -49,11 +49,11 @@ func (c *Conn) Working() (n int) {
 
 // pass writes to local what that takes without waiting, and returns the rest; mu is held.
 func (s *Stream) pass(b []byte) (rest []byte, err error) {
-	some, ok := s.local.(interface{ WriteSome([]byte) (int, error) })
+	some, ok := s.local.(interface{ TryWrite([]byte) (int, error) })
 	if !ok {
 		return b, nil
 	}
-	n, err := some.WriteSome(b)
+	n, err := some.TryWrite(b)
 	if n == len(b) {
 		s.took(n)
 	} else {

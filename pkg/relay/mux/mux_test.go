@@ -110,9 +110,8 @@ func stream(t testing.TB, c *Conn) *Stream {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	s, status, err := c.Open(ctx, &agentv1.RelayHeader{Source: "10.0.0.1:1"})
+	s, err := c.Open(ctx, &agentv1.RelayHeader{Source: "10.0.0.1:1"})
 	require.NoError(t, err)
-	require.Equal(t, ok, status)
 	require.NoError(t, s.SetDeadline(time.Now().Add(patience)))
 	return s
 }
@@ -202,12 +201,12 @@ func TestWhoReads(t *testing.T) {
 }
 
 // What can be read without waiting is what comes next, and is had at some time.
-func TestReadNow(t *testing.T) {
+func TestReadAvailable(t *testing.T) {
 	a, b := pair(t)
 	a, b = secured(t, a, b)
 	c, _ := run(t, a, b, process(t, echo))
 	s := stream(t, c)
-	require.Zero(t, s.ReadNow(make([]byte, 1)), "nothing was asked")
+	require.Zero(t, s.ReadAvailable(make([]byte, 1)), "nothing was asked")
 	sent := make([]byte, 60<<10)
 	for had := 0; had == 0; {
 		_, _ = rand.Read(sent)
@@ -219,7 +218,7 @@ func TestReadNow(t *testing.T) {
 			require.NoError(t, err)
 			got = append(got, buf[:n]...)
 			for n > 0 {
-				n = s.ReadNow(buf)
+				n = s.ReadAvailable(buf)
 				got = append(got, buf[:n]...)
 				had += n
 			}
@@ -259,8 +258,8 @@ func TestReadsThatEnd(t *testing.T) {
 	}
 }
 
-// Quiet sees an end that nobody has read.
-func TestQuiet(t *testing.T) {
+// Idle sees an end that nobody has read.
+func TestIdle(t *testing.T) {
 	for name, secure := range map[string]bool{"TCP": false, "TLS": true} {
 		t.Run(name, func(t *testing.T) {
 			a, b := pair(t)
@@ -272,12 +271,12 @@ func TestQuiet(t *testing.T) {
 			s := stream(t, c)
 			for range 100 {
 				says(t, s, "hello")
-				quiet, ended := s.Quiet()
+				quiet, ended := s.Idle()
 				require.True(t, quiet)
 				require.False(t, ended)
 			}
 			close(leave)
-			require.Eventually(t, func() bool { quiet, ended := s.Quiet(); return !quiet && ended }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { quiet, ended := s.Idle(); return !quiet && ended }, patience, time.Millisecond)
 			_, err := s.Read(make([]byte, 1))
 			require.Equal(t, io.EOF, err)
 		})
@@ -369,7 +368,7 @@ func TestEnds(t *testing.T) {
 			_, err := c.Read(make([]byte, 1))
 			ended <- err
 		})))
-		require.Eventually(t, func() bool { quiet, _ := s.Quiet(); return !quiet }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { quiet, _ := s.Idle(); return !quiet }, patience, time.Millisecond)
 		require.NoError(t, s.Close())
 		require.ErrorIs(t, <-ended, syscall.ECONNRESET)
 	})
@@ -388,7 +387,7 @@ func TestEnds(t *testing.T) {
 		s := stream(t, c)
 		c.Retire()
 		says(t, s, "hello")
-		_, _, err := c.Open(t.Context(), &agentv1.RelayHeader{})
+		_, err := c.Open(t.Context(), &agentv1.RelayHeader{})
 		require.Error(t, err)
 		require.NoError(t, s.Close())
 		<-c.done
@@ -401,10 +400,11 @@ func TestOpen(t *testing.T) {
 			assert.Equal(t, "10.0.0.1:1", h.Source)
 			return nil, agentv1.RelayStatus_RELAY_STATUS_REFUSED
 		})
-		s, status, err := c.Open(t.Context(), &agentv1.RelayHeader{Source: "10.0.0.1:1"})
-		require.NoError(t, err)
+		s, err := c.Open(t.Context(), &agentv1.RelayHeader{Source: "10.0.0.1:1"})
 		require.Nil(t, s)
-		require.Equal(t, agentv1.RelayStatus_RELAY_STATUS_REFUSED, status)
+		var refused *RefusedError
+		require.ErrorAs(t, err, &refused)
+		require.Equal(t, agentv1.RelayStatus_RELAY_STATUS_REFUSED, refused.Status)
 		require.Zero(t, c.open())
 	})
 	t.Run("silence", func(t *testing.T) {
@@ -413,7 +413,7 @@ func TestOpen(t *testing.T) {
 		c := joined(t, func(h *agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) { <-wait; return accept(h) })
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
-		_, _, err := c.Open(ctx, &agentv1.RelayHeader{})
+		_, err := c.Open(ctx, &agentv1.RelayHeader{})
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		close(wait)
 		says(t, stream(t, c), "hello")
@@ -422,7 +422,7 @@ func TestOpen(t *testing.T) {
 		wait := make(chan struct{})
 		c := joined(t, func(*agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) { <-wait; return nil, 0 })
 		time.AfterFunc(10*time.Millisecond, func() { c.fail(nil); close(wait) })
-		_, _, err := c.Open(t.Context(), &agentv1.RelayHeader{})
+		_, err := c.Open(t.Context(), &agentv1.RelayHeader{})
 		require.ErrorIs(t, err, syscall.ECONNRESET)
 	})
 	t.Run("too many", func(t *testing.T) {
@@ -431,15 +431,15 @@ func TestOpen(t *testing.T) {
 		for range maxStreams {
 			all = append(all, stream(t, c))
 		}
-		_, _, err := c.Open(t.Context(), &agentv1.RelayHeader{})
-		require.ErrorIs(t, err, ErrFull)
+		_, err := c.Open(t.Context(), &agentv1.RelayHeader{})
+		require.ErrorIs(t, err, ErrTooManyStreams)
 		require.NoError(t, all[0].Close())
 		says(t, stream(t, c), "hello")
 	})
 }
 
 // A stream is at work from its first question until its process has been quiet since the answer.
-func TestWorking(t *testing.T) {
+func TestActiveStreams(t *testing.T) {
 	t.Parallel()
 	answers := make(chan struct{})
 	a, b := pair(t)
@@ -453,16 +453,16 @@ func TestWorking(t *testing.T) {
 		}
 	}))
 	s := stream(t, opens)
-	require.Zero(t, accepts.Working(), "nobody was asked")
+	require.Zero(t, accepts.ActiveStreams(), "nobody was asked")
 	for range 2 {
 		_, err := s.Write([]byte("question"))
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return accepts.Working() == 1 }, patience, time.Millisecond)
-		require.Equal(t, 1, accepts.Working(), "however often it is looked")
+		require.Eventually(t, func() bool { return accepts.ActiveStreams() == 1 }, patience, time.Millisecond)
+		require.Equal(t, 1, accepts.ActiveStreams(), "however often it is looked")
 		answers <- struct{}{}
 		_, err = io.ReadFull(s, make([]byte, 6))
 		require.NoError(t, err)
-		require.Equal(t, 1, accepts.Working(), "it has just said something")
-		require.Zero(t, accepts.Working(), "it is quiet")
+		require.Equal(t, 1, accepts.ActiveStreams(), "it has just said something")
+		require.Zero(t, accepts.ActiveStreams(), "it is quiet")
 	}
 }

@@ -129,10 +129,10 @@ func (c *Conn) lead() bool {
 
 // leadNow is lead where reading does not have to wait.
 func (c *Conn) leadNow() bool {
-	below, ok := c.conn.(interface{ Waiting() bool })
+	below, ok := c.conn.(interface{ RecordReady() bool })
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !ok || c.reading || !c.left || c.err != nil || !c.alone() || !below.Waiting() {
+	if !ok || c.reading || !c.left || c.err != nil || !c.alone() || !below.RecordReady() {
 		return false
 	}
 	c.reading = true

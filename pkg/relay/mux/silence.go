@@ -25,12 +25,12 @@ type pulse struct {
 	silent     bool
 	pings      uint64
 	pongs      uint64
-	questions  map[*Question]struct{} // that have no answer
+	questions  map[*Delivery]struct{} // that have no answer
 	fellSilent func()
 }
 
-// Question is something said on a stream that may be said to somebody else, as long as the other end has not taken it.
-type Question struct {
+// Delivery is something said on a stream that may be said to somebody else, as long as the other end has not taken it.
+type Delivery struct {
 	conn      *Conn
 	after     uint64 // pings, when it began: the next one's answer says that its beginning was taken
 	untaken   func()
@@ -43,12 +43,12 @@ func (c *Conn) OnSilence(f func()) { c.fellSilent = f }
 // Conn is what carries the stream.
 func (s *Stream) Conn() *Conn { return s.conn }
 
-// Ask begins a question on the stream, before its first byte is written. If the other end falls silent and has not taken it, untaken is called: it is to cut the
+// Track begins a question on the stream, before its first byte is written. If the other end falls silent and has not taken it, untaken is called: it is to cut the
 // stream, or what there is of the question on it.
-func (s *Stream) Ask(untaken func()) *Question {
+func (s *Stream) Track(untaken func()) *Delivery {
 	c := s.conn
 	c.mu.Lock()
-	q := &Question{conn: c, after: c.pings, untaken: untaken}
+	q := &Delivery{conn: c, after: c.pings, untaken: untaken}
 	if c.silent {
 		q.withdrawn = true
 		c.mu.Unlock()
@@ -56,15 +56,15 @@ func (s *Stream) Ask(untaken func()) *Question {
 		return q
 	}
 	if c.questions == nil {
-		c.questions = map[*Question]struct{}{}
+		c.questions = map[*Delivery]struct{}{}
 	}
 	c.questions[q] = struct{}{}
 	c.mu.Unlock()
 	return q
 }
 
-// Answered ends a question. It says no when the other end has not taken it: then it may be said to somebody else, and no answer to it will do.
-func (q *Question) Answered() bool {
+// Done ends a question. It says no when the other end has not taken it: then it may be said to somebody else, and no answer to it will do.
+func (q *Delivery) Done() bool {
 	q.conn.mu.Lock()
 	defer q.conn.mu.Unlock()
 	delete(q.conn.questions, q)
@@ -133,7 +133,7 @@ func (c *Conn) beat() {
 }
 
 // withdraw withdraws the questions that the other end is not known to have taken, and returns them; c.mu is held.
-func (c *Conn) withdraw() (untaken []*Question) {
+func (c *Conn) withdraw() (untaken []*Delivery) {
 	for q := range c.questions {
 		if q.after >= c.pongs {
 			q.withdrawn = true

@@ -49,9 +49,9 @@ func TestSilence(t *testing.T) {
 	running.Go(func() { _ = c.Run() })
 	running.Go(func() { _ = there.Run() })
 	t.Cleanup(func() { c.fail(nil); running.Wait() })
-	ask := func(s *Stream, what string) (*Question, chan struct{}) {
+	ask := func(s *Stream, what string) (*Delivery, chan struct{}) {
 		untaken := make(chan struct{}, 1)
-		q := s.Ask(func() { untaken <- struct{}{} })
+		q := s.Track(func() { untaken <- struct{}{} })
 		_, err := s.Write([]byte(what))
 		require.NoError(t, err)
 		return q, untaken
@@ -69,22 +69,22 @@ func TestSilence(t *testing.T) {
 	<-untaken
 	<-fell
 	require.True(t, isSilent(c))
-	require.False(t, lost.Answered(), "it may be said to somebody else")
+	require.False(t, lost.Done(), "it may be said to somebody else")
 	later, untakenToo := ask(s, "3")
 	<-untakenToo
-	require.False(t, later.Answered())
+	require.False(t, later.Done())
 
 	gate.Unlock()
 	close(answers)
 	_, err := waits.Read(make([]byte, 1))
 	require.NoError(t, err)
-	require.True(t, taken.Answered())
+	require.True(t, taken.Done())
 	require.Empty(t, never)
 	require.Eventually(t, func() bool { return !isSilent(c) }, patience, time.Millisecond)
 	again, _ := ask(waits, "4")
 	_, err = waits.Read(make([]byte, 1))
 	require.NoError(t, err)
-	require.True(t, again.Answered())
+	require.True(t, again.Done())
 	assert.Empty(t, fell)
 	// With nothing to answer nobody is asked.
 	require.Eventually(t, func() bool {
@@ -137,7 +137,7 @@ func TestCutWhileSilent(t *testing.T) {
 			if test.stopped {
 				gate.Lock()
 			}
-			q := s.Ask(func() { t.Error("nobody is silent for long enough") })
+			q := s.Track(func() { t.Error("nobody is silent for long enough") })
 			_, err := s.Write([]byte("POST"))
 			require.NoError(t, err)
 			if !test.stopped {
@@ -151,8 +151,8 @@ func TestCutWhileSilent(t *testing.T) {
 			}
 			c.fail(nil)
 			_, err = s.Read(make([]byte, 1))
-			require.ErrorIs(t, err, ErrEnded)
-			require.Equal(t, test.taken, q.Answered())
+			require.ErrorIs(t, err, ErrConnLost)
+			require.Equal(t, test.taken, q.Done())
 			if test.stopped {
 				gate.Unlock()
 			}

@@ -48,7 +48,7 @@ type Stream struct {
 	deaf     bool     // local takes nothing any more
 	drained  sync.WaitGroup
 
-	asked, spoke atomic.Bool // the other end had the last word; this end has said something. See Working
+	asked, spoke atomic.Bool // the other end had the last word; this end has said something. See ActiveStreams
 }
 
 func newStream(c *Conn, id uint32) *Stream {
@@ -313,8 +313,8 @@ func (s *Stream) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// ReadNow reads what can be had without waiting, if anything can.
-func (s *Stream) ReadNow(b []byte) (n int) {
+// ReadAvailable reads what can be had without waiting, if anything can.
+func (s *Stream) ReadAvailable(b []byte) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.parts.len() == 0 && s.into == nil && s.err == nil && !s.fin && s.conn.leadNow() {
@@ -364,8 +364,8 @@ func (s *Stream) Alone() bool {
 	return s.conn.alone()
 }
 
-// Quiet says whether nothing has come that was not read, and whether the stream has ended instead.
-func (s *Stream) Quiet() (quiet, ended bool) {
+// Idle says whether nothing has come that was not read, and whether the stream has ended instead.
+func (s *Stream) Idle() (quiet, ended bool) {
 	s.conn.catchUp()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -80,7 +80,7 @@ func (t *target) closeLink() {
 func (d *datagrams) newLink(ctx context.Context, t *target) *datagramLink {
 	now := time.Now()
 	l := &datagramLink{port: d, of: t, queue: make(chan datagram.Frame, linkQueue), numbers: map[uint32]*linkedClient{}, used: now, heard: now}
-	l.clients = datagram.NewFlows(d.idle, datagram.Limit, func(_ udpClient, c *linkedClient) {
+	l.clients = datagram.NewFlows(d.idle, datagram.MaxFlows, func(_ udpClient, c *linkedClient) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.numbers, c.number)
@@ -184,7 +184,7 @@ func (l *datagramLink) check() (idle bool, err error) {
 	defer l.mu.Unlock()
 	now := time.Now()
 	switch {
-	case now.Sub(l.used) > datagram.Idle:
+	case now.Sub(l.used) > datagram.IdleTimeout:
 		return true, nil
 	case l.asked.Before(l.heard):
 		l.asked = now

@@ -101,11 +101,11 @@ func listenUDP(ctx context.Context, port uint16) (all []*udpSocket, err error) {
 }
 
 func (a *agent) newDatagrams(port uint16, sockets []*udpSocket) *datagrams {
-	d := &datagrams{agent: a, port: port, sockets: sockets, idle: datagram.Idle}
+	d := &datagrams{agent: a, port: port, sockets: sockets, idle: datagram.IdleTimeout}
 	if port == dnsPort {
 		d.idle = dnsIdle
 	}
-	d.app = datagram.NewFlows(d.idle, datagram.Limit, func(_ udpClient, c net.Conn) { _ = c.Close() })
+	d.app = datagram.NewFlows(d.idle, datagram.MaxFlows, func(_ udpClient, c net.Conn) { _ = c.Close() })
 	return d
 }
 

@@ -48,7 +48,7 @@ type exchange struct {
 	more      func(n int) bool // is room, made once
 	kept      bool             // a request has been answered
 	last      net.Conn         // who has answered it
-	gain      spin.Gain
+	gain      spin.Policy
 }
 
 func (a *agent) newExchange(client net.Conn, h passthrough.Handover) *exchange {
@@ -106,7 +106,7 @@ func (e *exchange) begins() bool {
 	}
 	e.idle.wait(true)
 	var err error
-	if !e.alone() || !netx.Look(e.client.Conn, &e.gain) {
+	if !e.alone() || !netx.SpinUntilReadable(e.client.Conn, &e.gain) {
 		err = e.client.await()
 	}
 	if err == nil {
@@ -216,10 +216,10 @@ func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.W
 	up.used = true
 	up.to, e.client.to = e.client, up
 	var to io.Writer = up.w
-	var question *mux.Question
+	var question *mux.Delivery
 	var keeps *keepingWriter
 	if laptop := laptopOf(up.Conn); laptop != nil {
-		question = laptop.Ask(func() { _ = laptop.Abort() })
+		question = laptop.Track(func() { _ = laptop.Abort() })
 		if request.Framing != http1.NoBody && !body.whole {
 			keeps = &keepingWriter{kept: body, to: up.w}
 			to = keeps
@@ -241,7 +241,7 @@ func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.W
 	answered := false
 	for {
 		answer, err := http1.ReadResponse(up.r, request.Method)
-		if question != nil && !answered && (!question.Answered() || repeatable(request.Method, err) && len(answer.Raw) == 0) {
+		if question != nil && !answered && (!question.Done() || repeatable(request.Method, err) && len(answer.Raw) == 0) {
 			return false, e.takeBack(up, request, body), errLaptop
 		}
 		if err != nil {

@@ -46,7 +46,7 @@ func (a *agent) serveHTTP2(client net.Conn, port uint16, first []byte, up *upstr
 		c.host = up.target
 		config.Host = c.way(c.host, false)
 	}
-	c.sw = http2.New(a.life, &prefixedConn{Conn: netx.New(client), first: first}, config)
+	c.sw = http2.New(a.life, &prefixedConn{Conn: netx.Wrap(client), first: first}, config)
 	a.framed.Store(c, nil)
 	defer a.framed.Delete(c)
 	c.review()
@@ -143,7 +143,7 @@ func question(c net.Conn, untaken func()) (answered func() bool) {
 	if s == nil {
 		return nil
 	}
-	return s.Ask(untaken).Answered
+	return s.Track(untaken).Done
 }
 
 // take is the connection that there was already, if it leads to a target, or to the app for nil, once.
@@ -170,13 +170,13 @@ func (c *http2Client) closeFirst() {
 
 func (c *http2Client) dialApp(ctx context.Context) (net.Conn, error) {
 	if first := c.take(nil); first != nil {
-		return netx.New(first), nil
+		return netx.Wrap(first), nil
 	}
 	conn, _, err := c.agent.open(ctx, nil, c.conn, c.port)
 	if err != nil {
 		return nil, err
 	}
-	return netx.New(conn), nil
+	return netx.Wrap(conn), nil
 }
 
 // watched is a request that somebody wants to see.

@@ -66,7 +66,7 @@ func (e *exchange) takeBack(up *link, request *http1.Head, body *kept) bool {
 type begun struct {
 	kept
 	of       *upstream
-	question *mux.Question // nil when there is none
+	question *mux.Delivery // nil when there is none
 }
 
 // said notes what is about to be said to an upstream, which may begin with a question.
@@ -75,7 +75,7 @@ func (g *begun) said(up *upstream, b []byte, asks bool) {
 		g.answered()
 		*g = begun{of: up}
 		if s := laptopOf(up.Conn); s != nil {
-			g.question = s.Ask(func() { _ = s.Abort() })
+			g.question = s.Track(func() { _ = s.Abort() })
 		}
 	}
 	if g.question != nil && g.of == up {
@@ -88,7 +88,7 @@ func (g *begun) answered() bool {
 	if g.question == nil {
 		return true
 	}
-	if !g.question.Answered() {
+	if !g.question.Done() {
 		return false
 	}
 	*g = begun{}
@@ -102,14 +102,14 @@ func (g *begun) lost(up *upstream, err error) bool {
 	}
 	method, _, _ := bytes.Cut(g.raw, []byte(" "))
 	again := repeatable(string(method), err)
-	return !g.question.Answered() || again
+	return !g.question.Done() || again
 }
 
 // repeatable says whether a request that a lane was lost with may be given to the app, although the laptop may have it: it means the same twice (RFC 9110, 9.2.2).
 func repeatable(method string, err error) bool {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
-		return errors.Is(err, mux.ErrEnded)
+		return errors.Is(err, mux.ErrConnLost)
 	}
 	return false
 }

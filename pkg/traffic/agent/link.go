@@ -39,7 +39,7 @@ func (l *link) Close() error {
 }
 
 func newLink(c net.Conn, first []byte) *link {
-	l := &link{Conn: netx.New(c)}
+	l := &link{Conn: netx.Wrap(c)}
 	l.w = &outlet{to: l.Conn}
 	l.in = prefixed{link: l, first: first}
 	l.wake()
@@ -71,7 +71,7 @@ func (l *link) await() error {
 	l.rest()
 	defer l.wake()
 	if c, ok := l.Conn.(*netx.Conn); ok {
-		return c.Await()
+		return c.WaitReadable()
 	}
 	first := make([]byte, 1)
 	n, err := l.Read(first)
@@ -98,7 +98,7 @@ func (p *prefixed) Read(b []byte) (int, error) {
 	}
 	if p.to != nil && p.to.w.n > 0 {
 		if s, ok := p.Conn.(*mux.Stream); ok && p.to.w.n >= bulk {
-			if n := s.ReadNow(b); n > 0 {
+			if n := s.ReadAvailable(b); n > 0 {
 				return n, nil // which leaves with the rest
 			}
 		}
@@ -112,12 +112,12 @@ func (p *prefixed) Read(b []byte) (int, error) {
 // alive says whether a connection on which nothing is expected is neither closed nor has something come.
 func alive(c net.Conn) bool {
 	var quiet, closed bool
-	if r, ok := c.(*relay.Conn); ok && r.Waiting() {
+	if r, ok := c.(*relay.Conn); ok && r.RecordReady() {
 		return false
 	}
 	switch s := bottom(c).(type) {
 	case *mux.Stream:
-		quiet, closed = s.Quiet()
+		quiet, closed = s.Idle()
 	case syscall.Conn:
 		raw, err := s.SyscallConn()
 		if err != nil {

@@ -135,13 +135,14 @@ func (a *agent) stream(ctx context.Context, t *target, header *agentv1.RelayHead
 			}
 			return nil, l.silent, l.err
 		}
-		s, status, err := l.conn.Open(ctx, &agentv1.RelayHeader{Source: header.Source, Destination: header.Destination})
+		s, err := l.conn.Open(ctx, &agentv1.RelayHeader{Source: header.Source, Destination: header.Destination})
+		var refused *mux.RefusedError
 		switch {
-		case err == nil && s != nil:
-			return s, false, nil
 		case err == nil:
-			return nil, unheard(status, nil), fmt.Errorf("the laptop answered %s", status)
-		case errors.Is(err, mux.ErrFull) || t.ctx.Err() != nil:
+			return s, false, nil
+		case errors.As(err, &refused):
+			return nil, unheard(refused.Status, nil), err
+		case errors.Is(err, mux.ErrTooManyStreams) || t.ctx.Err() != nil:
 			return a.relayed(ctx, t, header)
 		}
 		t.leave(l)

@@ -159,7 +159,7 @@ func (p *port) look(ctx context.Context, number uint16) {
 	defer conn.Close()
 	now.known = true
 	if p.certificate == nil {
-		now.tls = tlspeek.Speaks(ctx, conn)
+		now.tls = tlspeek.ServerSpeaksTLS(ctx, conn)
 	} else {
 		now.problem = p.certificate.Try(ctx, conn)
 	}

@@ -51,7 +51,7 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 	_ = h.Client.SetReadDeadline(time.Now().Add(helloTimeout))
 	hello, h.First, err = tlspeek.ReadHello(h.Client, h.First)
 	_ = h.Client.SetReadDeadline(time.Time{})
-	if err != nil || hello.Takes(certificate) != nil {
+	if err != nil || hello.SupportsCertificate(certificate) != nil {
 		return false
 	}
 	// The app first: what it says decides what the client is told.

@@ -93,17 +93,17 @@ func (c *heard) NetConn() net.Conn { return c.Conn }
 
 // RoundTrip asks the process, and says of what may be asked of the app that the laptop cannot be had.
 func (t *translation) RoundTrip(r *http.Request) (*http.Response, error) {
-	var asked atomic.Pointer[mux.Question]
+	var asked atomic.Pointer[mux.Delivery]
 	ctx, cancel := context.WithCancel(r.Context())
 	answer, err := t.pool.RoundTrip(r.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
 		if s := laptopOf(got.Conn); s != nil {
-			if before := asked.Swap(s.Ask(cancel)); before != nil {
-				before.Answered()
+			if before := asked.Swap(s.Track(cancel)); before != nil {
+				before.Done()
 			}
 		}
 	}})))
 	switch q := asked.Load(); {
-	case q != nil && !q.Answered():
+	case q != nil && !q.Done():
 		if err == nil {
 			_ = answer.Body.Close()
 		}

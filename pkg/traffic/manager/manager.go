@@ -158,7 +158,7 @@ func Run(ctx context.Context, o Options) error {
 		everyReplica(func(ctx context.Context) error { return serveTunnel(ctx, hub, o) }),
 		everyReplica(func(ctx context.Context) error { return agents.serve(ctx, certs) }),
 		everyReplica(func(ctx context.Context) error { return serveRelay(ctx, hub, agents, certs, o) }),
-		everyReplica(func(ctx context.Context) error { tuning.Follow(ctx); return nil }),
+		everyReplica(func(ctx context.Context) error { tuning.AdaptGOMAXPROCS(ctx); return nil }),
 		everyReplica(sessions.watchPeers),
 		everyReplica(intercepts.rollouts.follow),
 		everyReplica(func(ctx context.Context) error {
@@ -215,7 +215,7 @@ func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
 			_ = conn.Close()
 			return
 		}
-		if err := hub.ServeStream(ctx, &bufferedConn{Conn: netx.New(conn), buffered: buffered.Reader}); err != nil {
+		if err := hub.ServeStream(ctx, &bufferedConn{Conn: netx.Wrap(conn), buffered: buffered.Reader}); err != nil {
 			o.Log.Debug("a tunnel ended", "err", err)
 		}
 	})

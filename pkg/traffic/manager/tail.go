@@ -23,7 +23,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/inject"
-	"github.com/detour-dev/detour/pkg/relay"
+	"github.com/detour-dev/detour/pkg/tail"
 	"github.com/detour-dev/detour/pkg/vif"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
@@ -49,7 +49,7 @@ func serveTail(ctx context.Context, hub *vif.Hub, t *tails, addresses []netip.Ad
 	defer serving.Wait()
 	defer server.Stop()
 	for _, a := range addresses {
-		listener, err := hub.Listen(netip.AddrPortFrom(a, relay.TailPort))
+		listener, err := hub.Listen(netip.AddrPortFrom(a, tail.Port))
 		if err != nil {
 			return err
 		}
@@ -130,9 +130,9 @@ func (t *tails) caller(ctx context.Context) (*detour.Session, error) {
 		if err != nil {
 			return nil, denied
 		}
-		want, err := t.key.Proof(key, relay.TailProof)
+		want, err := t.key.Proof(key, tail.ProofPurpose)
 		md, _ := metadata.FromIncomingContext(ctx)
-		if got := md.Get(relay.TailProofKey); err != nil || len(got) != 1 || !hmac.Equal([]byte(got[0]), want) {
+		if got := md.Get(tail.ProofMetadataKey); err != nil || len(got) != 1 || !hmac.Equal([]byte(got[0]), want) {
 			return nil, denied
 		}
 		return s, nil

@@ -150,7 +150,7 @@ func (a *agents) why(pod string, m *agentv1.Routed, laptop string, match *agentv
 	case laptop != "" && match == nil:
 		return laptop + " intercepts everything"
 	case laptop != "":
-		conditions := route.Conditions(match)
+		conditions := route.ConditionNames(match)
 		verb := "match"
 		if len(conditions) == 1 {
 			verb = "matches"

@@ -33,7 +33,7 @@ type loop struct {
 	finishing  atomic.Bool // nothing new is taken
 	stopped    bool
 	pipes      []*pipe
-	gain       spin.Gain
+	gain       spin.Policy
 }
 
 // socket is a listener, or one end of a pair.
@@ -186,16 +186,16 @@ func (l *loop) run() {
 
 // wait waits for events, and looks for them for a moment where that pays.
 func (l *loop) wait(events []unix.EpollEvent) (int, error) {
-	if l.gain.Pays() {
-		for range spin.Times {
+	if l.gain.ShouldSpin() {
+		for range spin.Iterations {
 			n, err := pollRaw(l.epoll, events)
 			if n != 0 || err != nil {
-				l.gain.Looked(true)
+				l.gain.Record(true)
 				return n, err
 			}
 			yieldRaw()
 		}
-		l.gain.Looked(false)
+		l.gain.Record(false)
 	}
 	return unix.EpollWait(l.epoll, events, -1)
 }

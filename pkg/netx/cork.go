@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// gatherMost is what a Gatherer writes at once, in bytes: eight full records of TLS, which are twice the kernel's largest packet.
+// gatherMost is what a CorkConn writes at once, in bytes: eight full records of TLS, which are twice the kernel's largest packet.
 const gatherMost = 132 << 10
 
 var gatherBuffers = sync.Pool{New: func() any { b := make([]byte, 0, gatherMost); return &b }}
 
-// Gatherer is a connection that writes at once what comes piece by piece, such as the records of 16 KiB that TLS makes of a message. Each
+// CorkConn is a connection that writes at once what comes piece by piece, such as the records of 16 KiB that TLS makes of a message. Each
 // system call would be a packet, with a way of its own through all of a node's network.
-type Gatherer struct {
+type CorkConn struct {
 	net.Conn
 
 	mu      sync.Mutex
@@ -20,8 +20,8 @@ type Gatherer struct {
 	held    *[]byte // from the pool, while there is something
 }
 
-// Write implements net.Conn. Between Hold and Release an error may be that of an earlier Write.
-func (g *Gatherer) Write(b []byte) (int, error) {
+// Write implements net.Conn. Between Cork and Uncork an error may be that of an earlier Write.
+func (g *CorkConn) Write(b []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.holding {
@@ -43,7 +43,7 @@ func (g *Gatherer) Write(b []byte) (int, error) {
 }
 
 // flush writes what is held; g.mu is.
-func (g *Gatherer) flush() error {
+func (g *CorkConn) flush() error {
 	if g.held == nil {
 		return nil
 	}
@@ -54,15 +54,15 @@ func (g *Gatherer) flush() error {
 	return err
 }
 
-// Hold begins to gather.
-func (g *Gatherer) Hold() {
+// Cork begins to gather.
+func (g *CorkConn) Cork() {
 	g.mu.Lock()
 	g.holding = true
 	g.mu.Unlock()
 }
 
-// Release writes what is left, and ends what Hold began.
-func (g *Gatherer) Release() error {
+// Uncork writes what is left, and ends what Cork began.
+func (g *CorkConn) Uncork() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.holding = false

@@ -49,7 +49,7 @@ func TestRecordsOfTLSAreWrittenTogether(t *testing.T) {
 	plain, err := net.Dial("tcp", listener.Addr().String())
 	require.NoError(t, err)
 	below := &counted{Conn: plain}
-	g := &Gatherer{Conn: below}
+	g := &CorkConn{Conn: below}
 	roots := x509.NewCertPool()
 	roots.AddCert(server.Certificate())
 	client := tls.Client(g, &tls.Config{RootCAs: roots, ServerName: "example.com"})
@@ -60,28 +60,28 @@ func TestRecordsOfTLSAreWrittenTogether(t *testing.T) {
 	require.NoError(t, err)
 
 	below.writes = 0
-	g.Hold()
+	g.Cork()
 	_, err = client.Write(sent)
 	require.NoError(t, err)
-	require.NoError(t, g.Release())
+	require.NoError(t, g.Uncork())
 	require.Equal(t, 8, below.writes, "of 64 records")
 	require.NoError(t, client.Close())
 	require.True(t, bytes.Equal(append(bytes.Clone(sent), sent...), <-arrived))
 }
 
-func TestGathererTellsOfErrors(t *testing.T) {
+func TestCorkConnReportsWriteErrors(t *testing.T) {
 	broken := errors.New("broken")
 	c := &counted{failed: broken}
-	g := &Gatherer{Conn: c}
-	g.Hold()
+	g := &CorkConn{Conn: c}
+	g.Cork()
 	_, err := g.Write([]byte("held"))
 	require.NoError(t, err, "nothing is written yet")
-	require.ErrorIs(t, g.Release(), broken)
-	require.NoError(t, g.Release(), "nothing is left")
+	require.ErrorIs(t, g.Uncork(), broken)
+	require.NoError(t, g.Uncork(), "nothing is left")
 	_, err = g.Write([]byte("at once"))
 	require.ErrorIs(t, err, broken)
 	require.Equal(t, 2, c.writes)
-	g.Hold()
+	g.Cork()
 	_, err = g.Write(make([]byte, gatherMost-1))
 	require.NoError(t, err)
 	_, err = g.Write([]byte("one too many"))
