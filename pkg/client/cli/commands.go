@@ -95,7 +95,7 @@ func (a *app) connectRequest() (*daemonv1.ConnectRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &daemonv1.ConnectRequest{Kubeconfig: packed, Context: loaded.Context, Namespace: loaded.Namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport, Wishes: &a.wishes, RequestTimeoutSeconds: loaded.Config.Timeout.Seconds()}, nil
+	return &daemonv1.ConnectRequest{Kubeconfig: packed, Context: loaded.Context, Namespace: loaded.Namespace, ManagerNamespace: a.managerNamespace, User: userName(), HostLoopback: a.hostLoopback, Transport: a.transport, NetworkOverrides: &a.overrides, RequestTimeoutSeconds: loaded.Config.Timeout.Seconds()}, nil
 }
 
 func (a *app) quitCommand() *cobra.Command {
@@ -137,8 +137,8 @@ func (a *app) quitCommand() *cobra.Command {
 
 func (a *app) printQuit(r *daemonv1.QuitResponse) error {
 	value := map[string]any{"wasConnected": r.WasConnected}
-	if r.Untold != "" {
-		value["untold"] = r.Untold
+	if r.NotDeleted != "" {
+		value["untold"] = r.NotDeleted
 	}
 	return a.print(value, func(w io.Writer) {
 		if r.WasConnected {
@@ -146,8 +146,8 @@ func (a *app) printQuit(r *daemonv1.QuitResponse) error {
 		} else {
 			fmt.Fprintln(w, "not connected")
 		}
-		if r.Untold != "" {
-			fmt.Fprintln(harmlessly{w}, "the cluster was not told, and ends the session when it has not heard of the laptop for its time:", r.Untold)
+		if r.NotDeleted != "" {
+			fmt.Fprintln(harmlessly{w}, "the cluster was not told, and ends the session when it has not heard of the laptop for its time:", r.NotDeleted)
 		}
 	})
 }
@@ -205,7 +205,7 @@ func (a *app) leaveCommand() *cobra.Command {
 				return err
 			}
 			return a.print(r, func(w io.Writer) {
-				for _, i := range r.Left {
+				for _, i := range r.Intercepts {
 					printLeft(w, i)
 				}
 			})

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
-	"github.com/detour-dev/detour/pkg/client/daemon"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -40,7 +40,7 @@ func (c *cutOff) Quit(context.Context, *daemonv1.QuitRequest, ...grpc.CallOption
 func TestADaemonThatLostItsSessionStays(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: 'https://127.0.0.1:1'}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n"), 0o600))
-	a := &app{flags: genericclioptions.NewConfigFlags(true), paths: daemon.Paths{Rootless: true}}
+	a := &app{flags: genericclioptions.NewConfigFlags(true), paths: ipc.Paths{Rootless: true}}
 	a.flags.KubeConfig = &file
 	for name, c := range map[string]struct {
 		is   *daemonv1.StatusResponse

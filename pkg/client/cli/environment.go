@@ -2,17 +2,16 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
-	"k8s.io/client-go/kubernetes"
+	"google.golang.org/grpc/status"
 
 	"github.com/detour-dev/detour/pkg/client/environment"
-	"github.com/detour-dev/detour/pkg/client/explain"
-	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -29,13 +28,13 @@ func (e *environmentFlags) add(f *pflag.FlagSet) {
 }
 
 // ingest writes the files that are asked for, and returns the environment of a command.
-func (a *app) ingest(ctx context.Context, e *environmentFlags, s *daemonv1.StatusResponse, r *daemonv1.InterceptRequest, command bool) ([]string, error) {
+func (a *app) ingest(ctx context.Context, e *environmentFlags, client daemonv1.DaemonServiceClient, r *daemonv1.InterceptRequest, command bool) ([]string, error) {
 	own := os.Environ()
 	files := e.file != "" || e.json != ""
 	if !files && (!command || !e.command) {
 		return own, nil
 	}
-	variables, err := a.variables(ctx, s, r)
+	variables, err := a.variables(ctx, client, r)
 	if err != nil && files {
 		return nil, err
 	}
@@ -77,26 +76,26 @@ func quoted(names []string) string {
 }
 
 // variables are those of the app's container. What the user may not read is missing, and a warning says so.
-func (a *app) variables(ctx context.Context, s *daemonv1.StatusResponse, r *daemonv1.InterceptRequest) (map[string]string, error) {
-	loaded, err := kubeconfig.Load(a.flags)
+func (a *app) variables(ctx context.Context, client daemonv1.DaemonServiceClient, r *daemonv1.InterceptRequest) (map[string]string, error) {
+	e, err := client.Environment(ctx, &daemonv1.EnvironmentRequest{Intercept: r})
 	if err != nil {
-		return nil, err
+		return nil, errors.New(status.Convert(err).Message())
 	}
-	server := loaded.Config.Host
-	if server != s.Server {
-		return nil, fmt.Errorf("the kubeconfig is that of %s, and detour is connected to %s: use the same, or run `detour quit` first", server, s.Server)
+	if len(e.Missing) > 0 {
+		fmt.Fprintf(harmlessly{a.ErrOut}, "warning: parts of the environment are missing: %s\n", strings.Join(e.Missing, ", "))
 	}
-	clients, err := kubernetes.NewForConfig(loaded.Config)
-	if err != nil {
-		return nil, explain.Error(err, "connect to the cluster")
-	}
-	pod, container, err := environment.Find(ctx, clients, s.Namespace, r)
-	if err != nil {
-		return nil, explain.Context{Doing: "find the app's environment", Server: server, Namespace: s.Namespace}.Error(err)
-	}
-	variables, missing := environment.Of(pod, container, environment.NewCluster(ctx, clients, s.Namespace))
-	if len(missing) > 0 {
-		fmt.Fprintf(harmlessly{a.ErrOut}, "warning: parts of the environment are missing: %s\n", strings.Join(missing, ", "))
+	variables := map[string]string{}
+	for name, value := range e.Variables {
+		variables[name] = string(value)
 	}
 	return variables, nil
+}
+
+// checkPorts complains of a port that is asked for twice, before anything is rolled out for the others.
+func checkPorts(ctx context.Context, client daemonv1.DaemonServiceClient, requests []*daemonv1.InterceptRequest) error {
+	if len(requests) < 2 {
+		return nil
+	}
+	_, err := client.CheckIntercepts(ctx, &daemonv1.CheckInterceptsRequest{Intercepts: requests})
+	return err
 }

@@ -66,10 +66,10 @@ func (a *app) intercept(ctx context.Context, requests []*daemonv1.InterceptReque
 	if err != nil {
 		return err
 	}
-	if err := a.checkPorts(ctx, s, requests); err != nil {
+	if err := checkPorts(ctx, client, requests); err != nil {
 		return err
 	}
-	if _, err := a.ingest(ctx, env, s, requests[0], false); err != nil {
+	if _, err := a.ingest(ctx, env, client, requests[0], false); err != nil {
 		return err
 	}
 	made, err := a.interceptAll(ctx, client, requests, true)

@@ -1,28 +1,19 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
-	"github.com/detour-dev/detour/pkg/inject"
-	"github.com/detour-dev/detour/pkg/workloads"
-	"github.com/detour-dev/detour/pkg/workloads/argo"
+	"github.com/detour-dev/detour/pkg/client/targets"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
 // listed is one row of `detour list`: a service port, or a workload without a service.
@@ -45,7 +36,6 @@ type holder struct {
 	Requests string    `json:"requests"`
 	Agents   string    `json:"agents"`
 	Since    time.Time `json:"since"`
-	redirect string
 }
 
 func (a *app) listCommand() *cobra.Command {
@@ -75,156 +65,26 @@ func (a *app) list(ctx context.Context) ([]listed, error) {
 	if err != nil {
 		return nil, err
 	}
-	namespace := loaded.Namespace
-	explained := func(err error, doing string) error {
-		return explain.Context{Doing: doing, Server: loaded.Config.Host, Namespace: namespace}.Error(err)
-	}
-	clients, err := kubernetes.NewForConfig(loaded.Config)
-	if err != nil {
-		return nil, explained(err, "connect to the cluster")
-	}
-	services, err := clients.CoreV1().Services(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, explained(err, "list the services of namespace "+namespace)
-	}
-	var all []*workloads.Workload
-	deployments, err := clients.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, explained(err, "list the deployments of namespace "+namespace)
-	}
-	all = append(all, workloads.In(deployments)...)
-	statefulSets, err := clients.AppsV1().StatefulSets(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, explained(err, "list the stateful sets of namespace "+namespace)
-	}
-	all = append(all, workloads.In(statefulSets)...)
-	daemonSets, err := clients.AppsV1().DaemonSets(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, explained(err, "list the daemon sets of namespace "+namespace)
-	}
-	all = append(all, workloads.In(daemonSets)...)
-	rollouts, err := argo.List(ctx, clients.Discovery().RESTClient(), namespace)
-	if err != nil {
-		return nil, explained(err, "list the rollouts of namespace "+namespace)
-	}
-	all = workloads.AddRollouts(all, rollouts)
-	// A mesh's proxy may be in the pods alone. Who may not see them is told when they intercept.
-	pods, err := clients.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-	if apierrors.IsForbidden(err) {
-		pods = &corev1.PodList{}
-	} else if err != nil {
-		return nil, explained(err, "list the pods of namespace "+namespace)
-	}
-	holders, err := holders(ctx, loaded)
+	all, err := targets.List(ctx, loaded.Config, loaded.Namespace)
 	if err != nil {
 		return nil, err
 	}
-	rows := rowsOf(services.Items, all, pods.Items, holders)
-	if len(rows) == 0 { // as the API server says also of a namespace that is not there; who may not look is not told
-		if _, err := clients.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-			return nil, explained(err, "read the namespace")
-		}
-	}
-	return rows, nil
+	return rowsOf(all), nil
 }
 
-// rowsOf makes the rows from what the cluster has: holders by "kind/name:port" (and UDP), with port 0 for a workload that is replaced
-// without its traffic.
-func rowsOf(services []corev1.Service, all []*workloads.Workload, pods []corev1.Pod, holders map[string][]holder) []listed {
+// rowsOf converts the targets to what -o json prints.
+func rowsOf(all []*daemonv1.Target) []listed {
 	rows := []listed{} // not nil: a script reads [] and not null
-	served := map[*workloads.Workload]bool{}
-	for i := range services {
-		s := &services[i]
-		behind := workloads.Behind(all, s.Spec.Selector)
-		var names []string
-		for _, w := range behind {
-			served[w] = served[w] || len(s.Spec.Ports) > 0
-			names = append(names, w.Name())
-		}
-		slices.Sort(names)
-		for _, p := range s.Spec.Ports {
-			row := listed{Service: s.Name, Port: fmt.Sprint(p.Port), Workload: strings.Join(names, ", ")}
-			if p.Name != "" {
-				row.Port += "/" + p.Name
-			}
-			switch len(behind) {
-			case 0:
-				row.Why = "no workload stands behind it"
-			case 1:
-				row.judge(s, p, behind[0], behind[0].Running(pods), holders)
-			default:
-				row.Why = "several workloads stand behind it"
-			}
-			rows = append(rows, row)
-		}
-	}
-	all = slices.SortedFunc(slices.Values(all), func(a, b *workloads.Workload) int { return cmp.Compare(a.Name(), b.Name()) })
-	for _, w := range all {
-		if served[w] || w.TemplateOf != "" {
-			continue
-		}
-		row := listed{Workload: w.Name(), Why: "no service leads to it", Only: "--mode replace", Intercepts: holders[w.Name()+":0"]}
-		if why := cmp.Or(w.UnknownTemplate(), w.CannotRoll()); why != "" {
-			row.Why, row.Only = why, ""
+	for _, t := range all {
+		row := listed{Service: t.Service, Port: t.Port, Workload: t.Workload, Redirect: t.Redirect, Why: t.WhyNot, Only: t.Only}
+		for _, i := range t.Intercepts {
+			row.Intercepts = append(row.Intercepts, holder{
+				Name: i.Name, Laptop: i.Laptop, Phase: i.Phase, Mode: i.Mode, Requests: i.Requests, Agents: i.Agents, Since: time.Unix(i.SinceUnix, 0),
+			})
 		}
 		rows = append(rows, row)
 	}
 	return rows
-}
-
-// judge says what the traffic-manager would.
-func (l *listed) judge(s *corev1.Service, p corev1.ServicePort, w *workloads.Workload, running []corev1.Pod, holders map[string][]holder) {
-	if l.Why = w.UnknownTemplate(); l.Why != "" {
-		return
-	}
-	port, err := inject.PlanPort(s, p, w.Template)
-	if err != nil {
-		l.Why = err.Error()
-		return
-	}
-	if l.Why = w.LeaveAlone(running, port); l.Why != "" {
-		return
-	}
-	l.Redirect = port.Via
-	l.Intercepts = slices.Concat(holders[fmt.Sprintf("%s:%d%s", w.Name(), port.Port, port.Protocol)], holders[w.Name()+":0"])
-	for _, h := range l.Intercepts {
-		l.Redirect = cmp.Or(h.redirect, l.Redirect)
-	}
-	if l.Why = w.CannotRoll(); l.Why != "" {
-		l.Redirect = ""
-		if port.Protocol == "" {
-			l.Redirect, l.Only = inject.ViaAttach, "--attach"
-		}
-	}
-}
-
-// holders says who intercepts which container port, by "workload:port". Without detour in the cluster nobody does.
-func holders(ctx context.Context, loaded *kubeconfig.Loaded) (map[string][]holder, error) {
-	c, err := client.New(loaded.Config, client.Options{})
-	if err != nil {
-		return nil, explain.Error(err, "reach the cluster")
-	}
-	if err := detour.AddToScheme(c.Scheme()); err != nil {
-		return nil, err
-	}
-	var list detour.InterceptList
-	holders := map[string][]holder{}
-	if err := c.List(ctx, &list, client.InNamespace(loaded.Namespace)); err != nil {
-		if explained := explain.Error(err, "list the intercepts of namespace "+loaded.Namespace); !strings.Contains(explained.Error(), "not installed") {
-			return nil, explained
-		}
-		return holders, nil
-	}
-	for _, i := range list.Items {
-		if w := i.Status.Workload; w != nil && i.Status.Phase != detour.PhaseRefused {
-			key := fmt.Sprintf("%s/%s:%d%s", strings.ToLower(w.Kind), w.Name, i.Status.ContainerPort, i.Status.Protocol)
-			holders[key] = append(holders[key], holder{
-				Name: i.Name, Laptop: i.Status.Laptop, Phase: string(i.Status.Phase), Mode: strings.ToLower(string(i.Spec.Mode)), Requests: i.Status.Requests,
-				Agents: i.Status.Agents, Since: i.CreationTimestamp.Time, redirect: i.Status.Redirect,
-			})
-		}
-	}
-	return holders, nil
 }
 
 func cell(s string) string {

@@ -8,8 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/detour-dev/detour/pkg/client/daemon"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/vif"
 )
@@ -17,7 +17,7 @@ import (
 // modeFlags are of the commands that connect.
 func (a *app) modeFlags(cmd *cobra.Command) {
 	a.managerFlag(cmd)
-	wishFlags(cmd.Flags(), &a.wishes)
+	wishFlags(cmd.Flags(), &a.overrides)
 	cmd.Flags().BoolVar(&a.rootless, "rootless", canRootless(), "keep the network in namespaces, for 'detour run', and leave the laptop alone; false: a network interface of the laptop, with sudo")
 	cmd.Flags().BoolVar(&a.hostLoopback, "host-loopback", false, "with --rootless: let processes inside reach this laptop's 127.0.0.1, as "+vif.HostLoopback.String())
 	cmd.Flags().StringVar(&a.transport, "transport", "", "the tunnel's path: auto, the best that works, or only upgrade or portforward (default auto)")
@@ -33,10 +33,10 @@ func (a *app) choose(cmd *cobra.Command) error {
 		if a.rootless && runtime.GOOS != "linux" {
 			return fmt.Errorf("--rootless is there on Linux only, not on %s", runtime.GOOS)
 		}
-		a.paths = daemon.DefaultPaths(a.rootless)
+		a.paths = ipc.DefaultPaths(a.rootless)
 	} else {
-		a.paths = daemon.DefaultPaths(canRootless())
-		if other := daemon.DefaultPaths(!canRootless()); runtime.GOOS == "linux" && cmd.Name() != "daemon" && !answers(a.paths) && answers(other) {
+		a.paths = ipc.DefaultPaths(canRootless())
+		if other := ipc.DefaultPaths(!canRootless()); runtime.GOOS == "linux" && cmd.Name() != "daemon" && !answers(a.paths) && answers(other) {
 			a.paths = other
 		}
 	}
@@ -58,7 +58,7 @@ func (a *app) choose(cmd *cobra.Command) error {
 }
 
 // answers says whether a daemon of this user's runs; one that does not answer does, for the command itself to say so.
-func answers(p daemon.Paths) bool {
+func answers(p ipc.Paths) bool {
 	if p.Check() != nil {
 		return false
 	}
@@ -66,7 +66,7 @@ func answers(p daemon.Paths) bool {
 	if conn != nil {
 		_ = conn.Close()
 	}
-	return conn != nil || err != nil && !errors.Is(err, errOthers)
+	return conn != nil || err != nil && !errors.Is(err, ipc.ErrOtherUser)
 }
 
 func (a *app) holdCommand() *cobra.Command {

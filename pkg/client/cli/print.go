@@ -75,10 +75,10 @@ func networks(s *daemonv1.StatusResponse) string {
 		real, seen, _ := strings.Cut(m, "=")
 		text += fmt.Sprintf(" (%s is seen at %s)", real, seen)
 	}
-	for _, p := range s.GetWishes().GetAlsoProxy() {
+	for _, p := range s.GetNetworkOverrides().GetAlsoProxy() {
 		text += ", also " + p
 	}
-	for _, p := range s.GetWishes().GetNeverProxy() {
+	for _, p := range s.GetNetworkOverrides().GetNeverProxy() {
 		text += ", never " + p
 	}
 	return text

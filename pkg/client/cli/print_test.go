@@ -16,7 +16,7 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/yaml"
 
-	"github.com/detour-dev/detour/pkg/client/daemon"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/inject"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -210,5 +210,5 @@ func TestWithoutDaemon(t *testing.T) {
 			assert.Equal(t, want, out.String())
 		})
 	}
-	assert.NoFileExists(t, daemon.Paths{Run: dir, State: dir}.Socket())
+	assert.NoFileExists(t, ipc.Paths{Run: dir, State: dir}.Socket())
 }

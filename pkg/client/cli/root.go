@@ -24,6 +24,7 @@ import (
 	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/client/daemon"
 	"github.com/detour-dev/detour/pkg/client/install"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -32,13 +33,13 @@ import (
 type app struct {
 	genericiooptions.IOStreams
 	flags            *genericclioptions.ConfigFlags
-	paths            daemon.Paths
+	paths            ipc.Paths
 	managerNamespace string
 	output           string
 	rootless         bool
 	hostLoopback     bool
 	transport        string
-	wishes           daemonv1.Wishes
+	overrides        daemonv1.NetworkOverrides
 }
 
 // Command is the root command.
@@ -200,7 +201,7 @@ func (a *app) daemonArgs() []string {
 
 // detach starts the daemon in the background, with its log in the state directory.
 func (a *app) detach(cmd *exec.Cmd) error {
-	if err := a.paths.Make(); err != nil {
+	if err := a.paths.MakeDirectories(); err != nil {
 		return err
 	}
 	log, err := os.OpenFile(a.paths.Log(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)

@@ -126,10 +126,10 @@ func (a *app) interceptFor(ctx context.Context, requests []*daemonv1.InterceptRe
 	if err != nil {
 		return err
 	}
-	if err := a.checkPorts(ctx, s, requests); err != nil {
+	if err := checkPorts(ctx, client, requests); err != nil {
 		return err
 	}
-	environment, err := a.ingest(ctx, env, s, requests[0], true)
+	environment, err := a.ingest(ctx, env, client, requests[0], true)
 	if err != nil {
 		return err
 	}

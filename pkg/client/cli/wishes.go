@@ -10,7 +10,7 @@ import (
 )
 
 // wishFlags are what a user may want otherwise than usual of networks and names.
-func wishFlags(flags *pflag.FlagSet, w *daemonv1.Wishes) {
+func wishFlags(flags *pflag.FlagSet, w *daemonv1.NetworkOverrides) {
 	for _, f := range []struct {
 		name  string
 		into  *[]string
@@ -28,13 +28,13 @@ func wishFlags(flags *pflag.FlagSet, w *daemonv1.Wishes) {
 }
 
 // wished says whether any of the flags was given.
-func (a *app) wished() bool { return !proto.Equal(&a.wishes, &daemonv1.Wishes{}) }
+func (a *app) wished() bool { return !proto.Equal(&a.overrides, &daemonv1.NetworkOverrides{}) }
 
 // checkWishes complains of a flag before anything is started.
 func (a *app) checkWishes() error {
-	if _, err := routes.Parse(a.wishes.AlsoProxy, a.wishes.NeverProxy, a.wishes.MapSubnet); err != nil {
+	if _, err := routes.Parse(a.overrides.AlsoProxy, a.overrides.NeverProxy, a.overrides.MapSubnet); err != nil {
 		return err
 	}
-	_, err := dnsproxy.ParseRules(a.wishes.IncludeSuffix, a.wishes.ExcludeSuffix, a.wishes.Map)
+	_, err := dnsproxy.ParseRules(a.overrides.IncludeSuffix, a.overrides.ExcludeSuffix, a.overrides.Map)
 	return err
 }

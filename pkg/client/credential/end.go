@@ -2,43 +2,46 @@ package credential
 
 import "net/http"
 
-// End gives requests an end with their contexts also while a credential plugin runs for them, which client-go waits for: one that hangs, or asks
-// a person who is not there, must not hold up whoever gave the request up. The plugin is left to itself.
-func End(next http.RoundTripper) http.RoundTripper {
-	return &ending{next: next, asked: make(chan struct{}, maxAsked)}
+// EndWithContext wraps a round tripper so that a request ends with its context even while a credential
+// plugin runs for it. client-go waits for the plugin: one that hangs, or that prompts an absent person,
+// must not block a caller that has given up. The plugin itself keeps running.
+func EndWithContext(next http.RoundTripper) http.RoundTripper {
+	return &contextEnder{next: next, slots: make(chan struct{}, maxPending)}
 }
 
-// maxAsked is how many requests may wait for their answers at once, those that were given up included: whoever tries again and again while a plugin
-// hangs must not gather goroutines.
-const maxAsked = 64
+// maxPending is how many requests may be under way at once, including those whose callers have given
+// up: retries while a plugin hangs must not accumulate goroutines.
+const maxPending = 64
 
-type ending struct {
+type contextEnder struct {
 	next  http.RoundTripper
-	asked chan struct{} // one for each
+	slots chan struct{} // has an element for each request under way
 }
 
 // RoundTrip implements http.RoundTripper.
-func (e *ending) RoundTrip(request *http.Request) (*http.Response, error) {
+func (e *contextEnder) RoundTrip(request *http.Request) (*http.Response, error) {
 	type result struct {
 		response *http.Response
 		err      error
 	}
 	select {
-	case e.asked <- struct{}{}:
+	case e.slots <- struct{}{}:
 	case <-request.Context().Done():
 		return nil, request.Context().Err()
 	}
 	done := make(chan result, 1)
+	// Nobody waits for it after the context has ended: it ends with the plugin. maxPending bounds such
+	// goroutines.
 	go func() {
-		defer func() { <-e.asked }()
-		response, err := e.next.RoundTrip(request) //nolint:bodyclose // closed below, or by who asked
+		defer func() { <-e.slots }()
+		response, err := e.next.RoundTrip(request) //nolint:bodyclose // closed below, or by the caller
 		done <- result{response, err}
 	}()
 	select {
 	case r := <-done:
 		return r.response, r.err
 	case <-request.Context().Done():
-		go func() {
+		go func() { // ends with the goroutine above
 			if r := <-done; r.err == nil {
 				_ = r.response.Body.Close()
 			}
@@ -48,4 +51,4 @@ func (e *ending) RoundTrip(request *http.Request) (*http.Response, error) {
 }
 
 // WrappedRoundTripper implements k8s.io/apimachinery/pkg/util/net.RoundTripperWrapper.
-func (e *ending) WrappedRoundTripper() http.RoundTripper { return e.next }
+func (e *contextEnder) WrappedRoundTripper() http.RoundTripper { return e.next }

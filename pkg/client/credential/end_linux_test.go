@@ -17,7 +17,7 @@ import (
 )
 
 // A request ends with its context although the plugin that is to bring its credentials hangs.
-func TestARequestEndsWhileItsPluginHangs(t *testing.T) {
+func TestRequestEndsWithItsContextWhileItsPluginHangs(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
 	t.Cleanup(func() { // a reader waits until there is a writer
@@ -38,7 +38,7 @@ func TestARequestEndsWhileItsPluginHangs(t *testing.T) {
 	require.NoError(t, err)
 	ended := make(chan error, 1)
 	go func() {
-		_, err := End(transport).RoundTrip(request) //nolint:bodyclose // there is none
+		_, err := EndWithContext(transport).RoundTrip(request) //nolint:bodyclose // there is none
 		ended <- err
 	}()
 	select {
@@ -50,41 +50,41 @@ func TestARequestEndsWhileItsPluginHangs(t *testing.T) {
 }
 
 // What comes of a request is what it would be without End.
-func TestEndPassesOnWhatComes(t *testing.T) {
+func TestEndWithContextPassesResultsOn(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
 	t.Cleanup(server.Close)
-	response, err := (&http.Client{Transport: End(http.DefaultTransport)}).Get(server.URL)
+	response, err := (&http.Client{Transport: EndWithContext(http.DefaultTransport)}).Get(server.URL)
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())
 	require.Equal(t, http.StatusTeapot, response.StatusCode)
 	server.Close()
-	_, err = (&http.Client{Transport: End(http.DefaultTransport)}).Get(server.URL)
+	_, err = (&http.Client{Transport: EndWithContext(http.DefaultTransport)}).Get(server.URL)
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
 }
 
 // Who asks again and again while nobody answers does not gather requests.
-func TestEndBoundsWhatIsGivenUp(t *testing.T) {
+func TestEndWithContextBoundsPendingRequests(t *testing.T) {
 	blocked := &blocking{free: make(chan struct{})}
 	t.Cleanup(func() { close(blocked.free) })
-	transport := End(blocked)
+	transport := EndWithContext(blocked)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://nowhere", nil)
 	require.NoError(t, err)
-	for range 10 * maxAsked {
+	for range 10 * maxPending {
 		_, err := transport.RoundTrip(request) //nolint:bodyclose // there is none
 		require.ErrorIs(t, err, context.Canceled)
 	}
-	require.LessOrEqual(t, blocked.asked.Load(), int64(maxAsked))
+	require.LessOrEqual(t, blocked.calls.Load(), int64(maxPending))
 }
 
 type blocking struct {
-	asked atomic.Int64
+	calls atomic.Int64
 	free  chan struct{}
 }
 
 func (b *blocking) RoundTrip(*http.Request) (*http.Response, error) {
-	b.asked.Add(1)
+	b.calls.Add(1)
 	<-b.free
 	return nil, context.Canceled
 }

@@ -53,12 +53,12 @@ func (s *session) closeInside() {
 	if err := s.inside.Close(); err != nil {
 		s.log.Warn("closing the namespaces failed", "err", err)
 	}
-	_ = os.Remove(s.paths.insideResolver())
+	_ = os.Remove(s.paths.RootlessResolvConf())
 }
 
 // ownNames gives new namespaces a resolver configuration of their own, which is empty yet.
 func (s *session) ownNames() error {
-	path := s.paths.insideResolver()
+	path := s.paths.RootlessResolvConf()
 	// A new file: what still runs in namespaces of before keeps its own.
 	_ = os.Remove(path)
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
@@ -84,7 +84,7 @@ func (s *session) insideResolver(files dnsproxy.ResolvConf, server netip.Addr, s
 	if err != nil {
 		return err
 	}
-	path := s.paths.insideResolver()
+	path := s.paths.RootlessResolvConf()
 	if old, err := os.ReadFile(path); err == nil && string(old) == text {
 		return nil
 	}

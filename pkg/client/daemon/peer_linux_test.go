@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -71,7 +72,7 @@ echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","s
 
 	t.Setenv("SUDO_UID", fmt.Sprint(person))
 	t.Setenv("ROOTS", "root's own")
-	p := Paths{Run: filepath.Join(dir, "run"), State: filepath.Join(dir, "state")}
+	p := ipc.Paths{Run: filepath.Join(dir, "run"), State: filepath.Join(dir, "state")}
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = Run(ctx, p, slog.New(slog.DiscardHandler)) })

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -83,7 +84,7 @@ func TestRenew(t *testing.T) {
 	require.NoError(t, err)
 	kube := kubeOf(t, config)
 	dir := t.TempDir()
-	server := &Server{paths: Paths{Run: dir, State: dir}, log: slog.New(slog.DiscardHandler)}
+	server := &Server{paths: ipc.Paths{Run: dir, State: dir}, log: slog.New(slog.DiscardHandler)}
 	s := &session{
 		log: server.log, kube: kube, server: config.Host, object: detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "alice"}},
 		request: &daemonv1.ConnectRequest{Kubeconfig: ofDay("monday"), Namespace: "shop", HostLoopback: true}, wanted: []*wanted{{request: &daemonv1.InterceptRequest{Service: "web"}}},

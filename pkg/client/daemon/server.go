@@ -1,12 +1,12 @@
+// Package daemon is the laptop's side of a session: it holds the VIF, the DNS proxy and the intercepts, and
+// serves the command line on a Unix socket. Start with Run and Server.
 package daemon
 
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
@@ -33,7 +34,7 @@ const quitTimeout = 20 * time.Second
 // Server is the daemon.
 type Server struct {
 	daemonv1.UnimplementedDaemonServiceServer
-	paths Paths
+	paths ipc.Paths
 	log   *slog.Logger
 	quit  context.CancelFunc
 	// busy ends at once what takes long when somebody wants to quit: it is the context of making sessions.
@@ -47,17 +48,19 @@ type Server struct {
 }
 
 // Run serves until Quit or ctx ends, and puts the laptop back.
-func Run(ctx context.Context, p Paths, log *slog.Logger) error {
-	listener, err := listen(p)
+func Run(ctx context.Context, p ipc.Paths, log *slog.Logger) error {
+	listener, err := ipc.Listen(p, func() error {
+		if p.Rootless {
+			return nil
+		}
+		return dnsproxy.PutBack(p.Resolver())
+	})
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(p.Socket(), 0o600); err != nil {
-		return fmt.Errorf("protect the socket: %w", err)
-	}
 	// A daemon started with sudo serves the person who started it.
 	if uid, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil {
-		if err := give(p.Socket(), uid); err != nil {
+		if err := ipc.GrantSocket(p, uid); err != nil {
 			log.Warn("only root can use this daemon", "err", err)
 		}
 	}
@@ -65,7 +68,7 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	defer cancel()
 	s := &Server{paths: p, log: log, quit: cancel}
 	s.busy, s.idle = context.WithCancel(ctx)
-	server := grpc.NewServer(grpc.Creds(newPeers()))
+	server := grpc.NewServer(grpc.Creds(ipc.PeerCredentials()))
 	daemonv1.RegisterDaemonServiceServer(server, s)
 	var kept sync.WaitGroup
 	kept.Go(func() { s.keep(s.busy) })
@@ -88,31 +91,6 @@ func Run(ctx context.Context, p Paths, log *slog.Logger) error {
 	<-stopped
 	kept.Wait()
 	return err
-}
-
-// listen is for the one daemon of its directory. Of two that are started at once each would take the other for one that has died.
-func listen(p Paths) (net.Listener, error) {
-	if err := p.Make(); err != nil {
-		return nil, err
-	}
-	if release, err := alone(p.Run); err == nil { // a file system may know no locks
-		defer release()
-	}
-	if c, err := net.Dial("unix", p.Socket()); err == nil {
-		_ = c.Close()
-		return nil, errors.New("a daemon runs already")
-	}
-	if !p.Rootless {
-		if err := dnsproxy.PutBack(p.Resolver()); err != nil {
-			return nil, err
-		}
-	}
-	_ = os.Remove(p.Socket())
-	listener, err := net.Listen("unix", p.Socket())
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", p.Socket(), err)
-	}
-	return listener, nil
 }
 
 func (s *Server) get() *session {
@@ -142,11 +120,6 @@ func (s *Server) end(ctx context.Context) (was bool, untold error) {
 	return true, untold
 }
 
-// Version implements DaemonServiceServer.
-func (s *Server) Version(context.Context, *daemonv1.VersionRequest) (*daemonv1.VersionResponse, error) {
-	return &daemonv1.VersionResponse{Version: version.Version, Pid: int32(os.Getpid())}, nil
-}
-
 // Connect implements DaemonServiceServer.
 func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
 	s.mu.Lock()
@@ -173,7 +146,7 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 			if req.Transport != "" && req.Transport != cmp.Or(now.request.Transport, tunnel.Auto) {
 				return status.Errorf(codes.FailedPrecondition, "already connected without --transport %s: run `detour quit` first", req.Transport)
 			}
-			if flags := others(req.Wishes, now.request.Wishes); len(flags) > 0 {
+			if flags := others(req.NetworkOverrides, now.request.NetworkOverrides); len(flags) > 0 {
 				return status.Errorf(codes.FailedPrecondition, "already connected with another %s: run `detour quit` first", strings.Join(flags, ", "))
 			}
 			if now.renews(req) {
@@ -212,8 +185,8 @@ func (s *session) elsewhere(req *daemonv1.ConnectRequest, server string) string 
 // confine keeps a request within the rights of who makes it: the daemon, which may be root's, runs and reads what the kubeconfig names,
 // also when it makes the session again.
 func confine(ctx context.Context, req *daemonv1.ConnectRequest) error {
-	who, err := whoAsks(ctx)
-	if err != nil || trusted(who) {
+	who, err := ipc.Caller(ctx)
+	if err != nil || ipc.IsTrusted(who) {
 		return err
 	}
 	req.Kubeconfig, err = kubeconfig.Confine(req.Kubeconfig, who)
@@ -254,7 +227,7 @@ func (s *Server) Leave(ctx context.Context, req *daemonv1.LeaveRequest) (*daemon
 	if err != nil {
 		return nil, status.Error(codes.Aborted, err.Error())
 	}
-	return &daemonv1.LeaveResponse{Left: left}, nil
+	return &daemonv1.LeaveResponse{Intercepts: left}, nil
 }
 
 // Tail implements DaemonServiceServer.
@@ -272,13 +245,13 @@ func (s *Server) Quit(ctx context.Context, _ *daemonv1.QuitRequest) (*daemonv1.Q
 	s.quit()
 	r := &daemonv1.QuitResponse{WasConnected: was}
 	if untold != nil {
-		r.Untold = explain.Error(untold, "delete the session").Error()
+		r.NotDeleted = explain.Error(untold, "delete the session").Error()
 	}
 	return r, nil
 }
 
 // others lists the flags that were given and are not what the session was made with.
-func others(wanted, has *daemonv1.Wishes) (flags []string) {
+func others(wanted, has *daemonv1.NetworkOverrides) (flags []string) {
 	for _, f := range []struct {
 		name        string
 		wanted, has []string

@@ -6,52 +6,30 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
 // A second daemon leaves the first one's resolver configuration alone: it is in use, and the copy is all there is of what was before.
 func TestSecondDaemon(t *testing.T) {
 	dir := t.TempDir()
-	p := Paths{Run: dir, State: dir}
+	p := ipc.Paths{Run: dir, State: dir}
 	first, err := net.Listen("unix", p.Socket())
 	require.NoError(t, err)
 	defer first.Close()
 	kept := filepath.Join(p.State, "resolv.conf.before")
 	require.NoError(t, os.WriteFile(kept, []byte("nameserver 192.168.1.1\n"), 0o600))
 
-	require.EqualError(t, Run(context.Background(), p, slog.New(slog.DiscardHandler)), "a daemon runs already")
+	require.EqualError(t, Run(context.Background(), p, slog.New(slog.DiscardHandler)), "a daemon is already running")
 	assert.FileExists(t, kept)
 	again, err := net.Dial("unix", p.Socket())
 	require.NoError(t, err, "the first one still answers")
 	_ = again.Close()
-}
-
-// Two commands that are run at once start a daemon each.
-func TestTwoDaemonsAtOnce(t *testing.T) {
-	for range 100 {
-		dir := t.TempDir()
-		p := Paths{Run: dir, State: dir, Rootless: true}
-		var starting sync.WaitGroup
-		var listeners [2]net.Listener
-		for i := range listeners {
-			starting.Go(func() { listeners[i], _ = listen(p) })
-		}
-		starting.Wait()
-		count := 0
-		for _, l := range listeners {
-			if l != nil {
-				count++
-				_ = l.Close()
-			}
-		}
-		require.Equal(t, 1, count)
-	}
 }
 
 // Who asks for another cluster is not told to be connected, though the context's name be the same.

@@ -25,6 +25,7 @@ import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/routes"
 	"github.com/detour-dev/detour/pkg/client/svcwatch"
@@ -47,11 +48,12 @@ const (
 
 // session is a live connection to one namespace of one cluster.
 type session struct {
-	paths           Paths
+	paths           ipc.Paths
 	host            string // the laptop's name
 	log             *slog.Logger
 	context, server string
 	namespace       string
+	config          *rest.Config // bounds each request
 	kube            client.Client
 	object          detour.Session
 	since           time.Time
@@ -83,7 +85,7 @@ type session struct {
 }
 
 // connect makes the session, the VIF and the DNS; on failure nothing of it is left. before is the session in whose place it comes, if any.
-func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session, paths Paths, log *slog.Logger, progress func(string)) (_ *session, err error) {
+func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session, paths ipc.Paths, log *slog.Logger, progress func(string)) (_ *session, err error) {
 	config, err := kubeconfig.Unpack(req.Kubeconfig)
 	if err != nil {
 		return nil, err
@@ -93,10 +95,10 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session,
 		return nil, err
 	}
 	s := &session{paths: paths, host: hostName(), log: log, context: req.Context, server: config.Host, namespace: req.Namespace, since: time.Now(), intercepts: map[string]*localIntercept{}, request: req}
-	if s.routing, err = routes.Parse(req.GetWishes().GetAlsoProxy(), req.GetWishes().GetNeverProxy(), req.GetWishes().GetMapSubnet()); err != nil {
+	if s.routing, err = routes.Parse(req.GetNetworkOverrides().GetAlsoProxy(), req.GetNetworkOverrides().GetNeverProxy(), req.GetNetworkOverrides().GetMapSubnet()); err != nil {
 		return nil, err
 	}
-	if s.names, err = dnsproxy.ParseRules(req.GetWishes().GetIncludeSuffix(), req.GetWishes().GetExcludeSuffix(), req.GetWishes().GetMap()); err != nil {
+	if s.names, err = dnsproxy.ParseRules(req.GetNetworkOverrides().GetIncludeSuffix(), req.GetNetworkOverrides().GetExcludeSuffix(), req.GetNetworkOverrides().GetMap()); err != nil {
 		return nil, err
 	}
 	if before != nil {
@@ -122,11 +124,12 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session,
 	if req.RequestTimeoutSeconds > 0 {
 		bounded.Timeout = time.Duration(req.RequestTimeoutSeconds * float64(time.Second))
 	}
+	s.config = bounded
 	web, err := rest.HTTPClientFor(bounded)
 	if err != nil {
 		return nil, explain.Error(err, "connect to the cluster")
 	}
-	web.Transport = credential.End(web.Transport)
+	web.Transport = credential.EndWithContext(web.Transport)
 	if s.kube, err = client.New(bounded, client.Options{Scheme: scheme, Mapper: mapper, HTTPClient: web}); err != nil {
 		return nil, explain.Error(err, "connect to the cluster")
 	}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/vif"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -59,7 +60,7 @@ func made(t *testing.T, config *rest.Config, s *session, user string) *session {
 // Who does not wait for the end of `detour quit` has quit: the cluster is told all the same.
 func TestTheClusterIsToldOfAnEndThatNobodyWaitsFor(t *testing.T) {
 	config, deleted := sessions(t)
-	s := made(t, config, &session{paths: Paths{State: t.TempDir()}}, "alice")
+	s := made(t, config, &session{paths: ipc.Paths{State: t.TempDir()}}, "alice")
 	s.intercepts = map[string]*localIntercept{"web-1": {}}
 	impatient, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -71,7 +72,7 @@ func TestTheClusterIsToldOfAnEndThatNobodyWaitsFor(t *testing.T) {
 // Machines that share a home share the state directory, and the cluster.
 func TestASessionOfAnotherMachineIsLeftAlone(t *testing.T) {
 	config, deleted := sessions(t)
-	paths := Paths{State: t.TempDir()}
+	paths := ipc.Paths{State: t.TempDir()}
 	made(t, config, &session{paths: paths, host: "desk"}, "alice-at-desk")
 	made(t, config, &session{paths: paths, host: "lab"}, "alice-at-lab")
 	require.Empty(t, deleted(), "its daemon is there")

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/ipc"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -111,7 +112,7 @@ func TestQuitWhileReconnecting(t *testing.T) {
 	old := &session{log: slog.New(slog.DiscardHandler), request: &daemonv1.ConnectRequest{Kubeconfig: []byte(kubeconfig), Namespace: "shop"}}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	s := &Server{paths: Paths{Run: dir, State: dir}, log: slog.New(slog.DiscardHandler), quit: cancel}
+	s := &Server{paths: ipc.Paths{Run: dir, State: dir}, log: slog.New(slog.DiscardHandler), quit: cancel}
 	s.busy, s.idle = context.WithCancel(ctx)
 	s.put(old)
 	var reconnecting sync.WaitGroup

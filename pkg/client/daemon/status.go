@@ -31,7 +31,7 @@ func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 		Connected: !ended, TunnelUp: !ended && s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
 		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(),
 		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version, ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(),
-		Rootless: s.paths.Rootless, NamespacePid: int32(pid), NamespaceId: id, Wishes: s.request.Wishes,
+		Rootless: s.paths.Rootless, NamespacePid: int32(pid), NamespaceId: id, NetworkOverrides: s.request.NetworkOverrides,
 	}
 	path := s.vif.Path()
 	if r.Transport, r.TransportAddress = path.Transport, path.Address; r.Transport != "" {

@@ -1,5 +1,7 @@
-// Package svcwatch keeps what DNS needs to know of the connected namespace, and the names of all namespaces, by watching the API with the
-// user's own credentials. What the user may not watch is not known here, and the cluster's DNS is asked instead.
+// Package svcwatch watches the connected namespace's Services and EndpointSlices, and the names of all
+// namespaces, with the user's own credentials, so that the laptop can answer DNS queries itself. It
+// knows nothing of resources that the user may not watch: the cluster's DNS answers for those. Start
+// with Watch.
 package svcwatch
 
 import (
@@ -7,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
@@ -20,91 +21,110 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/detour-dev/detour/pkg/client/credential"
+	"github.com/detour-dev/detour/pkg/client/resourcewatch"
 	"github.com/detour-dev/detour/pkg/dnsproxy/records"
 )
 
-// aliveInterval is how often it is looked whether the laptop has lost the cluster.
-const aliveInterval = time.Second
+// fallback is what happens while a resource is not watched.
+const fallback = "the cluster's DNS answers instead"
 
 // Config says what to watch.
 type Config struct {
 	Namespace string
-	Domain    string // the cluster's, as in cluster.local
-	// Alive says whether the cluster can be reached. A watch whose connection died without a word is otherwise found out only by
-	// HTTP/2's pings, after 45 s.
+	// Domain is the cluster's DNS domain, as in cluster.local.
+	Domain string
+	// Alive reports whether the laptop reaches the cluster. The watches start again when it changes.
+	// It may be nil: then only HTTP/2's pings discover a dead connection, after 45 s.
 	Alive func() bool
 	Log   *slog.Logger
 }
 
-// Names is what is known. It implements dnsproxy.Names.
+// Names answers for the namespace's names from the watched objects. It implements dnsproxy.Names.
 type Names struct {
 	zone                            *records.Zone
-	services, endpoints, namespaces *follower
-	stop                            context.CancelFunc
-	done                            sync.WaitGroup
+	services, endpoints, namespaces interface{ Live() bool }
+	group                           *resourcewatch.Group
 
+	// mu guards the fields below.
 	mu    sync.Mutex
-	known map[string]bool
+	known map[string]bool // the namespaces that exist
 }
 
-// Watch begins to watch, and returns at once. Close ends it.
+// Watch starts the watches and returns at once. The caller ends them with Close. config is not changed.
 func Watch(config *rest.Config, c Config) (*Names, error) {
 	config = rest.CopyConfig(config)
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
-	config.Timeout = 0 // a watch takes as long as it takes
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	config.Timeout = 0 // a watch has no end
 	web, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("watch the cluster's names: %w", err)
 	}
-	web.Transport = credential.End(web.Transport)
+	web.Transport = credential.EndWithContext(web.Transport)
 	kube, err := kubernetes.NewForConfigAndClient(config, web)
 	if err != nil {
 		return nil, fmt.Errorf("watch the cluster's names: %w", err)
 	}
-	// What is begun anew must not be sent into the connection that died.
-	return begin(kube, c, func() { net.CloseIdleConnectionsFor(web.Transport) }), nil
+	return start(kube, c, func() { net.CloseIdleConnectionsFor(web.Transport) }), nil
 }
 
-func begin(kube kubernetes.Interface, c Config, hangUp func()) *Names {
+func start(kube kubernetes.Interface, c Config, hangUp func()) *Names {
 	n := &Names{zone: records.New(c.Domain, c.Namespace), known: map[string]bool{}}
-	services, endpoints, namespaces := kube.CoreV1().Services(c.Namespace), kube.DiscoveryV1().EndpointSlices(c.Namespace), kube.CoreV1().Namespaces()
-	n.services = &follower{
-		what: "services", log: c.Log, object: &corev1.Service{},
-		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return services.List(ctx, o) },
-		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return services.Watch(ctx, o)
-		},
-		store: store[*corev1.Service]{
-			put:    func(s *corev1.Service) { n.zone.PutService(service(s)) },
-			remove: func(s *corev1.Service) { n.zone.DeleteService(s.Name) },
-			all:    func(all []*corev1.Service) { n.zone.SetServices(each(all, service)) },
-		},
+	services, endpoints, namespaces := n.followServices(kube, c), n.followEndpoints(kube, c), n.followNamespaces(kube, c)
+	n.services, n.endpoints, n.namespaces = services, endpoints, namespaces
+	n.group = resourcewatch.Start(hangUp, services, endpoints, namespaces)
+	if c.Alive != nil {
+		n.group.FollowLiveness(c.Alive)
 	}
-	n.endpoints = &follower{
-		what: "endpointslices", log: c.Log, object: &discoveryv1.EndpointSlice{},
-		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return endpoints.List(ctx, o) },
-		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return endpoints.Watch(ctx, o)
+	return n
+}
+
+func (n *Names) followServices(kube kubernetes.Interface, c Config) *resourcewatch.Follower {
+	api := kube.CoreV1().Services(c.Namespace)
+	return &resourcewatch.Follower{Config: resourcewatch.Config{
+		Resource: "services", Fallback: fallback, DeniedLevel: slog.LevelInfo, Log: c.Log, Object: &corev1.Service{},
+		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
+		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return api.Watch(ctx, o)
 		},
-		store: store[*discoveryv1.EndpointSlice]{
-			put:    func(s *discoveryv1.EndpointSlice) { n.zone.PutSlice(slice(s)) },
-			remove: func(s *discoveryv1.EndpointSlice) { n.zone.DeleteSlice(s.Name) },
-			all:    func(all []*discoveryv1.EndpointSlice) { n.zone.SetSlices(each(all, slice)) },
+		Store: resourcewatch.Callbacks[*corev1.Service]{
+			Put:      func(s *corev1.Service) { n.zone.PutService(service(s)) },
+			Remove:   func(s *corev1.Service) { n.zone.DeleteService(s.Name) },
+			Replaced: func(all []*corev1.Service) { n.zone.SetServices(each(all, service)) },
 		},
-	}
-	n.namespaces = &follower{
-		what: "namespaces", log: c.Log, object: &corev1.Namespace{},
-		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			return namespaces.List(ctx, o)
+	}}
+}
+
+func (n *Names) followEndpoints(kube kubernetes.Interface, c Config) *resourcewatch.Follower {
+	api := kube.DiscoveryV1().EndpointSlices(c.Namespace)
+	return &resourcewatch.Follower{Config: resourcewatch.Config{
+		Resource: "endpointslices", Fallback: fallback, DeniedLevel: slog.LevelInfo, Log: c.Log,
+		Object: &discoveryv1.EndpointSlice{},
+		List:   func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
+		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return api.Watch(ctx, o)
 		},
-		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return namespaces.Watch(ctx, o)
+		Store: resourcewatch.Callbacks[*discoveryv1.EndpointSlice]{
+			Put:      func(s *discoveryv1.EndpointSlice) { n.zone.PutSlice(slice(s)) },
+			Remove:   func(s *discoveryv1.EndpointSlice) { n.zone.DeleteSlice(s.Name) },
+			Replaced: func(all []*discoveryv1.EndpointSlice) { n.zone.SetSlices(each(all, slice)) },
 		},
-		store: store[*corev1.Namespace]{
-			put:    func(ns *corev1.Namespace) { n.change(func() { n.known[ns.Name] = true }) },
-			remove: func(ns *corev1.Namespace) { n.change(func() { delete(n.known, ns.Name) }) },
-			all: func(all []*corev1.Namespace) {
-				n.change(func() {
+	}}
+}
+
+func (n *Names) followNamespaces(kube kubernetes.Interface, c Config) *resourcewatch.Follower {
+	api := kube.CoreV1().Namespaces()
+	return &resourcewatch.Follower{Config: resourcewatch.Config{
+		Resource: "namespaces", Fallback: fallback, DeniedLevel: slog.LevelInfo, Log: c.Log, Object: &corev1.Namespace{},
+		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
+		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return api.Watch(ctx, o)
+		},
+		Store: resourcewatch.Callbacks[*corev1.Namespace]{
+			Put:    func(ns *corev1.Namespace) { n.setKnown(func() { n.known[ns.Name] = true }) },
+			Remove: func(ns *corev1.Namespace) { n.setKnown(func() { delete(n.known, ns.Name) }) },
+			Replaced: func(all []*corev1.Namespace) {
+				n.setKnown(func() {
 					n.known = make(map[string]bool, len(all))
 					for _, ns := range all {
 						n.known[ns.Name] = true
@@ -112,65 +132,29 @@ func begin(kube kubernetes.Interface, c Config, hangUp func()) *Names {
 				})
 			},
 		},
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	n.stop = stop
-	for _, f := range n.followers() {
-		n.done.Go(func() { f.run(ctx) })
-	}
-	if c.Alive != nil {
-		n.done.Go(func() { n.revive(ctx, c.Alive, hangUp) })
-	}
-	return n
+	}}
 }
 
-func (n *Names) followers() []*follower { return []*follower{n.services, n.endpoints, n.namespaces} }
-
-func (n *Names) change(f func()) {
+func (n *Names) setKnown(change func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	f()
+	change()
 }
 
-// revive begins all watches anew when the laptop is cut off from the cluster, and when it is back.
-func (n *Names) revive(ctx context.Context, alive func() bool, hangUp func()) {
-	tick := time.NewTicker(aliveInterval)
-	defer tick.Stop()
-	lost := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		now := alive()
-		if now == lost {
-			for _, f := range n.followers() {
-				f.again()
-			}
-			hangUp()
-		}
-		lost = !now
-	}
-}
+// Close ends the watches and waits for them.
+func (n *Names) Close() { n.group.Close() }
 
-// Close stops watching and waits until nothing runs.
-func (n *Names) Close() {
-	n.stop()
-	n.done.Wait()
-}
-
-// Answer answers for the names of the connected namespace while its watches are whole.
+// Answer answers for the names of the connected namespace while both of its watches are live.
 func (n *Names) Answer(q dns.Question) (records.Answer, bool) {
-	if !n.services.live.Load() || !n.endpoints.live.Load() {
+	if !n.services.Live() || !n.endpoints.Live() {
 		return records.Answer{}, false
 	}
 	return n.zone.Answer(q)
 }
 
-// Namespace says whether a namespace exists, if the user may list them.
+// Namespace reports whether a namespace exists. known is false if the user may not list namespaces.
 func (n *Names) Namespace(name string) (exists, known bool) {
-	if !n.namespaces.live.Load() {
+	if !n.namespaces.Live() {
 		return false, false
 	}
 	n.mu.Lock()
@@ -187,7 +171,10 @@ func each[A, B any](all []A, f func(A) B) []B {
 }
 
 func service(s *corev1.Service) records.Service {
-	r := records.Service{Name: s.Name, ClusterIPs: s.Spec.ClusterIPs, IsExternal: s.Spec.Type == corev1.ServiceTypeExternalName, External: s.Spec.ExternalName}
+	r := records.Service{
+		Name: s.Name, ClusterIPs: s.Spec.ClusterIPs,
+		IsExternal: s.Spec.Type == corev1.ServiceTypeExternalName, External: s.Spec.ExternalName,
+	}
 	if len(r.ClusterIPs) == 0 && s.Spec.ClusterIP != "" {
 		r.ClusterIPs = []string{s.Spec.ClusterIP}
 	}
@@ -197,7 +184,8 @@ func service(s *corev1.Service) records.Service {
 	return r
 }
 
-// slice leaves out what is not ready. Of a service with publishNotReadyAddresses the API says that all is.
+// slice leaves out the endpoints that are not ready. The API reports all endpoints of a service with
+// publishNotReadyAddresses as ready.
 func slice(s *discoveryv1.EndpointSlice) records.Slice {
 	r := records.Slice{Name: s.Name, Service: s.Labels[discoveryv1.LabelServiceName]}
 	for _, p := range s.Ports {

@@ -95,7 +95,7 @@ func New(config *rest.Config, namespace, only string, pod func(context.Context) 
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
-	return &Dialer{config: config, transport: credential.End(transport), base: base, namespace: namespace, only: only, pod: pod}, nil
+	return &Dialer{config: config, transport: credential.EndWithContext(transport), base: base, namespace: namespace, only: only, pod: pod}, nil
 }
 
 // Open opens a stream. What the API server refuses comes back as its own error (k8s.io/apimachinery/pkg/api/errors).

@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: daemon/v1/daemon.proto
 
-// The API of the daemon on the laptop, served on a unix socket to the detour command line.
+// The API of the daemon on the laptop. The daemon serves it to the detour command line on a Unix
+// socket.
 
 package daemonv1
 
@@ -25,112 +26,30 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type VersionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *VersionRequest) Reset() {
-	*x = VersionRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *VersionRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*VersionRequest) ProtoMessage() {}
-
-func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
-func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{0}
-}
-
-type VersionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Pid           int32                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *VersionResponse) Reset() {
-	*x = VersionResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *VersionResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*VersionResponse) ProtoMessage() {}
-
-func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
-func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *VersionResponse) GetVersion() string {
-	if x != nil {
-		return x.Version
-	}
-	return ""
-}
-
-func (x *VersionResponse) GetPid() int32 {
-	if x != nil {
-		return x.Pid
-	}
-	return 0
-}
-
 type ConnectRequest struct {
-	state                 protoimpl.MessageState `protogen:"open.v1"`
-	Kubeconfig            []byte                 `protobuf:"bytes,1,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"` // stands alone, with one context: see pkg/client/kubeconfig
-	Context               string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`       // the name of the caller's context, for people
-	Namespace             string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	ManagerNamespace      string                 `protobuf:"bytes,4,opt,name=manager_namespace,json=managerNamespace,proto3" json:"manager_namespace,omitempty"`
-	User                  string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`                                                                    // who asks, for the Session
-	HostLoopback          bool                   `protobuf:"varint,6,opt,name=host_loopback,json=hostLoopback,proto3" json:"host_loopback,omitempty"`                               // rootless mode: the laptop's 127.0.0.1 can be reached from inside
-	Transport             string                 `protobuf:"bytes,7,opt,name=transport,proto3" json:"transport,omitempty"`                                                          // auto, upgrade or portforward; empty for auto
-	RequestTimeoutSeconds float64                `protobuf:"fixed64,8,opt,name=request_timeout_seconds,json=requestTimeoutSeconds,proto3" json:"request_timeout_seconds,omitempty"` // of one request to the API server; 0 for the daemon's own
-	Wishes                *Wishes                `protobuf:"bytes,17,opt,name=wishes,proto3" json:"wishes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A self-contained kubeconfig with one context: see pkg/client/kubeconfig.
+	Kubeconfig []byte `protobuf:"bytes,1,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"`
+	// The name of the caller's context, for messages.
+	Context          string `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`
+	Namespace        string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	ManagerNamespace string `protobuf:"bytes,4,opt,name=manager_namespace,json=managerNamespace,proto3" json:"manager_namespace,omitempty"`
+	// The user's name, for the Session.
+	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	// Rootless mode: processes in the namespaces can reach the laptop's 127.0.0.1.
+	HostLoopback bool `protobuf:"varint,6,opt,name=host_loopback,json=hostLoopback,proto3" json:"host_loopback,omitempty"`
+	// "auto", "upgrade" or "portforward"; empty means "auto".
+	Transport string `protobuf:"bytes,7,opt,name=transport,proto3" json:"transport,omitempty"`
+	// The timeout of one request to the API server; 0 means the daemon's default.
+	RequestTimeoutSeconds float64           `protobuf:"fixed64,8,opt,name=request_timeout_seconds,json=requestTimeoutSeconds,proto3" json:"request_timeout_seconds,omitempty"`
+	NetworkOverrides      *NetworkOverrides `protobuf:"bytes,17,opt,name=network_overrides,json=wishes,proto3" json:"network_overrides,omitempty"`
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[2]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -142,7 +61,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[2]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -155,7 +74,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{2}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *ConnectRequest) GetKubeconfig() []byte {
@@ -214,41 +133,48 @@ func (x *ConnectRequest) GetRequestTimeoutSeconds() float64 {
 	return 0
 }
 
-func (x *ConnectRequest) GetWishes() *Wishes {
+func (x *ConnectRequest) GetNetworkOverrides() *NetworkOverrides {
 	if x != nil {
-		return x.Wishes
+		return x.NetworkOverrides
 	}
 	return nil
 }
 
-// Wishes are what the user wants otherwise than usual of networks and names.
-type Wishes struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AlsoProxy     []string               `protobuf:"bytes,1,rep,name=also_proxy,json=alsoProxy,proto3" json:"also_proxy,omitempty"`             // CIDRs that lead to the cluster too
-	NeverProxy    []string               `protobuf:"bytes,2,rep,name=never_proxy,json=neverProxy,proto3" json:"never_proxy,omitempty"`          // CIDRs that do not
-	MapSubnet     []string               `protobuf:"bytes,3,rep,name=map_subnet,json=mapSubnet,proto3" json:"map_subnet,omitempty"`             // CIDR=CIDR, CIDR=auto, auto: networks that the laptop sees at other addresses
-	IncludeSuffix []string               `protobuf:"bytes,4,rep,name=include_suffix,json=includeSuffix,proto3" json:"include_suffix,omitempty"` // names that the cluster's DNS is asked for
-	ExcludeSuffix []string               `protobuf:"bytes,5,rep,name=exclude_suffix,json=excludeSuffix,proto3" json:"exclude_suffix,omitempty"` // names that it is never asked for
-	Map           []string               `protobuf:"bytes,6,rep,name=map,proto3" json:"map,omitempty"`                                          // NAME=TARGET: names that are an address or another name
+// NetworkOverrides change which networks and names lead to the cluster. The values are the flags as
+// the user wrote them.
+type NetworkOverrides struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CIDRs that lead to the cluster in addition to its own networks.
+	AlsoProxy []string `protobuf:"bytes,1,rep,name=also_proxy,json=alsoProxy,proto3" json:"also_proxy,omitempty"`
+	// CIDRs that never lead to the cluster.
+	NeverProxy []string `protobuf:"bytes,2,rep,name=never_proxy,json=neverProxy,proto3" json:"never_proxy,omitempty"`
+	// CIDR=CIDR, CIDR=auto or auto: networks that the laptop sees at other addresses.
+	MapSubnet []string `protobuf:"bytes,3,rep,name=map_subnet,json=mapSubnet,proto3" json:"map_subnet,omitempty"`
+	// Suffixes of names that the cluster's DNS resolves.
+	IncludeSuffix []string `protobuf:"bytes,4,rep,name=include_suffix,json=includeSuffix,proto3" json:"include_suffix,omitempty"`
+	// Suffixes of names that the cluster's DNS never resolves.
+	ExcludeSuffix []string `protobuf:"bytes,5,rep,name=exclude_suffix,json=excludeSuffix,proto3" json:"exclude_suffix,omitempty"`
+	// NAME=TARGET: names that resolve to an address or to another name.
+	Map           []string `protobuf:"bytes,6,rep,name=map,proto3" json:"map,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Wishes) Reset() {
-	*x = Wishes{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[3]
+func (x *NetworkOverrides) Reset() {
+	*x = NetworkOverrides{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Wishes) String() string {
+func (x *NetworkOverrides) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Wishes) ProtoMessage() {}
+func (*NetworkOverrides) ProtoMessage() {}
 
-func (x *Wishes) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[3]
+func (x *NetworkOverrides) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -259,47 +185,47 @@ func (x *Wishes) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Wishes.ProtoReflect.Descriptor instead.
-func (*Wishes) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{3}
+// Deprecated: Use NetworkOverrides.ProtoReflect.Descriptor instead.
+func (*NetworkOverrides) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *Wishes) GetAlsoProxy() []string {
+func (x *NetworkOverrides) GetAlsoProxy() []string {
 	if x != nil {
 		return x.AlsoProxy
 	}
 	return nil
 }
 
-func (x *Wishes) GetNeverProxy() []string {
+func (x *NetworkOverrides) GetNeverProxy() []string {
 	if x != nil {
 		return x.NeverProxy
 	}
 	return nil
 }
 
-func (x *Wishes) GetMapSubnet() []string {
+func (x *NetworkOverrides) GetMapSubnet() []string {
 	if x != nil {
 		return x.MapSubnet
 	}
 	return nil
 }
 
-func (x *Wishes) GetIncludeSuffix() []string {
+func (x *NetworkOverrides) GetIncludeSuffix() []string {
 	if x != nil {
 		return x.IncludeSuffix
 	}
 	return nil
 }
 
-func (x *Wishes) GetExcludeSuffix() []string {
+func (x *NetworkOverrides) GetExcludeSuffix() []string {
 	if x != nil {
 		return x.ExcludeSuffix
 	}
 	return nil
 }
 
-func (x *Wishes) GetMap() []string {
+func (x *NetworkOverrides) GetMap() []string {
 	if x != nil {
 		return x.Map
 	}
@@ -307,16 +233,17 @@ func (x *Wishes) GetMap() []string {
 }
 
 type ConnectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Progress      string                 `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
-	Status        *StatusResponse        `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"` // set in the last message
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Progress string                 `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Set in the last message.
+	Status        *StatusResponse `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConnectResponse) Reset() {
 	*x = ConnectResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[4]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +255,7 @@ func (x *ConnectResponse) String() string {
 func (*ConnectResponse) ProtoMessage() {}
 
 func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[4]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +268,7 @@ func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
 func (*ConnectResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{4}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ConnectResponse) GetProgress() string {
@@ -366,7 +293,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[5]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +305,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[5]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,45 +318,58 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{5}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{3}
 }
 
 type StatusResponse struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	Connected          bool                   `protobuf:"varint,1,opt,name=connected,proto3" json:"connected,omitempty"`               // a session exists
-	TunnelUp           bool                   `protobuf:"varint,2,opt,name=tunnel_up,json=tunnelUp,proto3" json:"tunnel_up,omitempty"` // and its tunnel is alive
-	Context            string                 `protobuf:"bytes,3,opt,name=context,proto3" json:"context,omitempty"`
-	Server             string                 `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`
-	Namespace          string                 `protobuf:"bytes,5,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Session            string                 `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
-	User               string                 `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
-	Host               string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`
-	Addresses          []string               `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	Subnets            []string               `protobuf:"bytes,10,rep,name=subnets,proto3" json:"subnets,omitempty"`
-	Interface          string                 `protobuf:"bytes,11,opt,name=interface,proto3" json:"interface,omitempty"`
-	Transport          string                 `protobuf:"bytes,12,opt,name=transport,proto3" json:"transport,omitempty"` // the path of the tunnel now: "direct-udp", "api-server-upgrade", "port-forward"; empty when there is none
-	DnsServers         []string               `protobuf:"bytes,13,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
-	ClusterDomain      string                 `protobuf:"bytes,14,opt,name=cluster_domain,json=clusterDomain,proto3" json:"cluster_domain,omitempty"`
-	ClientVersion      string                 `protobuf:"bytes,15,opt,name=client_version,json=clientVersion,proto3" json:"client_version,omitempty"`
-	ManagerVersion     string                 `protobuf:"bytes,16,opt,name=manager_version,json=managerVersion,proto3" json:"manager_version,omitempty"`
-	Intercepts         []*Intercept           `protobuf:"bytes,17,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
-	Problem            string                 `protobuf:"bytes,18,opt,name=problem,proto3" json:"problem,omitempty"`                                                    // one sentence when something is wrong
-	SinceUnix          int64                  `protobuf:"varint,19,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`                              // when the session was made, seconds
-	RttSeconds         float64                `protobuf:"fixed64,20,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"`                          // last measured round trip to the manager, 0 when unknown
-	Rootless           bool                   `protobuf:"varint,21,opt,name=rootless,proto3" json:"rootless,omitempty"`                                                 // the network is in namespaces, for `detour run`
-	NamespacePid       int32                  `protobuf:"varint,22,opt,name=namespace_pid,json=namespacePid,proto3" json:"namespace_pid,omitempty"`                     // rootless mode: the process whose namespaces they are
-	NamespaceId        string                 `protobuf:"bytes,23,opt,name=namespace_id,json=namespaceId,proto3" json:"namespace_id,omitempty"`                         // rootless mode: what /proc/self/ns/net says in there
-	TransportAddress   string                 `protobuf:"bytes,24,opt,name=transport_address,json=transportAddress,proto3" json:"transport_address,omitempty"`          // where direct-udp goes
-	TransportSinceUnix int64                  `protobuf:"varint,25,opt,name=transport_since_unix,json=transportSinceUnix,proto3" json:"transport_since_unix,omitempty"` // since when the tunnel takes this path, seconds
-	Wishes             *Wishes                `protobuf:"bytes,30,opt,name=wishes,proto3" json:"wishes,omitempty"`
-	Mapped             []string               `protobuf:"bytes,31,rep,name=mapped,proto3" json:"mapped,omitempty"` // CIDR=CIDR: networks of the cluster, and where the laptop sees them
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A session exists.
+	Connected bool `protobuf:"varint,1,opt,name=connected,proto3" json:"connected,omitempty"`
+	// The session's tunnel is alive.
+	TunnelUp  bool     `protobuf:"varint,2,opt,name=tunnel_up,json=tunnelUp,proto3" json:"tunnel_up,omitempty"`
+	Context   string   `protobuf:"bytes,3,opt,name=context,proto3" json:"context,omitempty"`
+	Server    string   `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`
+	Namespace string   `protobuf:"bytes,5,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Session   string   `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
+	User      string   `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
+	Host      string   `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`
+	Addresses []string `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Subnets   []string `protobuf:"bytes,10,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	Interface string   `protobuf:"bytes,11,opt,name=interface,proto3" json:"interface,omitempty"`
+	// The tunnel's current path: "direct-udp", "api-server-upgrade" or "port-forward"; empty if it has
+	// none.
+	Transport      string       `protobuf:"bytes,12,opt,name=transport,proto3" json:"transport,omitempty"`
+	DnsServers     []string     `protobuf:"bytes,13,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
+	ClusterDomain  string       `protobuf:"bytes,14,opt,name=cluster_domain,json=clusterDomain,proto3" json:"cluster_domain,omitempty"`
+	ClientVersion  string       `protobuf:"bytes,15,opt,name=client_version,json=clientVersion,proto3" json:"client_version,omitempty"`
+	ManagerVersion string       `protobuf:"bytes,16,opt,name=manager_version,json=managerVersion,proto3" json:"manager_version,omitempty"`
+	Intercepts     []*Intercept `protobuf:"bytes,17,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
+	// One sentence if something is wrong.
+	Problem string `protobuf:"bytes,18,opt,name=problem,proto3" json:"problem,omitempty"`
+	// When the session was created, in Unix seconds.
+	SinceUnix int64 `protobuf:"varint,19,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`
+	// The last measured round trip to the traffic-manager; 0 means unknown.
+	RttSeconds float64 `protobuf:"fixed64,20,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"`
+	// The network is in namespaces, for `detour run`.
+	Rootless bool `protobuf:"varint,21,opt,name=rootless,proto3" json:"rootless,omitempty"`
+	// Rootless mode: the process that holds the namespaces.
+	NamespacePid int32 `protobuf:"varint,22,opt,name=namespace_pid,json=namespacePid,proto3" json:"namespace_pid,omitempty"`
+	// Rootless mode: the link target of /proc/self/ns/net in the network namespace.
+	NamespaceId string `protobuf:"bytes,23,opt,name=namespace_id,json=namespaceId,proto3" json:"namespace_id,omitempty"`
+	// The traffic-manager's address on the path direct-udp.
+	TransportAddress string `protobuf:"bytes,24,opt,name=transport_address,json=transportAddress,proto3" json:"transport_address,omitempty"`
+	// When the tunnel switched to its current path, in Unix seconds.
+	TransportSinceUnix int64             `protobuf:"varint,25,opt,name=transport_since_unix,json=transportSinceUnix,proto3" json:"transport_since_unix,omitempty"`
+	NetworkOverrides   *NetworkOverrides `protobuf:"bytes,30,opt,name=network_overrides,json=wishes,proto3" json:"network_overrides,omitempty"`
+	// CIDR=CIDR: networks of the cluster, and the addresses at which the laptop sees them.
+	Mapped        []string `protobuf:"bytes,31,rep,name=mapped,proto3" json:"mapped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[6]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -441,7 +381,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[6]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -454,7 +394,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{6}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StatusResponse) GetConnected() bool {
@@ -632,9 +572,9 @@ func (x *StatusResponse) GetTransportSinceUnix() int64 {
 	return 0
 }
 
-func (x *StatusResponse) GetWishes() *Wishes {
+func (x *StatusResponse) GetNetworkOverrides() *NetworkOverrides {
 	if x != nil {
-		return x.Wishes
+		return x.NetworkOverrides
 	}
 	return nil
 }
@@ -647,33 +587,40 @@ func (x *StatusResponse) GetMapped() []string {
 }
 
 type Intercept struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Service       string                 `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
-	Port          string                 `protobuf:"bytes,4,opt,name=port,proto3" json:"port,omitempty"`
-	LocalPort     uint32                 `protobuf:"varint,5,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
-	Workload      string                 `protobuf:"bytes,6,opt,name=workload,proto3" json:"workload,omitempty"` // "deployment/catalog"
-	Phase         string                 `protobuf:"bytes,7,opt,name=phase,proto3" json:"phase,omitempty"`
-	Agents        string                 `protobuf:"bytes,8,opt,name=agents,proto3" json:"agents,omitempty"`
-	Redirect      string                 `protobuf:"bytes,9,opt,name=redirect,proto3" json:"redirect,omitempty"`
-	Message       string                 `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"`
-	ContainerPort uint32                 `protobuf:"varint,11,opt,name=container_port,json=containerPort,proto3" json:"container_port,omitempty"`
-	Requests      string                 `protobuf:"bytes,12,opt,name=requests,proto3" json:"requests,omitempty"`  // which go to the laptop, in words
-	Personal      bool                   `protobuf:"varint,13,opt,name=personal,proto3" json:"personal,omitempty"` // not all of them
-	ServicePort   uint32                 `protobuf:"varint,14,opt,name=service_port,json=servicePort,proto3" json:"service_port,omitempty"`
-	Mode          string                 `protobuf:"bytes,15,opt,name=mode,proto3" json:"mode,omitempty"`           // as the Intercept object has it
-	Dropped       uint32                 `protobuf:"varint,16,opt,name=dropped,proto3" json:"dropped,omitempty"`    // copies that this laptop did not get
-	Container     string                 `protobuf:"bytes,20,opt,name=container,proto3" json:"container,omitempty"` // that does not run, in mode Replace
-	TlsSecret     string                 `protobuf:"bytes,17,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`
-	Protocol      string                 `protobuf:"bytes,18,opt,name=protocol,proto3" json:"protocol,omitempty"` // "UDP", or empty for TCP
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Service   string                 `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
+	Port      string                 `protobuf:"bytes,4,opt,name=port,proto3" json:"port,omitempty"`
+	LocalPort uint32                 `protobuf:"varint,5,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
+	// As in "deployment/catalog".
+	Workload      string `protobuf:"bytes,6,opt,name=workload,proto3" json:"workload,omitempty"`
+	Phase         string `protobuf:"bytes,7,opt,name=phase,proto3" json:"phase,omitempty"`
+	Agents        string `protobuf:"bytes,8,opt,name=agents,proto3" json:"agents,omitempty"`
+	Redirect      string `protobuf:"bytes,9,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	Message       string `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"`
+	ContainerPort uint32 `protobuf:"varint,11,opt,name=container_port,json=containerPort,proto3" json:"container_port,omitempty"`
+	// A description of the requests that the laptop receives.
+	Requests string `protobuf:"bytes,12,opt,name=requests,proto3" json:"requests,omitempty"`
+	// The intercept matches some requests only.
+	Personal    bool   `protobuf:"varint,13,opt,name=personal,proto3" json:"personal,omitempty"`
+	ServicePort uint32 `protobuf:"varint,14,opt,name=service_port,json=servicePort,proto3" json:"service_port,omitempty"`
+	// The mode of the Intercept object.
+	Mode string `protobuf:"bytes,15,opt,name=mode,proto3" json:"mode,omitempty"`
+	// How many copies this laptop did not receive.
+	Dropped uint32 `protobuf:"varint,16,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// The container that does not run, in mode Replace.
+	Container string `protobuf:"bytes,20,opt,name=container,proto3" json:"container,omitempty"`
+	TlsSecret string `protobuf:"bytes,17,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`
+	// "UDP"; empty means TCP.
+	Protocol      string `protobuf:"bytes,18,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Intercept) Reset() {
 	*x = Intercept{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[7]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +632,7 @@ func (x *Intercept) String() string {
 func (*Intercept) ProtoMessage() {}
 
 func (x *Intercept) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[7]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +645,7 @@ func (x *Intercept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intercept.ProtoReflect.Descriptor instead.
 func (*Intercept) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{7}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Intercept) GetName() string {
@@ -834,28 +781,518 @@ func (x *Intercept) GetProtocol() string {
 	return ""
 }
 
+type ListRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty means the session's namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The URL of the API server that the caller means; empty means the session's.
+	Server        string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequest) Reset() {
+	*x = ListRequest{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequest) ProtoMessage() {}
+
+func (x *ListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
+func (*ListRequest) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+type ListResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by service and port; workloads without a service are last.
+	Targets       []*Target `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResponse) Reset() {
+	*x = ListResponse{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResponse) ProtoMessage() {}
+
+func (x *ListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
+func (*ListResponse) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListResponse) GetTargets() []*Target {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+// Target is a service port, or a workload without a service.
+type Target struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// NUMBER or NUMBER/NAME.
+	Port     string `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	Workload string `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"`
+	// How traffic reaches the agent, or would reach it.
+	Redirect string `protobuf:"bytes,4,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	// Why the target cannot be intercepted; empty if it can.
+	WhyNot string `protobuf:"bytes,5,opt,name=why_not,json=whyNot,proto3" json:"why_not,omitempty"`
+	// The flag with which it can be intercepted nevertheless.
+	Only          string             `protobuf:"bytes,6,opt,name=only,proto3" json:"only,omitempty"`
+	Intercepts    []*TargetIntercept `protobuf:"bytes,7,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Target) Reset() {
+	*x = Target{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Target) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Target) ProtoMessage() {}
+
+func (x *Target) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Target.ProtoReflect.Descriptor instead.
+func (*Target) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Target) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Target) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Target) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Target) GetRedirect() string {
+	if x != nil {
+		return x.Redirect
+	}
+	return ""
+}
+
+func (x *Target) GetWhyNot() string {
+	if x != nil {
+		return x.WhyNot
+	}
+	return ""
+}
+
+func (x *Target) GetOnly() string {
+	if x != nil {
+		return x.Only
+	}
+	return ""
+}
+
+func (x *Target) GetIntercepts() []*TargetIntercept {
+	if x != nil {
+		return x.Intercepts
+	}
+	return nil
+}
+
+// TargetIntercept is an intercept of a target, by any laptop.
+type TargetIntercept struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// USER@HOST.
+	Laptop   string `protobuf:"bytes,2,opt,name=laptop,proto3" json:"laptop,omitempty"`
+	Phase    string `protobuf:"bytes,3,opt,name=phase,proto3" json:"phase,omitempty"`
+	Mode     string `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	Requests string `protobuf:"bytes,5,opt,name=requests,proto3" json:"requests,omitempty"`
+	Agents   string `protobuf:"bytes,6,opt,name=agents,proto3" json:"agents,omitempty"`
+	// When the intercept was created, in Unix seconds.
+	SinceUnix int64 `protobuf:"varint,7,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`
+	// How its traffic reaches the agent.
+	Redirect      string `protobuf:"bytes,8,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TargetIntercept) Reset() {
+	*x = TargetIntercept{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TargetIntercept) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TargetIntercept) ProtoMessage() {}
+
+func (x *TargetIntercept) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TargetIntercept.ProtoReflect.Descriptor instead.
+func (*TargetIntercept) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TargetIntercept) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TargetIntercept) GetLaptop() string {
+	if x != nil {
+		return x.Laptop
+	}
+	return ""
+}
+
+func (x *TargetIntercept) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *TargetIntercept) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *TargetIntercept) GetRequests() string {
+	if x != nil {
+		return x.Requests
+	}
+	return ""
+}
+
+func (x *TargetIntercept) GetAgents() string {
+	if x != nil {
+		return x.Agents
+	}
+	return ""
+}
+
+func (x *TargetIntercept) GetSinceUnix() int64 {
+	if x != nil {
+		return x.SinceUnix
+	}
+	return 0
+}
+
+func (x *TargetIntercept) GetRedirect() string {
+	if x != nil {
+		return x.Redirect
+	}
+	return ""
+}
+
+type EnvironmentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The intercept whose container is meant: its service, port, workload and container count.
+	Intercept     *InterceptRequest `protobuf:"bytes,1,opt,name=intercept,proto3" json:"intercept,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnvironmentRequest) Reset() {
+	*x = EnvironmentRequest{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnvironmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnvironmentRequest) ProtoMessage() {}
+
+func (x *EnvironmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnvironmentRequest.ProtoReflect.Descriptor instead.
+func (*EnvironmentRequest) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *EnvironmentRequest) GetIntercept() *InterceptRequest {
+	if x != nil {
+		return x.Intercept
+	}
+	return nil
+}
+
+type EnvironmentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name. A Secret's value need not be UTF-8.
+	Variables map[string][]byte `protobuf:"bytes,1,rep,name=variables,proto3" json:"variables,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The parts that could not be read, each with the reason.
+	Missing       []string `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnvironmentResponse) Reset() {
+	*x = EnvironmentResponse{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnvironmentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnvironmentResponse) ProtoMessage() {}
+
+func (x *EnvironmentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnvironmentResponse.ProtoReflect.Descriptor instead.
+func (*EnvironmentResponse) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *EnvironmentResponse) GetVariables() map[string][]byte {
+	if x != nil {
+		return x.Variables
+	}
+	return nil
+}
+
+func (x *EnvironmentResponse) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type CheckInterceptsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Intercepts    []*InterceptRequest    `protobuf:"bytes,1,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckInterceptsRequest) Reset() {
+	*x = CheckInterceptsRequest{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckInterceptsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckInterceptsRequest) ProtoMessage() {}
+
+func (x *CheckInterceptsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckInterceptsRequest.ProtoReflect.Descriptor instead.
+func (*CheckInterceptsRequest) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CheckInterceptsRequest) GetIntercepts() []*InterceptRequest {
+	if x != nil {
+		return x.Intercepts
+	}
+	return nil
+}
+
+type CheckInterceptsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckInterceptsResponse) Reset() {
+	*x = CheckInterceptsResponse{}
+	mi := &file_daemon_v1_daemon_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckInterceptsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckInterceptsResponse) ProtoMessage() {}
+
+func (x *CheckInterceptsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_v1_daemon_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckInterceptsResponse.ProtoReflect.Descriptor instead.
+func (*CheckInterceptsResponse) Descriptor() ([]byte, []int) {
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{13}
+}
+
 type InterceptRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Service        string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
-	LocalPort      uint32                 `protobuf:"varint,2,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
-	Port           string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`                                // service port name or number; empty when the service has one
-	Match          *v1.Match              `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`                              // absent: everything
-	TtlSeconds     int64                  `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: as long as the session
-	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"`
-	Mode           string                 `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`                                            // as the Intercept object has it
-	Workload       string                 `protobuf:"bytes,20,opt,name=workload,proto3" json:"workload,omitempty"`                                   // KIND/NAME or NAME, in place of service and ports: only the work is taken over, no traffic
-	Container      string                 `protobuf:"bytes,21,opt,name=container,proto3" json:"container,omitempty"`                                 // to replace; empty when it is clear which
-	Protocol       string                 `protobuf:"bytes,10,opt,name=protocol,proto3" json:"protocol,omitempty"`                                   // "TCP" or "UDP"; empty where the service's port says it
-	Attach         bool                   `protobuf:"varint,22,opt,name=attach,proto3" json:"attach,omitempty"`                                      // to the running pods, in place of a rollout
-	TlsSecret      string                 `protobuf:"bytes,8,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`                 // a Secret of the pods, to look into TLS
-	LocalPlaintext bool                   `protobuf:"varint,9,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"` // the local process does not speak TLS
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Service   string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	LocalPort uint32                 `protobuf:"varint,2,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
+	// The name or the number of a service port; empty if the service has only one.
+	Port string `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
+	// Absent: all requests.
+	Match *v1.Match `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`
+	// 0: as long as the session.
+	TtlSeconds     int64 `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	ErrorOnFailure bool  `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"`
+	// The mode of the Intercept object.
+	Mode string `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`
+	// KIND/NAME or NAME, in place of a service and its ports: the laptop takes over the work of the
+	// workload, and no traffic.
+	Workload string `protobuf:"bytes,20,opt,name=workload,proto3" json:"workload,omitempty"`
+	// The container to replace; empty if there is only one candidate.
+	Container string `protobuf:"bytes,21,opt,name=container,proto3" json:"container,omitempty"`
+	// "TCP" or "UDP"; empty if the service's port determines it.
+	Protocol string `protobuf:"bytes,10,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// Attach the agent to the running pods, instead of a rollout.
+	Attach bool `protobuf:"varint,22,opt,name=attach,proto3" json:"attach,omitempty"`
+	// A Secret of the pods, with which the agent terminates TLS.
+	TlsSecret string `protobuf:"bytes,8,opt,name=tls_secret,json=tlsSecret,proto3" json:"tls_secret,omitempty"`
+	// The local process does not speak TLS.
+	LocalPlaintext bool `protobuf:"varint,9,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InterceptRequest) Reset() {
 	*x = InterceptRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[8]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1304,7 @@ func (x *InterceptRequest) String() string {
 func (*InterceptRequest) ProtoMessage() {}
 
 func (x *InterceptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[8]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1317,7 @@ func (x *InterceptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptRequest.ProtoReflect.Descriptor instead.
 func (*InterceptRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{8}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *InterceptRequest) GetService() string {
@@ -975,17 +1412,19 @@ func (x *InterceptRequest) GetLocalPlaintext() bool {
 }
 
 type InterceptResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Progress      string                 `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
-	Warning       string                 `protobuf:"bytes,2,opt,name=warning,proto3" json:"warning,omitempty"`     // e.g. nothing listens on the local port
-	Intercept     *Intercept             `protobuf:"bytes,3,opt,name=intercept,proto3" json:"intercept,omitempty"` // set in the last message
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Progress string                 `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	// As when nothing listens on the local port.
+	Warning string `protobuf:"bytes,2,opt,name=warning,proto3" json:"warning,omitempty"`
+	// Set in the last message.
+	Intercept     *Intercept `protobuf:"bytes,3,opt,name=intercept,proto3" json:"intercept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InterceptResponse) Reset() {
 	*x = InterceptResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[9]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1436,7 @@ func (x *InterceptResponse) String() string {
 func (*InterceptResponse) ProtoMessage() {}
 
 func (x *InterceptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[9]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1449,7 @@ func (x *InterceptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptResponse.ProtoReflect.Descriptor instead.
 func (*InterceptResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{9}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *InterceptResponse) GetProgress() string {
@@ -1035,16 +1474,17 @@ func (x *InterceptResponse) GetIntercept() *Intercept {
 }
 
 type LeaveRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // or the intercept's or the workload's name
-	Port          string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the service, of the workload or of the intercept.
+	Service       string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Port          string `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[10]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1496,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[10]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1509,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{10}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaveRequest) GetService() string {
@@ -1087,15 +1527,16 @@ func (x *LeaveRequest) GetPort() string {
 }
 
 type LeaveResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Left          []*Intercept           `protobuf:"bytes,1,rep,name=left,proto3" json:"left,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The intercepts that have ended.
+	Intercepts    []*Intercept `protobuf:"bytes,1,rep,name=intercepts,json=left,proto3" json:"intercepts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[11]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1548,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[11]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,12 +1561,12 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{11}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{17}
 }
 
-func (x *LeaveResponse) GetLeft() []*Intercept {
+func (x *LeaveResponse) GetIntercepts() []*Intercept {
 	if x != nil {
-		return x.Left
+		return x.Intercepts
 	}
 	return nil
 }
@@ -1138,7 +1579,7 @@ type QuitRequest struct {
 
 func (x *QuitRequest) Reset() {
 	*x = QuitRequest{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[12]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1591,7 @@ func (x *QuitRequest) String() string {
 func (*QuitRequest) ProtoMessage() {}
 
 func (x *QuitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[12]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,20 +1604,22 @@ func (x *QuitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuitRequest.ProtoReflect.Descriptor instead.
 func (*QuitRequest) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{12}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{18}
 }
 
 type QuitResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WasConnected  bool                   `protobuf:"varint,1,opt,name=was_connected,json=wasConnected,proto3" json:"was_connected,omitempty"`
-	Untold        string                 `protobuf:"bytes,2,opt,name=untold,proto3" json:"untold,omitempty"` // why the cluster does not know; it gives the session up by itself
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	WasConnected bool                   `protobuf:"varint,1,opt,name=was_connected,json=wasConnected,proto3" json:"was_connected,omitempty"`
+	// Why the session could not be deleted in the cluster. The traffic-manager gives the session up
+	// when it does not hear from the laptop.
+	NotDeleted    string `protobuf:"bytes,2,opt,name=not_deleted,json=notDeleted,proto3" json:"not_deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *QuitResponse) Reset() {
 	*x = QuitResponse{}
-	mi := &file_daemon_v1_daemon_proto_msgTypes[13]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1631,7 @@ func (x *QuitResponse) String() string {
 func (*QuitResponse) ProtoMessage() {}
 
 func (x *QuitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_daemon_v1_daemon_proto_msgTypes[13]
+	mi := &file_daemon_v1_daemon_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1644,7 @@ func (x *QuitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuitResponse.ProtoReflect.Descriptor instead.
 func (*QuitResponse) Descriptor() ([]byte, []int) {
-	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{13}
+	return file_daemon_v1_daemon_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *QuitResponse) GetWasConnected() bool {
@@ -1211,9 +1654,9 @@ func (x *QuitResponse) GetWasConnected() bool {
 	return false
 }
 
-func (x *QuitResponse) GetUntold() string {
+func (x *QuitResponse) GetNotDeleted() string {
 	if x != nil {
-		return x.Untold
+		return x.NotDeleted
 	}
 	return ""
 }
@@ -1222,11 +1665,7 @@ var File_daemon_v1_daemon_proto protoreflect.FileDescriptor
 
 const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\n" +
-	"\x16daemon/v1/daemon.proto\x12\x10detour.daemon.v1\x1a\x14agent/v1/agent.proto\x1a\x12tail/v1/tail.proto\"\x10\n" +
-	"\x0eVersionRequest\"=\n" +
-	"\x0fVersionResponse\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\x05R\x03pid\"\xd6\x02\n" +
+	"\x16daemon/v1/daemon.proto\x12\x10detour.daemon.v1\x1a\x14agent/v1/agent.proto\x1a\x12tail/v1/tail.proto\"\xeb\x02\n" +
 	"\x0eConnectRequest\x12\x1e\n" +
 	"\n" +
 	"kubeconfig\x18\x01 \x01(\fR\n" +
@@ -1237,9 +1676,9 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x04user\x18\x05 \x01(\tR\x04user\x12#\n" +
 	"\rhost_loopback\x18\x06 \x01(\bR\fhostLoopback\x12\x1c\n" +
 	"\ttransport\x18\a \x01(\tR\ttransport\x126\n" +
-	"\x17request_timeout_seconds\x18\b \x01(\x01R\x15requestTimeoutSeconds\x120\n" +
-	"\x06wishes\x18\x11 \x01(\v2\x18.detour.daemon.v1.WishesR\x06wishes\"\xc7\x01\n" +
-	"\x06Wishes\x12\x1d\n" +
+	"\x17request_timeout_seconds\x18\b \x01(\x01R\x15requestTimeoutSeconds\x12E\n" +
+	"\x11network_overrides\x18\x11 \x01(\v2\".detour.daemon.v1.NetworkOverridesR\x06wishes\"\xd1\x01\n" +
+	"\x10NetworkOverrides\x12\x1d\n" +
 	"\n" +
 	"also_proxy\x18\x01 \x03(\tR\talsoProxy\x12\x1f\n" +
 	"\vnever_proxy\x18\x02 \x03(\tR\n" +
@@ -1252,7 +1691,7 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x0fConnectResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x128\n" +
 	"\x06status\x18\x02 \x01(\v2 .detour.daemon.v1.StatusResponseR\x06status\"\x0f\n" +
-	"\rStatusRequest\"\x8d\a\n" +
+	"\rStatusRequest\"\xa2\a\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1b\n" +
 	"\ttunnel_up\x18\x02 \x01(\bR\btunnelUp\x12\x18\n" +
@@ -1284,8 +1723,8 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\rnamespace_pid\x18\x16 \x01(\x05R\fnamespacePid\x12!\n" +
 	"\fnamespace_id\x18\x17 \x01(\tR\vnamespaceId\x12+\n" +
 	"\x11transport_address\x18\x18 \x01(\tR\x10transportAddress\x120\n" +
-	"\x14transport_since_unix\x18\x19 \x01(\x03R\x12transportSinceUnix\x120\n" +
-	"\x06wishes\x18\x1e \x01(\v2\x18.detour.daemon.v1.WishesR\x06wishes\x12\x16\n" +
+	"\x14transport_since_unix\x18\x19 \x01(\x03R\x12transportSinceUnix\x12E\n" +
+	"\x11network_overrides\x18\x1e \x01(\v2\".detour.daemon.v1.NetworkOverridesR\x06wishes\x12\x16\n" +
 	"\x06mapped\x18\x1f \x03(\tR\x06mapped\"\x93\x04\n" +
 	"\tIntercept\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
@@ -1309,7 +1748,45 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\tcontainer\x18\x14 \x01(\tR\tcontainer\x12\x1d\n" +
 	"\n" +
 	"tls_secret\x18\x11 \x01(\tR\ttlsSecret\x12\x1a\n" +
-	"\bprotocol\x18\x12 \x01(\tR\bprotocol\"\xa2\x03\n" +
+	"\bprotocol\x18\x12 \x01(\tR\bprotocol\"C\n" +
+	"\vListRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\"B\n" +
+	"\fListResponse\x122\n" +
+	"\atargets\x18\x01 \x03(\v2\x18.detour.daemon.v1.TargetR\atargets\"\xde\x01\n" +
+	"\x06Target\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x1a\n" +
+	"\bredirect\x18\x04 \x01(\tR\bredirect\x12\x17\n" +
+	"\awhy_not\x18\x05 \x01(\tR\x06whyNot\x12\x12\n" +
+	"\x04only\x18\x06 \x01(\tR\x04only\x12A\n" +
+	"\n" +
+	"intercepts\x18\a \x03(\v2!.detour.daemon.v1.TargetInterceptR\n" +
+	"intercepts\"\xd6\x01\n" +
+	"\x0fTargetIntercept\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06laptop\x18\x02 \x01(\tR\x06laptop\x12\x14\n" +
+	"\x05phase\x18\x03 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x1a\n" +
+	"\brequests\x18\x05 \x01(\tR\brequests\x12\x16\n" +
+	"\x06agents\x18\x06 \x01(\tR\x06agents\x12\x1d\n" +
+	"\n" +
+	"since_unix\x18\a \x01(\x03R\tsinceUnix\x12\x1a\n" +
+	"\bredirect\x18\b \x01(\tR\bredirect\"V\n" +
+	"\x12EnvironmentRequest\x12@\n" +
+	"\tintercept\x18\x01 \x01(\v2\".detour.daemon.v1.InterceptRequestR\tintercept\"\xc1\x01\n" +
+	"\x13EnvironmentResponse\x12R\n" +
+	"\tvariables\x18\x01 \x03(\v24.detour.daemon.v1.EnvironmentResponse.VariablesEntryR\tvariables\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\tR\amissing\x1a<\n" +
+	"\x0eVariablesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\\\n" +
+	"\x16CheckInterceptsRequest\x12B\n" +
+	"\n" +
+	"intercepts\x18\x01 \x03(\v2\".detour.daemon.v1.InterceptRequestR\n" +
+	"intercepts\"\x19\n" +
+	"\x17CheckInterceptsResponse\"\xa2\x03\n" +
 	"\x10InterceptRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
@@ -1334,17 +1811,21 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\tintercept\x18\x03 \x01(\v2\x1b.detour.daemon.v1.InterceptR\tintercept\"<\n" +
 	"\fLeaveRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
-	"\x04port\x18\x02 \x01(\tR\x04port\"@\n" +
-	"\rLeaveResponse\x12/\n" +
-	"\x04left\x18\x01 \x03(\v2\x1b.detour.daemon.v1.InterceptR\x04left\"\r\n" +
-	"\vQuitRequest\"K\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\"F\n" +
+	"\rLeaveResponse\x125\n" +
+	"\n" +
+	"intercepts\x18\x01 \x03(\v2\x1b.detour.daemon.v1.InterceptR\x04left\"\r\n" +
+	"\vQuitRequest\"T\n" +
 	"\fQuitResponse\x12#\n" +
-	"\rwas_connected\x18\x01 \x01(\bR\fwasConnected\x12\x16\n" +
-	"\x06untold\x18\x02 \x01(\tR\x06untold2\xac\x04\n" +
-	"\rDaemonService\x12N\n" +
-	"\aVersion\x12 .detour.daemon.v1.VersionRequest\x1a!.detour.daemon.v1.VersionResponse\x12P\n" +
+	"\rwas_connected\x18\x01 \x01(\bR\fwasConnected\x12\x1f\n" +
+	"\vnot_deleted\x18\x02 \x01(\tR\n" +
+	"notDeleted2\xe7\x05\n" +
+	"\rDaemonService\x12P\n" +
 	"\aConnect\x12 .detour.daemon.v1.ConnectRequest\x1a!.detour.daemon.v1.ConnectResponse0\x01\x12K\n" +
-	"\x06Status\x12\x1f.detour.daemon.v1.StatusRequest\x1a .detour.daemon.v1.StatusResponse\x12V\n" +
+	"\x06Status\x12\x1f.detour.daemon.v1.StatusRequest\x1a .detour.daemon.v1.StatusResponse\x12E\n" +
+	"\x04List\x12\x1d.detour.daemon.v1.ListRequest\x1a\x1e.detour.daemon.v1.ListResponse\x12Z\n" +
+	"\vEnvironment\x12$.detour.daemon.v1.EnvironmentRequest\x1a%.detour.daemon.v1.EnvironmentResponse\x12f\n" +
+	"\x0fCheckIntercepts\x12(.detour.daemon.v1.CheckInterceptsRequest\x1a).detour.daemon.v1.CheckInterceptsResponse\x12V\n" +
 	"\tIntercept\x12\".detour.daemon.v1.InterceptRequest\x1a#.detour.daemon.v1.InterceptResponse0\x01\x12H\n" +
 	"\x05Leave\x12\x1e.detour.daemon.v1.LeaveRequest\x1a\x1f.detour.daemon.v1.LeaveResponse\x12C\n" +
 	"\x04Tail\x12\x1b.detour.tail.v1.TailRequest\x1a\x1c.detour.tail.v1.TailResponse0\x01\x12E\n" +
@@ -1362,53 +1843,69 @@ func file_daemon_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_daemon_v1_daemon_proto_rawDescData
 }
 
-var file_daemon_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_daemon_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_daemon_v1_daemon_proto_goTypes = []any{
-	(*VersionRequest)(nil),    // 0: detour.daemon.v1.VersionRequest
-	(*VersionResponse)(nil),   // 1: detour.daemon.v1.VersionResponse
-	(*ConnectRequest)(nil),    // 2: detour.daemon.v1.ConnectRequest
-	(*Wishes)(nil),            // 3: detour.daemon.v1.Wishes
-	(*ConnectResponse)(nil),   // 4: detour.daemon.v1.ConnectResponse
-	(*StatusRequest)(nil),     // 5: detour.daemon.v1.StatusRequest
-	(*StatusResponse)(nil),    // 6: detour.daemon.v1.StatusResponse
-	(*Intercept)(nil),         // 7: detour.daemon.v1.Intercept
-	(*InterceptRequest)(nil),  // 8: detour.daemon.v1.InterceptRequest
-	(*InterceptResponse)(nil), // 9: detour.daemon.v1.InterceptResponse
-	(*LeaveRequest)(nil),      // 10: detour.daemon.v1.LeaveRequest
-	(*LeaveResponse)(nil),     // 11: detour.daemon.v1.LeaveResponse
-	(*QuitRequest)(nil),       // 12: detour.daemon.v1.QuitRequest
-	(*QuitResponse)(nil),      // 13: detour.daemon.v1.QuitResponse
-	(*v1.Match)(nil),          // 14: detour.agent.v1.Match
-	(*v11.TailRequest)(nil),   // 15: detour.tail.v1.TailRequest
-	(*v11.TailResponse)(nil),  // 16: detour.tail.v1.TailResponse
+	(*ConnectRequest)(nil),          // 0: detour.daemon.v1.ConnectRequest
+	(*NetworkOverrides)(nil),        // 1: detour.daemon.v1.NetworkOverrides
+	(*ConnectResponse)(nil),         // 2: detour.daemon.v1.ConnectResponse
+	(*StatusRequest)(nil),           // 3: detour.daemon.v1.StatusRequest
+	(*StatusResponse)(nil),          // 4: detour.daemon.v1.StatusResponse
+	(*Intercept)(nil),               // 5: detour.daemon.v1.Intercept
+	(*ListRequest)(nil),             // 6: detour.daemon.v1.ListRequest
+	(*ListResponse)(nil),            // 7: detour.daemon.v1.ListResponse
+	(*Target)(nil),                  // 8: detour.daemon.v1.Target
+	(*TargetIntercept)(nil),         // 9: detour.daemon.v1.TargetIntercept
+	(*EnvironmentRequest)(nil),      // 10: detour.daemon.v1.EnvironmentRequest
+	(*EnvironmentResponse)(nil),     // 11: detour.daemon.v1.EnvironmentResponse
+	(*CheckInterceptsRequest)(nil),  // 12: detour.daemon.v1.CheckInterceptsRequest
+	(*CheckInterceptsResponse)(nil), // 13: detour.daemon.v1.CheckInterceptsResponse
+	(*InterceptRequest)(nil),        // 14: detour.daemon.v1.InterceptRequest
+	(*InterceptResponse)(nil),       // 15: detour.daemon.v1.InterceptResponse
+	(*LeaveRequest)(nil),            // 16: detour.daemon.v1.LeaveRequest
+	(*LeaveResponse)(nil),           // 17: detour.daemon.v1.LeaveResponse
+	(*QuitRequest)(nil),             // 18: detour.daemon.v1.QuitRequest
+	(*QuitResponse)(nil),            // 19: detour.daemon.v1.QuitResponse
+	nil,                             // 20: detour.daemon.v1.EnvironmentResponse.VariablesEntry
+	(*v1.Match)(nil),                // 21: detour.agent.v1.Match
+	(*v11.TailRequest)(nil),         // 22: detour.tail.v1.TailRequest
+	(*v11.TailResponse)(nil),        // 23: detour.tail.v1.TailResponse
 }
 var file_daemon_v1_daemon_proto_depIdxs = []int32{
-	3,  // 0: detour.daemon.v1.ConnectRequest.wishes:type_name -> detour.daemon.v1.Wishes
-	6,  // 1: detour.daemon.v1.ConnectResponse.status:type_name -> detour.daemon.v1.StatusResponse
-	7,  // 2: detour.daemon.v1.StatusResponse.intercepts:type_name -> detour.daemon.v1.Intercept
-	3,  // 3: detour.daemon.v1.StatusResponse.wishes:type_name -> detour.daemon.v1.Wishes
-	14, // 4: detour.daemon.v1.InterceptRequest.match:type_name -> detour.agent.v1.Match
-	7,  // 5: detour.daemon.v1.InterceptResponse.intercept:type_name -> detour.daemon.v1.Intercept
-	7,  // 6: detour.daemon.v1.LeaveResponse.left:type_name -> detour.daemon.v1.Intercept
-	0,  // 7: detour.daemon.v1.DaemonService.Version:input_type -> detour.daemon.v1.VersionRequest
-	2,  // 8: detour.daemon.v1.DaemonService.Connect:input_type -> detour.daemon.v1.ConnectRequest
-	5,  // 9: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
-	8,  // 10: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
-	10, // 11: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
-	15, // 12: detour.daemon.v1.DaemonService.Tail:input_type -> detour.tail.v1.TailRequest
-	12, // 13: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
-	1,  // 14: detour.daemon.v1.DaemonService.Version:output_type -> detour.daemon.v1.VersionResponse
-	4,  // 15: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
-	6,  // 16: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
-	9,  // 17: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
-	11, // 18: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
-	16, // 19: detour.daemon.v1.DaemonService.Tail:output_type -> detour.tail.v1.TailResponse
-	13, // 20: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
-	14, // [14:21] is the sub-list for method output_type
-	7,  // [7:14] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	1,  // 0: detour.daemon.v1.ConnectRequest.network_overrides:type_name -> detour.daemon.v1.NetworkOverrides
+	4,  // 1: detour.daemon.v1.ConnectResponse.status:type_name -> detour.daemon.v1.StatusResponse
+	5,  // 2: detour.daemon.v1.StatusResponse.intercepts:type_name -> detour.daemon.v1.Intercept
+	1,  // 3: detour.daemon.v1.StatusResponse.network_overrides:type_name -> detour.daemon.v1.NetworkOverrides
+	8,  // 4: detour.daemon.v1.ListResponse.targets:type_name -> detour.daemon.v1.Target
+	9,  // 5: detour.daemon.v1.Target.intercepts:type_name -> detour.daemon.v1.TargetIntercept
+	14, // 6: detour.daemon.v1.EnvironmentRequest.intercept:type_name -> detour.daemon.v1.InterceptRequest
+	20, // 7: detour.daemon.v1.EnvironmentResponse.variables:type_name -> detour.daemon.v1.EnvironmentResponse.VariablesEntry
+	14, // 8: detour.daemon.v1.CheckInterceptsRequest.intercepts:type_name -> detour.daemon.v1.InterceptRequest
+	21, // 9: detour.daemon.v1.InterceptRequest.match:type_name -> detour.agent.v1.Match
+	5,  // 10: detour.daemon.v1.InterceptResponse.intercept:type_name -> detour.daemon.v1.Intercept
+	5,  // 11: detour.daemon.v1.LeaveResponse.intercepts:type_name -> detour.daemon.v1.Intercept
+	0,  // 12: detour.daemon.v1.DaemonService.Connect:input_type -> detour.daemon.v1.ConnectRequest
+	3,  // 13: detour.daemon.v1.DaemonService.Status:input_type -> detour.daemon.v1.StatusRequest
+	6,  // 14: detour.daemon.v1.DaemonService.List:input_type -> detour.daemon.v1.ListRequest
+	10, // 15: detour.daemon.v1.DaemonService.Environment:input_type -> detour.daemon.v1.EnvironmentRequest
+	12, // 16: detour.daemon.v1.DaemonService.CheckIntercepts:input_type -> detour.daemon.v1.CheckInterceptsRequest
+	14, // 17: detour.daemon.v1.DaemonService.Intercept:input_type -> detour.daemon.v1.InterceptRequest
+	16, // 18: detour.daemon.v1.DaemonService.Leave:input_type -> detour.daemon.v1.LeaveRequest
+	22, // 19: detour.daemon.v1.DaemonService.Tail:input_type -> detour.tail.v1.TailRequest
+	18, // 20: detour.daemon.v1.DaemonService.Quit:input_type -> detour.daemon.v1.QuitRequest
+	2,  // 21: detour.daemon.v1.DaemonService.Connect:output_type -> detour.daemon.v1.ConnectResponse
+	4,  // 22: detour.daemon.v1.DaemonService.Status:output_type -> detour.daemon.v1.StatusResponse
+	7,  // 23: detour.daemon.v1.DaemonService.List:output_type -> detour.daemon.v1.ListResponse
+	11, // 24: detour.daemon.v1.DaemonService.Environment:output_type -> detour.daemon.v1.EnvironmentResponse
+	13, // 25: detour.daemon.v1.DaemonService.CheckIntercepts:output_type -> detour.daemon.v1.CheckInterceptsResponse
+	15, // 26: detour.daemon.v1.DaemonService.Intercept:output_type -> detour.daemon.v1.InterceptResponse
+	17, // 27: detour.daemon.v1.DaemonService.Leave:output_type -> detour.daemon.v1.LeaveResponse
+	23, // 28: detour.daemon.v1.DaemonService.Tail:output_type -> detour.tail.v1.TailResponse
+	19, // 29: detour.daemon.v1.DaemonService.Quit:output_type -> detour.daemon.v1.QuitResponse
+	21, // [21:30] is the sub-list for method output_type
+	12, // [12:21] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_daemon_v1_daemon_proto_init() }
@@ -1422,7 +1919,7 @@ func file_daemon_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_daemon_v1_daemon_proto_rawDesc), len(file_daemon_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

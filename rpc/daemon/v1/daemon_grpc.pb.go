@@ -4,7 +4,8 @@
 // - protoc             (unknown)
 // source: daemon/v1/daemon.proto
 
-// The API of the daemon on the laptop, served on a unix socket to the detour command line.
+// The API of the daemon on the laptop. The daemon serves it to the detour command line on a Unix
+// socket.
 
 package daemonv1
 
@@ -22,30 +23,44 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	DaemonService_Version_FullMethodName   = "/detour.daemon.v1.DaemonService/Version"
-	DaemonService_Connect_FullMethodName   = "/detour.daemon.v1.DaemonService/Connect"
-	DaemonService_Status_FullMethodName    = "/detour.daemon.v1.DaemonService/Status"
-	DaemonService_Intercept_FullMethodName = "/detour.daemon.v1.DaemonService/Intercept"
-	DaemonService_Leave_FullMethodName     = "/detour.daemon.v1.DaemonService/Leave"
-	DaemonService_Tail_FullMethodName      = "/detour.daemon.v1.DaemonService/Tail"
-	DaemonService_Quit_FullMethodName      = "/detour.daemon.v1.DaemonService/Quit"
+	DaemonService_Connect_FullMethodName         = "/detour.daemon.v1.DaemonService/Connect"
+	DaemonService_Status_FullMethodName          = "/detour.daemon.v1.DaemonService/Status"
+	DaemonService_List_FullMethodName            = "/detour.daemon.v1.DaemonService/List"
+	DaemonService_Environment_FullMethodName     = "/detour.daemon.v1.DaemonService/Environment"
+	DaemonService_CheckIntercepts_FullMethodName = "/detour.daemon.v1.DaemonService/CheckIntercepts"
+	DaemonService_Intercept_FullMethodName       = "/detour.daemon.v1.DaemonService/Intercept"
+	DaemonService_Leave_FullMethodName           = "/detour.daemon.v1.DaemonService/Leave"
+	DaemonService_Tail_FullMethodName            = "/detour.daemon.v1.DaemonService/Tail"
+	DaemonService_Quit_FullMethodName            = "/detour.daemon.v1.DaemonService/Quit"
 )
 
 // DaemonServiceClient is the client API for DaemonService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type DaemonServiceClient interface {
-	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error)
-	// Connect makes the session and the VIF; it streams progress and ends with the status. Connecting again to the same
-	// cluster and namespace is a no-op that returns the status; to another one is an error (FAILED_PRECONDITION).
+	// Connect creates the session and the VIF. It streams progress and ends with the status.
+	// If the daemon is already connected to the same cluster and namespace, Connect only returns the
+	// status. If it is connected to another one, Connect fails with FAILED_PRECONDITION.
 	Connect(ctx context.Context, in *ConnectRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConnectResponse], error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// List lists the targets of a namespace in the session's cluster: what can be intercepted, how, and
+	// who intercepts it. It fails with FAILED_PRECONDITION if there is no session, or if the session's
+	// API server is not the caller's.
+	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
+	// Environment reads the environment of the app's container in the cluster, with the session's
+	// credentials. It fails with FAILED_PRECONDITION if there is no session.
+	Environment(ctx context.Context, in *EnvironmentRequest, opts ...grpc.CallOption) (*EnvironmentResponse, error)
+	// CheckIntercepts reports a conflict between intercepts of one command before the first of them is
+	// made, because making one may roll a workload out. A conflict is an INVALID_ARGUMENT error. If the
+	// service cannot be read, CheckIntercepts succeeds: the traffic-manager reports the conflict.
+	CheckIntercepts(ctx context.Context, in *CheckInterceptsRequest, opts ...grpc.CallOption) (*CheckInterceptsResponse, error)
 	// Intercept streams progress and ends with the active intercept.
 	Intercept(ctx context.Context, in *InterceptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[InterceptResponse], error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
-	// Tail passes on what the traffic-manager says.
+	// Tail forwards the requests that the traffic-manager reports.
 	Tail(ctx context.Context, in *v1.TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.TailResponse], error)
-	// Quit leaves all intercepts, deletes the session, puts the laptop back and ends the daemon.
+	// Quit leaves all intercepts, deletes the session, restores the laptop's network configuration and
+	// ends the daemon.
 	Quit(ctx context.Context, in *QuitRequest, opts ...grpc.CallOption) (*QuitResponse, error)
 }
 
@@ -55,16 +70,6 @@ type daemonServiceClient struct {
 
 func NewDaemonServiceClient(cc grpc.ClientConnInterface) DaemonServiceClient {
 	return &daemonServiceClient{cc}
-}
-
-func (c *daemonServiceClient) Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(VersionResponse)
-	err := c.cc.Invoke(ctx, DaemonService_Version_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 func (c *daemonServiceClient) Connect(ctx context.Context, in *ConnectRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConnectResponse], error) {
@@ -90,6 +95,36 @@ func (c *daemonServiceClient) Status(ctx context.Context, in *StatusRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
 	err := c.cc.Invoke(ctx, DaemonService_Status_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *daemonServiceClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListResponse)
+	err := c.cc.Invoke(ctx, DaemonService_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *daemonServiceClient) Environment(ctx context.Context, in *EnvironmentRequest, opts ...grpc.CallOption) (*EnvironmentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnvironmentResponse)
+	err := c.cc.Invoke(ctx, DaemonService_Environment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *daemonServiceClient) CheckIntercepts(ctx context.Context, in *CheckInterceptsRequest, opts ...grpc.CallOption) (*CheckInterceptsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckInterceptsResponse)
+	err := c.cc.Invoke(ctx, DaemonService_CheckIntercepts_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -158,17 +193,29 @@ func (c *daemonServiceClient) Quit(ctx context.Context, in *QuitRequest, opts ..
 // All implementations must embed UnimplementedDaemonServiceServer
 // for forward compatibility.
 type DaemonServiceServer interface {
-	Version(context.Context, *VersionRequest) (*VersionResponse, error)
-	// Connect makes the session and the VIF; it streams progress and ends with the status. Connecting again to the same
-	// cluster and namespace is a no-op that returns the status; to another one is an error (FAILED_PRECONDITION).
+	// Connect creates the session and the VIF. It streams progress and ends with the status.
+	// If the daemon is already connected to the same cluster and namespace, Connect only returns the
+	// status. If it is connected to another one, Connect fails with FAILED_PRECONDITION.
 	Connect(*ConnectRequest, grpc.ServerStreamingServer[ConnectResponse]) error
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// List lists the targets of a namespace in the session's cluster: what can be intercepted, how, and
+	// who intercepts it. It fails with FAILED_PRECONDITION if there is no session, or if the session's
+	// API server is not the caller's.
+	List(context.Context, *ListRequest) (*ListResponse, error)
+	// Environment reads the environment of the app's container in the cluster, with the session's
+	// credentials. It fails with FAILED_PRECONDITION if there is no session.
+	Environment(context.Context, *EnvironmentRequest) (*EnvironmentResponse, error)
+	// CheckIntercepts reports a conflict between intercepts of one command before the first of them is
+	// made, because making one may roll a workload out. A conflict is an INVALID_ARGUMENT error. If the
+	// service cannot be read, CheckIntercepts succeeds: the traffic-manager reports the conflict.
+	CheckIntercepts(context.Context, *CheckInterceptsRequest) (*CheckInterceptsResponse, error)
 	// Intercept streams progress and ends with the active intercept.
 	Intercept(*InterceptRequest, grpc.ServerStreamingServer[InterceptResponse]) error
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
-	// Tail passes on what the traffic-manager says.
+	// Tail forwards the requests that the traffic-manager reports.
 	Tail(*v1.TailRequest, grpc.ServerStreamingServer[v1.TailResponse]) error
-	// Quit leaves all intercepts, deletes the session, puts the laptop back and ends the daemon.
+	// Quit leaves all intercepts, deletes the session, restores the laptop's network configuration and
+	// ends the daemon.
 	Quit(context.Context, *QuitRequest) (*QuitResponse, error)
 	mustEmbedUnimplementedDaemonServiceServer()
 }
@@ -180,14 +227,20 @@ type DaemonServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedDaemonServiceServer struct{}
 
-func (UnimplementedDaemonServiceServer) Version(context.Context, *VersionRequest) (*VersionResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
-}
 func (UnimplementedDaemonServiceServer) Connect(*ConnectRequest, grpc.ServerStreamingServer[ConnectResponse]) error {
 	return status.Error(codes.Unimplemented, "method Connect not implemented")
 }
 func (UnimplementedDaemonServiceServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedDaemonServiceServer) List(context.Context, *ListRequest) (*ListResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedDaemonServiceServer) Environment(context.Context, *EnvironmentRequest) (*EnvironmentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Environment not implemented")
+}
+func (UnimplementedDaemonServiceServer) CheckIntercepts(context.Context, *CheckInterceptsRequest) (*CheckInterceptsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckIntercepts not implemented")
 }
 func (UnimplementedDaemonServiceServer) Intercept(*InterceptRequest, grpc.ServerStreamingServer[InterceptResponse]) error {
 	return status.Error(codes.Unimplemented, "method Intercept not implemented")
@@ -222,24 +275,6 @@ func RegisterDaemonServiceServer(s grpc.ServiceRegistrar, srv DaemonServiceServe
 	s.RegisterService(&DaemonService_ServiceDesc, srv)
 }
 
-func _DaemonService_Version_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(VersionRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(DaemonServiceServer).Version(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: DaemonService_Version_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(DaemonServiceServer).Version(ctx, req.(*VersionRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _DaemonService_Connect_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ConnectRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -265,6 +300,60 @@ func _DaemonService_Status_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DaemonServiceServer).Status(ctx, req.(*StatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DaemonService_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DaemonServiceServer).List(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DaemonService_List_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DaemonServiceServer).List(ctx, req.(*ListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DaemonService_Environment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnvironmentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DaemonServiceServer).Environment(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DaemonService_Environment_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DaemonServiceServer).Environment(ctx, req.(*EnvironmentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DaemonService_CheckIntercepts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckInterceptsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DaemonServiceServer).CheckIntercepts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DaemonService_CheckIntercepts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DaemonServiceServer).CheckIntercepts(ctx, req.(*CheckInterceptsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -335,12 +424,20 @@ var DaemonService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*DaemonServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Version",
-			Handler:    _DaemonService_Version_Handler,
-		},
-		{
 			MethodName: "Status",
 			Handler:    _DaemonService_Status_Handler,
+		},
+		{
+			MethodName: "List",
+			Handler:    _DaemonService_List_Handler,
+		},
+		{
+			MethodName: "Environment",
+			Handler:    _DaemonService_Environment_Handler,
+		},
+		{
+			MethodName: "CheckIntercepts",
+			Handler:    _DaemonService_CheckIntercepts_Handler,
 		},
 		{
 			MethodName: "Leave",

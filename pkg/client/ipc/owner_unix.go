@@ -1,6 +1,6 @@
 //go:build unix
 
-package daemon
+package ipc
 
 import (
 	"errors"
@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// ownDirectory says whether only this user can have put something into a directory.
+// ownDirectory reports whether only this user can have created files in a directory.
 func ownDirectory(path string) bool {
 	info, err := os.Lstat(path)
 	if err != nil || !info.IsDir() || info.Mode().Perm()&0o022 != 0 {
@@ -18,8 +18,8 @@ func ownDirectory(path string) bool {
 	return ok && int(s.Uid) == os.Geteuid()
 }
 
-// alone waits until no other process is alone in a directory. release ends it.
-func alone(directory string) (release func(), err error) {
+// lockDirectory waits for an exclusive lock on a directory. release unlocks it.
+func lockDirectory(directory string) (release func(), err error) {
 	d, err := os.Open(directory)
 	if err != nil {
 		return nil, err

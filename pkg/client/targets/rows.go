@@ -1,0 +1,89 @@
+package targets
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/workloads"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// targetsOf computes the targets from the objects of a namespace.
+func targetsOf(services []corev1.Service, all []*workloads.Workload, pods []corev1.Pod, intercepts map[portKey][]*daemonv1.TargetIntercept) []*daemonv1.Target {
+	var rows []*daemonv1.Target
+	served := map[*workloads.Workload]bool{}
+	for i := range services {
+		s := &services[i]
+		behind := workloads.Behind(all, s.Spec.Selector)
+		var names []string
+		for _, w := range behind {
+			served[w] = served[w] || len(s.Spec.Ports) > 0
+			names = append(names, w.Name())
+		}
+		slices.Sort(names)
+		for _, p := range s.Spec.Ports {
+			row := &daemonv1.Target{Service: s.Name, Port: fmt.Sprint(p.Port), Workload: strings.Join(names, ", ")}
+			if p.Name != "" {
+				row.Port += "/" + p.Name
+			}
+			switch len(behind) {
+			case 0:
+				row.WhyNot = "no workload stands behind it"
+			case 1:
+				judge(row, s, p, behind[0], behind[0].Running(pods), intercepts)
+			default:
+				row.WhyNot = "several workloads stand behind it"
+			}
+			rows = append(rows, row)
+		}
+	}
+	all = slices.SortedFunc(slices.Values(all), func(a, b *workloads.Workload) int { return cmp.Compare(a.Name(), b.Name()) })
+	for _, w := range all {
+		if served[w] || w.TemplateOf != "" {
+			continue
+		}
+		row := &daemonv1.Target{
+			Workload: w.Name(), WhyNot: "no service leads to it", Only: "--mode replace",
+			Intercepts: intercepts[portKey{workload: w.Name()}],
+		}
+		if why := cmp.Or(w.UnknownTemplate(), w.CannotRoll()); why != "" {
+			row.WhyNot, row.Only = why, ""
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// judge fills in what the traffic-manager would decide about a service port with one workload.
+func judge(row *daemonv1.Target, s *corev1.Service, p corev1.ServicePort, w *workloads.Workload, running []corev1.Pod, intercepts map[portKey][]*daemonv1.TargetIntercept) {
+	if row.WhyNot = w.UnknownTemplate(); row.WhyNot != "" {
+		return
+	}
+	port, err := inject.PlanPort(s, p, w.Template)
+	if err != nil {
+		row.WhyNot = err.Error()
+		return
+	}
+	if row.WhyNot = w.LeaveAlone(running, port); row.WhyNot != "" {
+		return
+	}
+	row.Redirect = port.Via
+	row.Intercepts = slices.Concat(
+		intercepts[portKey{workload: w.Name(), port: port.Port, protocol: port.Protocol}],
+		intercepts[portKey{workload: w.Name()}],
+	)
+	for _, i := range row.Intercepts {
+		row.Redirect = cmp.Or(i.Redirect, row.Redirect)
+	}
+	if row.WhyNot = w.CannotRoll(); row.WhyNot != "" {
+		row.Redirect = ""
+		if port.Protocol == "" {
+			row.Redirect, row.Only = inject.ViaAttach, "--attach"
+		}
+	}
+}
