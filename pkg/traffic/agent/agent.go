@@ -26,10 +26,6 @@ import (
 )
 
 const (
-	// relayTimeout is how long the laptop may take to accept a connection before the app gets it.
-	relayTimeout = 2 * time.Second
-	// askAgain is how often it is tried whether a laptop that was silent can be reached again.
-	askAgain   = 500 * time.Millisecond
 	appTimeout = 5 * time.Second
 	// readyAfter is when an agent is ready that has not heard its manager: the app must not wait for it longer.
 	readyAfter = 5 * time.Second

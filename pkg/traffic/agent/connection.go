@@ -14,6 +14,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/relay/mux"
 	"github.com/detour-dev/detour/pkg/tlspeek"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 )
 
@@ -76,7 +77,7 @@ func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest 
 	up, err := c.open(ctx, want)
 	if err != nil {
 		seen.owned(want)
-		if c.refused = errors.Is(err, errLaptop) && !c.untouched; c.refused {
+		if c.refused = errors.Is(err, laptop.ErrUnreachable) && !c.untouched; c.refused {
 			return true, first
 		}
 		// The app does not accept: neither do we. A refusal becomes a reset, because the handshake is done.
@@ -282,7 +283,7 @@ func (c *connection) copyBack(up *upstream) error {
 		}
 		if !c.begun.answered() {
 			c.mu.Unlock()
-			return errLaptop
+			return laptop.ErrUnreachable
 		}
 		if c.proto == sniff.HTTP2 || c.proto == sniff.Unknown { // whose server may greet first
 			c.answered = true
@@ -407,7 +408,7 @@ func closeWrite(c net.Conn) {
 
 // abort closes with a reset where the transport has one: an end in the order of TLS would make what was cut look whole.
 func abort(c net.Conn) {
-	below := bottom(c)
+	below := laptop.Lowest(c)
 	if s, ok := below.(*mux.Stream); ok {
 		_ = s.Abort()
 	}
@@ -416,15 +417,4 @@ func abort(c net.Conn) {
 	}
 	_ = below.Close()
 	_ = c.Close()
-}
-
-// bottom is the connection that carries the others.
-func bottom(c net.Conn) net.Conn {
-	for {
-		upper, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			return c
-		}
-		c = upper.NetConn()
-	}
 }

@@ -80,7 +80,7 @@ func (a *agent) forget() {
 	for _, t := range *a.tables.Load() {
 		for _, o := range t.all() {
 			if o.ErrorOnFailure && !o.Wiretap {
-				kept = append(kept, o.now())
+				kept = append(kept, o.current())
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/ipv6"
 
 	"github.com/detour-dev/detour/pkg/relay/datagram"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 )
 
 const (
@@ -32,6 +33,11 @@ type datagrams struct {
 	idle    time.Duration
 	app     *datagram.Flows[udpClient, net.Conn] // the app sees a port of the agent's for each client
 	running sync.WaitGroup
+
+	// mu guards the fields below.
+	mu     sync.Mutex
+	of     *target // that laptop carries datagrams for; nil before the first
+	laptop *laptop.Datagrams[udpClient]
 }
 
 // udpClient is who sent a datagram, and to which of the pod's addresses: answers have to come from that.
@@ -142,11 +148,25 @@ func (d *datagrams) serve(ctx context.Context) {
 // take gives a datagram to whom it belongs now.
 func (d *datagrams) take(ctx context.Context, client udpClient, b []byte) {
 	if t := d.agent.table(d.port); t != nil && t.datagrams != nil && !t.datagrams.out() {
-		if d.toLaptop(ctx, t.datagrams, client, b) {
+		if d.laptopOf(t.datagrams).Send(ctx, client, b) {
 			return
 		}
 	}
 	d.toApp(ctx, client, b)
+}
+
+// laptopOf returns what carries datagrams to the laptop of an intercept.
+func (d *datagrams) laptopOf(t *target) *laptop.Datagrams[udpClient] {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.of != t {
+		link := laptop.NewDatagrams(laptop.DatagramConfig[udpClient]{
+			Link: t.laptop, Strict: t.ErrorOnFailure, Idle: d.idle, Go: d.running.Go, Reply: d.answer, ToApp: d.toApp,
+		})
+		context.AfterFunc(t.ctx, link.Close)
+		d.of, d.laptop = t, link
+	}
+	return d.laptop
 }
 
 // toApp asks the app on the address that the client used: it may not listen on any other.

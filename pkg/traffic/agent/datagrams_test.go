@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/detour-dev/detour/pkg/relay/datagram"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -50,7 +51,7 @@ func portOf(s *udpSocket) uint16 { return uint16(s.LocalAddr().(*net.UDPAddr).Po
 func ipv4Of(all []*udpSocket) *udpSocket { return all[0] }
 
 // newUDPPod is an agent in front of a UDP port of the app.
-func newUDPPod(t *testing.T, appPort uint16, m *laptop) (p *pod, agentPort uint16) {
+func newUDPPod(t *testing.T, appPort uint16, m *fakeLaptop) (p *pod, agentPort uint16) {
 	t.Helper()
 	p = newPod(t, "127.0.0.1", appPort, m.authority)
 	sockets, err := listenUDP(t.Context(), 0)
@@ -178,7 +179,7 @@ func TestDatagramsFailOpen(t *testing.T) {
 		}
 	})
 	t.Run("the laptop falls silent", func(t *testing.T) {
-		m := newLaptop(t, ok, func(c net.Conn) { _, _ = c.Read(make([]byte, 1)); time.Sleep(linkSilence * 2) })
+		m := newLaptop(t, ok, func(c net.Conn) { _, _ = c.Read(make([]byte, 1)); time.Sleep(2 * laptop.PongTimeout) })
 		p, port := newUDPPod(t, udpApp(t), m)
 		p.interceptDatagrams(m.address)
 		c := dialUDP(t, "127.0.0.1", port)

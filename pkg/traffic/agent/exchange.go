@@ -18,6 +18,7 @@ import (
 	"github.com/detour-dev/detour/pkg/relay/mux"
 	"github.com/detour-dev/detour/pkg/route"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 )
 
@@ -151,7 +152,7 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 	var body kept
 	for attempt := 0; ; attempt++ {
 		up, key, err := e.upstream(ctx, want)
-		if errors.Is(err, errLaptop) {
+		if errors.Is(err, laptop.ErrUnreachable) {
 			e.seen.answered(503)
 			return false, e.unavailable()
 		}
@@ -171,7 +172,7 @@ func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, er
 		delete(e.upstreams, key)
 		if lost && attempt == 0 {
 			copies = nil // they have it
-			if errors.Is(err, errLaptop) {
+			if errors.Is(err, laptop.ErrUnreachable) {
 				if want.ErrorOnFailure {
 					e.seen.answered(503)
 					return false, e.unavailable()
@@ -218,8 +219,8 @@ func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.W
 	var to io.Writer = up.w
 	var question *mux.Delivery
 	var keeps *keepingWriter
-	if laptop := laptopOf(up.Conn); laptop != nil {
-		question = laptop.Track(func() { _ = laptop.Abort() })
+	if stream := laptop.StreamOf(up.Conn); stream != nil {
+		question = stream.Track(func() { _ = stream.Abort() })
 		if request.Framing != http1.NoBody && !body.whole {
 			keeps = &keepingWriter{kept: body, to: up.w}
 			to = keeps
@@ -242,7 +243,7 @@ func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.W
 	for {
 		answer, err := http1.ReadResponse(up.r, request.Method)
 		if question != nil && !answered && (!question.Done() || repeatable(request.Method, err) && len(answer.Raw) == 0) {
-			return false, e.takeBack(up, request, body), errLaptop
+			return false, e.takeBack(up, request, body), laptop.ErrUnreachable
 		}
 		if err != nil {
 			replay := kept && !answered && request.Framing == http1.NoBody && len(answer.Raw) == 0

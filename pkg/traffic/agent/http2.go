@@ -12,6 +12,7 @@ import (
 	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/route"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http2"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 )
 
 // http2Client is a client's connection of HTTP/2, gRPC among it, whose requests are routed one by one. Each client has connections of its
@@ -139,7 +140,7 @@ func (c *http2Client) dialLaptop(ctx context.Context, kind http2Way) (net.Conn, 
 
 // question asks on the stream to a laptop whether a request was taken.
 func question(c net.Conn, untaken func()) (answered func() bool) {
-	s := laptopOf(c)
+	s := laptop.StreamOf(c)
 	if s == nil {
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -191,28 +192,28 @@ func TestOtherProtocolsStay(t *testing.T) {
 
 // The app answers whenever the laptop cannot: a colleague's request must not fail because a lid was closed.
 func TestAppAnswersForTheLaptop(t *testing.T) {
-	for name, address := range map[string]func(*testing.T) (string, *laptop){
-		"the manager is gone": func(t *testing.T) (string, *laptop) {
+	for name, address := range map[string]func(*testing.T) (string, *fakeLaptop){
+		"the manager is gone": func(t *testing.T) (string, *fakeLaptop) {
 			return fmt.Sprintf("127.0.0.1:%d", nobody(t)), newLaptop(t, ok, answers("laptop"))
 		},
-		"the manager hangs up": func(t *testing.T) (string, *laptop) {
+		"the manager hangs up": func(t *testing.T) (string, *fakeLaptop) {
 			return fmt.Sprintf("127.0.0.1:%d", serve(t, "127.0.0.1", func(*net.TCPConn) {})), newLaptop(t, ok, answers("laptop"))
 		},
-		"the manager is silent": func(t *testing.T) (string, *laptop) {
+		"the manager is silent": func(t *testing.T) (string, *fakeLaptop) {
 			silent := serve(t, "127.0.0.1", func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) })
 			return fmt.Sprintf("127.0.0.1:%d", silent), newLaptop(t, ok, answers("laptop"))
 		},
-		"another manager": func(t *testing.T) (string, *laptop) {
+		"another manager": func(t *testing.T) (string, *fakeLaptop) {
 			return newLaptop(t, ok, answers("impostor")).address, newLaptop(t, ok, answers("laptop"))
 		},
-		"hangs up before the status": func(t *testing.T) (string, *laptop) {
+		"hangs up before the status": func(t *testing.T) (string, *fakeLaptop) {
 			certificate, authority := newCertificate(t)
 			port := serve(t, "127.0.0.1", func(raw *net.TCPConn) {
 				c := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}})
 				_, _ = c.Read(make([]byte, 1))
 				_ = c.Close()
 			})
-			return fmt.Sprintf("127.0.0.1:%d", port), &laptop{authority: authority}
+			return fmt.Sprintf("127.0.0.1:%d", port), &fakeLaptop{authority: authority}
 		},
 		"nothing listens":   refusing(agentv1.RelayStatus_RELAY_STATUS_REFUSED),
 		"laptop asleep":     refusing(agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE),
@@ -237,8 +238,8 @@ func TestAppAnswersForTheLaptop(t *testing.T) {
 	}
 }
 
-func refusing(status agentv1.RelayStatus) func(*testing.T) (string, *laptop) {
-	return func(t *testing.T) (string, *laptop) {
+func refusing(status agentv1.RelayStatus) func(*testing.T) (string, *fakeLaptop) {
+	return func(t *testing.T) (string, *fakeLaptop) {
 		m := newLaptop(t, status, nil)
 		return m.address, m
 	}
@@ -295,7 +296,7 @@ func TestLaptopHangsUpAfterTheIntercept(t *testing.T) {
 func TestLaptopLostBeforeItsAnswer(t *testing.T) {
 	m := newLaptop(t, ok, func(c net.Conn) {
 		_, _ = c.Read(make([]byte, 1))
-		raw := bottom(c).(*net.TCPConn)
+		raw := laptop.Lowest(c).(*net.TCPConn)
 		_ = raw.SetLinger(0)
 		_ = raw.Close()
 	})

@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"time"
 
 	"github.com/detour-dev/detour/pkg/relay/mux"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 )
 
 // maxKept is how much of a request's body is kept until the laptop has answered, in bytes: with more the request cannot be given to the app instead.
@@ -56,7 +56,7 @@ func (e *exchange) takeBack(up *link, request *http1.Head, body *kept) bool {
 	if request.Framing == http1.NoBody {
 		return true
 	}
-	_ = e.client.SetReadDeadline(time.Now().Add(relayTimeout)) // for what is missing of the body
+	_ = e.client.SetReadDeadline(time.Now().Add(laptop.DialTimeout)) // for what is missing of the body
 	e.sending.Wait()
 	_ = e.client.SetReadDeadline(time.Time{})
 	return body.whole
@@ -74,7 +74,7 @@ func (g *begun) said(up *upstream, b []byte, asks bool) {
 	if asks {
 		g.answered()
 		*g = begun{of: up}
-		if s := laptopOf(up.Conn); s != nil {
+		if s := laptop.StreamOf(up.Conn); s != nil {
 			g.question = s.Track(func() { _ = s.Abort() })
 		}
 	}
@@ -112,10 +112,4 @@ func repeatable(method string, err error) bool {
 		return errors.Is(err, mux.ErrConnLost)
 	}
 	return false
-}
-
-// laptopOf is the stream to a laptop below a connection; nil where there is none.
-func laptopOf(c net.Conn) *mux.Stream {
-	s, _ := bottom(c).(*mux.Stream)
-	return s
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/relay/mux"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 )
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, exchangeBuffer) }}
@@ -115,7 +116,7 @@ func alive(c net.Conn) bool {
 	if r, ok := c.(*relay.Conn); ok && r.RecordReady() {
 		return false
 	}
-	switch s := bottom(c).(type) {
+	switch s := laptop.Lowest(c).(type) {
 	case *mux.Stream:
 		quiet, closed = s.Idle()
 	case syscall.Conn:

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 )
 
 // A laptop lost in the middle of its answer: the client must not take half of it for the whole.
@@ -16,7 +18,7 @@ func TestLaptopLostInItsAnswer(t *testing.T) {
 		_, _ = io.ReadFull(c, make([]byte, 5))
 		_, _ = io.WriteString(c, "half ")
 		<-reset
-		raw := bottom(c).(*net.TCPConn)
+		raw := laptop.Lowest(c).(*net.TCPConn)
 		_ = raw.SetLinger(0)
 		_ = raw.Close()
 	})

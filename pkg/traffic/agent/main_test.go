@@ -164,8 +164,8 @@ func (b *browser) answer(t *testing.T) string {
 
 const serverName = "traffic-manager.detour.svc"
 
-// laptop is a relay as agents see it: TLS, a header, a status, then the connection.
-type laptop struct {
+// fakeLaptop is a relay as agents see it: TLS, a header, a status, then the connection.
+type fakeLaptop struct {
 	address     string
 	authority   *x509.CertPool
 	certificate *x509.Certificate
@@ -179,11 +179,11 @@ type laptop struct {
 }
 
 // newLaptop answers headers with status, and leaves the connections that it accepts to handle.
-func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) *laptop {
+func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) *fakeLaptop {
 	certificate, authority := newCertificate(t)
 	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
 	require.NoError(t, err)
-	m := &laptop{authority: authority, certificate: leaf, headers: make(chan *agentv1.RelayHeader, 100)}
+	m := &fakeLaptop{authority: authority, certificate: leaf, headers: make(chan *agentv1.RelayHeader, 100)}
 	m.status.Store(int32(status))
 	var cancel context.CancelFunc
 	m.ctx, cancel = context.WithCancel(context.Background())
@@ -214,7 +214,7 @@ func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) 
 }
 
 // cut resets the connections that it has.
-func (m *laptop) cut() {
+func (m *fakeLaptop) cut() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, c := range m.raw {
@@ -225,7 +225,7 @@ func (m *laptop) cut() {
 }
 
 // join takes streams, as the daemon does, and answers each as it would a connection.
-func (m *laptop) join(c net.Conn, first *agentv1.RelayHeader, handle func(net.Conn)) {
+func (m *fakeLaptop) join(c net.Conn, first *agentv1.RelayHeader, handle func(net.Conn)) {
 	if status := agentv1.RelayStatus(m.status.Load()); status != agentv1.RelayStatus_RELAY_STATUS_OK && status != agentv1.RelayStatus_RELAY_STATUS_REFUSED {
 		_ = relay.WriteStatus(c, status)
 		return

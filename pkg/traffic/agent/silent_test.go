@@ -221,7 +221,7 @@ func TestBodiesOfSilentLaptops(t *testing.T) {
 		})
 		_, err := io.WriteString(out, "first ")
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return p.table(p.port).all()[0].silent.Load() }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return !p.table(p.port).all()[0].laptop.Reachable() }, patience, time.Millisecond)
 		_, err = io.WriteString(out, "second")
 		require.NoError(t, err)
 		require.NoError(t, out.Close())

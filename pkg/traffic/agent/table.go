@@ -1,17 +1,16 @@
 package agent
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/detour-dev/detour/pkg/route"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -27,53 +26,40 @@ type table struct {
 	probed    bool      // the kubelet's requests are among the others, and the app's
 }
 
-// target is an intercept in force. Its token and address are those it began with: access has the present ones.
+// target is an intercept in force. The token and address of its Intercept are those that it began with: laptop has the present
+// ones.
 type target struct {
 	*agentv1.Intercept
-	access     atomic.Pointer[access]
 	match      *route.Match    // nil for a global one
-	silent     atomic.Bool     // could not be reached, and is left out until it can
 	ctx        context.Context // ends with the intercept
 	end        context.CancelFunc
+	laptop     *laptop.Link
 	plainUntil atomic.Int64 // Unix nanoseconds: its process does not speak TLS
-	linkMu     sync.Mutex
-	link       *datagramLink // nil while there are no datagrams
-	failed     atomic.Bool   // the last link did
-	lanes      lanes
 }
 
-// access is what it takes to reach a laptop through the traffic-manager. It changes whenever the agent has to speak to a manager anew.
-type access struct {
-	address string
-	token   []byte
+func (a *agent) newTarget(i *agentv1.Intercept) *target {
+	t := &target{Intercept: i}
+	t.ctx, t.end = context.WithCancel(a.life)
+	t.laptop = laptop.New(t.ctx, laptop.Config{UID: i.Uid, TLS: a.tls, Log: a.log, Go: a.conns.Go, OnReachable: a.tellChanged})
+	return t
 }
 
-// is says whether an intercept is the same as i, however its laptop is reached.
-func (t *target) is(i *agentv1.Intercept) bool {
-	now := t.now()
+// same reports whether i is the same intercept, however its laptop is reached.
+func (t *target) same(i *agentv1.Intercept) bool {
+	now := t.current()
 	now.Token, now.RelayAddress = i.Token, i.RelayAddress
 	return proto.Equal(now, i)
 }
 
-// now is the intercept as the manager would tell it now.
-func (t *target) now() *agentv1.Intercept {
-	i, access := proto.CloneOf(t.Intercept), t.access.Load()
-	i.Token, i.RelayAddress = access.token, access.address
+// current returns the intercept as the manager would send it now.
+func (t *target) current() *agentv1.Intercept {
+	i, access := proto.CloneOf(t.Intercept), t.laptop.Access()
+	i.Token, i.RelayAddress = access.Token, access.Address
 	return i
 }
 
-// reach has a laptop reached in this way from now on. What is under way goes on where it is.
-func (t *target) reach(i *agentv1.Intercept) {
-	now, before := &access{i.RelayAddress, i.Token}, t.access.Load()
-	t.access.Store(now)
-	if before != nil && (before.address != now.address || !bytes.Equal(before.token, now.token)) {
-		t.silent.Store(false)
-		t.renew()
-	}
-}
-
-// out says whether the app has to answer in place of a laptop that could not be reached lately.
-func (t *target) out() bool { return !t.ErrorOnFailure && t.silent.Load() }
+// out reports whether the app has to answer in place of a laptop that did not answer lately.
+func (t *target) out() bool { return !t.ErrorOnFailure && !t.laptop.Reachable() }
 
 func (a *agent) table(port uint16) *table { return (*a.tables.Load())[port] }
 
@@ -139,7 +125,7 @@ func (a *agent) tapped(port uint16, r *route.Request) []*target {
 	for _, tap := range t.taps {
 		switch {
 		case tap.match != nil && !tap.match.Matches(r):
-		case tap.silent.Load():
+		case !tap.laptop.Reachable():
 			a.report.drop(tap, 1)
 		default:
 			all = append(all, tap)
@@ -196,9 +182,8 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 			tables[port] = &table{}
 		}
 		now := old[i.Uid]
-		if now == nil || !now.is(i) {
-			now = &target{Intercept: i}
-			now.ctx, now.end = context.WithCancel(a.life)
+		if now == nil || !now.same(i) {
+			now = a.newTarget(i)
 			if i.Match != nil {
 				match, err := route.Compile(i.Match)
 				if err != nil {
@@ -211,7 +196,7 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 		} else {
 			delete(old, i.Uid)
 		}
-		now.reach(i)
+		now.laptop.SetAccess(laptop.Access{Address: i.RelayAddress, Token: i.Token})
 		switch {
 		case i.Datagrams:
 			tables[port].datagrams = now
@@ -238,7 +223,6 @@ func (a *agent) setRoutes(intercepts []*agentv1.Intercept, tailed ...uint32) {
 	}
 	for _, gone := range old {
 		gone.end()
-		gone.closeLink()
 		a.report.forget(gone)
 	}
 	a.tellChanged()

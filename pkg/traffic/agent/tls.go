@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/detour-dev/detour/pkg/tlspeek"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 )
 
@@ -163,7 +164,7 @@ func (s *secured) dialLaptop(ctx context.Context, t *target, raw net.Conn) (*tls
 	if time.Now().UnixNano() < t.plainUntil.Load() {
 		return nil, tlspeek.ErrNotTLS
 	}
-	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
+	ctx, cancel := context.WithTimeout(ctx, laptop.DialTimeout)
 	defer cancel()
 	conn, err := tlspeek.Connect(ctx, raw, s.name, protocols, func(*x509.Certificate) bool { return true })
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/detour-dev/detour/pkg/relay/mux"
+	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 )
 
 // speaksHTTP2 says whether a laptop's process has chosen HTTP/2, where there was a choice.
@@ -45,7 +46,7 @@ func (a *agent) translate(conn net.Conn, dial func(context.Context) (net.Conn, e
 		default:
 			c, err := dial(ctx)
 			if err != nil {
-				return nil, errors.Join(errLaptop, err)
+				return nil, errors.Join(laptop.ErrUnreachable, err)
 			}
 			return &heard{Conn: c}, nil
 		}
@@ -53,7 +54,7 @@ func (a *agent) translate(conn net.Conn, dial func(context.Context) (net.Conn, e
 	here, there := net.Pipe()
 	t := &translation{Conn: here, pool: &http.Transport{Protocols: to, DisableCompression: true, DialContext: open}}
 	t.server = &http.Server{Protocols: from, Handler: &httputil.ReverseProxy{Rewrite: rewrite, FlushInterval: -1, Transport: t, ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-		if errors.Is(err, errLaptop) {
+		if errors.Is(err, laptop.ErrUnreachable) {
 			panic(http.ErrAbortHandler) // see Refusal
 		}
 		w.WriteHeader(http.StatusBadGateway)
@@ -96,7 +97,7 @@ func (t *translation) RoundTrip(r *http.Request) (*http.Response, error) {
 	var asked atomic.Pointer[mux.Delivery]
 	ctx, cancel := context.WithCancel(r.Context())
 	answer, err := t.pool.RoundTrip(r.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
-		if s := laptopOf(got.Conn); s != nil {
+		if s := laptop.StreamOf(got.Conn); s != nil {
 			if before := asked.Swap(s.Track(cancel)); before != nil {
 				before.Done()
 			}
@@ -107,9 +108,9 @@ func (t *translation) RoundTrip(r *http.Request) (*http.Response, error) {
 		if err == nil {
 			_ = answer.Body.Close()
 		}
-		err = fmt.Errorf("%w: it has fallen silent", errLaptop)
+		err = fmt.Errorf("%w: it has fallen silent", laptop.ErrUnreachable)
 	case repeatable(r.Method, err):
-		err = errors.Join(errLaptop, err)
+		err = errors.Join(laptop.ErrUnreachable, err)
 	}
 	if err != nil {
 		cancel()
