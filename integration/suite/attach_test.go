@@ -51,21 +51,18 @@ func TestAttach(t *testing.T) {
 	withoutAgent(t, "catalog")
 	connected(t)
 	var probes atomic.Int64
-	s := &http.Server{Addr: "127.0.0.1:18080", ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	port := laptopServer(t, "0", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" {
 			probes.Add(1)
 			http.Error(w, "the laptop is not what is probed", http.StatusInternalServerError)
 			return
 		}
 		fmt.Fprint(w, `{"edition":"laptop"}`)
-	})}
-	go func() { _ = s.ListenAndServe() }()
-	t.Cleanup(func() { _ = s.Close() })
-	require.Eventually(t, func() bool { _, err := get(http.DefaultClient, "http://127.0.0.1:18080/"); return err == nil }, 5*time.Second, 20*time.Millisecond)
+	})
 	before := catalogPods(t)
 	end := load(t, "http://catalog.shop/", false)
 
-	require.Contains(t, detour(t, "intercept", "catalog", "--port", "18080", "--attach"), "by attach, agents 3/3")
+	require.Contains(t, detour(t, "intercept", "catalog", "--port", port, "--attach"), "by attach, agents 3/3")
 	for range 20 {
 		require.Equal(t, "laptop", edition(t, "http://catalog.shop/"))
 	}

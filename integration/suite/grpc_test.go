@@ -2,7 +2,6 @@ package suite
 
 import (
 	"context"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -26,15 +25,14 @@ func (laptopStock) Count(context.Context, *stockv1.CountRequest) (*stockv1.Count
 // A gRPC client keeps one connection for ever. It moves to the laptop and back as soon as it has read that it should, and no call fails.
 func TestGRPCClientsMove(t *testing.T) {
 	connected(t)
-	l, err := net.Listen("tcp", "127.0.0.1:19090")
-	require.NoError(t, err)
+	l, port := laptopListener(t, "0")
 	server := grpc.NewServer()
 	stockv1.RegisterStockServiceServer(server, laptopStock{})
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(l) })
 	t.Cleanup(func() { server.Stop(); serving.Wait() })
 	// The first time, for the agent to be there: a rollout ends connections anyway.
-	detour(t, "intercept", "stock", "--port", "19090")
+	detour(t, "intercept", "stock", "--port", port)
 	detour(t, "leave", "stock")
 
 	conn, err := grpc.NewClient("passthrough:///stock.shop:9090", grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -68,7 +66,7 @@ func TestGRPCClientsMove(t *testing.T) {
 	}
 	for range 3 {
 		moves(false)
-		detour(t, "intercept", "stock", "--port", "19090")
+		detour(t, "intercept", "stock", "--port", port)
 		moves(true)
 		detour(t, "leave", "stock")
 	}

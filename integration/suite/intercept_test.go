@@ -31,11 +31,11 @@ func TestInterceptAndLeaveUnderLoad(t *testing.T) {
 	require.Len(t, nodes, 3)
 	require.Subset(t, nodes, []string{"node1", "node2"})
 	connected(t)
-	laptopService(t, 18080)
+	port := laptopService(t)
 	require.Equal(t, "cluster", edition(t, frontend))
 	stopped := []func() (int, []error){load(t, frontend, true), load(t, "http://catalog.shop/", true), load(t, "http://catalog.shop/", false)}
 
-	detour(t, "intercept", "catalog", "--port", "18080")
+	detour(t, "intercept", "catalog", "--port", port)
 	require.Equal(t, "laptop", edition(t, frontend), "the first request after intercept")
 	for range 30 {
 		require.Equal(t, "laptop", edition(t, frontend))
@@ -69,8 +69,8 @@ func TestNumericTargetPort(t *testing.T) {
 		t.Log("the cluster has no IPv6:", urls)
 	}
 	connected(t)
-	laptopService(t, 18080)
-	out := detour(t, "intercept", "numeric", "--port", "18080:81")
+	port := laptopService(t)
+	out := detour(t, "intercept", "numeric", "--port", port+":81")
 	require.Contains(t, out, "nftables")
 	asked := time.Now()
 	for _, url := range urls {
@@ -78,7 +78,7 @@ func TestNumericTargetPort(t *testing.T) {
 	}
 	kubectl(t, "-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=120s") // all are Ready: their probes reach the app
 
-	out, err := command("detour", "intercept", "catalog", "--port", "18080")
+	out, err := command("detour", "intercept", "catalog", "--port", port)
 	require.Error(t, err)
 	require.Regexp(t, `is intercepted by yourself since \d{4}-\d\d-\d\d .*: run .detour leave numeric-`, out, "a second intercept says who holds the port")
 	detour(t, "leave", "numeric")
@@ -86,7 +86,7 @@ func TestNumericTargetPort(t *testing.T) {
 		require.Equal(t, "cluster", edition(t, url), url)
 	}
 
-	detour(t, "intercept", "numeric", "--port", "18080:81", "--header", "x-dev=alice")
+	detour(t, "intercept", "numeric", "--port", port+":81", "--header", "x-dev=alice")
 	for _, url := range urls {
 		require.Equal(t, "cluster", edition(t, url), url)
 		page, err := command("curl", "-sS", "--max-time", "10", "-H", "x-dev: alice", url)
@@ -104,7 +104,7 @@ func TestStatefulSetWithHeadlessService(t *testing.T) {
 	})
 	kubectl(t, "-n", "shop", "rollout", "status", "statefulset/ledger", "--timeout=120s")
 	connected(t)
-	laptopService(t, 18071)
+	port := laptopService(t)
 	both := func() { // each has another address after a rollout, which its name leads to a moment later
 		t.Helper()
 		for _, pod := range []string{"ledger-0", "ledger-1"} {
@@ -113,7 +113,7 @@ func TestStatefulSetWithHeadlessService(t *testing.T) {
 	}
 	both()
 	require.Equal(t, "cluster", edition(t, "http://ledger-0.ledger.shop:8080/"))
-	detour(t, "intercept", "ledger", "--port", "18071")
+	detour(t, "intercept", "ledger", "--port", port)
 	both()
 	require.Equal(t, "laptop", edition(t, "http://ledger-0.ledger.shop:8080/"))
 	require.Equal(t, "laptop", edition(t, "http://ledger-1.ledger.shop:8080/"))
@@ -127,8 +127,8 @@ func TestKilledDaemon(t *testing.T) {
 	require.NoError(t, err)
 	detour(t, "connect", "-n", "shop")
 	t.Cleanup(func() { _, _ = command("detour", "quit") }) // when it fails before the daemon is killed
-	laptopService(t, 18080)
-	detour(t, "intercept", "catalog", "--port", "18080")
+	port := laptopService(t)
+	detour(t, "intercept", "catalog", "--port", port)
 	w := watchWith(t, outside(t, "catalog"), "alice") // whoever asks: it is intercepted as a whole
 	pid := daemonPID(t)
 	require.Eventually(t, func() bool { return inCluster() == "laptop" }, patience, 100*time.Millisecond)
@@ -170,8 +170,8 @@ func daemons(t *testing.T) (pids []int) {
 // A deleted manager comes back and so does the session, without any command.
 func TestDeletedManager(t *testing.T) {
 	connected(t)
-	laptopService(t, 18080)
-	detour(t, "intercept", "catalog", "--port", "18080")
+	port := laptopService(t)
+	detour(t, "intercept", "catalog", "--port", port)
 	kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager", "--wait=true")
 	require.Eventually(t, func() bool {
 		page, err := get(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Second}, frontend)
@@ -207,10 +207,9 @@ func TestBadInputIsOneSentence(t *testing.T) {
 }
 
 // laptopCounts is a process on the laptop that takes any bytes, and says what they were when the other end has sent all.
-func laptopCounts(t *testing.T, port int) {
+func laptopCounts(t *testing.T, port string) {
 	t.Helper()
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	require.NoError(t, err)
+	l, _ := laptopListener(t, port)
 	var serving sync.WaitGroup
 	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
 	serving.Go(func() {
@@ -238,13 +237,15 @@ func TestOneOfTwoPorts(t *testing.T) {
 	})
 	detour(t, "connect", "-n", "other")
 	t.Cleanup(func() { detour(t, "quit") })
-	laptopService(t, 18080)
+	port := laptopService(t)
+	first := freePorts(t, 2)
+	bulk, next := strconv.Itoa(first), strconv.Itoa(first+1)
 	ip := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}")
-	require.Contains(t, refused(t, "intercept", "target", "--port", "18080"), "has several ports, 80 (http), 9000 (bulk), 9001 (next): say which")
+	require.Contains(t, refused(t, "intercept", "target", "--port", port), "has several ports, 80 (http), 9000 (bulk), 9001 (next): say which")
 
-	out := detour(t, "intercept", "target", "--port", "18081:bulk")
-	require.Contains(t, out, "warning: nothing listens on local port 18081 yet")
-	out = detour(t, "intercept", "target", "--port", "18080:http")
+	out := detour(t, "intercept", "target", "--port", bulk+":bulk")
+	require.Contains(t, out, "warning: nothing listens on local port "+bulk+" yet")
+	out = detour(t, "intercept", "target", "--port", port+":http")
 	require.NotContains(t, out, "warning")
 	require.Equal(t, "laptop", edition(t, "http://"+ip+"/"))
 	detour(t, "leave", "target", "--port", "9000")
@@ -261,9 +262,9 @@ func TestOneOfTwoPorts(t *testing.T) {
 	detour(t, "leave", "target")
 
 	t.Run("both at once, or none", func(t *testing.T) {
-		require.Contains(t, refused(t, "intercept", "target", "--port", "18080:http", "--port", "18081:nothing"), "has no port nothing")
+		require.Contains(t, refused(t, "intercept", "target", "--port", port+":http", "--port", bulk+":nothing"), "has no port nothing")
 		require.Contains(t, detour(t, "status"), "intercepts  none")
-		laptopCounts(t, 18081)
+		laptopCounts(t, bulk)
 		counted := func() {
 			t.Helper()
 			sent := make([]byte, 3<<20)
@@ -279,14 +280,14 @@ func TestOneOfTwoPorts(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, fmt.Sprintf("the laptop got %x", sha256.Sum256(sent)), string(said))
 		}
-		detour(t, "intercept", "target", "--port", "18080:http", "--port", "18081:bulk")
+		detour(t, "intercept", "target", "--port", port+":http", "--port", bulk+":bulk")
 		require.Equal(t, "laptop", edition(t, "http://"+ip+"/"))
 		counted()
 		detour(t, "leave", "target")
 		require.Contains(t, detour(t, "status"), "intercepts  none")
 
-		laptopService(t, 18082)
-		detour(t, "intercept", "target", "--port", "18081-18082:9000-9001")
+		laptopServer(t, next, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"edition":"laptop"}`) })
+		detour(t, "intercept", "target", "--port", bulk+"-"+next+":9000-9001")
 		counted()
 		require.Equal(t, "laptop", edition(t, "http://"+ip+":9001/"))
 		detour(t, "leave", "target")
@@ -297,10 +298,10 @@ func TestOneOfTwoPorts(t *testing.T) {
 // An intercept with a time to live ends by itself, also for the laptop.
 func TestTimeToLive(t *testing.T) {
 	connected(t)
-	laptopService(t, 18080)
-	detour(t, "intercept", "catalog", "--port", "18080") // for the agent to be there
+	port := laptopService(t)
+	detour(t, "intercept", "catalog", "--port", port) // for the agent to be there
 	detour(t, "leave", "catalog")
-	detour(t, "intercept", "catalog", "--port", "18080", "--ttl", "10s", "--on-failure", "error")
+	detour(t, "intercept", "catalog", "--port", port, "--ttl", "10s", "--on-failure", "error")
 	require.Equal(t, "laptop", inCluster())
 	require.Eventually(t, func() bool { return inCluster() == "cluster" }, 30*time.Second, 200*time.Millisecond)
 	require.Eventually(t, func() bool { return strings.Contains(detour(t, "status"), "intercepts  none") }, 30*time.Second, 200*time.Millisecond)
@@ -320,9 +321,9 @@ func TestSecondLaptop(t *testing.T) {
 	}
 
 	connected(t)
-	laptopService(t, 18080)
-	detour(t, "intercept", "catalog", "--port", "18080")
-	out, err := on("intercept", "catalog", "--port", "18080", "-n", "shop")
+	port := laptopService(t)
+	detour(t, "intercept", "catalog", "--port", port)
+	out, err := on("intercept", "catalog", "--port", port, "-n", "shop")
 	require.Error(t, err, out)
 	require.Contains(t, out, "is intercepted by")
 	require.Equal(t, "laptop", inCluster())
@@ -356,8 +357,8 @@ func TestDeletedSession(t *testing.T) {
 	require.Contains(t, detour(t, "status"), "up, api-server-upgrade")
 	withoutAgent(t, "stock")
 	require.Contains(t, refused(t, "intercept", "stock", "--port", "18080", "--attach"), "may not attach agents to running pods here, which the chart's value attach turns off: leave out --attach")
-	laptopService(t, 18080)
-	detour(t, "intercept", "catalog", "--port", "18080")
+	port := laptopService(t)
+	detour(t, "intercept", "catalog", "--port", port)
 	session := func() string { return kubectl(t, "-n", "shop", "get", "sessions", "-o", "name") }
 	first := session()
 	without, stillReaches := rootlessCommand(t)
@@ -375,7 +376,7 @@ func TestDeletedSession(t *testing.T) {
 	without.detour("quit")
 	require.Empty(t, session())
 	second := newIdleDeveloper(t, 0) // on which nothing listens
-	second.detour("intercept", "catalog", "--port", "18080", "-n", "shop")
+	second.detour("intercept", "catalog", "--port", port, "-n", "shop")
 	other := session()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
 	require.Eventually(t, func() bool {

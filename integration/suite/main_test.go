@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -130,15 +131,57 @@ func withoutAgent(t *testing.T, deployment string) {
 	}, 60*time.Second, 500*time.Millisecond, "the old pods end")
 }
 
-// laptopService is a process on the laptop that says who it is.
-func laptopService(t *testing.T, port int) {
+// laptopService serves a page that names the laptop and returns its port, which is a free one of this machine.
+func laptopService(t *testing.T) (port string) {
 	t.Helper()
-	s := &http.Server{Addr: fmt.Sprintf("127.0.0.1:%d", port), ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, `{"edition":"laptop"}`)
-	})}
-	go func() { _ = s.ListenAndServe() }()
-	t.Cleanup(func() { _ = s.Close() })
-	require.Eventually(t, func() bool { _, err := get(http.DefaultClient, "http://"+s.Addr); return err == nil }, patience, 20*time.Millisecond)
+	return laptopServer(t, "0", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"edition":"laptop"}`) })
+}
+
+// laptopServer serves HTTP on a port of 127.0.0.1, or on a free one for port 0, and returns the port.
+func laptopServer(t *testing.T, port string, handler http.HandlerFunc) string {
+	t.Helper()
+	l, port := laptopListener(t, port)
+	s := &http.Server{ReadHeaderTimeout: time.Second, Handler: handler}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = s.Serve(l) })
+	t.Cleanup(func() { _ = s.Close(); serving.Wait() })
+	return port
+}
+
+// laptopListener listens on a port of 127.0.0.1, or on a free one for port 0, and returns the port. It fails the test when another
+// process has the port.
+func laptopListener(t *testing.T, port string) (net.Listener, string) {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port))
+	require.NoError(t, err, "a test needs port %s of this machine", port)
+	t.Cleanup(func() { _ = l.Close() })
+	_, port, err = net.SplitHostPort(l.Addr().String())
+	require.NoError(t, err)
+	return l, port
+}
+
+// freePorts returns the first of n successive ports of 127.0.0.1 on which nothing listens.
+func freePorts(t *testing.T, n int) (first int) {
+	t.Helper()
+	for range 100 {
+		l, port := laptopListener(t, "0")
+		all := []net.Listener{l}
+		first, err := strconv.Atoi(port)
+		require.NoError(t, err)
+		for next := first + 1; err == nil && next < first+n; next++ {
+			if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", next)); err == nil {
+				all = append(all, l)
+			}
+		}
+		for _, l := range all {
+			_ = l.Close()
+		}
+		if err == nil {
+			return first
+		}
+	}
+	require.Fail(t, "no free ports", "%d successive ones", n)
+	return 0
 }
 
 // traced notes how far a request comes, for the message of its failure.

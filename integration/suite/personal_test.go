@@ -240,12 +240,11 @@ func TestPersonalIntercepts(t *testing.T) {
 	})
 
 	t.Run("a global one takes the rest", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:18080")
-		require.NoError(t, err)
+		l, port := laptopListener(t, "0")
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = subject.Serve(l, "laptop") })
 		t.Cleanup(func() { _ = l.Close(); serving.Wait() })
-		detour(t, "intercept", "subject", "--port", "18080")
+		detour(t, "intercept", "subject", "--port", port)
 		for _, client := range clientsOf(t) {
 			for who, want := range map[string]string{"alice": "alice", "bob": "bob", "carol": "laptop", "": "laptop"} {
 				_, page := say(t, client, http.MethodGet, "/", who, nil)

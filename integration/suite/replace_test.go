@@ -153,12 +153,12 @@ func TestReplaceService(t *testing.T) {
 	t.Parallel()
 	withoutAgent(t, "catalog")
 	connected(t)
-	laptopService(t, 18072)
+	port := laptopService(t)
 	require.Contains(t, refused(t, "intercept", "catalog", "--mode", "replace"), "catalog is a service too")
 	require.Contains(t, refused(t, "intercept", "nothing", "--mode", "replace"), "there is no Deployment, StatefulSet or DaemonSet nothing")
-	require.Contains(t, refused(t, "intercept", "catalog", "--port", "18072", "--mode", "replace", "--container", "web"), "it has no container web: it has catalog")
+	require.Contains(t, refused(t, "intercept", "catalog", "--port", port, "--mode", "replace", "--container", "web"), "it has no container web: it has catalog")
 	end := load(t, "http://catalog.shop/", false)
-	detour(t, "intercept", "catalog", "--port", "18072", "--mode", "replace")
+	detour(t, "intercept", "catalog", "--port", port, "--mode", "replace")
 	for range 20 {
 		require.Equal(t, "laptop", edition(t, "http://catalog.shop/"))
 	}

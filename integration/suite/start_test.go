@@ -48,8 +48,8 @@ func TestManagerOfALostNode(t *testing.T) {
 // one before are made again with the intercept that needs them.
 func TestManagerWithOtherKeys(t *testing.T) {
 	connected(t)
-	laptopService(t, 18080)
-	detour(t, "intercept", "catalog", "--port", "18080")
+	port := laptopService(t)
+	detour(t, "intercept", "catalog", "--port", port)
 	require.Equal(t, "laptop", edition(t, frontend))
 	before := ownSession()
 	kubectl(t, "-n", "detour-system", "delete", "secret", "traffic-manager-keys")
@@ -68,7 +68,7 @@ func TestManagerWithOtherKeys(t *testing.T) {
 func TestPodsMadeWithoutTheWebhook(t *testing.T) {
 	withoutAgent(t, "stock")
 	connected(t)
-	laptopService(t, 18080)
+	port := laptopService(t)
 	webhook := func(patch string) {
 		t.Helper()
 		kubectl(t, "patch", "mutatingwebhookconfiguration", "detour-traffic-agent", "--type=json", "-p", patch)
@@ -81,7 +81,7 @@ func TestPodsMadeWithoutTheWebhook(t *testing.T) {
 	webhook(`[{"op":"add","path":"/webhooks/0/matchConditions/-","value":{"name":"never","expression":"false"}}]`)
 	ended := make(chan string, 1)
 	go func() {
-		out, err := command("detour", "intercept", "stock", "--port", "18080")
+		out, err := command("detour", "intercept", "stock", "--port", port)
 		ended <- fmt.Sprintln(out, err)
 	}()
 	made := func() bool {

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -109,9 +110,10 @@ func TestTLSPort(t *testing.T) {
 		require.Eventually(t, func() bool { _, err := askSecure(client, ""); return err == nil }, patience, 50*time.Millisecond, "the nodes know the service")
 	}
 	everybody("cluster")
+	port := strconv.Itoa(freePorts(t, 1))
 	for service, how := range map[string]string{"web-said": "its appProtocol is https", "web": "found by trying"} {
 		for _, flags := range [][]string{{"--header", "x-dev=alice"}, {"--mode", "wiretap"}} {
-			out, err := command("detour", append([]string{"intercept", service, "--port", "18443"}, flags...)...)
+			out, err := command("detour", append([]string{"intercept", service, "--port", port}, flags...)...)
 			require.Error(t, err)
 			require.Contains(t, out, "port 8443 of deployment/web speaks TLS ("+how+")")
 			everybody("cluster")
@@ -119,20 +121,20 @@ func TestTLSPort(t *testing.T) {
 	}
 	require.NotContains(t, kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name"), "/web", "what was refused is gone")
 
-	out, err := command("detour", "intercept", "web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "other")
+	out, err := command("detour", "intercept", "web", "--port", port, "--header", "x-dev=alice", "--tls-secret", "other")
 	require.Error(t, err)
 	require.Contains(t, out, "the pods of deployment/web do not use Secret other themselves")
 	require.Contains(t, out, "(the pods use web-tls)")
 
-	laptop := startEcho(t, "-https=127.0.0.1:18443", "-certificates", directory, "-edition", "laptop")
+	laptop := startEcho(t, "-https=127.0.0.1:"+port, "-certificates", directory, "-edition", "laptop")
 	require.Eventually(t, func() bool {
-		c, err := net.Dial("tcp", "127.0.0.1:18443")
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
 		if err == nil {
 			_ = c.Close()
 		}
 		return err == nil
 	}, patience, 20*time.Millisecond)
-	detour(t, "intercept", "web", "--port", "18443")
+	detour(t, "intercept", "web", "--port", port)
 	for _, client := range clients {
 		client.CloseIdleConnections() // what was open stays where it was
 	}
@@ -144,7 +146,7 @@ func TestTLSPort(t *testing.T) {
 	everybody("cluster")
 
 	// With the pods' certificate their agents look inside.
-	out = detour(t, "intercept", "web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "web-tls")
+	out = detour(t, "intercept", "web", "--port", port, "--header", "x-dev=alice", "--tls-secret", "web-tls")
 	require.Contains(t, out, "try: curl -k -H 'x-dev: alice' https://web.shop/")
 	require.NotContains(t, out, "warning")
 	for _, client := range clients {
@@ -173,12 +175,12 @@ func TestTLSPort(t *testing.T) {
 	mine("cluster")
 	detour(t, "leave", "web")
 
-	laptopService(t, 18443)
-	out = detour(t, "intercept", "web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "web-tls")
-	require.Contains(t, out, "warning: what listens on local port 18443 does not speak TLS")
+	laptopServer(t, port, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"edition":"laptop"}`) })
+	out = detour(t, "intercept", "web", "--port", port, "--header", "x-dev=alice", "--tls-secret", "web-tls")
+	require.Contains(t, out, "warning: what listens on local port "+port+" does not speak TLS")
 	mine("cluster")
 	detour(t, "leave", "web")
-	detour(t, "intercept", "web", "--port", "18443", "--header", "x-dev=alice", "--tls-secret", "web-tls", "--local-plaintext")
+	detour(t, "intercept", "web", "--port", port, "--header", "x-dev=alice", "--tls-secret", "web-tls", "--local-plaintext")
 	for _, client := range clients {
 		page, err := askSecure(client, "alice")
 		require.NoError(t, err)
@@ -190,8 +192,8 @@ func TestTLSPort(t *testing.T) {
 	detour(t, "leave", "web")
 
 	// A process of HTTP/1 that answers and closes before it has read a body: a client of HTTP/2 gets the answer.
-	hasty(t, 18444)
-	detour(t, "intercept", "web", "--port", "18444", "--header", "x-dev=alice", "--tls-secret", "web-tls", "--local-plaintext")
+	port = hasty(t)
+	detour(t, "intercept", "web", "--port", port, "--header", "x-dev=alice", "--tls-secret", "web-tls", "--local-plaintext")
 	for range 5 {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://web.shop/", bytes.NewReader(make([]byte, 4<<20)))
 		require.NoError(t, err)
@@ -206,11 +208,10 @@ func TestTLSPort(t *testing.T) {
 	detour(t, "leave", "web")
 }
 
-// hasty answers each request on a port of the laptop before it has read the body, and closes.
-func hasty(t *testing.T, port int) {
+// hasty answers each request before it has read the body, closes the connection, and returns the port on the laptop.
+func hasty(t *testing.T) (port string) {
 	t.Helper()
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	require.NoError(t, err)
+	l, port := laptopListener(t, "0")
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
@@ -225,6 +226,7 @@ func hasty(t *testing.T, port int) {
 		}
 	})
 	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
+	return port
 }
 
 // startEcho runs the echo service on the laptop and returns how to end it.
