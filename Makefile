@@ -5,11 +5,16 @@ SHELL := /bin/bash
 
 VERSION  ?= v0.1.0-dev
 LDFLAGS  := -s -w -X github.com/detour-dev/detour/pkg/version.Version=$(VERSION)
-CACHE    ?= $(or $(DETOUR_CACHE),$(HOME)/.cache/detour)
 NODES    ?= 2
 LINT     := go tool -modfile=$(CURDIR)/.ci/tools/golangci-lint/go.mod golangci-lint
 BUF      := go tool -modfile=$(CURDIR)/.ci/tools/buf/go.mod buf
 CLUSTER  := bin/cluster
+TESTRUN  := bin/testrun
+
+# Everything is compiled with the same settings, so that the product, the linters, the tools and the tests share the packages that
+# are compiled already. Only the race detector's builds need packages of their own, and cgo.
+export GOFLAGS     := $(strip $(filter-out -trimpath,$(shell go env GOFLAGS)) -trimpath)
+export CGO_ENABLED := 0
 
 .PHONY: help
 help: ## list the targets
@@ -17,7 +22,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## the laptop binary, into bin/
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/detour ./cmd/detour
+	go build -ldflags '$(LDFLAGS)' -o bin/detour ./cmd/detour
 
 .PHONY: image
 image: ## the images of traffic-manager, agent and the shop example, as tarballs in bin/
@@ -25,6 +30,8 @@ image: ## the images of traffic-manager, agent and the shop example, as tarballs
 
 $(CLUSTER): FORCE
 	@cd integration && go build -o ../$(CLUSTER) ./cluster/cmd/cluster
+$(TESTRUN): FORCE
+	@cd integration && go build -o ../$(TESTRUN) ./cmd/testrun
 bin/bench: FORCE
 	@cd integration && go build -o ../bin/bench ./cmd/bench
 FORCE:
@@ -45,25 +52,45 @@ demo: build ## the main job, shown on $KUBECONFIG or on a local cluster that it 
 	@integration/demo.sh
 
 .PHONY: test
-test: deps ## everything
-	@$(MAKE) --no-print-directory -j 3 --output-sync=line lint test-unit $(if $(KUBECONFIG),,cluster-build) # which wait more than they work
-	@$(MAKE) --no-print-directory test-integration
+test: deps ## everything: linters, unit tests, and the suites on a real cluster; all is compiled before the first test runs
+	@$(MAKE) --no-print-directory build-unit build-suite $(if $(KUBECONFIG),,cluster-build)
+	@MEANWHILE="$(MAKE) --no-print-directory lint run-unit" $(MAKE) --no-print-directory run-suite
 
-# Many of the tests wait more than they work, hence -p and -parallel; those that take the longest come first.
-.PHONY: test-unit
-test-unit: ## unit tests with the race detector, and the builds for other platforms
+.PHONY: build-unit build-other run-unit
+build-unit: $(TESTRUN) build-other
+	@echo "== compiling the unit tests with the race detector (the first time it takes about 5 minutes)"
+	@CGO_ENABLED=1 $(TESTRUN) build -race -o bin/unit ./...
+build-other: # cmd/detour on the platforms on which no test runs
+	@for os in darwin windows; do echo "== building cmd/detour for $$os"; GOOS=$$os go build -o /dev/null ./cmd/detour; done
+run-unit:
 	@echo "== unit tests (race detector on)"
-	go test -race -count=1 -p 4 ./pkg/vif ./pkg/traffic/agent ./...
-	@echo "== cmd/detour on other platforms"
-	@for os in darwin windows; do echo "building for $$os"; GOOS=$$os CGO_ENABLED=0 go build -o /dev/null ./cmd/detour; done
+	@$(TESTRUN) run -p 4 bin/unit
+
+.PHONY: test-unit
+test-unit: deps ## unit tests with the race detector, and the builds for other platforms
+	@$(MAKE) --no-print-directory build-unit
+	@$(MAKE) --no-print-directory run-unit
+
+# The suites need programs of their own: a static one that a person runs, and detour in other versions.
+.PHONY: build-programs build-suite run-suite
+build-programs: build image $(CLUSTER) bin/bench
+	@cd integration && go build -o ../bin/program ./suite/testdata/program
+	@$(foreach v,v0.9.0 v0.1.9,go build -ldflags '$(subst $(VERSION),$v,$(LDFLAGS))' -o bin/detour-$v ./cmd/detour;)
+build-suite: build-programs $(TESTRUN)
+	@echo "== compiling the suites"
+	@cd integration && ../$(TESTRUN) build -o ../bin/suite ./suite/... ./cluster/...
+run-suite:
+	@integration/run.sh $(CURDIR)/$(TESTRUN) run -v -timeout 50m bin/suite
 
 .PHONY: test-integration
-test-integration: ## the suites on a real cluster, which is started for them and stopped afterwards
-	@integration/run.sh go test -C integration -v -count=1 -timeout 50m -p 1 -parallel 4 ./suite/... ./cluster/...
+test-integration: deps ## the suites on a real cluster, which is started for them and stopped afterwards
+	@$(MAKE) --no-print-directory build-suite $(if $(KUBECONFIG),,cluster-build)
+	@$(MAKE) --no-print-directory run-suite
 
 .PHONY: test-long
 test-long: ## the tests of endurance for as long as users would: a minute of load, a minute without any network
-	@DETOUR_LOAD=60s DETOUR_OUTAGE=60s integration/run.sh go test -C integration -v -count=1 -timeout 30m -run 'TestTogether|TestConnectionsSurviveEveryPath' ./suite
+	@DETOUR_LOAD=60s DETOUR_OUTAGE=60s integration/run.sh \
+		go test -C integration -v -count=1 -timeout 30m -run 'TestTogether|TestConnectionsSurviveEveryPath' ./suite
 
 .PHONY: fuzz
 fuzz: ## every parser of bytes from the network on made-up input, FUZZTIME (10s) each

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command of the integration module against a real cluster with detour's images on it: $KUBECONFIG's when set, else a local
-# one that is started for it and stopped afterwards, unless it ran before. The "laptop" is this machine with a resolver
-# configuration, a run and a state directory of its own (a mount namespace), so that the machine's stay untouched.
+# Runs a command of the integration module against a real cluster that has detour's images: the one of $KUBECONFIG, or else a
+# local one that this script starts and stops, unless it runs already. $MEANWHILE, a command, runs while the cluster starts.
+# The "laptop" is this machine in a mount namespace with its own resolver configuration, run directory and state directory, so
+# that the machine's stay untouched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -9,17 +10,27 @@ say() { echo "== $*" >&2; }
 
 cleanup() {
   bin/detour quit >/dev/null 2>&1 || true
+  if [ -n "${starting:-}" ]; then kill "$starting" 2>/dev/null && wait "$starting" 2>/dev/null || true; fi
   if [ -n "${started:-}" ]; then say "stopping the local cluster"; bin/cluster down; fi
 }
 
-say "building detour and its images"
-make -s deps build image bin/cluster bin/bench
+# All is compiled before the first test runs: a test beside a compiler would measure the compiler.
+say "building detour, its images and the suites' programs"
+make -s deps build-programs
 if [ -z "${KUBECONFIG:-}" ]; then
+  bin/cluster build
   bin/cluster status | grep -q 'is ready' || started=yes
   trap cleanup EXIT
-  say "starting the local Kubernetes (the first time it is compiled, about 10 minutes)"
-  KUBECONFIG=$(bin/cluster up)
+  say "starting the local Kubernetes"
+  bin/cluster up >/dev/null &
+  starting=$!
+  if [ -n "${MEANWHILE:-}" ]; then $MEANWHILE; fi
+  wait "$starting"
+  starting=
+  KUBECONFIG=$(bin/cluster kubeconfig)
   export KUBECONFIG
+elif [ -n "${MEANWHILE:-}" ]; then
+  $MEANWHILE
 fi
 if [ "$KUBECONFIG" = "$(bin/cluster kubeconfig)" ]; then
   bin/cluster load-image bin/traffic.tar bin/shop.tar bin/bench.tar

@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"math/big"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -60,10 +59,10 @@ func TestDeveloperWithTheShippedRole(t *testing.T) {
 	mine := developer(t, "jane")
 	kubectl(t, "-n", "shop", "create", "rolebinding", "jane", "--clusterrole=detour-user", "--serviceaccount=shop:jane")
 	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "jane") })
-	laptopService(t, 18080)
+	port := laptopService(t)
 
 	require.Contains(t, detour(t, "--kubeconfig", mine, "list", "-n", "shop"), "catalog")
-	detour(t, "--kubeconfig", mine, "intercept", "catalog", "--port", "18080", "-n", "shop")
+	detour(t, "--kubeconfig", mine, "intercept", "catalog", "--port", port, "-n", "shop")
 	t.Cleanup(func() { _, _ = command("detour", "quit") })
 	require.Equal(t, "laptop", inCluster())
 	require.Contains(t, detour(t, "--kubeconfig", mine, "status"), "catalog")
@@ -71,7 +70,7 @@ func TestDeveloperWithTheShippedRole(t *testing.T) {
 	require.Equal(t, "cluster", inCluster())
 	detour(t, "quit")
 
-	for _, args := range [][]string{{"connect", "-n", "other"}, {"intercept", "target", "--port", "18080:http", "-n", "other"}, {"list", "-n", "other"}} {
+	for _, args := range [][]string{{"connect", "-n", "other"}, {"intercept", "target", "--port", port + ":http", "-n", "other"}, {"list", "-n", "other"}} {
 		said := refused(t, append(args, "--kubeconfig", mine)...)
 		require.Contains(t, said, "detour-user", "it says what is missing")
 		require.Contains(t, said, "other")
@@ -133,14 +132,8 @@ func TestExpiredCredentials(t *testing.T) {
 }
 
 func TestOtherVersion(t *testing.T) {
-	of := func(version string) string {
-		binary := filepath.Join(t.TempDir(), "detour")
-		// As make builds it, so that only the linker has something to do.
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/detour-dev/detour/pkg/version.Version="+version, "-o", binary, "./cmd/detour")
-		build.Dir, build.Env = os.Getenv("DETOUR_ROOT"), append(os.Environ(), "CGO_ENABLED=0")
-		out, err := build.CombinedOutput()
-		require.NoError(t, err, string(out))
-		return binary
+	of := func(version string) string { // the Makefile builds them
+		return filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "detour-"+version)
 	}
 	newer := of("v0.9.0")
 	said, err := command(newer, "connect", "-n", "shop")

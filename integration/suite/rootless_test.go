@@ -41,15 +41,13 @@ func ordinaryUser(t *testing.T) *user {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	u := &user{t: t, dir: dir, program: filepath.Join(dir, "program"), runtime: filepath.Join(dir, "run")}
-	build := exec.Command("go", "build", "-o", u.program, "./testdata/program")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, string(out))
 	// The repository may be where nobody but root comes.
 	own, err := exec.LookPath("detour")
 	require.NoError(t, err)
-	out, err = exec.Command("install", "-D", "-m", "755", own, filepath.Join(dir, "bin", "detour")).CombinedOutput()
-	require.NoError(t, err, string(out))
+	for from, to := range map[string]string{own: filepath.Join(dir, "bin", "detour"), filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "program"): u.program} {
+		out, err := exec.Command("install", "-D", "-m", "755", from, to).CombinedOutput()
+		require.NoError(t, err, string(out))
+	}
 	config, err := exec.Command("kubectl", "config", "view", "--flatten", "--raw").Output()
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "kubeconfig"), config, 0o600))
