@@ -160,9 +160,9 @@ func expand(s string, variables map[string]string) string {
 // own are variables that mean this laptop and no other machine.
 var own = []string{"HOME", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PWD", "SHELL", "TERM", "TMPDIR", "USER"}
 
-// Under is a process's environment with the container's variables put over it, but for those that mean the laptop, or that a
+// Merge is a process's environment with the container's variables put over it, but for those that mean the laptop, or that a
 // shell would run.
-func Under(process []string, variables map[string]string) []string {
+func Merge(process []string, variables map[string]string) []string {
 	all := slices.Clone(process)
 	for _, name := range slices.Sorted(maps.Keys(variables)) {
 		if !slices.Contains(own, name) && !slices.Contains(run, name) && !strings.HasPrefix(name, "BASH_FUNC_") {

@@ -78,8 +78,8 @@ func TestOf(t *testing.T) {
 	assert.Equal(t, []string{"a field of the pod (unsupported fieldPath: spec.odd)", "secret hidden (you may not read it)", "secret keys (key none does not exist)"}, missing)
 }
 
-func TestUnder(t *testing.T) {
-	got := Under([]string{"PATH=/bin", "HOME=/root", "A=old", "AB=kept"}, map[string]string{"PATH": "/app", "HOME": "/", "A": "new", "B": "", "BASH_FUNC_ls%%": "() { id; }", "PROMPT_COMMAND": "id", "LD_PRELOAD": "/app/lib.so"})
+func TestMerge(t *testing.T) {
+	got := Merge([]string{"PATH=/bin", "HOME=/root", "A=old", "AB=kept"}, map[string]string{"PATH": "/app", "HOME": "/", "A": "new", "B": "", "BASH_FUNC_ls%%": "() { id; }", "PROMPT_COMMAND": "id", "LD_PRELOAD": "/app/lib.so"})
 	assert.Equal(t, []string{"PATH=/bin", "HOME=/root", "AB=kept", "A=new", "B="}, got)
 }
 
@@ -92,11 +92,11 @@ func TestNamesAreNotRun(t *testing.T) {
 	for _, name := range bad {
 		values[name] = "touch " + ran
 	}
-	lines, out := Lines(values)
+	lines, out := EnvFile(values)
 	assert.ElementsMatch(t, bad, out)
 	assert.Equal(t, "PLAIN=1\n_A1=2\n", string(lines))
 	file := filepath.Join(dir, "env")
-	require.NoError(t, Write(file, lines))
+	require.NoError(t, WriteFile(file, lines))
 	printed, err := exec.Command("sh", "-c", ". "+file+`; echo "$PLAIN$_A1"`).Output()
 	require.NoError(t, err)
 	assert.Equal(t, "12\n", string(printed))
@@ -109,13 +109,13 @@ func TestNamesAreNotRun(t *testing.T) {
 }
 
 // A shell reads back what was written, and nobody else can.
-func TestLines(t *testing.T) {
+func TestEnvFile(t *testing.T) {
 	values := map[string]string{"PLAIN": "a-b_c./:@1", "SPACES": "a  b", "QUOTES": `it's "so"`, "DOLLAR": "$HOME `id` $(id)", "LINES": "a\nb", "EMPTY": "", "HASH": "#x", "BACKSLASH": `\n\`}
 	file := filepath.Join(t.TempDir(), "env")
 	require.NoError(t, os.WriteFile(file, []byte("old"), 0o644))
-	lines, out := Lines(values)
+	lines, out := EnvFile(values)
 	assert.Empty(t, out)
-	require.NoError(t, Write(file, lines))
+	require.NoError(t, WriteFile(file, lines))
 	info, err := os.Stat(file)
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0o600), info.Mode().Perm())
@@ -127,5 +127,5 @@ func TestLines(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(filepath.Dir(file), ".detour-*"))
 	require.NoError(t, err)
 	assert.Empty(t, left)
-	require.ErrorContains(t, Write(filepath.Join(t.TempDir(), "no", "env"), nil), "write ")
+	require.ErrorContains(t, WriteFile(filepath.Join(t.TempDir(), "no", "env"), nil), "write ")
 }

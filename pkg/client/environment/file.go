@@ -17,9 +17,9 @@ var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 // run are variables whose values a shell runs, or has every program run that it starts.
 var run = []string{"BASH_ENV", "LD_AUDIT", "LD_PRELOAD", "PROMPT_COMMAND", "PS0", "PS1", "PS2", "PS4"}
 
-// Lines are the variables in the form of an env file: for a POSIX shell to read, and for docker where no value needs quotes. Left out are
+// EnvFile are the variables in the form of an env file: for a POSIX shell to read, and for docker where no value needs quotes. Left out are
 // those of which a shell would run the value, or the name, because that is no variable's to it.
-func Lines(variables map[string]string) (lines []byte, out []string) {
+func EnvFile(variables map[string]string) (lines []byte, out []string) {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(variables)) {
 		if !identifier.MatchString(name) || slices.Contains(run, name) {
@@ -50,9 +50,9 @@ func JSON(variables map[string]string) ([]byte, error) {
 	return append(raw, '\n'), nil
 }
 
-// Write puts a file in place that only its owner may read, whoever might read what was there before. What is there and no file, such as a device,
+// WriteFile puts a file in place that only its owner may read, whoever might read what was there before. What is there and no file, such as a device,
 // stays.
-func Write(path string, content []byte) error {
+func WriteFile(path string, content []byte) error {
 	if there, err := os.Stat(path); err == nil && !there.Mode().IsRegular() {
 		return fmt.Errorf("write %s: it is not a file: choose another path", path)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // What is no file would be replaced by one: for root that is also /dev/null.
-func TestWriteOnlyFiles(t *testing.T) {
+func TestOnlyRegularFilesAreReplaced(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
 	link := filepath.Join(t.TempDir(), "stdout")
@@ -19,7 +19,7 @@ func TestWriteOnlyFiles(t *testing.T) {
 	for _, path := range []string{pipe, link, t.TempDir()} {
 		before, err := os.Lstat(path)
 		require.NoError(t, err)
-		require.ErrorContains(t, Write(path, []byte("A=1\n")), "it is not a file")
+		require.ErrorContains(t, WriteFile(path, []byte("A=1\n")), "it is not a file")
 		after, err := os.Lstat(path)
 		require.NoError(t, err)
 		assert.True(t, os.SameFile(before, after), path)

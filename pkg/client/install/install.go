@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"helm.sh/helm/v4/pkg/action"
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/chart/loader/archive"
@@ -60,15 +61,16 @@ type options struct {
 	set       []string
 	timeout   time.Duration
 	given     func(flag string) bool
-	out       Output
+	out       Printer
 	result    Result
 }
 
-// Output is the command line's way to print, with its -o flag.
-type Output interface {
-	Flag(*cobra.Command)
-	Check() error
-	Print(value any, people func(io.Writer)) error
+// Printer is the -o flag of the command line.
+type Printer interface {
+	AddFlags(*pflag.FlagSet)
+	Validate() error
+	// Print prints value in the format of the flag. For text it calls text.
+	Print(value any, text func(io.Writer)) error
 }
 
 // Result says what install or uninstall did.
@@ -103,7 +105,10 @@ func (r Result) print(w io.Writer) {
 
 // run does something and prints what came of it.
 func (o *options) run(ctx context.Context, do func(context.Context) error) error {
-	if err := o.out.Check(); err != nil {
+	if err := o.out.Validate(); err != nil {
+		return err
+	}
+	if err := explain.Name("--manager-namespace", o.namespace); err != nil {
 		return err
 	}
 	if o.timeout <= 0 {
@@ -122,14 +127,14 @@ func (o *options) explained(err error, doing string) error {
 }
 
 // Command is `detour install`.
-func Command(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, out Output) *cobra.Command {
+func Command(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, out Printer) *cobra.Command {
 	o := &options{IOStreams: streams, flags: flags, out: out}
 	cmd := &cobra.Command{
 		Use: "install", Short: "Install or upgrade the traffic-manager in the cluster", Args: cobra.NoArgs,
 		Example: "  detour install --image registry.example.com/tools/detour-traffic:v0.1.0\n  detour install --set sessionTTL=1h\n  detour install   # upgrade with the image and values of before",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), o.install) },
 	}
-	out.Flag(cmd)
+	out.AddFlags(cmd.Flags())
 	f := cmd.Flags()
 	o.given = f.Changed
 	f.StringVar(&o.image, "image", "", "image of traffic-manager and traffic-agent, as repository:tag (default that of the last install, or else the chart's)")

@@ -3,16 +3,16 @@ package install
 import (
 	"testing"
 
-	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 )
 
-type noOutput struct{ Output }
+type noOutput struct{ Printer }
 
-func (noOutput) Flag(*cobra.Command) {}
-func (noOutput) Check() error        { return nil }
+func (noOutput) AddFlags(*pflag.FlagSet) {}
+func (noOutput) Validate() error         { return nil }
 
 // What cannot be installed is refused before anything is asked of a cluster: the kubeconfig of this test is none.
 func TestMistakesAreFoundWithoutACluster(t *testing.T) {

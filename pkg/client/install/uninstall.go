@@ -31,7 +31,7 @@ import (
 )
 
 // UninstallCommand is `detour uninstall`.
-func UninstallCommand(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, out Output) *cobra.Command {
+func UninstallCommand(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, out Printer) *cobra.Command {
 	o := &options{IOStreams: streams, flags: flags, out: out}
 	cmd := &cobra.Command{
 		Use: "uninstall", Short: "Take everything of detour out of the cluster", Args: cobra.NoArgs,
@@ -39,7 +39,7 @@ func UninstallCommand(streams genericiooptions.IOStreams, flags *genericclioptio
 		Example: "  detour uninstall",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), o.uninstall) },
 	}
-	out.Flag(cmd)
+	out.AddFlags(cmd.Flags())
 	cmd.Flags().StringVar(&o.namespace, "manager-namespace", Namespace, "namespace of the traffic-manager")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long to wait for the workloads' rollouts")
 	return cmd

@@ -26,9 +26,9 @@ func TestStrangersAreHarmless(t *testing.T) {
 		"status":        {func(w io.Writer) { printStatus(w, status) }, 10},
 		"not connected": {func(w io.Writer) { printStatus(w, down) }, 2},
 		"list": {func(w io.Writer) {
-			printList(w, []listed{{Service: "web", Port: "80", Workload: "deployment/web", Why: evil, Intercepts: []holder{{Laptop: evil, Phase: "Active", Mode: "intercept", Requests: evil}}}})
+			printList(w, []listRow{{Service: "web", Port: "80", Workload: "deployment/web", Why: evil, Intercepts: []listIntercept{{Laptop: evil, Phase: "Active", Mode: "intercept", Requests: evil}}}})
 		}, 2},
-		"left": {func(w io.Writer) { printLeft(w, left) }, 1},
+		"left": {func(w io.Writer) { printEnded(w, left) }, 1},
 		"intercept": {func(w io.Writer) {
 			printIntercept(w, &daemonv1.InterceptRequest{}, &daemonv1.Intercept{Service: "web", LocalPort: 1, Workload: evil}, false)
 		}, 1},

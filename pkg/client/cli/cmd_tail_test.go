@@ -11,7 +11,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
-	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
@@ -47,8 +46,7 @@ func TestPrintTailed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for format, want := range map[string]string{"": c.people, "json": c.json} {
 				var out bytes.Buffer
-				a := &app{output: format, IOStreams: genericiooptions.IOStreams{Out: &out}}
-				require.NoError(t, a.printTailed(&out, tailedOf(c.r)))
+				require.NoError(t, printRequest(&out, format, newRequestLine(c.r)))
 				assert.True(t, strings.HasSuffix(out.String(), want), "%q", out.String())
 				assert.Equal(t, 1, strings.Count(out.String(), "\n"))
 			}

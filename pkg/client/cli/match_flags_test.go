@@ -42,14 +42,14 @@ func TestMatchFlags(t *testing.T) {
 	} {
 		var m matchFlags
 		f := pflag.NewFlagSet("", pflag.ContinueOnError)
-		m.add(f)
+		m.addFlags(f)
 		require.NoError(t, f.Parse(c.args))
-		match, err := m.match()
+		match, err := m.parse()
 		require.NoError(t, err)
 		assert.Equal(t, c.want, route.Describe(match))
 		if match != nil {
 			i := &daemonv1.Intercept{Service: "catalog", Namespace: "shop", ServicePort: 80, Personal: true, LocalPort: 8080, Requests: "some"}
-			assert.Equal(t, c.curl, curl(match, i))
+			assert.Equal(t, c.curl, curlCommand(match, i))
 			for rootless, prefix := range map[bool]string{false: "try: curl ", true: "try: detour run -- curl "} {
 				var out strings.Builder
 				printIntercept(&out, &daemonv1.InterceptRequest{Match: match}, i, rootless)
@@ -80,25 +80,25 @@ func TestMatchFlags(t *testing.T) {
 	} {
 		var m matchFlags
 		f := pflag.NewFlagSet("", pflag.ContinueOnError)
-		m.add(f)
+		m.addFlags(f)
 		require.NoError(t, f.Parse(c.args))
-		_, err := m.match()
+		_, err := m.parse()
 		assert.ErrorContains(t, err, c.said, "%q", c.args)
 	}
 }
 
 // What a condition is printed as means the same when it is typed.
-func FuzzParseValue(f *testing.F) {
+func FuzzParseValueMatch(f *testing.F) {
 	for _, text := range []string{"x-dev=alice", "x-dev~=al.*", "x-dev", "x~", "x~~=", "=", "~=x", "a==b"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		v, ok := parseValue(text)
+		v, ok := parseValueMatch(text)
 		if !ok {
 			return
 		}
 		printed := route.Describe(&agentv1.Match{Query: []*agentv1.ValueMatch{v}})
-		again, ok := parseValue(strings.TrimPrefix(printed, "query "))
+		again, ok := parseValueMatch(strings.TrimPrefix(printed, "query "))
 		require.True(t, ok, printed)
 		require.True(t, proto.Equal(v, again), "%q is printed as %q", text, printed)
 	})

@@ -40,8 +40,8 @@ func (c *cutOff) Quit(context.Context, *daemonv1.QuitRequest, ...grpc.CallOption
 func TestADaemonThatLostItsSessionStays(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: 'https://127.0.0.1:1'}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n"), 0o600))
-	a := &app{flags: genericclioptions.NewConfigFlags(true), paths: ipc.Paths{Rootless: true}}
-	a.flags.KubeConfig = &file
+	o := &sessionOptions{globalOptions: &globalOptions{kubeconfig: genericclioptions.NewConfigFlags(true), paths: ipc.Paths{Rootless: true}}}
+	o.kubeconfig.KubeConfig = &file
 	for name, c := range map[string]struct {
 		is   *daemonv1.StatusResponse
 		ends bool
@@ -52,7 +52,7 @@ func TestADaemonThatLostItsSessionStays(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := &cutOff{is: c.is}
-			_, err := a.connect(t.Context(), client)
+			_, err := o.connect(t.Context(), client)
 			require.ErrorContains(t, err, "no route to host")
 			require.Equal(t, c.ends, client.ending)
 		})

@@ -38,9 +38,9 @@ func golden(t *testing.T, name string, got []byte) {
 // printed is what a command prints with -o output.
 func printed(t *testing.T, output string, value any, people func(io.Writer)) []byte {
 	var out bytes.Buffer
-	a := &app{IOStreams: genericiooptions.IOStreams{Out: &out, ErrOut: io.Discard}, output: output}
-	require.NoError(t, a.checkOutput())
-	require.NoError(t, a.print(value, people))
+	p := &printFlags{out: &out, format: output}
+	require.NoError(t, p.Validate())
+	require.NoError(t, p.Print(value, people))
 	return out.Bytes()
 }
 
@@ -93,9 +93,9 @@ func TestPrintList(t *testing.T) {
 	time.Local = time.UTC
 	t.Cleanup(func() { time.Local = local })
 	since := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-	for name, rows := range map[string][]listed{
+	for name, rows := range map[string][]listRow{
 		"list": {
-			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: inject.ViaTargetPort, Intercepts: []holder{
+			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: inject.ViaTargetPort, Intercepts: []listIntercept{
 				{Name: "catalog-1", Laptop: "eve@thinkpad", Phase: "Active", Mode: "intercept", Requests: "header x-dev=eve", Agents: "3/3", Since: since},
 				{Name: "catalog-2", Laptop: "bob@mac", Phase: "LaptopGone", Mode: "wiretap", Requests: "copies of all requests", Agents: "3/3", Since: since},
 			}},
@@ -131,11 +131,11 @@ func TestYAMLSaysWhatJSONSays(t *testing.T) {
 
 func TestUnknownOutput(t *testing.T) {
 	for output, known := range map[string]bool{"": true, "json": true, "yaml": true, "xml": false, "JSON": false, "wide": false} {
-		err := (&app{output: output}).checkOutput()
+		err := (&printFlags{format: output}).Validate()
 		if known {
 			require.NoError(t, err)
 		} else {
-			require.EqualError(t, err, "-o "+output+" is not known: use json or yaml")
+			require.EqualError(t, err, "-o "+output+" is not an output format: use json or yaml")
 		}
 	}
 }
@@ -166,7 +166,7 @@ func TestOutputIsCheckedFirst(t *testing.T) {
 			t.Setenv("DETOUR_STATE_DIR", dir)
 			cmd := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: io.Discard})
 			cmd.SetArgs(append(line, "-o", "xml"))
-			require.EqualError(t, cmd.Execute(), "-o xml is not known: use json or yaml")
+			require.EqualError(t, cmd.Execute(), "-o xml is not an output format: use json or yaml")
 		})
 	}
 }
@@ -174,8 +174,8 @@ func TestOutputIsCheckedFirst(t *testing.T) {
 // What is called wrongly says how it is called.
 func TestCalledWrongly(t *testing.T) {
 	for line, want := range map[string]string{
-		"leave":           "accepts 1 arg(s), received 0: it is called as `detour leave SERVICE|WORKLOAD`",
-		"status catalog":  `unknown command "catalog" for "detour status": it is called as ` + "`detour status`",
+		"leave":           "accepts 1 arg(s), received 0: usage: `detour leave SERVICE|WORKLOAD`",
+		"status catalog":  `unknown command "catalog" for "detour status": usage: ` + "`detour status`",
 		"leave a --porrt": "unknown flag: --porrt: see `detour leave --help`",
 	} {
 		t.Run(line, func(t *testing.T) {

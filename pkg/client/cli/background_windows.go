@@ -1,5 +1,0 @@
-package cli
-
-import "os/exec"
-
-func background(*exec.Cmd) {}

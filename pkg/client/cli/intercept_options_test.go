@@ -1,0 +1,102 @@
+package cli
+
+import (
+	"testing"
+
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
+	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
+)
+
+// parseIntercept completes and validates a command line of `detour intercept`.
+func parseIntercept(target string, flags []string) ([]*daemonv1.InterceptRequest, error) {
+	o := &interceptOptions{sessionOptions: sessionOptions{globalOptions: &globalOptions{}}}
+	f := pflag.NewFlagSet("", pflag.ContinueOnError)
+	o.addFlags(f)
+	if err := f.Parse(flags); err != nil {
+		return nil, err
+	}
+	if err := o.Complete([]string{target}); err != nil {
+		return nil, err
+	}
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	return o.requests()
+}
+
+func TestInterceptOptions(t *testing.T) {
+	for name, c := range map[string]struct {
+		target string
+		flags  []string
+		want   []*daemonv1.InterceptRequest
+		err    string
+	}{
+		"a port": {target: "catalog", flags: []string{"--port", "8080"}, want: []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 8080, Mode: "Intercept"}}},
+		"two ports": {"catalog", []string{"--port", "1:http", "--port", "2:grpc", "--ttl", "2h"}, []*daemonv1.InterceptRequest{
+			{Service: "catalog", LocalPort: 1, Port: "http", Mode: "Intercept", TtlSeconds: 7200}, {Service: "catalog", LocalPort: 2, Port: "grpc", Mode: "Intercept", TtlSeconds: 7200},
+		}, ""},
+		"a wiretap":           {target: "catalog", flags: []string{"--port", "1", "--mode", "wiretap", "--path", "/a"}, want: []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 1, Mode: "Wiretap", Match: &agentv1.Match{Path: "/a"}}}},
+		"ingested":            {target: "catalog", flags: []string{"--mode", "ingest"}, want: []*daemonv1.InterceptRequest{{Service: "catalog", Mode: "Ingest"}}},
+		"an ingested worker":  {target: "deployment/worker", flags: []string{"--mode", "ingest"}, want: []*daemonv1.InterceptRequest{{Workload: "Deployment/worker", Mode: "Ingest"}}},
+		"attached":            {target: "catalog", flags: []string{"--port", "1", "--attach"}, want: []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 1, Mode: "Intercept", Attach: true}}},
+		"a replaced service":  {target: "catalog", flags: []string{"--port", "1", "--mode", "replace"}, want: []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 1, Mode: "Replace"}}},
+		"a replaced name":     {target: "worker", flags: []string{"--mode", "replace", "--container", "app"}, want: []*daemonv1.InterceptRequest{{Workload: "worker", Mode: "Replace", Container: "app"}}},
+		"a replaced workload": {target: "deploy/worker", flags: []string{"--mode", "replace"}, want: []*daemonv1.InterceptRequest{{Workload: "Deployment/worker", Mode: "Replace"}}},
+
+		"a replaced one's error": {target: "worker", flags: []string{"--mode", "replace", "--on-failure", "error"}, want: []*daemonv1.InterceptRequest{{Workload: "worker", Mode: "Replace", ErrorOnFailure: true}}},
+
+		"ingested with a port":        {target: "catalog", flags: []string{"--port", "1", "--mode", "ingest"}, err: "--mode ingest takes no traffic"},
+		"a time without a unit":       {target: "catalog", flags: []string{"--port", "1", "--ttl", "2"}, err: `invalid argument "2" for "--ttl" flag: write whole seconds, minutes or hours, as in --ttl 2h`},
+		"a time that is past":         {target: "catalog", flags: []string{"--port", "1", "--ttl", "-2h"}, err: "write whole seconds"},
+		"a fraction of seconds":       {target: "catalog", flags: []string{"--port", "1", "--ttl", "1.5s"}, err: "write whole seconds"},
+		"a header as curl's":          {target: "catalog", flags: []string{"--port", "1", "--header", "x-dev: alice"}, err: `--header "x-dev: alice": write NAME=VALUE, NAME~=REGEX or NAME, as in --header x-dev=alice`},
+		"a broken expression":         {target: "catalog", flags: []string{"--port", "1", "--header", "x-dev~=("}, err: `the header x-dev has "(", which is no regular expression: missing closing )`},
+		"one that breaks out":         {target: "catalog", flags: []string{"--port", "1", "--header", "x-dev~=a)|(b"}, err: "is no regular expression: unexpected )"},
+		"no port":                     {target: "catalog", err: "--port is missing"},
+		"an unknown mode":             {target: "catalog", flags: []string{"--port", "1", "--mode", "steal"}, err: "--mode steal does not exist"},
+		"a workload's traffic":        {target: "deployment/worker", flags: []string{"--port", "1"}, err: "is not a service"},
+		"a workload with a port":      {target: "deployment/worker", flags: []string{"--port", "1", "--mode", "replace"}, err: "--port names a port of a service"},
+		"an unknown kind":             {target: "job/worker", flags: []string{"--mode", "replace"}, err: "cannot be replaced, because detour does not know its kind"},
+		"a kind without a name":       {target: "deployment/", flags: []string{"--mode", "replace"}, err: "no name after the kind"},
+		"a container and no reason":   {target: "catalog", flags: []string{"--port", "1", "--container", "app"}, err: "--container works only with --mode replace and --mode ingest: use one of them, or omit it"},
+		"attached and replaced":       {target: "catalog", flags: []string{"--port", "1", "--mode", "replace", "--attach"}, err: "--attach restarts no pod"},
+		"conditions of a replaced":    {target: "catalog", flags: []string{"--port", "1", "--mode", "replace", "--path", "/a"}, err: "takes all requests"},
+		"a replaced one's fallback":   {target: "catalog", flags: []string{"--port", "1", "--mode", "replace", "--on-failure", "fallback"}, err: "--on-failure"},
+		"a wiretap's error":           {target: "catalog", flags: []string{"--port", "1", "--mode", "wiretap", "--on-failure", "error"}, err: "--on-failure"},
+		"an ingested one's error":     {target: "catalog", flags: []string{"--mode", "ingest", "--on-failure", "error"}, err: "--on-failure"},
+		"an ingested one's plaintext": {target: "catalog", flags: []string{"--mode", "ingest", "--local-plaintext"}, err: "--local-plaintext works only with --tls-secret: without it the agent does not decrypt TLS; add --tls-secret, or omit --local-plaintext"},
+		"an empty Secret":             {target: "catalog", flags: []string{"--port", "1", "--me", "--tls-secret", ""}, err: "--tls-secret is empty"},
+		"an empty container":          {target: "worker", flags: []string{"--mode", "replace", "--container", ""}, err: "--container is empty"},
+		"an empty mode":               {target: "catalog", flags: []string{"--port", "1", "--mode", ""}, err: "--mode is empty: give it a value, or omit it"},
+		"an empty file":               {target: "catalog", flags: []string{"--mode", "ingest", "--env-file", ""}, err: "--env-file is empty: give it a value, or omit it"},
+		"an empty JSON file":          {target: "catalog", flags: []string{"--mode", "ingest", "--env-json", ""}, err: "--env-json is empty: give it a value, or omit it"},
+		"no name of a service":        {target: "Bad Name", flags: []string{"--port", "1"}, err: `the service "Bad Name" is no name in Kubernetes`},
+		"two lines":                   {target: "a\nb", flags: []string{"--port", "1"}, err: `the service "a\nb" is no name in Kubernetes`},
+		"no name of a workload":       {target: "deployment/a/b", flags: []string{"--mode", "replace"}, err: `the deployment "a/b" is no name in Kubernetes`},
+		"an empty port":               {target: "catalog", flags: []string{"--port", ""}, err: "--port"},
+		"no service":                  {target: "", flags: []string{"--port", "1"}, err: "the name of the service is empty"},
+		"TLS of what is replaced":     {target: "catalog", flags: []string{"--port", "1", "--mode", "replace", "--tls-secret", "x"}, err: "add a condition such as --me, or omit it"},
+		"a port twice":                {target: "catalog", flags: []string{"--port", "8080:http", "--port", "8081:http"}, err: "--port 8081:http: the service's port http is given twice"},
+		"a port in two ranges":        {target: "catalog", flags: []string{"--port", "9000-9002", "--port", "8002:9002"}, err: "--port 8002:9002: the service's port 9002 is given twice"},
+		"both protocols of a port":    {target: "dns", flags: []string{"--port", "5353:53/udp", "--port", "5353:53/tcp"}, want: []*daemonv1.InterceptRequest{{Service: "dns", LocalPort: 5353, Port: "53", Protocol: "UDP", Mode: "Intercept"}, {Service: "dns", LocalPort: 5353, Port: "53", Protocol: "TCP", Mode: "Intercept"}}},
+		"ports that are not clear":    {target: "catalog", flags: []string{"--port", "1", "--port", "2:http"}, err: "with several ports, name the service's port in each"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := parseIntercept(c.target, c.flags)
+			if c.err != "" {
+				require.ErrorContains(t, err, c.err)
+				return
+			}
+			require.NoError(t, err)
+			require.Len(t, got, len(c.want))
+			for i := range got {
+				assert.True(t, proto.Equal(c.want[i], got[i]), "%v", got[i])
+			}
+		})
+	}
+}
