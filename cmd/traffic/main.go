@@ -14,6 +14,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/traffic/manager"
 	"github.com/detour-dev/detour/pkg/version"
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
 func main() {
@@ -48,7 +49,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.SessionCIDR6, "session-cidr6", "fd64:6574:6f75:72::/64", "IPv6 addresses of the laptops, empty for none")
 	f.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "the cluster's DNS domain")
 	f.StringVar(&o.UDP, "udp", "", "how laptops reach the manager's UDP port: NodePort, LoadBalancer, HostPort; empty for not at all")
-	f.Uint16Var(&o.UDPHostPort, "udp-host-port", manager.UDPPort, "with HostPort: the port of the node")
+	f.Uint16Var(&o.UDPHostPort, "udp-host-port", wellknown.WireGuardPort, "with HostPort: the port of the node")
 	f.DurationVar(&o.StaleAfter, "stale-after", 5*time.Second, "a laptop that is silent for longer is gone, its traffic goes to the cluster's pods")
 	f.DurationVar(&o.SessionTTL, "session-ttl", 10*time.Minute, "a session is deleted after its laptop has been silent for so long")
 	f.StringVar(&level, "log-level", level, "debug, info, warn or error")

@@ -35,16 +35,12 @@ import (
 	"github.com/detour-dev/detour/manifests"
 	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
 const (
-	release = "traffic-manager" // and its lease
-	// webhookName is the webhook's configuration in the chart.
-	webhookName = "detour-traffic-agent"
 	// releaseName and releaseNamespace are annotations of Helm on all that belongs to a release.
 	releaseName, releaseNamespace = "meta.helm.sh/release-name", "meta.helm.sh/release-namespace"
-	// keysSecret is what the traffic-manager makes for itself.
-	keysSecret = "traffic-manager-keys"
 	// Namespace is where the traffic-manager lives unless told otherwise.
 	Namespace = "detour-system"
 	// createdLabel marks a namespace that install made, and uninstall may delete.
@@ -257,11 +253,11 @@ func (o *options) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := action.NewGet(config).Run(release); err == nil {
+	if _, err := action.NewGet(config).Run(wellknown.TrafficManager); err == nil {
 		upgrade := action.NewUpgrade(config)
 		upgrade.Namespace, upgrade.WaitStrategy, upgrade.Timeout, upgrade.RollbackOnFailure = o.namespace, kube.StatusWatcherStrategy, o.timeout, true
 		upgrade.ResetThenReuseValues = true // values that a later chart has are new to the release
-		if err := o.waiting(ctx, clients, func() error { _, err := upgrade.RunWithContext(ctx, release, c, values); return err }); err != nil {
+		if err := o.waiting(ctx, clients, func() error { _, err := upgrade.RunWithContext(ctx, wellknown.TrafficManager, c, values); return err }); err != nil {
 			return o.explained(err, "upgrade the traffic-manager")
 		}
 		o.result.Action = "upgraded"
@@ -273,7 +269,7 @@ func (o *options) install(ctx context.Context) error {
 		o.withoutPortForward(values)
 	}
 	install := action.NewInstall(config)
-	install.ReleaseName, install.Namespace, install.WaitStrategy, install.Timeout, install.RollbackOnFailure = release, o.namespace, kube.StatusWatcherStrategy, o.timeout, true
+	install.ReleaseName, install.Namespace, install.WaitStrategy, install.Timeout, install.RollbackOnFailure = wellknown.TrafficManager, o.namespace, kube.StatusWatcherStrategy, o.timeout, true
 	if err := o.waiting(ctx, clients, func() error { _, err := install.RunWithContext(ctx, c, values); return err }); err != nil {
 		if made {
 			_ = clients.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), o.namespace, metav1.DeleteOptions{})

@@ -26,6 +26,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/wellknown"
 	"github.com/detour-dev/detour/pkg/workloads"
 	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
@@ -74,7 +75,7 @@ func (o *options) uninstall(ctx context.Context) error {
 	}
 	remove := action.NewUninstall(helm)
 	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, o.timeout, "foreground"
-	if _, err := remove.Run(release); errors.Is(err, driver.ErrReleaseNotFound) {
+	if _, err := remove.Run(wellknown.TrafficManager); errors.Is(err, driver.ErrReleaseNotFound) {
 		o.result.Action = "none"
 		if err := o.removeOrphans(ctx, c); err != nil {
 			return err
@@ -89,7 +90,7 @@ func (o *options) uninstall(ctx context.Context) error {
 
 // installedHere refuses a namespace of the traffic-manager that is not the one, before anything is taken away.
 func (o *options) installedHere(ctx context.Context, c *kubernetes.Clientset) error {
-	config, err := c.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, webhookName, metav1.GetOptions{})
+	config, err := c.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, wellknown.Webhook, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	} else if err != nil {
@@ -117,7 +118,7 @@ func (o *options) removeOrphans(ctx context.Context, c client.Client) error {
 		}
 		for i := range list.Items {
 			object := &list.Items[i]
-			if object.Annotations[releaseName] != release || object.Annotations[releaseNamespace] != o.namespace {
+			if object.Annotations[releaseName] != wellknown.TrafficManager || object.Annotations[releaseNamespace] != o.namespace {
 				continue
 			}
 			if err := c.Delete(ctx, object); client.IgnoreNotFound(err) != nil {
@@ -303,10 +304,10 @@ func (o *options) removeHistory(ctx context.Context, c *kubernetes.Clientset) er
 
 // removeOwn takes away what the traffic-manager itself has made in a namespace that stays.
 func (o *options) removeOwn(ctx context.Context, c *kubernetes.Clientset) error {
-	if err := c.CoreV1().Secrets(o.namespace).Delete(ctx, keysSecret, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	if err := c.CoreV1().Secrets(o.namespace).Delete(ctx, wellknown.KeysSecret, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return o.explained(err, "delete the traffic-manager's keys")
 	}
-	if err := c.CoordinationV1().Leases(o.namespace).Delete(ctx, release, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	if err := c.CoordinationV1().Leases(o.namespace).Delete(ctx, wellknown.TrafficManager, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return o.explained(err, "delete the traffic-manager's lease")
 	}
 	return nil

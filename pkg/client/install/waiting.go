@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/detour-dev/detour/pkg/wellknown"
 	"github.com/detour-dev/detour/pkg/workloads"
 )
 
@@ -51,7 +52,7 @@ func (o *options) waiting(ctx context.Context, clients kubernetes.Interface, do 
 
 // managerTrouble says why the traffic-manager is not ready; nothing when it is, or that cannot be told.
 func managerTrouble(ctx context.Context, clients kubernetes.Interface, namespace string) string {
-	d, err := clients.AppsV1().Deployments(namespace).Get(ctx, release, metav1.GetOptions{})
+	d, err := clients.AppsV1().Deployments(namespace).Get(ctx, wellknown.TrafficManager, metav1.GetOptions{})
 	if err != nil {
 		return ""
 	}

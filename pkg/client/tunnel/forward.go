@@ -18,11 +18,10 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
 const (
-	// tunnelPort is the traffic-manager's port that answers the upgrade.
-	tunnelPort = 8081
 	// forwardAfter is how long the API server may be silent about the upgrade before port-forward is tried too: one that cannot
 	// reach pods may say so only after half a minute.
 	forwardAfter = 3 * time.Second
@@ -166,7 +165,7 @@ func (d *Dialer) dialPod(ctx context.Context, pod string) (httpstream.Connection
 // upgradeOver asks the traffic-manager for the tunnel on a forwarded connection.
 func upgradeOver(conn httpstream.Connection) (io.ReadWriteCloser, error) {
 	headers := http.Header{}
-	headers.Set(corev1.PortHeader, strconv.Itoa(tunnelPort))
+	headers.Set(corev1.PortHeader, strconv.Itoa(wellknown.TunnelPort))
 	headers.Set(corev1.PortForwardRequestIDHeader, "0")
 	headers.Set(corev1.StreamType, corev1.StreamTypeError)
 	complaints, err := conn.CreateStream(headers)

@@ -22,6 +22,7 @@ import (
 	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
 const (
@@ -113,7 +114,7 @@ func (d *Dialer) Open(ctx context.Context) (vif.Stream, error) {
 func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, upgradeTimeout)
 	defer cancel()
-	path := d.base.JoinPath("api", "v1", "namespaces", d.namespace, "services", "traffic-manager:tunnel", "proxy", "tunnel")
+	path := d.base.JoinPath("api", "v1", "namespaces", d.namespace, "services", wellknown.TrafficManager+":"+wellknown.TunnelPortName, "proxy", "tunnel")
 	var below *netx.CorkConn
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { below = corkConnOf(got.Conn) }})
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, path.String(), nil)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/agentconfig"
 	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/wellknown"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -167,7 +168,7 @@ func (a *agents) relayTarget(uid string, token []byte) (string, bool) {
 func (a *agents) serve(ctx context.Context, certs *certificates) error {
 	config := &tls.Config{}
 	certs.configure(config)
-	listener, err := net.Listen("tcp", net.JoinHostPort("", fmt.Sprint(AgentPort)))
+	listener, err := net.Listen("tcp", net.JoinHostPort("", fmt.Sprint(wellknown.AgentPort)))
 	if err != nil {
 		return fmt.Errorf("listen for agents: %w", err)
 	}
@@ -265,7 +266,7 @@ func (a *agents) configOf(s *agentState) *agentv1.Config {
 		}
 		tokens[uid] = token
 		config.Intercepts = append(config.Intercepts, &agentv1.Intercept{
-			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(RelayPort)), Match: d.match, ErrorOnFailure: d.errors, Wiretap: d.wiretap, LocalPlaintext: d.plaintext, Datagrams: d.datagrams,
+			Uid: uid, Port: uint32(d.port), Token: token, RelayAddress: net.JoinHostPort(a.options.PodIP, fmt.Sprint(wellknown.RelayPort)), Match: d.match, ErrorOnFailure: d.errors, Wiretap: d.wiretap, LocalPlaintext: d.plaintext, Datagrams: d.datagrams,
 		})
 	}
 	s.tokens = tokens

@@ -22,10 +22,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
-
-// KeysSecret holds the traffic-manager's WireGuard key and certificate authority, so that a new pod is the same manager.
-const KeysSecret = "traffic-manager-keys"
 
 const (
 	caLife   = 10 * 365 * 24 * time.Hour
@@ -57,7 +55,7 @@ func loadKeys(ctx context.Context, c client.Client, o Options) (*keys, error) {
 // keysSecret is the secret that is there, or else a new one. Two managers that start together agree on what was created first.
 func keysSecret(ctx context.Context, c client.Client, o Options) (*corev1.Secret, error) {
 	var secret corev1.Secret
-	name := client.ObjectKey{Namespace: o.PodNamespace, Name: KeysSecret}
+	name := client.ObjectKey{Namespace: o.PodNamespace, Name: wellknown.KeysSecret}
 	err := c.Get(ctx, name, &secret)
 	if apierrors.IsNotFound(err) {
 		made, merr := newKeysSecret(name)
@@ -110,7 +108,7 @@ func newKeysSecret(name client.ObjectKey) (*corev1.Secret, error) {
 }
 
 func parseKeys(s *corev1.Secret) (*keys, error) {
-	broken := fmt.Errorf("the secret %s is damaged: delete it and restart the traffic-manager", KeysSecret)
+	broken := fmt.Errorf("the secret %s is damaged: delete it and restart the traffic-manager", wellknown.KeysSecret)
 	k := &keys{caPEM: s.Data["ca.crt"]}
 	var err error
 	if k.wireguard, err = vif.ParseKey(string(s.Data["wireguard.key"])); err != nil {
@@ -141,7 +139,7 @@ type certificates struct {
 }
 
 func newCertificates(k *keys, o Options) (*certificates, error) {
-	c := &certificates{keys: k, names: []string{ServiceName, ServiceName + "." + o.PodNamespace, o.serverName()}}
+	c := &certificates{keys: k, names: []string{wellknown.TrafficManager, wellknown.TrafficManager + "." + o.PodNamespace, o.serverName()}}
 	_, err := c.get(nil)
 	return c, err
 }

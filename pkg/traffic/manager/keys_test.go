@@ -14,12 +14,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
 var options = Options{PodNamespace: "detour-system"}
 
 func newKeys(t *testing.T) *keys {
-	secret, err := newKeysSecret(client.ObjectKey{Namespace: "detour-system", Name: KeysSecret})
+	secret, err := newKeysSecret(client.ObjectKey{Namespace: "detour-system", Name: wellknown.KeysSecret})
 	require.NoError(t, err)
 	k, err := parseKeys(secret)
 	require.NoError(t, err)
@@ -28,7 +29,7 @@ func newKeys(t *testing.T) *keys {
 
 // What the manager makes once it can read for ever, and it is the same manager then.
 func TestKeysSurvive(t *testing.T) {
-	name := client.ObjectKey{Namespace: "detour-system", Name: KeysSecret}
+	name := client.ObjectKey{Namespace: "detour-system", Name: wellknown.KeysSecret}
 	secret, err := newKeysSecret(name)
 	require.NoError(t, err)
 	assert.Equal(t, name, client.ObjectKeyFromObject(secret))

@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
 // Only the holder of the lease writes. A manager that cannot renew it in time ends, and all tunnels with it, so it has time: for an API server
@@ -38,7 +40,7 @@ func newLease(config *rest.Config, pods client.Reader, o Options) (resourcelock.
 		return nil, fmt.Errorf("make the lease's client: %w", err)
 	}
 	lock := &resourcelock.LeaseLock{
-		LeaseMeta:  metav1.ObjectMeta{Namespace: o.PodNamespace, Name: ServiceName},
+		LeaseMeta:  metav1.ObjectMeta{Namespace: o.PodNamespace, Name: wellknown.TrafficManager},
 		Client:     leases,
 		LockConfig: resourcelock.ResourceLockConfig{Identity: o.PodName},
 	}

@@ -32,16 +32,7 @@ import (
 	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/tuning"
 	"github.com/detour-dev/detour/pkg/vif"
-)
-
-// Ports of the traffic-manager's pod.
-const (
-	HTTPPort    = 8080
-	TunnelPort  = 8081
-	AgentPort   = 8082
-	RelayPort   = 8083
-	UDPPort     = 8084
-	WebhookPort = 9443
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
 // Options are the traffic-manager's settings.
@@ -51,7 +42,7 @@ type Options struct {
 	AgentPullPolicy              string
 	SessionCIDR, SessionCIDR6    string
 	ClusterDomain                string
-	UDP                          string // how laptops reach UDPPort: UDPNodePort, UDPLoadBalancer, UDPHostPort; empty for not at all
+	UDP                          string // how laptops reach the WireGuard port: UDPNodePort, UDPLoadBalancer, UDPHostPort; empty for not at all
 	UDPHostPort                  uint16
 	NodeName                     string
 	StaleAfter                   time.Duration // a laptop that is silent for longer is gone
@@ -59,14 +50,11 @@ type Options struct {
 	Log                          *slog.Logger
 }
 
-// ServiceName is the name of the Service, the Deployment and the Lease.
-const ServiceName = "traffic-manager"
-
-func (o Options) serverName() string { return ServiceName + "." + o.PodNamespace + ".svc" }
+func (o Options) serverName() string { return wellknown.TrafficManager + "." + o.PodNamespace + ".svc" }
 
 // agent is what the agents are made with.
 func (o Options) agent(ca []byte) inject.Options {
-	return inject.Options{Image: o.AgentImage, PullPolicy: corev1.PullPolicy(o.AgentPullPolicy), Manager: o.serverName() + ":8082", Server: o.serverName(), CA: ca}
+	return inject.Options{Image: o.AgentImage, PullPolicy: corev1.PullPolicy(o.AgentPullPolicy), Manager: fmt.Sprintf("%s:%d", o.serverName(), wellknown.AgentPort), Server: o.serverName(), CA: ca}
 }
 
 // Run runs the traffic-manager until ctx ends.
@@ -118,9 +106,9 @@ func Run(ctx context.Context, o Options) error {
 		LeaseDuration:                       ptr(leaseDuration),
 		RenewDeadline:                       ptr(renewDeadline),
 		RetryPeriod:                         ptr(leaseRetry),
-		HealthProbeBindAddress:              net.JoinHostPort("", fmt.Sprint(HTTPPort+100)),
-		Metrics:                             metricsserver.Options{BindAddress: net.JoinHostPort("", fmt.Sprint(HTTPPort))},
-		WebhookServer:                       webhook.NewServer(webhook.Options{Port: WebhookPort, TLSOpts: []func(*tlsConfig){certs.configure}}),
+		HealthProbeBindAddress:              net.JoinHostPort("", fmt.Sprint(wellknown.HealthPort)),
+		Metrics:                             metricsserver.Options{BindAddress: net.JoinHostPort("", fmt.Sprint(wellknown.MetricsPort))},
+		WebhookServer:                       webhook.NewServer(webhook.Options{Port: wellknown.WebhookPort, TLSOpts: []func(*tlsConfig){certs.configure}}),
 		Cache:                               cache.Options{DefaultTransform: stripped},
 		Client:                              client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}, Unstructured: true}},
 		GracefulShutdownTimeout:             ptr(3 * time.Second),
@@ -130,7 +118,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	config := vif.HubConfig{PrivateKey: keys.wireguard, Addresses: pool.own(), Log: o.Log, Allow: mayReach}
 	if o.UDP != "" {
-		config.UDPPort = UDPPort
+		config.UDPPort = wellknown.WireGuardPort
 	}
 	hub, err := vif.NewHub(config)
 	if err != nil {
@@ -198,7 +186,7 @@ func mayReach(a netip.Addr) bool {
 
 // serveTunnel answers the upgrade and hands the connection to the hub.
 func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
-	server := &http.Server{Addr: net.JoinHostPort("", fmt.Sprint(TunnelPort)), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	server := &http.Server{Addr: net.JoinHostPort("", fmt.Sprint(wellknown.TunnelPort)), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /tunnel", func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") != vif.UpgradeProtocol {

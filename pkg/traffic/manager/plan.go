@@ -12,6 +12,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/wellknown"
 	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
 
@@ -97,7 +98,7 @@ func (w *workload) worthwhile(i *detour.Intercept, plan inject.Plan, missed *cor
 // whyMissed says what a user can do about a pod that has no agent for a reason that stays.
 func (r *interceptReconciler) whyMissed(p *corev1.Pod) string {
 	if r.webhookAsked().Before(p.CreationTimestamp.Time) { // whole seconds
-		return fmt.Sprintf("because the API server did not reach the webhook: let it reach port %d of the traffic-manager's pod", WebhookPort)
+		return fmt.Sprintf("because the API server did not reach the webhook: let it reach port %d of the traffic-manager's pod", wellknown.WebhookPort)
 	}
 	return "the traffic-manager's log says why"
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/wellknown"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -25,7 +26,7 @@ func serveRelay(ctx context.Context, hub *vif.Hub, a *agents, certs *certificate
 	config.MinVersion = tls.VersionTLS13
 	// An agent whose node is lost says no goodbye.
 	listening := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
-	listener, err := listening.Listen(ctx, "tcp", net.JoinHostPort("", fmt.Sprint(RelayPort)))
+	listener, err := listening.Listen(ctx, "tcp", net.JoinHostPort("", fmt.Sprint(wellknown.RelayPort)))
 	if err != nil {
 		return fmt.Errorf("listen for relayed connections: %w", err)
 	}

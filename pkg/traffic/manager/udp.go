@@ -10,9 +10,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
-// How laptops reach UDPPort from outside of the cluster.
+// The ways in which laptops reach the WireGuard port from outside the cluster.
 const (
 	UDPNodePort     = "NodePort"
 	UDPLoadBalancer = "LoadBalancer"
@@ -20,8 +22,9 @@ const (
 )
 
 const (
-	// udpService is the Service of UDPPort. It is one of its own, because it is of another type than the one for the cluster.
-	udpService = ServiceName + "-udp"
+	// udpService is the Service of the WireGuard port. It is separate from the traffic-manager's
+	// other Service because its type differs.
+	udpService = wellknown.TrafficManager + "-udp"
 	// maxUDPNodes is how many nodes are named to the laptops; any node leads to the traffic-manager.
 	maxUDPNodes     = 3
 	maxUDPEndpoints = 16

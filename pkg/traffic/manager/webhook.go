@@ -20,10 +20,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/detour-dev/detour/pkg/inject"
+	"github.com/detour-dev/detour/pkg/wellknown"
 )
-
-// WebhookName is the MutatingWebhookConfiguration that the chart makes and the manager gives its authority.
-const WebhookName = "detour-traffic-agent"
 
 // injector answers the API server when a pod of an intercepted workload is made.
 type injector struct {
@@ -118,7 +116,7 @@ func (i *injector) checker(started time.Time) healthz.Checker {
 
 func (i *injector) setBundle(ctx context.Context, c client.Client) error {
 	var config admissionregistrationv1.MutatingWebhookConfiguration
-	if err := c.Get(ctx, client.ObjectKey{Name: WebhookName}, &config); err != nil {
+	if err := c.Get(ctx, client.ObjectKey{Name: wellknown.Webhook}, &config); err != nil {
 		return err
 	}
 	changed := false
