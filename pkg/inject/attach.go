@@ -33,7 +33,7 @@ func Attach(pod *corev1.Pod, ports []int32, opt Options) (*corev1.EphemeralConta
 	}
 	config := agentconfig.Config{Manager: opt.Manager, Server: opt.Server, CA: string(opt.CA), Attached: &agentconfig.Attached{Token: token}}
 	for _, port := range ports {
-		if why := LeaveAlone(&pod.ObjectMeta, &pod.Spec, Port{Port: port, Via: ViaNftables}); why != "" {
+		if why := PortObstacle(&pod.ObjectMeta, &pod.Spec, Port{Port: port, Via: ViaNftables}); why != "" {
 			return nil, fmt.Errorf("port %d of pod %s %s", port, pod.Name, why)
 		}
 		probed, err := probesOf(pod, port)

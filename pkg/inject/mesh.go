@@ -29,8 +29,8 @@ func (m mesh) in(spec *corev1.PodSpec) bool {
 	return slices.ContainsFunc(spec.Containers, is) || slices.ContainsFunc(spec.InitContainers, is)
 }
 
-// LeaveAlone says why the agent must not stand in front of a port of a pod, or nothing.
-func LeaveAlone(meta *metav1.ObjectMeta, spec *corev1.PodSpec, port Port) string {
+// PortObstacle says why the agent must not stand in front of a port of a pod, or nothing.
+func PortObstacle(meta *metav1.ObjectMeta, spec *corev1.PodSpec, port Port) string {
 	skipped, err := parsePorts(meta.Annotations[SkipAnnotation])
 	switch {
 	case err != nil:

@@ -31,7 +31,7 @@ func natively(container string) func(*corev1.Pod) {
 	}
 }
 
-func TestLeaveAlone(t *testing.T) {
+func TestPortObstacle(t *testing.T) {
 	at := func(port int32) Port { p := numeric(); p.Port = port; return p }
 	udp := numeric()
 	udp.Protocol = "UDP"
@@ -60,7 +60,7 @@ func TestLeaveAlone(t *testing.T) {
 		"Linkerd's own":                 {pod(meshed("linkerd-proxy")), at(4191), proxys + "Linkerd proxy"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := LeaveAlone(&c.pod.ObjectMeta, &c.pod.Spec, c.port)
+			got := PortObstacle(&c.pod.ObjectMeta, &c.pod.Spec, c.port)
 			if c.want == "" {
 				assert.Empty(t, got)
 			}

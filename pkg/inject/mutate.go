@@ -86,7 +86,7 @@ func Mutate(pod *corev1.Pod, plan Plan, opt Options) error {
 			return err
 		}
 	}
-	plan.Ports = slices.DeleteFunc(slices.Clone(plan.Ports), func(p Port) bool { return LeaveAlone(&pod.ObjectMeta, &pod.Spec, p) != "" })
+	plan.Ports = slices.DeleteFunc(slices.Clone(plan.Ports), func(p Port) bool { return PortObstacle(&pod.ObjectMeta, &pod.Spec, p) != "" })
 	if err := addAgent(&mutated.ObjectMeta, &mutated.Spec, plan, opt); err != nil {
 		return err
 	}

@@ -139,7 +139,7 @@ func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 // portsOf are the ports that the pod's containers declare, the agent's own, and those that are to be left alone.
 func portsOf(meta *metav1.ObjectMeta, spec *corev1.PodSpec) map[int32]bool {
 	used := map[int32]bool{agentconfig.HealthPort: true}
-	skipped, _ := parsePorts(meta.Annotations[SkipAnnotation]) // an error is LeaveAlone's to tell
+	skipped, _ := parsePorts(meta.Annotations[SkipAnnotation]) // an error is PortObstacle's to tell
 	for _, r := range skipped {
 		for n := r[0]; n <= r[1]; n++ {
 			used[n] = true
@@ -183,7 +183,7 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 	if sp.Protocol == corev1.ProtocolUDP {
 		port.Protocol = string(corev1.ProtocolUDP)
 	}
-	if why := LeaveAlone(&template.ObjectMeta, spec, port); why != "" {
+	if why := PortObstacle(&template.ObjectMeta, spec, port); why != "" {
 		return Port{}, fmt.Errorf("%s goes to container port %d, which %s", what, port.Port, why)
 	}
 	if port.Protocol != "" {

@@ -2,18 +2,20 @@ package workloads
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 )
 
-// StartFailure names the first pod that cannot start, and why; nothing when none is in trouble.
+// StartFailure names the first pod that cannot start, and why. It returns an empty string when all
+// pods start.
 func StartFailure(pods []corev1.Pod) string {
 	for _, p := range pods {
-		for _, statuses := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
-			for _, c := range statuses {
-				if w := c.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating" {
-					return fmt.Sprintf("container %s of pod %s waits: %s %s", c.Name, p.Name, w.Reason, w.Message)
-				}
+		containers := slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses,
+			p.Status.EphemeralContainerStatuses)
+		for _, c := range containers {
+			if w := c.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating" {
+				return fmt.Sprintf("container %s of pod %s waits: %s %s", c.Name, p.Name, w.Reason, w.Message)
 			}
 		}
 		for _, c := range p.Status.Conditions {

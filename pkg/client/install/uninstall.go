@@ -227,7 +227,7 @@ func (o *options) removeAgents(ctx context.Context, c *kubernetes.Clientset) err
 // carrying are the names of those pods that have the agent and will end. One that was evicted has ended, and stays for people to look at.
 func carrying(pods []corev1.Pod) (names []string) {
 	for i := range pods {
-		if p := &pods[i]; p.Annotations[inject.Annotation] != "" && !workloads.IsOver(p) {
+		if p := &pods[i]; p.Annotations[inject.Annotation] != "" && !workloads.PodEnded(p) {
 			names = append(names, p.Namespace+"/"+p.Name)
 		}
 	}

@@ -51,7 +51,7 @@ func targetsOf(services []corev1.Service, all []*workloads.Workload, pods []core
 			Workload: w.Name(), WhyNot: "no service leads to it", Only: "--mode replace",
 			Intercepts: intercepts[portKey{workload: w.Name()}],
 		}
-		if why := cmp.Or(w.UnknownTemplate(), w.CannotRoll()); why != "" {
+		if why := cmp.Or(w.TemplateObstacle(), w.RolloutObstacle()); why != "" {
 			row.WhyNot, row.Only = why, ""
 		}
 		rows = append(rows, row)
@@ -61,7 +61,7 @@ func targetsOf(services []corev1.Service, all []*workloads.Workload, pods []core
 
 // judge fills in what the traffic-manager would decide about a service port with one workload.
 func judge(row *daemonv1.Target, s *corev1.Service, p corev1.ServicePort, w *workloads.Workload, running []corev1.Pod, intercepts map[portKey][]*daemonv1.TargetIntercept) {
-	if row.WhyNot = w.UnknownTemplate(); row.WhyNot != "" {
+	if row.WhyNot = w.TemplateObstacle(); row.WhyNot != "" {
 		return
 	}
 	port, err := inject.PlanPort(s, p, w.Template)
@@ -69,7 +69,7 @@ func judge(row *daemonv1.Target, s *corev1.Service, p corev1.ServicePort, w *wor
 		row.WhyNot = err.Error()
 		return
 	}
-	if row.WhyNot = w.LeaveAlone(running, port); row.WhyNot != "" {
+	if row.WhyNot = w.PortObstacle(running, port); row.WhyNot != "" {
 		return
 	}
 	row.Redirect = port.Via
@@ -80,7 +80,7 @@ func judge(row *daemonv1.Target, s *corev1.Service, p corev1.ServicePort, w *wor
 	for _, i := range row.Intercepts {
 		row.Redirect = cmp.Or(i.Redirect, row.Redirect)
 	}
-	if row.WhyNot = w.CannotRoll(); row.WhyNot != "" {
+	if row.WhyNot = w.RolloutObstacle(); row.WhyNot != "" {
 		row.Redirect = ""
 		if port.Protocol == "" {
 			row.Redirect, row.Only = inject.ViaAttach, "--attach"

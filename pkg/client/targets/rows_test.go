@@ -31,7 +31,7 @@ func deployment(name string, labels map[string]string) appsv1.Deployment {
 }
 
 func deployments(all ...appsv1.Deployment) []*workloads.Workload {
-	return workloads.In(&appsv1.DeploymentList{Items: all})
+	return workloads.FromList(&appsv1.DeploymentList{Items: all})
 }
 
 func rolloutOf(spec argo.Spec) *argo.Rollout {
@@ -71,7 +71,7 @@ func TestTargets(t *testing.T) {
 	const (
 		noService = "no service leads to it"
 		isPaused  = "deployment/catalog is paused: resume it, so that pods with the traffic-agent can be rolled out"
-		unknown   = "rollout/catalog has its pods' template from ReplicaSet x, which detour does not know: it needs a Deployment there, or the template in the Rollout itself"
+		unknown   = "rollout/catalog takes its pod template from ReplicaSet x, which detour cannot read: let it refer to a Deployment, or write the template in the Rollout itself"
 		meshed    = "port 8080 of deployment/catalog reaches the pods through their Istio proxy, so that it cannot be redirected to the agent: give the container port a name, and the service that name as its targetPort, or keep the port out of the mesh with the pods' annotation traffic.sidecar.istio.io/excludeInboundPorts"
 	)
 	other := &daemonv1.Target{Workload: "deployment/other", WhyNot: noService, Only: "--mode replace"}

@@ -5,13 +5,16 @@ package targets
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -36,9 +39,13 @@ func List(ctx context.Context, config *rest.Config, namespace string) ([]*daemon
 	if err != nil {
 		return nil, explained(err, "list the services of namespace "+namespace)
 	}
-	all, err := listWorkloads(ctx, clients, namespace, explained)
+	reader, err := newReader(config)
 	if err != nil {
-		return nil, err
+		return nil, explained(err, "connect to the cluster")
+	}
+	all, err := workloads.List(ctx, reader, namespace, argo.Lister(clients.Discovery().RESTClient()))
+	if err != nil {
+		return nil, explained(err, "list the workloads of namespace "+namespace)
 	}
 	// Only the pods show a service mesh's proxy that was injected. A user who may not list pods learns
 	// of the mesh when they intercept.
@@ -48,7 +55,7 @@ func List(ctx context.Context, config *rest.Config, namespace string) ([]*daemon
 	} else if err != nil {
 		return nil, explained(err, "list the pods of namespace "+namespace)
 	}
-	intercepts, err := interceptsByPort(ctx, config, namespace)
+	intercepts, err := interceptsByPort(ctx, reader, namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -63,28 +70,13 @@ func List(ctx context.Context, config *rest.Config, namespace string) ([]*daemon
 	return rows, nil
 }
 
-func listWorkloads(ctx context.Context, clients kubernetes.Interface, namespace string, explained func(error, string) error) ([]*workloads.Workload, error) {
-	var all []*workloads.Workload
-	deployments, err := clients.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, explained(err, "list the deployments of namespace "+namespace)
+// newReader returns a client that reads Kubernetes' own objects and detour's.
+func newReader(config *rest.Config) (client.Reader, error) {
+	types := runtime.NewScheme()
+	if err := errors.Join(scheme.AddToScheme(types), detour.AddToScheme(types)); err != nil {
+		return nil, err
 	}
-	all = append(all, workloads.In(deployments)...)
-	statefulSets, err := clients.AppsV1().StatefulSets(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, explained(err, "list the stateful sets of namespace "+namespace)
-	}
-	all = append(all, workloads.In(statefulSets)...)
-	daemonSets, err := clients.AppsV1().DaemonSets(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, explained(err, "list the daemon sets of namespace "+namespace)
-	}
-	all = append(all, workloads.In(daemonSets)...)
-	rollouts, err := argo.List(ctx, clients.Discovery().RESTClient(), namespace)
-	if err != nil {
-		return nil, explained(err, "list the rollouts of namespace "+namespace)
-	}
-	return workloads.AddRollouts(all, rollouts), nil
+	return client.New(config, client.Options{Scheme: types})
 }
 
 // portKey identifies a container port of a workload. Port 0 stands for a workload that is replaced
@@ -96,14 +88,7 @@ type portKey struct {
 }
 
 // interceptsByPort returns the intercepts of a namespace. There are none if detour is not installed.
-func interceptsByPort(ctx context.Context, config *rest.Config, namespace string) (map[portKey][]*daemonv1.TargetIntercept, error) {
-	c, err := client.New(config, client.Options{})
-	if err != nil {
-		return nil, explain.Error(err, "reach the cluster")
-	}
-	if err := detour.AddToScheme(c.Scheme()); err != nil {
-		return nil, err
-	}
+func interceptsByPort(ctx context.Context, c client.Reader, namespace string) (map[portKey][]*daemonv1.TargetIntercept, error) {
 	var list detour.InterceptList
 	byPort := map[portKey][]*daemonv1.TargetIntercept{}
 	if err := c.List(ctx, &list, client.InNamespace(namespace)); err != nil {

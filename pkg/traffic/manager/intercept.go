@@ -249,7 +249,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 			if target.container != "" || target.leftOut == "" || p.Labels[argo.HashLabel] != target.leftOut {
 				serving[string(p.UID)] = true
 			}
-		case !attached || podReady(&p): // one that is ending is not attached to any more
+		case !attached || workloads.PodReady(&p): // one that is ending is not attached to any more
 			without++
 		}
 	}
@@ -323,7 +323,7 @@ func (r *interceptReconciler) advance(ctx context.Context, i *detour.Intercept) 
 	force()
 	confirmed, ready := 0, 0
 	for _, p := range pods {
-		if !podReady(&p) {
+		if !workloads.PodReady(&p) {
 			continue
 		}
 		ready++
@@ -407,7 +407,7 @@ func (r *interceptReconciler) suspend(ctx context.Context, i *detour.Intercept, 
 		return err
 	}
 	for _, p := range pods {
-		if podReady(&p) && target.listens(&p) && !r.agents.confirmed(string(p.UID), target.port.Port) {
+		if workloads.PodReady(&p) && target.listens(&p) && !r.agents.confirmed(string(p.UID), target.port.Port) {
 			set(i, detour.PhaseSuspending, metav1.ConditionFalse, detour.ReasonWaitingForAgents, "giving the traffic back to the cluster")
 			return nil
 		}

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -214,9 +213,4 @@ func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
 		return fmt.Errorf("serve the tunnel: %w", err)
 	}
 	return nil
-}
-
-// workloadKinds are what can carry an agent.
-func workloadKinds() []client.ObjectList {
-	return []client.ObjectList{&appsv1.DeploymentList{}, &appsv1.StatefulSetList{}, &appsv1.DaemonSetList{}}
 }

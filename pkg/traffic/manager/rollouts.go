@@ -16,7 +16,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/detour-dev/detour/pkg/inject"
-	"github.com/detour-dev/detour/pkg/workloads"
 	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
 
@@ -68,10 +67,10 @@ func (r *rollouts) look(ctx context.Context) error {
 	return nil
 }
 
-// withRollouts adds Argo's to the other workloads.
-func (r *interceptReconciler) withRollouts(ctx context.Context, namespace string, all []*workloads.Workload) ([]*workloads.Workload, error) {
+// listRollouts is the workloads.RolloutLister of the traffic-manager: it reads from the cache.
+func (r *interceptReconciler) listRollouts(ctx context.Context, namespace string) ([]*argo.Rollout, error) {
 	if !r.rollouts.installed.Load() {
-		return all, nil
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, rolloutsTimeout)
 	defer cancel()
@@ -79,7 +78,7 @@ func (r *interceptReconciler) withRollouts(ctx context.Context, namespace string
 	if err := r.List(ctx, list, client.InNamespace(namespace)); err != nil {
 		return nil, err
 	}
-	return workloads.AddRollouts(all, argo.All(list)), nil
+	return argo.FromList(list), nil
 }
 
 // leftOut are the pods of a blue-green Rollout that serve only its other service: an intercept of the active service is none of the release
@@ -102,7 +101,7 @@ func (r *interceptReconciler) leftOut(ctx context.Context, w *workload, svc *cor
 // planOfRollout is the annotation of the Rollout that a new pod is of: unlike other workloads' its pods do not bring it along. It is
 // read past the cache, since what was annotated a moment ago is what the pod is made for.
 func (r *interceptReconciler) planOfRollout(ctx context.Context, namespace string, pod *corev1.Pod) (string, error) {
-	name := argo.Of(pod)
+	name := argo.OwnerOf(pod)
 	if name == "" || !r.rollouts.installed.Load() {
 		return "", nil
 	}

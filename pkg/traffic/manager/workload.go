@@ -1,15 +1,13 @@
 package manager
 
 import (
-	"cmp"
 	"context"
-	"fmt"
+	"errors"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
@@ -50,7 +48,7 @@ func (r *interceptReconciler) resolve(ctx context.Context, i *detour.Intercept) 
 		return w, nil
 	}
 	// What is in force needs no rollout.
-	if why := w.CannotRoll(); why != "" && !i.Spec.Attach && i.Status.Phase != detour.PhaseActive {
+	if why := w.RolloutObstacle(); why != "" && !i.Spec.Attach && i.Status.Phase != detour.PhaseActive {
 		if i.Spec.Mode != detour.ModeReplace && w.port.Protocol == "" && i.Spec.TLS == nil {
 			why += "; or use --attach, which needs no new pods"
 		}
@@ -94,16 +92,9 @@ func (r *interceptReconciler) byName(ctx context.Context, i *detour.Intercept) (
 
 // workloads are those of a namespace, of all namespaces when it is empty.
 func (r *interceptReconciler) workloads(ctx context.Context, namespace string, which func(*workloads.Workload) bool) ([]*workload, error) {
-	var all []*workloads.Workload
-	for _, list := range workloadKinds() {
-		if err := r.List(ctx, list, client.InNamespace(namespace)); err != nil {
-			return nil, err
-		}
-		all = append(all, workloads.In(list)...)
-	}
-	all, err := r.withRollouts(ctx, namespace, all)
+	all, err := workloads.List(ctx, r, namespace, r.listRollouts)
 	if err != nil {
-		return nil, fmt.Errorf("list the Argo Rollouts: %w", err)
+		return nil, err
 	}
 	var found []*workload
 	for _, w := range all {
@@ -116,7 +107,7 @@ func (r *interceptReconciler) workloads(ctx context.Context, namespace string, w
 
 // knownTemplate refuses a Rollout whose pods' template cannot be had.
 func (w *workload) knownTemplate() error {
-	if why := w.UnknownTemplate(); why != "" {
+	if why := w.TemplateObstacle(); why != "" {
 		return refuse(detour.ReasonUnsupported, "%s", why)
 	}
 	return nil
@@ -139,9 +130,9 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 		}
 		return nil, err
 	}
-	port, err := servicePort(&svc, i.Spec.Port, i.Spec.Protocol)
+	port, err := workloads.ServicePort(&svc, i.Spec.Port, i.Spec.Protocol)
 	if err != nil && i.Spec.Mode != detour.ModeIngest { // which needs no port
-		return nil, err
+		return nil, refusePort(err)
 	}
 	if len(svc.Spec.Selector) == 0 || svc.Spec.Type == corev1.ServiceTypeExternalName {
 		_, err := inject.PlanPort(&svc, port, &corev1.PodTemplateSpec{})
@@ -178,43 +169,12 @@ func (r *interceptReconciler) behindService(ctx context.Context, i *detour.Inter
 	return w, r.leaveAlone(ctx, w)
 }
 
-// servicePort picks a port by name or number, and by protocol where one is given; a service with one port needs neither.
-func servicePort(svc *corev1.Service, wanted *intstr.IntOrString, protocol corev1.Protocol) (corev1.ServicePort, error) {
-	if len(svc.Spec.Ports) == 0 { // as headless services and those of type ExternalName may be
-		return corev1.ServicePort{}, refuse(detour.ReasonPortNotFound, "service %s has no ports: there is nothing to intercept", svc.Name)
+// refusePort turns an error of workloads.ServicePort into the refusal of an intercept.
+func refusePort(err error) error {
+	if errors.Is(err, workloads.ErrPortAmbiguous) {
+		return refuse(detour.ReasonPortAmbiguous, "%s", err)
 	}
-	var have []string
-	var found []corev1.ServicePort
-	for _, p := range svc.Spec.Ports {
-		is := wanted == nil || (wanted.Type == intstr.String && p.Name == wanted.StrVal) || (wanted.Type == intstr.Int && p.Port == wanted.IntVal)
-		if is && (protocol == "" || protocol == cmp.Or(p.Protocol, corev1.ProtocolTCP)) {
-			found = append(found, p)
-		}
-		text := fmt.Sprint(p.Port)
-		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
-			text += "/" + string(p.Protocol)
-		}
-		if p.Name != "" {
-			text += " (" + p.Name + ")"
-		}
-		have = append(have, text)
-	}
-	switch {
-	case len(found) == 1:
-		return found[0], nil
-	case len(found) > 1 && wanted == nil:
-		return corev1.ServicePort{}, refuse(detour.ReasonPortAmbiguous, "service %s has several ports, %s: say which, as in --port 8080:%d", svc.Name, strings.Join(have, ", "), found[0].Port)
-	case len(found) > 1:
-		return corev1.ServicePort{}, refuse(detour.ReasonPortAmbiguous, "service %s has port %s for several protocols, %s: say which, as in --port 8080:%s/%s", svc.Name, wanted.String(), strings.Join(have, ", "), wanted.String(), strings.ToLower(string(cmp.Or(found[0].Protocol, corev1.ProtocolTCP))))
-	}
-	asked := "for " + string(protocol)
-	if wanted != nil {
-		asked = wanted.String()
-		if protocol != "" {
-			asked += "/" + string(protocol)
-		}
-	}
-	return corev1.ServicePort{}, refuse(detour.ReasonPortNotFound, "service %s has no port %s: it has %s", svc.Name, asked, strings.Join(have, ", "))
+	return refuse(detour.ReasonPortNotFound, "%s", err)
 }
 
 // rolledOut says whether every wanted pod is of the newest template and available.
@@ -287,20 +247,8 @@ func (r *interceptReconciler) leaveAlone(ctx context.Context, w *workload) error
 	if err != nil {
 		return err
 	}
-	if why := w.LeaveAlone(pods, w.port); why != "" {
+	if why := w.PortObstacle(pods, w.port); why != "" {
 		return refuse(detour.ReasonUnsupported, "%s", why)
 	}
 	return nil
-}
-
-func podReady(p *corev1.Pod) bool {
-	if p.DeletionTimestamp != nil {
-		return false
-	}
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
 }

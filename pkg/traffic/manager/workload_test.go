@@ -2,99 +2,18 @@ package manager
 
 import (
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/workloads"
 	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
-
-func TestServicePort(t *testing.T) {
-	http, grpc := corev1.ServicePort{Name: "http", Port: 80}, corev1.ServicePort{Name: "grpc", Port: 9090}
-	unnamed := corev1.ServicePort{Port: 8080}
-	named := corev1.ServicePort{Name: "8080", Port: 81}
-	number, name := func(n int32) *intstr.IntOrString { return ptr(intstr.FromInt32(n)) }, func(s string) *intstr.IntOrString { return ptr(intstr.FromString(s)) }
-	for what, c := range map[string]struct {
-		ports   []corev1.ServicePort
-		wanted  *intstr.IntOrString
-		want    corev1.ServicePort
-		reason  string
-		message string
-	}{
-		"by number":                {[]corev1.ServicePort{http, grpc}, number(9090), grpc, "", ""},
-		"by name":                  {[]corev1.ServicePort{http, grpc}, name("http"), http, "", ""},
-		"the only one":             {[]corev1.ServicePort{unnamed}, nil, unnamed, "", ""},
-		"a name made of digits":    {[]corev1.ServicePort{named, unnamed}, name("8080"), named, "", ""},
-		"its number, not its name": {[]corev1.ServicePort{named, unnamed}, number(8080), unnamed, "", ""},
-		"not said which": {
-			[]corev1.ServicePort{http, grpc},
-			nil,
-			corev1.ServicePort{},
-			detour.ReasonPortAmbiguous, "service catalog has several ports, 80 (http), 9090 (grpc): say which, as in --port 8080:80",
-		},
-		"a number it has not": {[]corev1.ServicePort{http, unnamed}, number(81), corev1.ServicePort{}, detour.ReasonPortNotFound, "service catalog has no port 81: it has 80 (http), 8080"},
-		"a name it has not":   {[]corev1.ServicePort{http}, name("web"), corev1.ServicePort{}, detour.ReasonPortNotFound, "service catalog has no port web: it has 80 (http)"},
-		// Headless services and those of type ExternalName may have none.
-		"no ports":                   {nil, nil, corev1.ServicePort{}, detour.ReasonPortNotFound, "service catalog has no ports: there is nothing to intercept"},
-		"no ports, but one is asked": {nil, number(80), corev1.ServicePort{}, detour.ReasonPortNotFound, "service catalog has no ports: there is nothing to intercept"},
-	} {
-		t.Run(what, func(t *testing.T) {
-			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "catalog"}, Spec: corev1.ServiceSpec{Ports: c.ports}}
-			got, err := servicePort(svc, c.wanted, "")
-			assert.Equal(t, c.want, got)
-			if c.reason == "" {
-				require.NoError(t, err)
-				return
-			}
-			require.EqualError(t, err, c.message)
-			var r refusal
-			require.ErrorAs(t, err, &r)
-			assert.Equal(t, c.reason, r.reason)
-		})
-	}
-}
-
-// A number may be there for two protocols, as that of DNS is.
-func TestServicePortProtocol(t *testing.T) {
-	udp, tcp := corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}, corev1.ServicePort{Name: "dns-tcp", Port: 53, Protocol: corev1.ProtocolTCP}
-	number, name := ptr(intstr.FromInt32(53)), ptr(intstr.FromString("dns"))
-	for what, c := range map[string]struct {
-		ports    []corev1.ServicePort
-		wanted   *intstr.IntOrString
-		protocol corev1.Protocol
-		want     string
-		message  string
-	}{
-		"by number and protocol":   {[]corev1.ServicePort{udp, tcp}, number, corev1.ProtocolTCP, "dns-tcp", ""},
-		"by number and the other":  {[]corev1.ServicePort{udp, tcp}, number, corev1.ProtocolUDP, "dns", ""},
-		"by name":                  {[]corev1.ServicePort{udp, tcp}, name, "", "dns", ""},
-		"the only one":             {[]corev1.ServicePort{udp}, nil, "", "dns", ""},
-		"the only one of it":       {[]corev1.ServicePort{udp, tcp}, nil, corev1.ProtocolUDP, "dns", ""},
-		"by number alone":          {[]corev1.ServicePort{udp, tcp}, number, "", "", "service kube-dns has port 53 for several protocols, 53/UDP (dns), 53 (dns-tcp): say which, as in --port 8080:53/udp"},
-		"of a protocol it has not": {[]corev1.ServicePort{tcp}, number, corev1.ProtocolUDP, "", "service kube-dns has no port 53/UDP: it has 53 (dns-tcp)"},
-		"none of it":               {[]corev1.ServicePort{tcp}, nil, corev1.ProtocolUDP, "", "service kube-dns has no port for UDP: it has 53 (dns-tcp)"},
-		"a name of another":        {[]corev1.ServicePort{udp, tcp}, name, corev1.ProtocolTCP, "", "service kube-dns has no port dns/TCP: it has 53/UDP (dns), 53 (dns-tcp)"},
-	} {
-		t.Run(what, func(t *testing.T) {
-			got, err := servicePort(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "kube-dns"}, Spec: corev1.ServiceSpec{Ports: c.ports}}, c.wanted, c.protocol)
-			if c.message != "" {
-				require.EqualError(t, err, c.message)
-				return
-			}
-			require.NoError(t, err)
-			assert.Equal(t, c.want, got.Name)
-		})
-	}
-}
 
 // Below v1 a minor version may change everything, from v1 on only a major one.
 func TestCompatible(t *testing.T) {
@@ -229,20 +148,5 @@ func TestRolledOut(t *testing.T) {
 			assert.Equal(t, c.want, done)
 			assert.Equal(t, c.waiting, waiting)
 		})
-	}
-}
-
-func TestPodReady(t *testing.T) {
-	ready := corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, {Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
-	for name, c := range map[string]struct {
-		pod  corev1.Pod
-		want bool
-	}{
-		"ready":       {corev1.Pod{Status: ready}, true},
-		"ending":      {corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: ptr(metav1.NewTime(time.Now()))}, Status: ready}, false},
-		"not yet":     {corev1.Pod{Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}}}}, false},
-		"not started": {corev1.Pod{}, false},
-	} {
-		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, podReady(&c.pod)) })
 	}
 }

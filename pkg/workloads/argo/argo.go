@@ -99,8 +99,8 @@ func From(u *unstructured.Unstructured) (*Rollout, error) {
 	return &Rollout{Unstructured: u, Spec: parts.Spec, Status: parts.Status}, nil
 }
 
-// All reads those of a list that can be read.
-func All(list *unstructured.UnstructuredList) []*Rollout {
+// FromList returns the Rollouts of a list. It leaves out those that it cannot read.
+func FromList(list *unstructured.UnstructuredList) []*Rollout {
 	var all []*Rollout
 	for i := range list.Items {
 		if r, err := From(&list.Items[i]); err == nil {
@@ -123,7 +123,12 @@ func List(ctx context.Context, c rest.Interface, namespace string) ([]*Rollout, 
 	if err := list.UnmarshalJSON(raw); err != nil {
 		return nil, fmt.Errorf("read the rollouts: %w", err)
 	}
-	return All(list), nil
+	return FromList(list), nil
+}
+
+// Lister returns List for one API server, as workloads.RolloutLister wants it.
+func Lister(c rest.Interface) func(ctx context.Context, namespace string) ([]*Rollout, error) {
+	return func(ctx context.Context, namespace string) ([]*Rollout, error) { return List(ctx, c, namespace) }
 }
 
 // Path is where the API server has the Rollouts of a namespace, or of all.
@@ -202,8 +207,9 @@ func (r *Rollout) Other(service string) string {
 	return ""
 }
 
-// Of is the name of the Rollout that a pod is of, or empty. A ReplicaSet of a Rollout is named after it and the hash that its pods have.
-func Of(pod *corev1.Pod) string {
+// OwnerOf returns the name of the Rollout that a pod belongs to, or an empty string. A Rollout names
+// its ReplicaSets after itself and the hash that their pods carry.
+func OwnerOf(pod *corev1.Pod) string {
 	hash, owner := pod.Labels[HashLabel], metav1.GetControllerOf(pod)
 	if hash == "" || owner == nil || owner.Kind != "ReplicaSet" {
 		return ""

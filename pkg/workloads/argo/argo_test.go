@@ -19,7 +19,7 @@ func TestAll(t *testing.T) {
 		{"apiVersion":"argoproj.io/v1alpha1","kind":"Rollout","metadata":{"name":"web","generation":7},
 			"spec":{"restartAt":"2026-01-02T03:04:05Z","strategy":{"blueGreen":{"activeService":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"web","ports":[{"containerPort":8080}]}]}}},
 			"status":{"availableReplicas":1,"observedGeneration":"7","message":"all is well"}}]}`)))
-	all := All(list)
+	all := FromList(list)
 	require.Len(t, all, 1)
 	r := all[0]
 	assert.Equal(t, "web", r.GetName())
@@ -79,7 +79,7 @@ func TestOf(t *testing.T) {
 				yes := true
 				pod.OwnerReferences = []metav1.OwnerReference{{Kind: c.kind, Name: c.owner, Controller: &yes}}
 			}
-			assert.Equal(t, c.want, Of(pod))
+			assert.Equal(t, c.want, OwnerOf(pod))
 		})
 	}
 }
