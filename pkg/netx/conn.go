@@ -64,3 +64,18 @@ func (c *PrefixedConn) Read(b []byte) (int, error) {
 
 // NetConn returns the connection below.
 func (c *PrefixedConn) NetConn() net.Conn { return c.Conn }
+
+// As returns the first connection of type T among c and the connections below it, and whether there is one.
+func As[T any](c net.Conn) (T, bool) {
+	for {
+		if t, ok := c.(T); ok {
+			return t, true
+		}
+		upper, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			var none T
+			return none, false
+		}
+		c = upper.NetConn()
+	}
+}
