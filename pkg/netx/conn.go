@@ -1,6 +1,8 @@
 package netx
 
 import (
+	"bufio"
+	"bytes"
 	"net"
 )
 
@@ -64,6 +66,12 @@ func (c *PrefixedConn) Read(b []byte) (int, error) {
 
 // NetConn returns the connection below.
 func (c *PrefixedConn) NetConn() net.Conn { return c.Conn }
+
+// Unbuffered returns c with the bytes in front that r, a reader of c, has read ahead. r must not be used any more.
+func Unbuffered(c net.Conn, r *bufio.Reader) *PrefixedConn {
+	ahead, _ := r.Peek(r.Buffered()) // cannot fail: that many bytes are there
+	return &PrefixedConn{Conn: c, Prefix: bytes.Clone(ahead)}
+}
 
 // As returns the first connection of type T among c and the connections below it, and whether there is one.
 func As[T any](c net.Conn) (T, bool) {

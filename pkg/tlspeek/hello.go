@@ -64,21 +64,3 @@ func (r *recording) Read(b []byte) (int, error) {
 
 func (r *recording) Write(b []byte) (int, error) { return len(b), nil }
 func (r *recording) Close() error                { return nil }
-
-// Replayed is a connection of which first was read before.
-type Replayed struct {
-	net.Conn
-	First []byte
-}
-
-func (r *Replayed) Read(b []byte) (int, error) {
-	if len(r.First) > 0 {
-		n := copy(b, r.First)
-		r.First = r.First[n:]
-		return n, nil
-	}
-	return r.Conn.Read(b)
-}
-
-// NetConn is the connection below.
-func (r *Replayed) NetConn() net.Conn { return r.Conn }

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/detour-dev/detour/pkg/dnsproxy"
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/relay/mux"
 	"github.com/detour-dev/detour/pkg/vif"
@@ -20,7 +20,6 @@ import (
 
 const (
 	localTimeout = time.Second
-	acceptPause  = 10 * time.Millisecond
 	// drainTimeout is how long a relayed connection may go on after its intercept has ended.
 	drainTimeout = 10 * time.Second
 	// quietAfter is how long a local process that owes no answer may say nothing before its answer counts as whole.
@@ -120,22 +119,12 @@ func (r *relayServer) close() {
 }
 
 func (r *relayServer) accept(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			// Too many open files, for example: that passes.
-			r.log.Warn("accepting a relayed connection failed", "err", err)
-			time.Sleep(acceptPause)
-			continue
-		}
+	netx.AcceptLoop(l, r.log, func(c net.Conn) {
 		r.open.Go(func() {
 			defer c.Close()
 			r.serve(c)
 		})
-	}
+	})
 }
 
 func (r *relayServer) serve(c net.Conn) {

@@ -116,7 +116,7 @@ func (d *Dialer) openUpgrade(ctx context.Context) (vif.Stream, error) {
 	defer cancel()
 	path := d.base.JoinPath("api", "v1", "namespaces", d.namespace, "services", wellknown.TrafficManager+":"+wellknown.TunnelPortName, "proxy", "tunnel")
 	var below *netx.CorkConn
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { below = corkConnOf(got.Conn) }})
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { below, _ = netx.As[*netx.CorkConn](got.Conn) }})
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, path.String(), nil)
 	if err != nil {
 		return vif.Stream{}, fmt.Errorf("make the request for the tunnel: %w", err)
@@ -161,20 +161,6 @@ func (u *upgraded) Write(b []byte) (int, error) {
 		err = failed
 	}
 	return n, err
-}
-
-// corkConnOf finds what was dialled, below TLS. It is nil where that was not done here.
-func corkConnOf(c net.Conn) *netx.CorkConn {
-	for {
-		switch below := c.(type) {
-		case *netx.CorkConn:
-			return below
-		case interface{ NetConn() net.Conn }:
-			c = below.NetConn()
-		default:
-			return nil
-		}
-	}
 }
 
 // refusal reads the API server's reason.

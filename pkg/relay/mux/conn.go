@@ -104,7 +104,7 @@ func (c *Conn) Close() error {
 	}
 	c.mu.Unlock()
 	// With something unread, closing at once would be a reset, which takes along what was just written.
-	closeWrite(c.conn)
+	netx.CloseWrite(c.conn)
 	select {
 	case <-c.done:
 	case <-time.After(goodbye):

@@ -16,7 +16,7 @@ func (s *Stream) join(local net.Conn) {
 	cut := s.err != nil
 	s.mu.Unlock()
 	if cut || s.conn.say(s.id, answer, []byte{byte(agentv1.RelayStatus_RELAY_STATUS_OK)}) != nil {
-		abort(local)
+		netx.Abort(local)
 		return
 	}
 	s.mu.Lock()
@@ -84,7 +84,7 @@ func (s *Stream) drain() {
 		}
 		s.draining = false
 		if s.fin && s.err == nil && !s.deaf {
-			closeWrite(s.local)
+			netx.CloseWrite(s.local)
 		}
 	})
 }
@@ -100,18 +100,4 @@ func (s *Stream) isDeaf() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.deaf
-}
-
-func closeWrite(c net.Conn) {
-	if w, ok := c.(interface{ CloseWrite() error }); ok {
-		_ = w.CloseWrite()
-	}
-}
-
-// abort closes with a reset.
-func abort(c net.Conn) {
-	if t, ok := c.(interface{ SetLinger(int) error }); ok {
-		_ = t.SetLinger(0)
-	}
-	_ = c.Close()
 }

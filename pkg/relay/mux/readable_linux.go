@@ -10,14 +10,7 @@ import (
 
 // readable says whether a socket, below whatever is on it, has something to say.
 func readable(c net.Conn) (is bool) {
-	for {
-		upper, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		c = upper.NetConn()
-	}
-	s, ok := c.(syscall.Conn)
+	s, ok := netx.Below(c).(syscall.Conn)
 	if !ok {
 		return true
 	}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/netx"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -205,7 +206,7 @@ func (s *Stream) cut(err error) {
 	s.wake()
 	s.mu.Unlock()
 	if local != nil {
-		abort(local)
+		netx.Abort(local)
 	}
 }
 
@@ -263,7 +264,7 @@ func (s *Stream) finished() error {
 	s.fin = true
 	s.readable.Broadcast()
 	if s.local != nil && !s.draining {
-		closeWrite(s.local)
+		netx.CloseWrite(s.local)
 	}
 	s.mu.Unlock()
 	s.conn.mu.Lock()

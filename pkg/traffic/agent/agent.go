@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/detour-dev/detour/pkg/agentconfig"
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/tlspeek"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
@@ -194,7 +195,7 @@ func (a *agent) passthrough(ctx context.Context, listeners map[uint16]*net.TCPLi
 func (a *agent) take(ctx context.Context, h passthrough.Handover) {
 	a.clients.Go(func() {
 		defer h.Client.Close()
-		stop := context.AfterFunc(ctx, func() { abort(h.Client) }) // what is cut must not look whole
+		stop := context.AfterFunc(ctx, func() { netx.Abort(h.Client) }) // what is cut must not look whole
 		defer stop()
 		a.serve(ctx, h)
 	})
@@ -228,7 +229,7 @@ func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
 			}
 		}
 		if refused {
-			abort(h.Client) // not HTTP, so nobody can say why
+			netx.Abort(h.Client) // not HTTP, so nobody can say why
 			return
 		}
 		c := &connection{agent: a, client: h.Client, app: h.App, port: h.Port, untouched: untouched}

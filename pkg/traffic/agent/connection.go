@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/detour-dev/detour/pkg/relay/mux"
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/tlspeek"
 	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
@@ -110,14 +110,14 @@ func (c *connection) serve(ctx context.Context, first []byte) (again bool, rest 
 		c.mu.Unlock()
 		_ = up.Close()
 	case err != nil:
-		abort(up.Conn)
+		netx.Abort(up.Conn)
 	default:
-		closeWrite(up.Conn)
+		netx.CloseWrite(up.Conn)
 	}
 	<-up.ended
 	_ = up.Close()
 	if next := c.now(); next != up { // its laptop has fallen silent meanwhile
-		closeWrite(next.Conn)
+		netx.CloseWrite(next.Conn)
 		<-next.ended
 		_ = next.Close()
 	}
@@ -269,7 +269,7 @@ func (c *connection) fromUpstream(ctx context.Context, up *upstream) {
 	case err == nil:
 		_ = c.client.CloseWrite()
 	default:
-		abort(c.client) // a clean end would make a cut answer look whole
+		netx.Abort(c.client) // a clean end would make a cut answer look whole
 	}
 }
 
@@ -398,23 +398,4 @@ func (c *connection) open(ctx context.Context, want *target) (*upstream, error) 
 		return nil, err
 	}
 	return &upstream{Conn: conn, target: got, ended: make(chan struct{})}, nil
-}
-
-func closeWrite(c net.Conn) {
-	if w, ok := c.(interface{ CloseWrite() error }); ok {
-		_ = w.CloseWrite()
-	}
-}
-
-// abort closes with a reset where the transport has one: an end in the order of TLS would make what was cut look whole.
-func abort(c net.Conn) {
-	below := laptop.Lowest(c)
-	if s, ok := below.(*mux.Stream); ok {
-		_ = s.Abort()
-	}
-	if t, ok := below.(*net.TCPConn); ok {
-		_ = t.SetLinger(0)
-	}
-	_ = below.Close()
-	_ = c.Close()
 }

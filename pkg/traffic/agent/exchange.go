@@ -89,7 +89,7 @@ func (e *exchange) serve(ctx context.Context) {
 			return // idle, and gone
 		}
 		if again, err := e.one(ctx, request); err != nil {
-			abort(e.local) // what was cut must not look whole
+			netx.Abort(e.local) // what was cut must not look whole
 			return
 		} else if !again {
 			return
@@ -264,7 +264,7 @@ func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.W
 			}
 			_ = up.Close()
 			if !replay {
-				abort(e.local)
+				netx.Abort(e.local)
 			}
 			sending.Wait()
 			return false, replay, err
@@ -370,14 +370,14 @@ func closing(head []byte) []byte {
 // fail ends both sides, so that the sender ends too.
 func (e *exchange) fail(up *link, err error) error {
 	_ = up.Close()
-	abort(e.local)
+	netx.Abort(e.local)
 	e.sending.Wait()
 	return err
 }
 
 // finish ends the connection to the client in order: with unread bytes of its body, closing would be a reset that takes the answer with it.
 func (e *exchange) finish() error {
-	closeWrite(e.client.Conn)
+	netx.CloseWrite(e.client.Conn)
 	return e.client.SetReadDeadline(time.Now().Add(lingering))
 }
 
@@ -394,9 +394,9 @@ func (e *exchange) tunnel(up *link) error {
 		err = flushed
 	}
 	if err != nil {
-		abort(e.local)
+		netx.Abort(e.local)
 	} else {
-		closeWrite(e.client.Conn)
+		netx.CloseWrite(e.client.Conn)
 	}
 	both.Wait()
 	return err
@@ -421,7 +421,7 @@ func (e *exchange) untilTheEnd(up *link) error {
 	}
 	_ = up.Close()
 	if err != nil {
-		abort(e.local)
+		netx.Abort(e.local)
 	}
 	over.Store(true)
 	_ = e.finish()
@@ -441,9 +441,9 @@ func (e *exchange) onward(up *link) {
 // hangUp lets an upstream see how its client ended.
 func hangUp(up net.Conn, inOrder bool) {
 	if inOrder {
-		closeWrite(up)
+		netx.CloseWrite(up)
 	} else {
-		abort(up)
+		netx.Abort(up)
 	}
 }
 
@@ -454,13 +454,13 @@ func (e *exchange) raw(ctx context.Context, first []byte) {
 	want := e.agent.wanted(e.port)
 	up, got, err := e.upstream(ctx, want)
 	if err != nil {
-		abort(e.local)
+		netx.Abort(e.local)
 		return
 	}
 	seen.went(want, got)
 	up.to, e.client.to = e.client, up
 	if _, err := up.w.Write(first); err != nil {
-		abort(e.local)
+		netx.Abort(e.local)
 		return
 	}
 	_ = e.tunnel(up)

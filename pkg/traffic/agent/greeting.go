@@ -3,6 +3,7 @@ package agent
 import (
 	"time"
 
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 )
 
@@ -71,7 +72,7 @@ func (c *connection) given() *upstream {
 	}
 	up := &upstream{Conn: c.up.Conn, target: c.up.target}
 	if len(g.said) > 0 {
-		up.Conn = &prefixedConn{Conn: up.Conn, first: g.said}
+		up.Conn = &netx.PrefixedConn{Conn: up.Conn, Prefix: g.said}
 	}
 	return up
 }

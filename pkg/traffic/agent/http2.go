@@ -47,30 +47,12 @@ func (a *agent) serveHTTP2(client net.Conn, port uint16, first []byte, up *upstr
 		c.host = up.target
 		config.Host = c.way(c.host, false)
 	}
-	c.sw = http2.New(a.life, &prefixedConn{Conn: netx.Wrap(client), first: first}, config)
+	c.sw = http2.New(a.life, &netx.PrefixedConn{Conn: netx.Wrap(client), Prefix: first}, config)
 	a.framed.Store(c, nil)
 	defer a.framed.Delete(c)
 	c.review()
 	c.sw.Serve()
 }
-
-// prefixedConn is a connection of which some was already read.
-type prefixedConn struct {
-	net.Conn
-	first []byte
-}
-
-func (c *prefixedConn) Read(b []byte) (int, error) {
-	if len(c.first) > 0 {
-		n := copy(b, c.first)
-		c.first = c.first[n:]
-		return n, nil
-	}
-	return c.Conn.Read(b)
-}
-
-// NetConn is the connection below.
-func (c *prefixedConn) NetConn() net.Conn { return c.Conn }
 
 // review asks the client to open another connection when the pod ends, or the intercept whose laptop was its host. Which laptop or app gets a
 // request is decided for each.

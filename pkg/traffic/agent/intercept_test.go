@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
+	"github.com/detour-dev/detour/pkg/netx"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -296,7 +296,7 @@ func TestLaptopHangsUpAfterTheIntercept(t *testing.T) {
 func TestLaptopLostBeforeItsAnswer(t *testing.T) {
 	m := newLaptop(t, ok, func(c net.Conn) {
 		_, _ = c.Read(make([]byte, 1))
-		raw := laptop.Lowest(c).(*net.TCPConn)
+		raw := netx.Below(c).(*net.TCPConn)
 		_ = raw.SetLinger(0)
 		_ = raw.Close()
 	})

@@ -13,7 +13,6 @@ import (
 	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/relay/mux"
-	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 )
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, exchangeBuffer) }}
@@ -116,7 +115,7 @@ func alive(c net.Conn) bool {
 	if r, ok := c.(*relay.Conn); ok && r.RecordReady() {
 		return false
 	}
-	switch s := laptop.Lowest(c).(type) {
+	switch s := netx.Below(c).(type) {
 	case *mux.Stream:
 		quiet, closed = s.Idle()
 	case syscall.Conn:

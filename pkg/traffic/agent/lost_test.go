@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 // A laptop lost in the middle of its answer: the client must not take half of it for the whole.
@@ -18,7 +18,7 @@ func TestLaptopLostInItsAnswer(t *testing.T) {
 		_, _ = io.ReadFull(c, make([]byte, 5))
 		_, _ = io.WriteString(c, "half ")
 		<-reset
-		raw := laptop.Lowest(c).(*net.TCPConn)
+		raw := netx.Below(c).(*net.TCPConn)
 		_ = raw.SetLinger(0)
 		_ = raw.Close()
 	})

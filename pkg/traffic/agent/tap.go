@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 const (
@@ -226,7 +228,7 @@ func (a *agent) newTap(ctx context.Context, t *target, client net.Conn) *tap {
 			a.log.Debug("a copy was dropped", "intercept", t.Uid, "err", err)
 			return
 		}
-		closeWrite(c)
+		netx.CloseWrite(c)
 		_ = c.SetReadDeadline(time.Now().Add(lingering))
 	})
 	return &tap{b}

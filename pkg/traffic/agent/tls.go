@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/tlspeek"
 	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
@@ -75,7 +76,7 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 	if !slices.Contains([]string{"", "http/1.1", "h2"}, s.protocol) {
 		return false
 	}
-	s.Conn = tls.Server(&tlspeek.Replayed{Conn: h.Client, First: h.First}, p.certificate.Config(s.protocol))
+	s.Conn = tls.Server(&netx.PrefixedConn{Conn: h.Client, Prefix: h.First}, p.certificate.Config(s.protocol))
 	shaking, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	if err := s.HandshakeContext(shaking); err != nil {

@@ -1,7 +1,6 @@
 package manager
 
 import (
-	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -12,7 +11,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"net"
 	"sync"
 	"time"
 
@@ -173,17 +171,4 @@ func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.current = &tls.Certificate{Certificate: [][]byte{der, c.keys.ca.Raw}, PrivateKey: key}
 	c.renewAt = now.Add(leafLife * 2 / 3)
 	return c.current, nil
-}
-
-// bufferedConn reads first what the HTTP server had read ahead.
-type bufferedConn struct {
-	net.Conn
-	buffered *bufio.Reader
-}
-
-func (c *bufferedConn) Read(p []byte) (int, error) {
-	if c.buffered.Buffered() > 0 {
-		return c.buffered.Read(p)
-	}
-	return c.Conn.Read(p)
 }

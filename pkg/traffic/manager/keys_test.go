@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/vif"
 	"github.com/detour-dev/detour/pkg/wellknown"
 )
@@ -167,7 +168,7 @@ func TestBufferedConn(t *testing.T) {
 	_, err = io.WriteString(near, "and after")
 	require.NoError(t, err)
 	require.NoError(t, near.Close())
-	rest, err := io.ReadAll(&bufferedConn{Conn: far, buffered: buffered})
+	rest, err := io.ReadAll(netx.Unbuffered(far, buffered))
 	require.NoError(t, err)
 	assert.Equal(t, "ahead and after", string(rest))
 }

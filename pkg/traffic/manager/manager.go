@@ -202,7 +202,7 @@ func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
 			_ = conn.Close()
 			return
 		}
-		if err := hub.ServeStream(ctx, &bufferedConn{Conn: netx.Wrap(conn), buffered: buffered.Reader}); err != nil {
+		if err := hub.ServeStream(ctx, netx.Unbuffered(netx.Wrap(conn), buffered.Reader)); err != nil {
 			o.Log.Debug("a tunnel ended", "err", err)
 		}
 	})

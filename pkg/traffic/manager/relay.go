@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/vif"
 	"github.com/detour-dev/detour/pkg/wellknown"
@@ -34,16 +35,7 @@ func serveRelay(ctx context.Context, hub *vif.Hub, a *agents, certs *certificate
 	defer stop()
 	var open sync.WaitGroup
 	defer open.Wait()
-	for {
-		plain, err := listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			o.Log.Warn("accepting a relayed connection failed", "err", err)
-			time.Sleep(10 * time.Millisecond)
-			continue
-		}
+	netx.AcceptLoop(listener, o.Log, func(plain net.Conn) {
 		conn := relay.Server(plain, config)
 		open.Go(func() {
 			defer conn.Close()
@@ -53,7 +45,8 @@ func serveRelay(ctx context.Context, hub *vif.Hub, a *agents, certs *certificate
 				o.Log.Debug("a relayed connection failed", "err", err)
 			}
 		})
-	}
+	})
+	return nil
 }
 
 func relayOne(ctx context.Context, conn net.Conn, hub *vif.Hub, a *agents) error {

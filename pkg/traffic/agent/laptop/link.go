@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/relay"
 	"github.com/detour-dev/detour/pkg/relay/mux"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
@@ -212,17 +213,6 @@ func requestRelay(conn net.Conn, h *agentv1.RelayHeader) (agentv1.RelayStatus, e
 
 // StreamOf returns the mux stream that carries a connection to a laptop, below TLS and wrappers; nil if none does.
 func StreamOf(c net.Conn) *mux.Stream {
-	s, _ := Lowest(c).(*mux.Stream)
+	s, _ := netx.As[*mux.Stream](c)
 	return s
-}
-
-// Lowest returns the connection at the bottom of a stack of connections, which is found through their NetConn methods.
-func Lowest(c net.Conn) net.Conn {
-	for {
-		upper, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			return c
-		}
-		c = upper.NetConn()
-	}
 }
