@@ -135,7 +135,7 @@ func Command(streams genericiooptions.IOStreams, flags *genericclioptions.Config
 	o.given = f.Changed
 	f.StringVar(&o.image, "image", "", "image of traffic-manager and traffic-agent, as repository:tag (default that of the last install, or else the chart's)")
 	f.StringVar(&o.pull, "image-pull-policy", "", "Always, IfNotPresent or Never")
-	f.StringArrayVar(&o.set, "set", nil, "a value of the chart, as key=value (repeatable; docs/install.md lists them)")
+	f.StringArrayVar(&o.set, "set", nil, "a value of the chart, as key=value (repeatable; docs/reference/chart-values.md lists them)")
 	f.StringVar(&o.namespace, "manager-namespace", Namespace, "namespace of the traffic-manager")
 	f.DurationVar(&o.timeout, "timeout", 3*time.Minute, "how long to wait for the traffic-manager")
 	return cmd
@@ -188,7 +188,7 @@ func (o *options) values(c *chart.Chart) (map[string]any, error) {
 		return nil, fmt.Errorf("add the values to the chart's: %w", err)
 	}
 	if err := util.ValidateAgainstSingleSchema(all, c.Schema); err != nil {
-		return nil, fmt.Errorf("the chart does not take these values (%s): docs/install.md lists what there is", broken(err))
+		return nil, fmt.Errorf("the chart does not take these values (%s): docs/reference/chart-values.md lists what there is", broken(err))
 	}
 	return values, nil
 }

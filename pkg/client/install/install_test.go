@@ -25,15 +25,15 @@ func TestMistakesAreFoundWithoutACluster(t *testing.T) {
 		"empty":                 {[]string{"--set", ""}, `--set "" names no value: write it as key=value`},
 		"no key":                {[]string{"--set", "=x"}, `--set "=x" names no value: write it as key=value`},
 		"half a key":            {[]string{"--set", "a[=1"}, `--set "a[=1" names no value: write it as key=value`},
-		"misspelt":              {[]string{"--set", "sessionTLL=1h"}, "the chart does not take these values (additional properties 'sessionTLL' not allowed): docs/install.md lists what there is"},
-		"misspelt in connect":   {[]string{"--set", "connect.portforward=false"}, "the chart does not take these values (connect: additional properties 'portforward' not allowed): docs/install.md lists what there is"},
-		"misspelt in udp":       {[]string{"--set", "udp.typ=NodePort"}, "the chart does not take these values (udp: additional properties 'typ' not allowed): docs/install.md lists what there is"},
-		"misspelt in a list":    {[]string{"--set", "tolerations[0].keey=x"}, "the chart does not take these values (tolerations.0: additional properties 'keey' not allowed): docs/install.md lists what there is"},
-		"misspelt resources":    {[]string{"--set", "resources.request.cpu=1"}, "the chart does not take these values (resources: additional properties 'request' not allowed): docs/install.md lists what there is"},
-		"two of the wrong kind": {[]string{"--set", "udp.nodePort=x,attach=1"}, "the chart does not take these values (attach: got number, want boolean; udp.nodePort: got string, want null or integer): docs/install.md lists what there is"},
-		"pull policy":           {[]string{"--image-pull-policy", "Sometimes"}, "the chart does not take these values (imagePullPolicy: value must be one of 'Always', 'IfNotPresent', 'Never'): docs/install.md lists what there is"},
-		"image":                 {[]string{"--image", "bad image"}, `the chart does not take these values (image: 'bad image' does not match pattern '^\\S*$'): docs/install.md lists what there is`},
-		"no image":              {[]string{"--image", ""}, "the chart does not take these values (image: minLength: got 0, want 1): docs/install.md lists what there is"},
+		"misspelt":              {[]string{"--set", "sessionTLL=1h"}, "the chart does not take these values (additional properties 'sessionTLL' not allowed): docs/reference/chart-values.md lists what there is"},
+		"misspelt in connect":   {[]string{"--set", "connect.portforward=false"}, "the chart does not take these values (connect: additional properties 'portforward' not allowed): docs/reference/chart-values.md lists what there is"},
+		"misspelt in udp":       {[]string{"--set", "udp.typ=NodePort"}, "the chart does not take these values (udp: additional properties 'typ' not allowed): docs/reference/chart-values.md lists what there is"},
+		"misspelt in a list":    {[]string{"--set", "tolerations[0].keey=x"}, "the chart does not take these values (tolerations.0: additional properties 'keey' not allowed): docs/reference/chart-values.md lists what there is"},
+		"misspelt resources":    {[]string{"--set", "resources.request.cpu=1"}, "the chart does not take these values (resources: additional properties 'request' not allowed): docs/reference/chart-values.md lists what there is"},
+		"two of the wrong kind": {[]string{"--set", "udp.nodePort=x,attach=1"}, "the chart does not take these values (attach: got number, want boolean; udp.nodePort: got string, want null or integer): docs/reference/chart-values.md lists what there is"},
+		"pull policy":           {[]string{"--image-pull-policy", "Sometimes"}, "the chart does not take these values (imagePullPolicy: value must be one of 'Always', 'IfNotPresent', 'Never'): docs/reference/chart-values.md lists what there is"},
+		"image":                 {[]string{"--image", "bad image"}, `the chart does not take these values (image: 'bad image' does not match pattern '^\\S*$'): docs/reference/chart-values.md lists what there is`},
+		"no image":              {[]string{"--image", ""}, "the chart does not take these values (image: minLength: got 0, want 1): docs/reference/chart-values.md lists what there is"},
 		"time":                  {[]string{"--timeout", "-1s"}, "--timeout -1s leaves no time: write for example --timeout 5m"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestMistakesAreFoundWithoutACluster(t *testing.T) {
 	}
 }
 
-// All that docs/install.md lists passes the schema, and what Helm adds where the chart is part of another.
+// All that docs/reference/chart-values.md lists passes the schema, and what Helm adds where the chart is part of another.
 func TestValuesOfTheChart(t *testing.T) {
 	o := &options{given: func(string) bool { return false }, set: []string{
 		"image=registry.example.com:5000/detour@sha256:abc", "imagePullPolicy=Never", "sessionCIDR=10.0.0.0/16", "sessionCIDR6=", "clusterDomain=k8s.example", "staleAfter=500ms", "sessionTTL=1h", "logLevel=debug",

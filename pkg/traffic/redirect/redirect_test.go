@@ -203,7 +203,7 @@ func TestApply(t *testing.T) {
 	check(map[int]string{appPort: "app", 8081: "other", aliasPort: "refused"})
 }
 
-// Of two NAT rules for a port the one of the table that was made last counts. So what docs/intercepts.md says of service meshes holds: whose init
+// Of two NAT rules for a port the one of the table that was made last counts. So what docs/guides/rollouts-and-meshes.md says of service meshes holds: whose init
 // container comes last has the port.
 func TestOrderOfTables(t *testing.T) {
 	const proxyPort = 15006
