@@ -111,11 +111,12 @@ lint: ## format, vet, linters, generated files and go.mod up to date
 	.ci/generated
 
 .PHONY: generate
-generate: ## protobuf, deepcopy, CRDs, RBAC
+generate: ## protobuf, deepcopy, CRDs, RBAC, the reference of the commands
 	cd rpc && $(BUF) generate
 	go tool controller-gen object paths=./pkg/apis/...
 	go tool controller-gen crd paths=./pkg/apis/... output:crd:dir=manifests/chart/definitions
 	go tool controller-gen rbac:roleName=traffic-manager paths=./pkg/traffic/manager/... output:rbac:dir=manifests/chart/rbac
+	go test -count=1 ./pkg/client/cli -run TestCommandsReferenceIsUpToDate -update
 
 .PHONY: deps
 deps:
