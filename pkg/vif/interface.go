@@ -15,6 +15,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/vif/remap"
 )
 
@@ -231,7 +232,7 @@ func (i *Interface) Close() error {
 
 // dial keeps one stream open, with a growing pause between failures.
 func (i *Interface) dial(ctx context.Context, open func(context.Context) (Stream, error)) {
-	pause, worked := redialMin, time.Now()
+	backoff, worked := netx.Backoff{Min: redialMin, Max: redialMax}, time.Now()
 	for ctx.Err() == nil {
 		stream, err := open(ctx)
 		if err == nil {
@@ -240,7 +241,8 @@ func (i *Interface) dial(ctx context.Context, open func(context.Context) (Stream
 			opened := time.Now()
 			err = i.serve(ctx, stream, open)
 			if time.Since(opened) > deadAfter {
-				pause, worked = redialMin, time.Now()
+				worked = time.Now()
+				backoff.Reset()
 			}
 		}
 		if ctx.Err() != nil {
@@ -249,16 +251,13 @@ func (i *Interface) dial(ctx context.Context, open func(context.Context) (Stream
 		if err != nil {
 			i.setProblem(err)
 		}
-		i.log.Info("the tunnel's stream ended, opening a new one", "err", err, "in", pause)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-		longest := redialMax
+		backoff.Max = redialMax
 		if time.Since(worked) < soon {
-			longest = redialSoon
+			backoff.Max = redialSoon
 		}
-		pause = min(pause*2, longest)
+		pause := backoff.Next()
+		i.log.Info("the tunnel's stream ended, opening a new one", "err", err, "in", pause)
+		_ = netx.Sleep(ctx, pause)
 	}
 }
 

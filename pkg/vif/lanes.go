@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 // A stream keeps everything in order, also what waits in the kernels and the API server on the way: megabytes of bulk, seconds on a slow
@@ -22,7 +24,7 @@ var errUnwanted = errors.New("another path is in use")
 
 // keepLane keeps a lane open beside a stream while one is wanted.
 func (i *Interface) keepLane(ctx context.Context, of *stream, open func(context.Context) (Stream, error)) {
-	pause := laneMin
+	backoff := netx.Backoff{Min: laneMin, Max: laneMax}
 	for wait := laneCheck; ; {
 		select {
 		case <-ctx.Done():
@@ -50,10 +52,10 @@ func (i *Interface) keepLane(ctx context.Context, of *stream, open func(context.
 			continue
 		}
 		if time.Since(opened) > laneMax {
-			pause = laneMin
+			backoff.Reset()
 		}
-		i.log.Debug("the express lane ended", "err", err, "another in", pause)
-		wait, pause = pause, min(pause*2, laneMax)
+		wait = backoff.Next()
+		i.log.Debug("the express lane ended", "err", err, "another in", wait)
 	}
 }
 

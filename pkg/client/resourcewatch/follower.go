@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 const (
@@ -62,7 +64,7 @@ func (f *Follower) Live() bool { return f.live.Load() }
 // Run follows until ctx ends.
 func (f *Follower) Run(ctx context.Context) {
 	defer f.setLive(false)
-	pause, logged := minPause, false
+	backoff, logged := netx.Backoff{Min: minPause, Max: maxPause, Jitter: true}, false
 	for ctx.Err() == nil {
 		trying, cancel := context.WithCancel(ctx)
 		f.mu.Lock()
@@ -75,26 +77,22 @@ func (f *Follower) Run(ctx context.Context) {
 			f.note(err)
 		}
 		if f.setLive(false) && time.Since(start) > maxPause {
-			pause = minPause // the watch worked for a while
+			backoff.Reset() // the watch worked for a while
 		}
 		err := f.lastError()
-		wait := pause
+		pause := backoff.Next()
 		if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
-			wait = deniedPause
+			pause = deniedPause/2 + rand.N(deniedPause)
 			if !logged {
 				logged = true
 				f.Log.Log(ctx, f.DeniedLevel, "the user may not watch a resource, "+f.Fallback, "resource", f.Resource, "err", err)
 			}
 		}
 		if trying.Err() == nil {
-			f.Log.Debug("a resource is not watched, "+f.Fallback, "resource", f.Resource, "err", err, "pause", wait)
+			f.Log.Debug("a resource is not watched, "+f.Fallback, "resource", f.Resource, "err", err, "pause", pause)
 		}
-		select {
-		case <-trying.Done(): // Restart was called
-		case <-time.After(wait/2 + rand.N(wait)):
-		}
+		_ = netx.Sleep(trying, pause) // Restart ends it
 		cancel()
-		pause = min(2*pause, maxPause)
 	}
 }
 

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/detour-dev/detour/pkg/agentconfig"
+	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/version"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
@@ -32,7 +32,7 @@ const (
 
 // control keeps the stream to the manager and puts what it says in force.
 func (a *agent) control(ctx context.Context) {
-	pause := reconnectMin
+	backoff := netx.Backoff{Min: reconnectMin, Max: reconnectMax, Jitter: true}
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := a.session(ctx)
@@ -40,15 +40,12 @@ func (a *agent) control(ctx context.Context) {
 			return
 		}
 		if time.Since(started) > reconnectMax {
-			pause = reconnectMin
+			backoff.Reset()
 		}
+		pause := backoff.Next()
 		a.log.Info("the traffic-manager is not reachable, trying again", "err", err, "in", pause)
 		a.lost()
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause/2 + rand.N(pause)):
-		}
-		pause = min(pause*2, reconnectMax)
+		_ = netx.Sleep(ctx, pause)
 	}
 }
 
