@@ -46,8 +46,8 @@ func TestPortsLeftAlone(t *testing.T) {
 	kubectl(t, "-n", "shop", "rollout", "status", "deployment/meshed", "--timeout=120s")
 	connected(t)
 	port := laptopService(t)
-	require.Contains(t, refused(t, "intercept", "meshed", "--port", port+":admin"), "port 9000, which is to be left alone: the pods' annotation detour.dev/skip-inbound-ports lists it")
-	require.Contains(t, detour(t, "list", "-n", "shop"), "is to be left alone")
+	require.Contains(t, refused(t, "intercept", "meshed", "--port", port+":admin"), "port 9000, which must not be intercepted: the pods' annotation detour.dev/skip-inbound-ports lists it")
+	require.Contains(t, detour(t, "list", "-n", "shop"), "must not be intercepted")
 	kubectl(t, "-n", "shop", "rollout", "pause", "deployment/meshed")
 	paused := "deployment/meshed is paused: resume it"
 	require.Regexp(t, paused+".*; or use --attach", refused(t, "intercept", "meshed", "--port", port+":http"))
@@ -65,7 +65,7 @@ func TestPortsLeftAlone(t *testing.T) {
 
 	kubectl(t, "-n", "shop", "patch", "deployment", "meshed", "-p", `{"spec":{"template":{"spec":{"containers":[{"name":"istio-proxy","image":"detour.local/shop:dev","imagePullPolicy":"IfNotPresent","command":["/stock"]}]}}}}`)
 	require.Eventually(t, func() bool {
-		return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.conditions[*].message}"), "through their Istio proxy")
+		return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.conditions[*].message}"), "through the pods' Istio proxy")
 	}, 90*time.Second, 500*time.Millisecond)
 	require.Eventually(t, answersAs("meshed", "cluster"), patience, 100*time.Millisecond, "in the middle of a rollout of a single pod")
 	detour(t, "leave", "meshed")

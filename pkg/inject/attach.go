@@ -2,7 +2,6 @@ package inject
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -13,30 +12,35 @@ import (
 	"github.com/detour-dev/detour/pkg/agentconfig"
 )
 
-// ViaAttach is how traffic reaches an agent that was put into a running pod: it redirects the port itself.
+// ViaAttach is the redirect of an agent in an ephemeral container: that agent redirects the port by
+// itself.
 const ViaAttach = "attach"
 
-// attachedPrefix begins the names of the ephemeral containers.
+// attachedPrefix is the prefix of the names of ephemeral containers with an agent.
 const attachedPrefix = AgentContainer + "-"
 
-// maxFailures is how many attached agents of a pod may fail one after another before it is given up.
+// maxFailures is how many attached agents of a pod may fail in a row before Attach refuses the pod.
 const maxFailures = 3
 
-// Attach makes the ephemeral container that puts an agent before ports of a running pod. Its errors are sentences for the user.
+// Attach returns an ephemeral container whose agent stands in front of ports of a running pod. It
+// does not change the pod. Its errors are sentences for the user.
 func Attach(pod *corev1.Pod, ports []int32, opt Options) (*corev1.EphemeralContainer, error) {
-	if err := failing(pod); err != nil {
+	if err := repeatedFailure(pod); err != nil {
 		return nil, err
 	}
 	mount, token, err := tokenMount(pod)
 	if err != nil {
 		return nil, err
 	}
-	config := agentconfig.Config{Manager: opt.Manager, Server: opt.Server, CA: string(opt.CA), Attached: &agentconfig.Attached{Token: token}}
+	config := agentconfig.Config{
+		Manager: opt.Manager, Server: opt.Server, CA: string(opt.CA),
+		Attached: &agentconfig.Attached{Token: token},
+	}
 	for _, port := range ports {
 		if why := PortObstacle(&pod.ObjectMeta, &pod.Spec, Port{Port: port, Via: ViaNftables}); why != "" {
 			return nil, fmt.Errorf("port %d of pod %s %s", port, pod.Name, why)
 		}
-		probed, err := probesOf(pod, port)
+		probed, err := isProbed(pod, port)
 		if err != nil {
 			return nil, err
 		}
@@ -47,26 +51,27 @@ func Attach(pod *corev1.Pod, ports []int32, opt Options) (*corev1.EphemeralConta
 		return nil, fmt.Errorf("encode the agent's configuration: %w", err)
 	}
 	return &corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-		// A name is used once: the container stays in the pod's spec when it has ended, and cannot be started again.
-		Name: fmt.Sprintf("%s%d", attachedPrefix, len(ours(pod))), Image: opt.Image, ImagePullPolicy: opt.PullPolicy, Command: []string{"/traffic-agent"}, Args: []string{"agent"},
-		Env: []corev1.EnvVar{{Name: agentconfig.Env, Value: string(raw)}}, VolumeMounts: []corev1.VolumeMount{mount},
-		// NET_ADMIN is for the redirection. The kubelet gives the token to the app's user alone where all containers have the same.
-		SecurityContext: &corev1.SecurityContext{
-			RunAsUser: ptr(int64(0)), RunAsGroup: ptr(int64(0)), RunAsNonRoot: ptr(false), ReadOnlyRootFilesystem: ptr(true), AllowPrivilegeEscalation: ptr(false),
-			Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN", "DAC_OVERRIDE"}},
-			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-		},
+		// Kubernetes never removes or restarts an ephemeral container, so each one needs a new name.
+		Name:  fmt.Sprintf("%s%d", attachedPrefix, len(attachedContainers(pod))),
+		Image: opt.Image, ImagePullPolicy: opt.PullPolicy,
+		Command: []string{"/traffic-agent"}, Args: []string{"agent"},
+		Env:          []corev1.EnvVar{{Name: agentconfig.Env, Value: string(raw)}},
+		VolumeMounts: []corev1.VolumeMount{mount},
+		// NET_ADMIN sets the redirect. DAC_OVERRIDE reads the token: when all containers of a pod
+		// run as one user, the kubelet lets only that user read it.
+		SecurityContext:          rootWith("NET_ADMIN", "DAC_OVERRIDE"),
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}}, nil
 }
 
-// ours are the ephemeral containers with agents, in the order in which they came.
-func ours(pod *corev1.Pod) []corev1.EphemeralContainer {
-	return slices.DeleteFunc(slices.Clone(pod.Spec.EphemeralContainers), func(c corev1.EphemeralContainer) bool { return !strings.HasPrefix(c.Name, attachedPrefix) })
+// attachedContainers returns the ephemeral containers with agents, oldest first.
+func attachedContainers(pod *corev1.Pod) []corev1.EphemeralContainer {
+	other := func(c corev1.EphemeralContainer) bool { return !strings.HasPrefix(c.Name, attachedPrefix) }
+	return slices.DeleteFunc(slices.Clone(pod.Spec.EphemeralContainers), other)
 }
 
-// ends are how ephemeral containers ended, by their names.
-func ends(pod *corev1.Pod) map[string]*corev1.ContainerStateTerminated {
+// terminations returns the final states of the ephemeral containers that have ended, by name.
+func terminations(pod *corev1.Pod) map[string]*corev1.ContainerStateTerminated {
 	all := map[string]*corev1.ContainerStateTerminated{}
 	for _, c := range pod.Status.EphemeralContainerStatuses {
 		if c.State.Terminated != nil {
@@ -76,9 +81,9 @@ func ends(pod *corev1.Pod) map[string]*corev1.ContainerStateTerminated {
 	return all
 }
 
-// failing gives a pod up in which one agent after another has failed.
-func failing(pod *corev1.Pod) error {
-	all, ended := ours(pod), ends(pod)
+// repeatedFailure returns an error when the last maxFailures agents of a pod have failed.
+func repeatedFailure(pod *corev1.Pod) error {
+	all, ended := attachedContainers(pod), terminations(pod)
 	if len(all) < maxFailures {
 		return nil
 	}
@@ -88,10 +93,13 @@ func failing(pod *corev1.Pod) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("the traffic-agents that were attached to pod %s failed, the last with %q (exit code %d)", pod.Name, strings.TrimSpace(last.Message), last.ExitCode)
+	return fmt.Errorf("the last %d traffic-agents in pod %s failed, the newest with %q (exit code %d)",
+		maxFailures, pod.Name, strings.TrimSpace(last.Message), last.ExitCode)
 }
 
-// tokenMount finds a token of the pod's service account among its volumes: an ephemeral container can bring none of its own.
+// tokenMount returns a mount of a volume that holds a token of the pod's service account, and the
+// token's file. Kubernetes does not let an ephemeral container add a volume, so the token has to be
+// in one of the pod's volumes. A token for the traffic-manager comes before a general one.
 func tokenMount(pod *corev1.Pod) (mount corev1.VolumeMount, file string, err error) {
 	for _, audience := range []string{agentconfig.Audience, ""} {
 		for _, v := range pod.Spec.Volumes {
@@ -100,16 +108,20 @@ func tokenMount(pod *corev1.Pod) (mount corev1.VolumeMount, file string, err err
 			}
 			for _, s := range v.Projected.Sources {
 				if t := s.ServiceAccountToken; t != nil && t.Audience == audience {
-					return corev1.VolumeMount{Name: v.Name, MountPath: agentconfig.TokenDir, ReadOnly: true}, path.Join(agentconfig.TokenDir, t.Path), nil
+					mount := corev1.VolumeMount{Name: v.Name, MountPath: agentconfig.TokenDir, ReadOnly: true}
+					return mount, path.Join(agentconfig.TokenDir, t.Path), nil
 				}
 			}
 		}
 	}
-	return mount, "", fmt.Errorf("pod %s has no service account token (automountServiceAccountToken: false), by which its agent could prove who it is", pod.Name)
+	return mount, "", fmt.Errorf("pod %s has no service account token (automountServiceAccountToken: false), "+
+		"so its agent could not prove its identity", pod.Name)
 }
 
-// probesOf says whether the kubelet asks the app over HTTP on a port. A probe of a running pod cannot be sent elsewhere.
-func probesOf(pod *corev1.Pod, port int32) (probed bool, err error) {
+// isProbed reports whether the kubelet probes the app over HTTP or gRPC on a port. It refuses a port
+// with an HTTPS probe: the probe of a running pod cannot be changed, and the agent cannot tell it
+// from other traffic.
+func isProbed(pod *corev1.Pod, port int32) (probed bool, err error) {
 	for c := range servers(&pod.Spec) {
 		for _, p := range probes(c) {
 			switch {
@@ -118,7 +130,8 @@ func probesOf(pod *corev1.Pod, port int32) (probed bool, err error) {
 			case p.HTTPGet != nil && p.HTTPGet.Host == "" && numberOf(c, p.HTTPGet.Port) == port:
 				probed = true
 				if p.HTTPGet.Scheme == corev1.URISchemeHTTPS {
-					return false, errors.New("the kubelet's HTTPS probe could not be told from the traffic")
+					return false, fmt.Errorf("the kubelet probes port %d of pod %s with HTTPS, "+
+						"which the traffic-agent cannot tell from other traffic", port, pod.Name)
 				}
 			}
 		}
@@ -126,14 +139,14 @@ func probesOf(pod *corev1.Pod, port int32) (probed bool, err error) {
 	return probed, nil
 }
 
-// IsAttached says whether an agent that was attached may run in the pod.
-func IsAttached(pod *corev1.Pod) bool { return len(attached(pod)) > 0 }
+// IsAttached reports whether an attached agent runs, or is about to run, in the pod.
+func IsAttached(pod *corev1.Pod) bool { return len(attachedConfigs(pod)) > 0 }
 
-// attached are the configurations of the agents that were attached and have not ended.
-func attached(pod *corev1.Pod) []agentconfig.Config {
-	ended := ends(pod)
+// attachedConfigs returns the configurations of the attached agents that have not ended.
+func attachedConfigs(pod *corev1.Pod) []agentconfig.Config {
+	ended := terminations(pod)
 	var all []agentconfig.Config
-	for _, c := range ours(pod) {
+	for _, c := range attachedContainers(pod) {
 		if config, ok := configIn(c.Env); ok && ended[c.Name] == nil {
 			all = append(all, config)
 		}

@@ -93,7 +93,7 @@ func TestAttachGivesUp(t *testing.T) {
 			}
 			_, err := Attach(p, []int32{8080}, options())
 			if c.gone {
-				require.ErrorContains(t, err, `failed, the last with "no nftables" (exit code 1)`)
+				require.ErrorContains(t, err, `failed, the newest with "no nftables" (exit code 1)`)
 			} else {
 				require.NoError(t, err)
 			}
@@ -127,7 +127,7 @@ func TestAttachKnowsProbes(t *testing.T) {
 		"gRPC":             {corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}}, true, ""},
 		"TCP":              {corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}}, false, ""},
 		"in the container": {corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}, false, ""},
-		"HTTPS":            {secure, false, "HTTPS probe"},
+		"HTTPS":            {secure, false, "with HTTPS"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Attach(pod(withToken("", "token"), probe(c.handler)), []int32{8080}, options())
@@ -148,8 +148,8 @@ func TestAttachLeavesPortsAlone(t *testing.T) {
 		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "istio-proxy"})
 	}
 	_, err := Attach(pod(withToken("", "token"), meshed), []int32{8080}, options())
-	require.ErrorContains(t, err, "through their Istio proxy")
+	require.ErrorContains(t, err, "through the pods' Istio proxy")
 	listed := func(p *corev1.Pod) { p.Annotations = map[string]string{SkipAnnotation: "8000-8080"} }
 	_, err = Attach(pod(withToken("", "token"), listed), []int32{8080}, options())
-	require.ErrorContains(t, err, "is to be left alone")
+	require.ErrorContains(t, err, "must not be intercepted")
 }

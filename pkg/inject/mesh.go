@@ -10,62 +10,77 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// SkipAnnotation on a pod template lists the ports that the agent leaves alone, with ranges, as in "15001,8000-8010".
+// SkipAnnotation is an annotation of a pod template. It lists ports and ranges of ports that the
+// agent must not intercept, as in "15001,8000-8010".
 const SkipAnnotation = "detour.dev/skip-inbound-ports"
 
-// mesh is a service mesh whose proxy runs in the pods and takes what comes in, but for the ports in its own annotation.
+// mesh is a service mesh. Its proxy runs in the pods and receives all incoming connections, except
+// those to the ports in an annotation.
 type mesh struct {
-	name, container, excludes string
-	ports                     []int32 // of the proxy itself
+	name       string
+	container  string  // name of the proxy's container
+	annotation string  // lists the ports that the proxy leaves alone
+	ports      []int32 // the proxy's own
 }
 
 var meshes = []mesh{
-	{"Istio", "istio-proxy", "traffic.sidecar.istio.io/excludeInboundPorts", []int32{15000, 15001, 15004, 15006, 15008, 15009, 15020, 15021, 15053, 15090}},
-	{"Linkerd", "linkerd-proxy", "config.linkerd.io/skip-inbound-ports", []int32{4140, 4143, 4190, 4191}},
+	{
+		name: "Istio", container: "istio-proxy", annotation: "traffic.sidecar.istio.io/excludeInboundPorts",
+		ports: []int32{15000, 15001, 15004, 15006, 15008, 15009, 15020, 15021, 15053, 15090},
+	},
+	{
+		name: "Linkerd", container: "linkerd-proxy", annotation: "config.linkerd.io/skip-inbound-ports",
+		ports: []int32{4140, 4143, 4190, 4191},
+	},
 }
 
-func (m mesh) in(spec *corev1.PodSpec) bool {
+// runsIn reports whether a pod has the mesh's proxy.
+func (m mesh) runsIn(spec *corev1.PodSpec) bool {
 	is := func(c corev1.Container) bool { return c.Name == m.container }
 	return slices.ContainsFunc(spec.Containers, is) || slices.ContainsFunc(spec.InitContainers, is)
 }
 
-// PortObstacle says why the agent must not stand in front of a port of a pod, or nothing.
+// PortObstacle returns why the agent must not stand in front of a port of a pod, or an empty string
+// when it may. The reason continues a sentence that begins with the port.
 func PortObstacle(meta *metav1.ObjectMeta, spec *corev1.PodSpec, port Port) string {
 	skipped, err := parsePorts(meta.Annotations[SkipAnnotation])
 	switch {
 	case err != nil:
-		return fmt.Sprintf("cannot be judged, because in the pods' annotation %s %s: correct it", SkipAnnotation, err)
+		return fmt.Sprintf("cannot be intercepted, because in the pods' annotation %s %s: correct it", SkipAnnotation, err)
 	case skipped.has(port.Port):
-		return "is to be left alone: the pods' annotation " + SkipAnnotation + " lists it"
+		return "must not be intercepted: the pods' annotation " + SkipAnnotation + " lists it"
 	}
 	for _, m := range meshes {
 		switch {
-		case !m.in(spec):
+		case !m.runsIn(spec):
 		case slices.Contains(m.ports, port.Port):
-			return fmt.Sprintf("belongs to the pods' %s proxy: it is left alone", m.name)
+			return fmt.Sprintf("belongs to the pods' %s proxy and cannot be intercepted", m.name)
 		case port.Via == ViaNftables && port.Protocol == "" && !m.excluded(meta, port.Port):
-			return fmt.Sprintf("reaches the pods through their %s proxy, so that it cannot be redirected to the agent: give the container port a name, and the service that name as its targetPort, "+
-				"or keep the port out of the mesh with the pods' annotation %s", m.name, m.excludes)
+			return fmt.Sprintf("passes through the pods' %s proxy and cannot be redirected to the agent: "+
+				"name the container port and use that name as the service's targetPort, "+
+				"or exclude the port from the mesh with the pods' annotation %s", m.name, m.annotation)
 		}
 	}
 	return ""
 }
 
-// excluded says whether a port does not go through the proxy. What is not understood is not excluded.
+// excluded reports whether the proxy leaves a port alone. It reports false when it cannot parse the
+// annotation.
 func (m mesh) excluded(meta *metav1.ObjectMeta, port int32) bool {
-	ports, err := parsePorts(meta.Annotations[m.excludes])
+	ports, err := parsePorts(meta.Annotations[m.annotation])
 	return err == nil && ports.has(port)
 }
 
-// ports are ranges, the ends included.
-type ports [][2]int32
+// portRanges are ranges of ports; both ends are included.
+type portRanges [][2]int32
 
-func (p ports) has(port int32) bool {
+func (p portRanges) has(port int32) bool {
 	return slices.ContainsFunc(p, func(r [2]int32) bool { return r[0] <= port && port <= r[1] })
 }
 
-func parsePorts(list string) (ports, error) {
-	var all ports
+// parsePorts parses a comma-separated list of ports and ranges.
+func parsePorts(list string) (portRanges, error) {
+	var all portRanges
 	for text := range strings.SplitSeq(list, ",") {
 		text = strings.TrimSpace(text)
 		if text == "" {

@@ -35,7 +35,7 @@ func TestPortObstacle(t *testing.T) {
 	at := func(port int32) Port { p := numeric(); p.Port = port; return p }
 	udp := numeric()
 	udp.Protocol = "UDP"
-	const listed, proxys, through = "the pods' annotation detour.dev/skip-inbound-ports lists it", "belongs to the pods' ", "reaches the pods through their "
+	const listed, proxys, through = "the pods' annotation detour.dev/skip-inbound-ports lists it", "belongs to the pods' ", "passes through the pods' "
 	for name, c := range map[string]struct {
 		pod  *corev1.Pod
 		port Port
@@ -76,7 +76,7 @@ func TestPlanLeavesAlone(t *testing.T) {
 	template := &corev1.PodTemplateSpec{Spec: pod().Spec}
 	template.Annotations = map[string]string{SkipAnnotation: "9000,9900-9904"}
 	_, err := PlanPort(svc, corev1.ServicePort{Port: 81, TargetPort: intstr.FromInt32(9000)}, template)
-	assert.EqualError(t, err, "port 81 of service catalog goes to container port 9000, which is to be left alone: the pods' annotation detour.dev/skip-inbound-ports lists it")
+	assert.EqualError(t, err, "port 81 of service catalog goes to container port 9000, which must not be intercepted: the pods' annotation detour.dev/skip-inbound-ports lists it")
 	port, err := PlanPort(svc, corev1.ServicePort{Port: 80, TargetPort: intstr.FromString("http")}, template)
 	require.NoError(t, err)
 	assert.Equal(t, int32(9905), Plan{}.With(port, template).Ports[0].AgentPort)
@@ -94,7 +94,7 @@ func TestMutateLeavesAlone(t *testing.T) {
 		"all":         {annotated(SkipAnnotation, "8080-8081"), [2]bool{}},
 		"nobody's":    {annotated(SkipAnnotation, "everything"), [2]bool{}},
 		"in a mesh":   {meshed("istio-proxy"), [2]bool{true, false}},
-		"out of it":   {func(p *corev1.Pod) { meshed("istio-proxy")(p); annotated(meshes[0].excludes, "8081")(p) }, [2]bool{true, true}},
+		"out of it":   {func(p *corev1.Pod) { meshed("istio-proxy")(p); annotated(meshes[0].annotation, "8081")(p) }, [2]bool{true, true}},
 		"alias' port": {annotated(SkipAnnotation, "9950"), [2]bool{true, true}},
 	} {
 		t.Run(name, func(t *testing.T) {

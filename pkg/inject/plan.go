@@ -1,5 +1,7 @@
-// Package inject decides how a service port is intercepted and adds the traffic-agent to a pod. Both are pure functions: the
-// plan stands in an annotation of the pod template, and nothing else is looked at when a pod is made.
+// Package inject decides how a service port is intercepted, and adds the traffic-agent to a pod.
+// Both are pure functions. The Plan connects them: the traffic-manager writes it into an annotation
+// of the pod template, and the webhook reads only that annotation when a pod is created. Start with
+// Plan, PlanPort and Mutate.
 package inject
 
 import (
@@ -15,13 +17,13 @@ import (
 	"github.com/detour-dev/detour/pkg/agentconfig"
 )
 
-// Annotation on a pod template holds the Plan. It is all that detour changes in a workload, but for an Argo Rollout, which has it itself and is
-// restarted.
+// Annotation holds the Plan of a pod template. It is the only change that detour makes to a
+// workload. An Argo Rollout carries the annotation itself, and detour restarts its pods.
 const Annotation = "detour.dev/agent"
 
-// How traffic reaches the agent.
+// The redirects of an injected agent: how traffic reaches it.
 const (
-	ViaTargetPort = "targetPort" // the agent's port takes over the symbolic name; no privilege
+	ViaTargetPort = "targetPort" // the agent's port takes the name of the app's; needs no privilege
 	ViaNftables   = "nftables"   // an init container redirects the app's port
 )
 
@@ -30,12 +32,13 @@ const (
 	firstAlias     = 9950
 )
 
-// Plan lists the app ports that the agent stands in front of, and the containers that do not run.
+// Plan lists the app ports that the agent stands in front of, and the containers that a laptop
+// replaces. The zero Plan changes nothing in a pod.
 type Plan struct {
 	Ports []Port `json:"ports,omitempty"`
-	// Replaced are the containers whose work a laptop does: an idle one is in their place.
+	// Replaced names the containers whose work a laptop does. An idle command runs in their place.
 	Replaced []string `json:"replaced,omitempty"`
-	// Restart is changed to make new pods although the ports are the same.
+	// Restart is any text. A new text makes new pods although the ports are the same.
 	Restart string `json:"restart,omitempty"`
 }
 
@@ -43,15 +46,16 @@ type Plan struct {
 type Port struct {
 	Container string `json:"container"`
 	Port      int32  `json:"port"`
-	Name      string `json:"name,omitempty"` // the symbolic name, when it is taken over
+	Name      string `json:"name,omitempty"` // the port's name, when the agent takes it
 	Via       string `json:"via"`
 	AgentPort int32  `json:"agentPort"`
-	Protocol  string `json:"protocol,omitempty"` // "UDP"; nothing for TCP
-	// Secret is one of the pod's own, with the app's certificate: the agent has it too, and looks into TLS.
+	Protocol  string `json:"protocol,omitempty"` // "UDP"; empty means TCP
+	// Secret names a Secret of the pod that holds the app's certificate. The agent uses it to read
+	// requests inside TLS.
 	Secret string `json:"secret,omitempty"`
 }
 
-// ParsePlan reads an annotation.
+// ParsePlan parses the value of the annotation. An empty value is the zero Plan.
 func ParsePlan(s string) (Plan, error) {
 	var p Plan
 	if s == "" {
@@ -66,7 +70,7 @@ func ParsePlan(s string) (Plan, error) {
 		case !isPort(q.Port) || !isPort(q.AgentPort) || agents[q.AgentPort] || q.AgentPort == agentconfig.HealthPort:
 			return Plan{}, fmt.Errorf("annotation %s: port %d with agent port %d is not usable", Annotation, q.Port, q.AgentPort)
 		case q.Via != ViaTargetPort && q.Via != ViaNftables, q.Via == ViaTargetPort && q.Name == "":
-			return Plan{}, fmt.Errorf("annotation %s: port %d has no way to reach the agent", Annotation, q.Port)
+			return Plan{}, fmt.Errorf("annotation %s: port %d has no redirect to the agent", Annotation, q.Port)
 		}
 		agents[q.AgentPort] = true
 	}
@@ -75,27 +79,30 @@ func ParsePlan(s string) (Plan, error) {
 
 func isPort(n int32) bool { return n > 0 && n < 1<<16 }
 
-// String is the annotation's value.
+// String returns the value of the annotation.
 func (p Plan) String() string {
 	raw, err := json.Marshal(p)
-	if err != nil { // no field can fail
+	if err != nil { // every field can be encoded
 		panic(err)
 	}
 	return string(raw)
 }
 
-// reaches says whether what is meant to reach the agent by want does so by p as well: a redirected port catches everything,
-// whatever name a service knows it by.
+// reaches reports whether traffic for want reaches the agent by p too. A redirected port catches
+// everything, whatever name a service uses for it.
 func (p Port) reaches(want Port) bool {
 	return p.Port == want.Port && p.Protocol == want.Protocol && (p.Via == ViaNftables || p.Via == want.Via && p.Name == want.Name)
 }
 
-// Covers says whether the agent already stands in front of port, and has the certificate that it needs.
+// Covers reports whether the agent already stands in front of port, with the certificate that port
+// needs.
 func (p Plan) Covers(port Port) bool {
-	return slices.ContainsFunc(p.Ports, func(q Port) bool { return q.reaches(port) && (port.Secret == "" || q.Secret == port.Secret) })
+	return slices.ContainsFunc(p.Ports, func(q Port) bool {
+		return q.reaches(port) && (port.Secret == "" || q.Secret == port.Secret)
+	})
 }
 
-// SecretOf is the Secret with which the agent looks into a port's TLS.
+// SecretOf returns the Secret with which the agent reads inside a port's TLS, or an empty string.
 func (p Plan) SecretOf(port Port) string {
 	for _, q := range p.Ports {
 		if q.reaches(port) {
@@ -105,19 +112,19 @@ func (p Plan) SecretOf(port Port) string {
 	return ""
 }
 
-// With adds a port, on an agent port that neither the plan nor the pod uses. It gives back the same plan when it covers the
-// port already.
+// With returns the plan with one more port, on an agent port that neither the plan nor the pod uses.
+// It returns the same plan when that covers the port already.
 func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 	if p.Covers(port) {
 		return p
 	}
-	used := portsOf(&template.ObjectMeta, &template.Spec)
-	used[port.Port] = true // whether it is declared or not
-	kept := Plan{Replaced: p.Replaced, Restart: p.Restart}
+	used := usedPorts(&template.ObjectMeta, &template.Spec)
+	used[port.Port] = true // the container may not declare it
+	next := Plan{Replaced: p.Replaced, Restart: p.Restart}
 	for _, q := range p.Ports {
 		used[q.AgentPort], used[q.Port] = true, true
 		if q.reaches(port) {
-			// It lacks the certificate alone.
+			// Only the certificate is missing.
 			secret := port.Secret
 			port = q
 			port.Secret = secret
@@ -125,21 +132,22 @@ func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 		}
 		if port.reaches(q) {
 			port.Secret = cmp.Or(port.Secret, q.Secret)
-			continue // redirected from now on, so its name need not be taken
+			continue // the new redirect catches this port too, so the agent need not take its name
 		}
-		kept.Ports = append(kept.Ports, q)
+		next.Ports = append(next.Ports, q)
 	}
 	if port.AgentPort == 0 {
 		port.AgentPort = firstFree(firstAgentPort, used)
 	}
-	kept.Ports = append(kept.Ports, port)
-	return kept
+	next.Ports = append(next.Ports, port)
+	return next
 }
 
-// portsOf are the ports that the pod's containers declare, the agent's own, and those that are to be left alone.
-func portsOf(meta *metav1.ObjectMeta, spec *corev1.PodSpec) map[int32]bool {
+// usedPorts returns the ports that the agent must not choose: those that the pod's containers
+// declare, the agent's own, and those of SkipAnnotation.
+func usedPorts(meta *metav1.ObjectMeta, spec *corev1.PodSpec) map[int32]bool {
 	used := map[int32]bool{agentconfig.HealthPort: true}
-	skipped, _ := parsePorts(meta.Annotations[SkipAnnotation]) // an error is PortObstacle's to tell
+	skipped, _ := parsePorts(meta.Annotations[SkipAnnotation]) // PortObstacle reports the error
 	for _, r := range skipped {
 		for n := r[0]; n <= r[1]; n++ {
 			used[n] = true
@@ -153,6 +161,7 @@ func portsOf(meta *metav1.ObjectMeta, spec *corev1.PodSpec) map[int32]bool {
 	return used
 }
 
+// firstFree returns the first port from port on that is not used.
 func firstFree(port int32, used map[int32]bool) int32 {
 	for used[port] {
 		port++
@@ -160,7 +169,8 @@ func firstFree(port int32, used map[int32]bool) int32 {
 	return port
 }
 
-// PlanPort decides how a service port of a workload is intercepted. Its errors are sentences for the user.
+// PlanPort decides how a service port of a workload is intercepted. The result has no agent port
+// yet: With chooses one. Its errors are sentences for the user.
 func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTemplateSpec) (Port, error) {
 	what := fmt.Sprintf("port %d of service %s", sp.Port, svc.Name)
 	spec := &template.Spec
@@ -168,7 +178,7 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 	case svc.Spec.Type == corev1.ServiceTypeExternalName:
 		return Port{}, fmt.Errorf("service %s is an ExternalName: it has no pods to intercept", svc.Name)
 	case len(svc.Spec.Selector) == 0:
-		return Port{}, fmt.Errorf("service %s has no selector: detour cannot know its pods", svc.Name)
+		return Port{}, fmt.Errorf("service %s has no selector: detour cannot find its pods", svc.Name)
 	case sp.Protocol != "" && sp.Protocol != corev1.ProtocolTCP && sp.Protocol != corev1.ProtocolUDP:
 		return Port{}, fmt.Errorf("%s is %s: only TCP and UDP ports can be intercepted", what, sp.Protocol)
 	case spec.HostNetwork:
@@ -195,43 +205,48 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 	return port, nil
 }
 
-// targetOf finds the container port.
+// targetOf finds the container port that a service port leads to. The text what names the service
+// port in errors.
 func targetOf(svc *corev1.Service, sp corev1.ServicePort, spec *corev1.PodSpec, what string) (Port, error) {
 	if sp.TargetPort.Type == intstr.String {
 		for c := range servers(spec) {
 			for _, cp := range c.Ports {
-				if cp.Name != sp.TargetPort.StrVal || !is(cp, sp.Protocol) {
+				if cp.Name != sp.TargetPort.StrVal || !hasProtocol(cp, sp.Protocol) {
 					continue
 				}
 				if svc.Spec.ClusterIP == corev1.ClusterIPNone {
-					// Clients of a headless service have the pod's address and dial the app's own number.
+					// Clients of a headless service know the pod's address and dial the app's port
+					// by its number.
 					return Port{Container: c.Name, Port: cp.ContainerPort, Via: ViaNftables}, nil
 				}
 				return Port{Container: c.Name, Port: cp.ContainerPort, Name: cp.Name, Via: ViaTargetPort}, nil
 			}
 		}
-		return Port{}, fmt.Errorf("%s goes to the container port named %q, which no container of its pods has: correct the service's targetPort", what, sp.TargetPort.StrVal)
+		return Port{}, fmt.Errorf("%s goes to the container port %q, but no container of its pods has a port of that name: correct the service's targetPort", what, sp.TargetPort.StrVal)
 	}
 	port := Port{Port: sp.TargetPort.IntVal, Via: ViaNftables}
 	if port.Port == 0 {
 		port.Port = sp.Port
 	}
 	for c := range servers(spec) {
-		if port.Container == "" || slices.ContainsFunc(c.Ports, func(cp corev1.ContainerPort) bool { return cp.ContainerPort == port.Port && is(cp, sp.Protocol) }) {
-			// Declaring a port is optional: the first container is as good a guess as any, and only shown to people.
+		if port.Container == "" || slices.ContainsFunc(c.Ports, func(cp corev1.ContainerPort) bool {
+			return cp.ContainerPort == port.Port && hasProtocol(cp, sp.Protocol)
+		}) {
+			// A container need not declare its port. The first container is a guess, which only
+			// people see.
 			port.Container = c.Name
 		}
 	}
 	return port, nil
 }
 
-// is says whether a port is of a protocol, which is TCP where nothing is said.
-func is(p corev1.ContainerPort, protocol corev1.Protocol) bool {
+// hasProtocol reports whether a port has a protocol. TCP is the default of both.
+func hasProtocol(p corev1.ContainerPort, protocol corev1.Protocol) bool {
 	return cmp.Or(p.Protocol, corev1.ProtocolTCP) == cmp.Or(protocol, corev1.ProtocolTCP)
 }
 
-// servers are the containers that can serve, in the order in which Kubernetes looks a port's name up: the ordinary ones, then the native
-// sidecars.
+// servers iterates over the containers that can serve: the ordinary ones, then the native sidecars,
+// except the agent. This is the order in which Kubernetes resolves the name of a port.
 func servers(spec *corev1.PodSpec) func(func(*corev1.Container) bool) {
 	return func(yield func(*corev1.Container) bool) {
 		for i := range spec.Containers {

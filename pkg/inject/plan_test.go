@@ -38,10 +38,10 @@ func TestPlanPort(t *testing.T) {
 		"headless, symbolic": {service: headless, port: port(http, ""), want: Port{Container: "app", Port: 8080, Via: ViaNftables}},
 		"headless, numeric":  {service: headless, port: port(number, ""), want: Port{Container: "app", Port: 8080, Via: ViaNftables}},
 		"in the second":      {port: port(intstr.FromInt32(7000), ""), pod: withSecond, want: Port{Container: "second", Port: 7000, Via: ViaNftables}},
-		"unknown name":       {port: port(intstr.FromString("web"), ""), err: `container port named "web"`},
-		"name of a UDP port": {port: port(http, ""), pod: func(p *corev1.Pod) { p.Spec.Containers[0].Ports[0].Protocol = corev1.ProtocolUDP }, err: `named "http"`},
+		"unknown name":       {port: port(intstr.FromString("web"), ""), err: `container port "web"`},
+		"name of a UDP port": {port: port(http, ""), pod: func(p *corev1.Pod) { p.Spec.Containers[0].Ports[0].Protocol = corev1.ProtocolUDP }, err: `container port "http"`},
 		"UDP":                {port: port(number, corev1.ProtocolUDP), want: Port{Container: "app", Port: 8080, Via: ViaNftables, Protocol: "UDP"}},
-		"name of a TCP port": {port: port(http, corev1.ProtocolUDP), err: `named "http"`},
+		"name of a TCP port": {port: port(http, corev1.ProtocolUDP), err: `container port "http"`},
 		"UDP, symbolic": {port: port(http, corev1.ProtocolUDP), pod: func(p *corev1.Pod) { p.Spec.Containers[0].Ports[0].Protocol = corev1.ProtocolUDP }, want: Port{
 			Container: "app", Port: 8080, Name: "http", Via: ViaTargetPort, Protocol: "UDP",
 		}},

@@ -12,18 +12,18 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-// takeName gives the ports of a name another one, so that services find the agent's, and lets the containers' own probes and
-// hooks go on to reach them, by number.
+// takeName renames the container ports with a name, so that services find the agent's port under it.
+// Probes and hooks that used the name reach the app by number instead.
 func takeName(spec *corev1.PodSpec, name string, protocol corev1.Protocol) {
 	for c := range servers(spec) {
 		for i := range c.Ports {
 			p := &c.Ports[i]
-			if p.Name != name || !is(*p, protocol) {
+			if p.Name != name || !hasProtocol(*p, protocol) {
 				continue
 			}
 			p.Name = freeName(c, p.ContainerPort)
 			if protocol == corev1.ProtocolUDP {
-				continue // nothing of the kubelet's goes there
+				continue // the kubelet probes no UDP port
 			}
 			eachPort(c, func(port *intstr.IntOrString) {
 				if port.Type == intstr.String && port.StrVal == name {
@@ -34,7 +34,8 @@ func takeName(spec *corev1.PodSpec, name string, protocol corev1.Protocol) {
 	}
 }
 
-// freeName is a name of at most 15 characters that no port of the container has.
+// freeName returns a port name that no port of the container has, of at most 15 characters, which is
+// the limit of Kubernetes.
 func freeName(c *corev1.Container, number int32) string {
 	name := fmt.Sprintf("detour-%d", number)
 	for n := 'a'; slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.Name == name }); n++ {
@@ -43,7 +44,8 @@ func freeName(c *corev1.Container, number int32) string {
 	return name
 }
 
-// aliasProbes sends the probes and hooks of redirected ports to aliases, which lead to the app in any case.
+// aliasProbes points the probes and hooks of redirected ports to alias ports. The redirect sends an
+// alias port to the app whatever happens to the port itself. It marks the aliases as used.
 func aliasProbes(spec *corev1.PodSpec, redirected, used map[int32]bool) []agentconfig.Alias {
 	aliases := map[int32]int32{}
 	var list []agentconfig.Alias
@@ -80,11 +82,13 @@ func aliasProbes(spec *corev1.PodSpec, redirected, used map[int32]bool) []agentc
 	return list
 }
 
+// probes returns the probes that the container has.
 func probes(c *corev1.Container) []*corev1.Probe {
 	return slices.DeleteFunc([]*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe}, func(p *corev1.Probe) bool { return p == nil })
 }
 
-// eachPort visits the ports that the kubelet dials on the pod's own address: those of HTTP and TCP probes and lifecycle hooks.
+// eachPort calls visit for each port that the kubelet dials on the pod's address: the ports of HTTP
+// and TCP probes and of lifecycle hooks.
 func eachPort(c *corev1.Container, visit func(*intstr.IntOrString)) {
 	http := func(a *corev1.HTTPGetAction) {
 		if a != nil && a.Host == "" {

@@ -11,20 +11,21 @@ import (
 	"github.com/detour-dev/detour/pkg/agentconfig"
 )
 
-// idle is what runs in place of a replaced container.
+// idle is the command that runs in place of a replaced container.
 var idle = []string{"/traffic-agent", "idle"}
 
-// linger is how long it goes on when its pod is to end, in place of the app's own hook: for so long services may still send traffic, and
-// the agent ends only after it.
+// linger is how long the idle command goes on after its pod begins to end. It stands in for the
+// app's own hook: services may still send traffic for that long, and the agent ends only after the
+// idle container.
 const linger = "3s"
 
-// Empty says whether the pods are as their owner wrote them.
+// Empty reports whether the plan changes nothing in a pod.
 func (p Plan) Empty() bool { return len(p.Ports)+len(p.Replaced) == 0 }
 
-// Replaces says whether a container is not to run.
+// Replaces reports whether the plan replaces a container.
 func (p Plan) Replaces(container string) bool { return slices.Contains(p.Replaced, container) }
 
-// Replacing adds a container that is not to run.
+// Replacing returns the plan with one more replaced container.
 func (p Plan) Replacing(container string) Plan {
 	if !p.Replaces(container) {
 		p.Replaced = append(slices.Clone(p.Replaced), container)
@@ -32,13 +33,13 @@ func (p Plan) Replacing(container string) Plan {
 	return p
 }
 
-// Restoring lets every replaced container run again that keep is false for.
+// Restoring returns the plan without the replaced containers for which keep returns false.
 func (p Plan) Restoring(keep func(container string) bool) Plan {
 	p.Replaced = slices.DeleteFunc(slices.Clone(p.Replaced), func(c string) bool { return !keep(c) })
 	return p
 }
 
-// IsReplaced says whether a container of the pod is idle in place of the app's.
+// IsReplaced reports whether the idle command runs in place of a container of the pod.
 func IsReplaced(pod *corev1.Pod, container string) bool {
 	for c := range servers(&pod.Spec) {
 		if c.Name == container {
@@ -48,7 +49,8 @@ func IsReplaced(pod *corev1.Pod, container string) bool {
 	return false
 }
 
-// replace puts an idle container in place of the app's. Everything stays but what the app's own program and image are needed for.
+// replace puts the idle command in place of a container's program. It removes what needs the app's
+// program or image, and keeps everything else.
 func replace(spec *corev1.PodSpec, name string, traffic bool, opt Options) error {
 	for c := range servers(spec) {
 		if c.Name != name {
@@ -60,7 +62,7 @@ func replace(spec *corev1.PodSpec, name string, traffic bool, opt Options) error
 			c.Args = []string{linger}
 		}
 		c.StartupProbe, c.ReadinessProbe, c.LivenessProbe, c.Lifecycle = nil, nil, nil, nil
-		// The user may stand in the app's image, and a pod may ask for any but root.
+		// The app's image may have named a user, and the pod may demand any user but root.
 		if c.SecurityContext == nil || c.SecurityContext.RunAsUser == nil {
 			if spec.SecurityContext == nil || spec.SecurityContext.RunAsUser == nil {
 				if c.SecurityContext == nil {
@@ -74,12 +76,13 @@ func replace(spec *corev1.PodSpec, name string, traffic bool, opt Options) error
 	return fmt.Errorf("the pod has no container %s to replace", name)
 }
 
-// defaultContainer is what kubectl takes when nobody says which.
+// defaultContainer is the annotation that names the container kubectl chooses by default.
 const defaultContainer = "kubectl.kubernetes.io/default-container"
 
-// PickContainer decides which container of a workload is replaced: the wanted one, the only one, the one that declares the port, or the
-// one that kubectl would take. Its errors are sentences for the user.
-func PickContainer(template *corev1.PodTemplateSpec, wanted string, port int32) (string, error) {
+// PickContainer returns the name of the container that is meant: the one that is named, the only
+// one, the one that declares the port, or the one that kubectl chooses. Its errors are sentences for
+// the user.
+func PickContainer(template *corev1.PodTemplateSpec, name string, port int32) (string, error) {
 	if os := template.Spec.OS; os != nil && os.Name == corev1.Windows {
 		return "", errors.New("its pods run on Windows: only Linux containers can be replaced")
 	}
@@ -93,10 +96,10 @@ func PickContainer(template *corev1.PodTemplateSpec, wanted string, port int32) 
 	}
 	annotated := template.Annotations[defaultContainer]
 	switch {
-	case wanted != "" && !slices.Contains(names, wanted):
-		return "", fmt.Errorf("it has no container %s: it has %s", wanted, strings.Join(names, ", "))
-	case wanted != "":
-		return wanted, nil
+	case name != "" && !slices.Contains(names, name):
+		return "", fmt.Errorf("it has no container %s: it has %s", name, strings.Join(names, ", "))
+	case name != "":
+		return name, nil
 	case len(names) == 1:
 		return names[0], nil
 	case declares != "":
@@ -107,7 +110,8 @@ func PickContainer(template *corev1.PodTemplateSpec, wanted string, port int32) 
 	return "", fmt.Errorf("it has several containers, %s: say which one to replace with --container", strings.Join(names, ", "))
 }
 
-// NamedPort is the number of a container port with this name, also where the agent has taken the name over; 0 when there is none.
+// NamedPort returns the number of the container port with a name, or 0 when there is none. It finds
+// the app's port although the agent has taken the name.
 func NamedPort(pod *corev1.Pod, name string) int32 {
 	if plan, err := ParsePlan(pod.Annotations[Annotation]); err == nil {
 		for _, p := range plan.Ports {

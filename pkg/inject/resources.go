@@ -7,18 +7,23 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// resources are small. A container without limits would take a pod out of the class Guaranteed, and is refused where a quota
-// asks for limits: so the agent has a limit of each kind that every container of the pod has.
+// resources returns the resources of the agent's containers. A container without limits would take
+// the pod out of the quality-of-service class Guaranteed, and a quota that demands limits would
+// refuse it. So the agent gets a limit of each kind that every other container of the pod has.
 func resources(spec *corev1.PodSpec) corev1.ResourceRequirements {
-	r := corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("20Mi")}}
-	ceiling := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("500m"), corev1.ResourceMemory: resource.MustParse("64Mi")}
+	r := corev1.ResourceRequirements{Requests: corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("20Mi"),
+	}}
+	limits := corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("500m"), corev1.ResourceMemory: resource.MustParse("64Mi"),
+	}
 	guaranteed := true
 	for _, kind := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
 		limited := true
 		for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
 			limit, ok := c.Resources.Limits[kind]
 			limited = limited && ok
-			if request, asked := c.Resources.Requests[kind]; asked && request.Cmp(limit) != 0 {
+			if request, ok := c.Resources.Requests[kind]; ok && request.Cmp(limit) != 0 {
 				guaranteed = false
 			}
 		}
@@ -29,10 +34,10 @@ func resources(spec *corev1.PodSpec) corev1.ResourceRequirements {
 		if r.Limits == nil {
 			r.Limits = corev1.ResourceList{}
 		}
-		r.Limits[kind] = ceiling[kind]
+		r.Limits[kind] = limits[kind]
 	}
 	if guaranteed {
-		r.Limits[corev1.ResourceCPU] = resource.MustParse("100m") // reserved for it, so not more than it needs
+		r.Limits[corev1.ResourceCPU] = resource.MustParse("100m") // the node reserves it, so it is small
 		r.Requests = r.Limits.DeepCopy()
 	}
 	return r

@@ -12,22 +12,24 @@ import (
 	"github.com/detour-dev/detour/pkg/agentconfig"
 )
 
-// SaysTLS says where the cluster's objects have it that the app speaks TLS on a port: the service's appProtocol, or a probe. It is empty
-// where they say nothing, which proves nothing. The name of a port is no sign: behind a service's "https" TLS has often ended already.
-func SaysTLS(appProtocol string, template *corev1.PodTemplateSpec, port Port) string {
+// TLSEvidence returns what shows that the app speaks TLS on a port: the service's appProtocol or an
+// HTTPS probe. An empty string proves nothing. The name of a port is no evidence: often another
+// proxy has ended TLS before the port that a service calls "https".
+func TLSEvidence(appProtocol string, template *corev1.PodTemplateSpec, port Port) string {
 	if slices.Contains([]string{"https", "tls", "kubernetes.io/wss"}, strings.ToLower(appProtocol)) {
 		return "its appProtocol is " + appProtocol
 	}
 	for c := range servers(&template.Spec) {
 		for _, probe := range probes(c) {
 			if h := probe.HTTPGet; h != nil && h.Scheme == corev1.URISchemeHTTPS && h.Host == "" && numberOf(c, h.Port) == port.Port {
-				return fmt.Sprintf("container %s is probed with HTTPS", c.Name)
+				return fmt.Sprintf("the kubelet probes container %s with HTTPS", c.Name)
 			}
 		}
 	}
 	return ""
 }
 
+// numberOf returns the number of a container's port, or 0 when the container has no such port.
 func numberOf(c *corev1.Container, port intstr.IntOrString) int32 {
 	if port.Type == intstr.Int {
 		return port.IntVal
@@ -40,8 +42,9 @@ func numberOf(c *corev1.Container, port intstr.IntOrString) int32 {
 	return 0
 }
 
-// SecretsOf are the Secrets that a pod's own containers have, by name. An agent gets none but these, so that who may intercept cannot have
-// any Secret of the namespace put into a pod.
+// SecretsOf returns the names of the Secrets that a pod's own containers use. An agent gets no other
+// Secret: otherwise everybody who may intercept could have any Secret of the namespace mounted into
+// a pod.
 func SecretsOf(spec *corev1.PodSpec) []string {
 	var names []string
 	add := func(name string) {
@@ -76,16 +79,21 @@ func SecretsOf(spec *corev1.PodSpec) []string {
 	return names
 }
 
-// mountCertificates gives the agent certificate and key of Secrets, and nothing else of them. A Secret that is gone must not keep a pod
-// from starting.
+// mountCertificates mounts the certificate and the key of Secrets into the agent, and nothing else
+// of them. The volumes are optional: a pod starts although the Secret no longer exists.
 func mountCertificates(spec *corev1.PodSpec, agent *corev1.Container, secrets []string) {
 	for i, secret := range secrets {
 		volume := fmt.Sprintf("traffic-agent-certificate-%d", i)
 		spec.Volumes = append(spec.Volumes, corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
-			// Only the agent mounts it. World-readable within the volume, because the owner is root.
+			// The files are world-readable because root owns them. Only the agent mounts the volume.
 			SecretName: secret, Optional: ptr(true), DefaultMode: ptr(int32(0o444)),
-			Items: []corev1.KeyToPath{{Key: corev1.TLSCertKey, Path: corev1.TLSCertKey}, {Key: corev1.TLSPrivateKeyKey, Path: corev1.TLSPrivateKeyKey}},
+			Items: []corev1.KeyToPath{
+				{Key: corev1.TLSCertKey, Path: corev1.TLSCertKey},
+				{Key: corev1.TLSPrivateKeyKey, Path: corev1.TLSPrivateKeyKey},
+			},
 		}}})
-		agent.VolumeMounts = append(agent.VolumeMounts, corev1.VolumeMount{Name: volume, MountPath: path.Join(agentconfig.CertificatesDir, secret), ReadOnly: true})
+		agent.VolumeMounts = append(agent.VolumeMounts, corev1.VolumeMount{
+			Name: volume, MountPath: path.Join(agentconfig.CertificatesDir, secret), ReadOnly: true,
+		})
 	}
 }

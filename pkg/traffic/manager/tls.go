@@ -19,7 +19,7 @@ func (w *workload) setSecret(i *detour.Intercept, plan inject.Plan, byRequest bo
 		}
 		w.port.Secret = i.Spec.TLS.Secret
 	}
-	if says := inject.SaysTLS(w.appProtocol, w.Template, w.port); byRequest && says != "" && w.port.Secret == "" && plan.SecretOf(w.port) == "" {
+	if says := inject.TLSEvidence(w.appProtocol, w.Template, w.port); byRequest && says != "" && w.port.Secret == "" && plan.SecretOf(w.port) == "" {
 		return w.needsSecret(says)
 	}
 	return nil
