@@ -1,9 +1,10 @@
-// Package manifests embeds the Helm chart, so that `detour install` needs nothing but the binary.
+// Package manifests embeds the Helm chart, so that the detour binary can install it without other
+// files.
 package manifests
 
 import "embed"
 
-// Chart is the chart's directory, under "chart".
+// Chart holds the chart's files in the directory chart.
 //
 //go:embed all:chart
 var Chart embed.FS

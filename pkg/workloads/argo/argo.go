@@ -1,4 +1,5 @@
-// Package argo reads Argo Rollouts. Of their many fields detour needs a few, and their Go module would bring hundreds of others along.
+// Package argo reads and restarts Argo Rollouts. It declares the few fields that detour needs: the
+// Go module of Argo Rollouts would bring hundreds of other modules along. Start with FromList.
 package argo
 
 import (
@@ -21,23 +22,24 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Kind of a workload.
+// Kind is the kind of an Argo Rollout.
 const Kind = "Rollout"
 
-// HashLabel is on every pod of a Rollout, and in the selectors of the services that Argo leads to a part of them.
+// HashLabel is a label of every pod of a Rollout. Argo adds it to the selector of a service that it
+// leads to some of the pods.
 const HashLabel = "rollouts-pod-template-hash"
 
-// GroupVersion is that of the custom resource, which a cluster may have or not.
+// GroupVersion is the API group and version of Rollouts. A cluster need not have it.
 var GroupVersion = schema.GroupVersion{Group: "argoproj.io", Version: "v1alpha1"}
 
-// Rollout is one of Argo's.
+// Rollout is an Argo Rollout, with the parts that detour reads decoded.
 type Rollout struct {
 	*unstructured.Unstructured
 	Spec   Spec
 	Status Status
 }
 
-// Spec is what detour reads of a Rollout's.
+// Spec holds the fields of a Rollout's spec that detour reads.
 type Spec struct {
 	Replicas    *int32                 `json:"replicas,omitempty"`
 	Selector    *metav1.LabelSelector  `json:"selector,omitempty"`
@@ -47,24 +49,25 @@ type Spec struct {
 	Strategy    Strategy               `json:"strategy,omitempty"`
 }
 
-// Strategy is how releases happen.
+// Strategy describes how a Rollout replaces one release by the next.
 type Strategy struct {
 	BlueGreen *BlueGreen `json:"blueGreen,omitempty"`
 }
 
-// BlueGreen names the services that Argo leads to the release that serves, and to the one that is to be looked at before it does.
+// BlueGreen names two services. Argo leads the active one to the release that serves, and the
+// preview one to the release that people check before it serves.
 type BlueGreen struct {
 	ActiveService  string `json:"activeService,omitempty"`
 	PreviewService string `json:"previewService,omitempty"`
 }
 
-// WorkloadRef names what has the pod template of a Rollout that has none itself.
+// WorkloadRef names the object whose pod template a Rollout uses in place of its own.
 type WorkloadRef struct {
 	Kind string `json:"kind,omitempty"`
 	Name string `json:"name,omitempty"`
 }
 
-// Status is what detour reads of a Rollout's.
+// Status holds the fields of a Rollout's status that detour reads.
 type Status struct {
 	AvailableReplicas  int32        `json:"availableReplicas,omitempty"`
 	ObservedGeneration string       `json:"observedGeneration,omitempty"`
@@ -72,22 +75,23 @@ type Status struct {
 	Message            string       `json:"message,omitempty"`
 }
 
-// NewList is an empty list to read Rollouts into. They are read without their types: the custom resource takes some templates that are none,
-// and one of these must not be in the way of the others.
+// NewList returns an empty list to read Rollouts into. The list is unstructured because the custom
+// resource accepts some templates that Kubernetes would not: one of them must not make the others
+// unreadable.
 func NewList() *unstructured.UnstructuredList {
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(GroupVersion.WithKind(Kind + "List"))
 	return list
 }
 
-// New is an empty Rollout.
+// New returns an empty Rollout.
 func New() *unstructured.Unstructured {
 	u := &unstructured.Unstructured{}
 	u.SetGroupVersionKind(GroupVersion.WithKind(Kind))
 	return u
 }
 
-// From reads a Rollout.
+// From decodes a Rollout. The result shares u.
 func From(u *unstructured.Unstructured) (*Rollout, error) {
 	var parts struct {
 		Spec   Spec   `json:"spec"`
@@ -110,8 +114,8 @@ func FromList(list *unstructured.UnstructuredList) []*Rollout {
 	return all
 }
 
-// List asks the API server for the Rollouts of a namespace, of all when it is empty. There are none where the cluster does not have them or
-// the user may not read them.
+// List asks the API server for the Rollouts of a namespace, or of all namespaces when it is empty.
+// It returns none when the cluster does not have Rollouts, or when the user may not read them.
 func List(ctx context.Context, c rest.Interface, namespace string) ([]*Rollout, error) {
 	raw, err := c.Get().AbsPath(Path(namespace)).Do(ctx).Raw()
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
@@ -131,7 +135,8 @@ func Lister(c rest.Interface) func(ctx context.Context, namespace string) ([]*Ro
 	return func(ctx context.Context, namespace string) ([]*Rollout, error) { return List(ctx, c, namespace) }
 }
 
-// Path is where the API server has the Rollouts of a namespace, or of all.
+// Path returns the API server's path of the Rollouts of a namespace, or of all namespaces when it is
+// empty.
 func Path(namespace string) string {
 	if namespace == "" {
 		return "/apis/" + GroupVersion.String() + "/rollouts"
@@ -139,7 +144,7 @@ func Path(namespace string) string {
 	return "/apis/" + GroupVersion.String() + "/namespaces/" + namespace + "/rollouts"
 }
 
-// Installed says whether the cluster has Rollouts.
+// Installed reports whether the cluster has Rollouts.
 func Installed(d discovery.ServerResourcesInterface) (bool, error) {
 	resources, err := d.ServerResourcesForGroupVersion(GroupVersion.String())
 	if apierrors.IsNotFound(err) {
@@ -155,26 +160,30 @@ func Installed(d discovery.ServerResourcesInterface) (bool, error) {
 	return false, nil
 }
 
-// Selects says whether a service's selector selects pods of a template. Which of their pods Argo leads it to at the moment does not matter.
+// Selects reports whether a service's selector selects pods of a template. It ignores HashLabel: to
+// which of the pods Argo leads the service at the moment does not matter.
 func Selects(selector map[string]string, template *corev1.PodTemplateSpec) bool {
 	selector = maps.Clone(selector)
 	delete(selector, HashLabel)
 	return len(selector) > 0 && labels.SelectorFromSet(selector).Matches(labels.Set(template.Labels))
 }
 
-// AnnotateAndRestart is a merge patch that sets an annotation of the Rollout itself, or removes it when value is nil, and has Argo make all its
-// pods anew. The template stays as it is, for another one would be a release: with its steps, pauses and analyses. The version may be empty.
+// AnnotateAndRestart returns a merge patch that sets an annotation of the Rollout, or removes it when
+// value is nil, and makes Argo replace all pods. The patch does not change the template: a new
+// template would be a new release, with its steps, pauses and analyses. version is the
+// resourceVersion that the patch requires; it may be empty.
 func AnnotateAndRestart(version, annotation string, value any, now time.Time) ([]byte, error) {
 	metadata := map[string]any{"annotations": map[string]any{annotation: value}}
 	if version != "" {
 		metadata["resourceVersion"] = version
 	}
-	// Pods have whole seconds: one that was made in this one may not know the annotation.
+	// Creation times of pods have whole seconds. A pod that was created in this second may have
+	// been created before the annotation, so the restart begins with the next one.
 	at := now.UTC().Truncate(time.Second).Add(time.Second)
 	return json.Marshal(map[string]any{"metadata": metadata, "spec": map[string]any{"restartAt": at.Format(time.RFC3339)}})
 }
 
-// Wants is how many pods there should be.
+// Wants returns how many pods the Rollout should have.
 func (r *Rollout) Wants() int32 {
 	if r.Spec.Replicas == nil {
 		return 1
@@ -182,18 +191,18 @@ func (r *Rollout) Wants() int32 {
 	return *r.Spec.Replicas
 }
 
-// Observed says whether Argo has seen the newest spec.
+// Observed reports whether Argo has seen the newest spec.
 func (r *Rollout) Observed() bool {
 	seen, err := strconv.ParseInt(r.Status.ObservedGeneration, 10, 64)
 	return err == nil && seen >= r.GetGeneration()
 }
 
-// Restarting says whether a restart that was asked for is not over.
+// Restarting reports whether a restart has begun and not ended.
 func (r *Rollout) Restarting() bool {
 	return r.Spec.RestartAt != nil && !r.Spec.RestartAt.Equal(r.Status.RestartedAt)
 }
 
-// Other is the name of the other one of the two services of a blue-green Rollout, or empty.
+// Other returns the name of the other service of a blue-green Rollout, or an empty string.
 func (r *Rollout) Other(service string) string {
 	s := r.Spec.Strategy.BlueGreen
 	switch {
@@ -215,7 +224,7 @@ func OwnerOf(pod *corev1.Pod) string {
 		return ""
 	}
 	name, ok := strings.CutSuffix(owner.Name, "-"+hash)
-	if !ok { // of an experiment
+	if !ok { // the ReplicaSet of an Argo Experiment
 		return ""
 	}
 	return name
