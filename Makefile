@@ -116,6 +116,8 @@ generate: ## protobuf, deepcopy, CRDs, RBAC, the reference of the commands
 	go tool controller-gen object paths=./pkg/apis/...
 	go tool controller-gen crd paths=./pkg/apis/... output:crd:dir=manifests/chart/definitions
 	go tool controller-gen rbac:roleName=traffic-manager paths=./pkg/traffic/manager/... output:rbac:dir=manifests/chart/rbac
+	go run ./hack/reference
+	go run ./hack/notices > THIRD_PARTY_NOTICES
 	go test -count=1 ./pkg/client/cli -run TestCommandsReferenceIsUpToDate -update
 
 .PHONY: deps
