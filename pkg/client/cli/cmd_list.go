@@ -9,11 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/targets"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -78,34 +75,24 @@ func (o *listOptions) Run(ctx context.Context) error {
 	return o.Print(rows, func(w io.Writer) { printList(w, rows) })
 }
 
-// targets asks the daemon if its session has the credentials and the cluster that the flags name.
-// Otherwise this process asks the cluster: a list needs neither a session nor a daemon.
+// targets asks the daemon. If none runs, this process asks the cluster itself: a list needs no session,
+// so it is no reason to start a daemon, which may need root.
 func (o *listOptions) targets(ctx context.Context) ([]*daemonv1.Target, error) {
-	loaded, err := kubeconfig.Load(o.kubeconfig)
+	loaded, packed, err := o.packKubeconfig()
 	if err != nil {
 		return nil, err
 	}
-	if client, err := dialDaemon(ctx, o.paths); err == nil {
-		defer client.Close()
-		if s, err := client.Status(ctx, &daemonv1.StatusRequest{}); err == nil && o.matchesSession(loaded, s) {
-			r, err := client.List(ctx, &daemonv1.ListRequest{Namespace: loaded.Namespace, Server: loaded.Config.Host})
-			if status.Code(err) != codes.FailedPrecondition { // the session may have ended meanwhile
-				return r.GetTargets(), err
-			}
-		}
+	client, err := dialDaemon(ctx, o.paths)
+	if err != nil {
+		return targets.List(ctx, loaded.Config, loaded.Namespace)
 	}
-	return targets.List(ctx, loaded.Config, loaded.Namespace)
-}
-
-// matchesSession reports whether the session has the cluster and the user of the flags.
-func (o *listOptions) matchesSession(loaded *kubeconfig.Loaded, s *daemonv1.StatusResponse) bool {
-	f := o.kubeconfig
-	for _, flag := range []*string{f.KubeConfig, f.AuthInfoName, f.BearerToken, f.Impersonate, f.CertFile} {
-		if flag != nil && *flag != "" {
-			return false
-		}
-	}
-	return s.Connected && s.Server == loaded.Config.Host && s.Context == loaded.Context
+	defer client.Close()
+	r, err := client.List(ctx, &daemonv1.ListRequest{
+		Namespace:             loaded.Namespace,
+		Kubeconfig:            packed,
+		RequestTimeoutSeconds: loaded.Config.Timeout.Seconds(),
+	})
+	return r.GetTargets(), err
 }
 
 // rowsOf converts targets to what -o json and yaml print.

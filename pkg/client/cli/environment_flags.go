@@ -87,7 +87,15 @@ func quoteNames(names []string) string {
 // appEnvironment returns the environment of the app's container. It lacks what the user may not read,
 // and a warning names that.
 func (o *interceptOptions) appEnvironment(ctx context.Context, s *session, r *daemonv1.InterceptRequest) (map[string]string, error) {
-	e, err := s.Environment(ctx, &daemonv1.EnvironmentRequest{Intercept: r})
+	loaded, packed, err := o.packKubeconfig()
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.Environment(ctx, &daemonv1.EnvironmentRequest{
+		Intercept:             r,
+		Kubeconfig:            packed,
+		RequestTimeoutSeconds: loaded.Config.Timeout.Seconds(),
+	})
 	if err != nil {
 		return nil, errors.New(message(err))
 	}

@@ -134,15 +134,7 @@ func quitUnused(ctx context.Context, client daemonv1.DaemonServiceClient) {
 // connectRequest resolves files, flags and environment in this process, where they mean what the
 // caller means.
 func (o *sessionOptions) connectRequest() (*daemonv1.ConnectRequest, error) {
-	loaded, err := kubeconfig.Load(o.kubeconfig)
-	if err != nil {
-		return nil, err
-	}
-	pack := kubeconfig.Pack
-	if !o.paths.Rootless && os.Geteuid() != 0 {
-		pack = kubeconfig.PackForRoot
-	}
-	packed, err := pack(loaded.Config)
+	loaded, packed, err := o.packKubeconfig()
 	if err != nil {
 		return nil, err
 	}
@@ -157,6 +149,21 @@ func (o *sessionOptions) connectRequest() (*daemonv1.ConnectRequest, error) {
 		NetworkOverrides:      &o.network.overrides,
 		RequestTimeoutSeconds: loaded.Config.Timeout.Seconds(),
 	}, nil
+}
+
+// packKubeconfig returns the user's access to the cluster, and the same in the form in which the
+// daemon gets it.
+func (g *globalOptions) packKubeconfig() (*kubeconfig.Loaded, []byte, error) {
+	loaded, err := kubeconfig.Load(g.kubeconfig)
+	if err != nil {
+		return nil, nil, err
+	}
+	pack := kubeconfig.Pack
+	if !g.paths.Rootless && os.Geteuid() != 0 {
+		pack = kubeconfig.PackForRoot
+	}
+	packed, err := pack(loaded.Config)
+	return loaded, packed, err
 }
 
 // userName returns the name of the user, also under sudo.

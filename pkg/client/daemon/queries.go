@@ -2,14 +2,17 @@ package daemon
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/detour-dev/detour/pkg/client/environment"
 	"github.com/detour-dev/detour/pkg/client/explain"
+	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/targets"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
@@ -23,20 +26,31 @@ func (s *Server) live() (*session, error) {
 	return now, nil
 }
 
+// callerConfig returns the access to the cluster that the caller's kubeconfig gives, within the
+// caller's rights on the laptop.
+func callerConfig(ctx context.Context, raw []byte, timeoutSeconds float64) (*rest.Config, error) {
+	raw, err := confine(ctx, raw)
+	if err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	config, err := kubeconfig.Unpack(raw)
+	if err != nil {
+		return nil, status.Error(codes.Aborted, err.Error())
+	}
+	config.Timeout = requestTimeout
+	if timeoutSeconds > 0 {
+		config.Timeout = time.Duration(timeoutSeconds * float64(time.Second))
+	}
+	return config, nil
+}
+
 // List implements DaemonServiceServer.
 func (s *Server) List(ctx context.Context, req *daemonv1.ListRequest) (*daemonv1.ListResponse, error) {
-	now, err := s.live()
+	config, err := callerConfig(ctx, req.Kubeconfig, req.RequestTimeoutSeconds)
 	if err != nil {
 		return nil, err
 	}
-	if req.Server != "" && req.Server != now.server {
-		return nil, status.Errorf(codes.FailedPrecondition, "connected to %s, not to %s", now.server, req.Server)
-	}
-	namespace := req.Namespace
-	if namespace == "" {
-		namespace = now.namespace
-	}
-	all, err := targets.List(ctx, now.config, namespace)
+	all, err := targets.List(ctx, config, req.Namespace)
 	if err != nil {
 		return nil, status.Error(codes.Aborted, err.Error())
 	}
@@ -49,16 +63,18 @@ func (s *Server) Environment(ctx context.Context, req *daemonv1.EnvironmentReque
 	if err != nil {
 		return nil, err
 	}
-	clients, err := kubernetes.NewForConfig(now.config)
+	config, err := callerConfig(ctx, req.Kubeconfig, req.RequestTimeoutSeconds)
 	if err != nil {
-		return nil, status.Error(codes.Aborted, explain.Error(err, "connect to the cluster").Error())
+		return nil, err
 	}
-	pod, container, err := environment.Find(ctx, clients, now.namespace, req.Intercept)
+	if config.Host != now.server {
+		return nil, status.Errorf(codes.FailedPrecondition, "the kubeconfig is for %s, but detour is connected to %s: "+
+			"use the same cluster, or run `detour quit` first", config.Host, now.server)
+	}
+	variables, missing, err := environment.Read(ctx, config, now.namespace, req.Intercept)
 	if err != nil {
-		explained := explain.Context{Doing: "find the app's environment", Server: now.server, Namespace: now.namespace}.Error(err)
-		return nil, status.Error(codes.Aborted, explained.Error())
+		return nil, status.Error(codes.Aborted, err.Error())
 	}
-	variables, missing := environment.Of(pod, container, environment.NewCluster(ctx, clients, now.namespace))
 	r := &daemonv1.EnvironmentResponse{Variables: map[string][]byte{}, Missing: missing}
 	for name, value := range variables {
 		r.Variables[name] = []byte(value)

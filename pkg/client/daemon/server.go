@@ -124,9 +124,11 @@ func (s *Server) end(ctx context.Context) (was bool, untold error) {
 func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := confine(stream.Context(), req); err != nil {
+	confined, err := confine(stream.Context(), req.Kubeconfig)
+	if err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
+	req.Kubeconfig = confined
 	progress := func(text string) { _ = stream.Send(&daemonv1.ConnectResponse{Progress: text}) }
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
@@ -182,15 +184,14 @@ func (s *session) elsewhere(req *daemonv1.ConnectRequest, server string) string 
 	return ""
 }
 
-// confine keeps a request within the rights of who makes it: the daemon, which may be root's, runs and reads what the kubeconfig names,
-// also when it makes the session again.
-func confine(ctx context.Context, req *daemonv1.ConnectRequest) error {
-	who, err := ipc.Caller(ctx)
-	if err != nil || ipc.IsTrusted(who) {
-		return err
+// confine limits a kubeconfig to the rights of the caller. The daemon may be root's, and it runs and
+// reads what the kubeconfig names, also when it restores the session later.
+func confine(ctx context.Context, raw []byte) ([]byte, error) {
+	caller, err := ipc.Caller(ctx)
+	if err != nil || ipc.IsTrusted(caller) {
+		return raw, err
 	}
-	req.Kubeconfig, err = kubeconfig.Confine(req.Kubeconfig, who)
-	return err
+	return kubeconfig.Confine(raw, caller)
 }
 
 // Status implements DaemonServiceServer.

@@ -1,8 +1,7 @@
-// Package environment finds out which environment the app's container has in the cluster: what its pod says, and the ConfigMaps and
-// Secrets that it names, read with the user's own rights. What the user may not read is left out and named.
 package environment
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,34 +12,35 @@ import (
 	"k8s.io/kubectl/pkg/cmd/set/env"
 )
 
-// Sources give the entries of a ConfigMap or Secret.
-type Sources interface {
-	ConfigMap(name string) (map[string]string, error)
-	Secret(name string) (map[string]string, error)
+// sources return the entries of ConfigMaps and Secrets. The error is errAbsent if the object does not
+// exist.
+type sources interface {
+	ConfigMap(ctx context.Context, name string) (map[string]string, error)
+	Secret(ctx context.Context, name string) (map[string]string, error)
 }
 
-// Of is a container's environment, and one short reason for each part of it that could not be had.
-func Of(pod *corev1.Pod, container *corev1.Container, sources Sources) (variables map[string]string, missing []string) {
+// errAbsent means that an object or a key does not exist. An optional reference allows that.
+var errAbsent = errors.New("does not exist")
+
+// resolve returns a container's environment, and one short reason for each part of it that could not
+// be read.
+func resolve(ctx context.Context, pod *corev1.Pod, container *corev1.Container, from sources) (variables map[string]string, missing []string) {
 	variables = map[string]string{}
-	lacks := func(what string, optional *bool, err error) {
-		if optional == nil || !*optional || !errors.Is(err, ErrAbsent) {
-			missing = append(missing, fmt.Sprintf("%s (%s)", what, err))
+	addMissing := func(part string, optional *bool, err error) {
+		if err != nil && (optional == nil || !*optional || !errors.Is(err, errAbsent)) {
+			missing = append(missing, fmt.Sprintf("%s (%s)", part, err))
 		}
 	}
-	for _, from := range container.EnvFrom {
+	for _, e := range container.EnvFrom {
 		switch {
-		case from.ConfigMapRef != nil:
-			all, err := sources.ConfigMap(from.ConfigMapRef.Name)
-			if err != nil {
-				lacks("configmap "+from.ConfigMapRef.Name, from.ConfigMapRef.Optional, err)
-			}
-			add(variables, from.Prefix, all)
-		case from.SecretRef != nil:
-			all, err := sources.Secret(from.SecretRef.Name)
-			if err != nil {
-				lacks("secret "+from.SecretRef.Name, from.SecretRef.Optional, err)
-			}
-			add(variables, from.Prefix, all)
+		case e.ConfigMapRef != nil:
+			entries, err := from.ConfigMap(ctx, e.ConfigMapRef.Name)
+			addMissing("configmap "+e.ConfigMapRef.Name, e.ConfigMapRef.Optional, err)
+			addPrefixed(variables, e.Prefix, entries)
+		case e.SecretRef != nil:
+			entries, err := from.Secret(ctx, e.SecretRef.Name)
+			addMissing("secret "+e.SecretRef.Name, e.SecretRef.Optional, err)
+			addPrefixed(variables, e.Prefix, entries)
 		}
 	}
 	for _, v := range container.Env {
@@ -48,9 +48,10 @@ func Of(pod *corev1.Pod, container *corev1.Container, sources Sources) (variable
 			variables[v.Name] = expand(v.Value, variables)
 			continue
 		}
-		value, what, optional, err := valueOf(v.ValueFrom, pod, container, sources)
+		r := reference{source: v.ValueFrom, pod: pod, container: container}
+		value, err := r.value(ctx, from)
 		if err != nil {
-			lacks(what, optional, err)
+			addMissing(r.part(), r.optional(), err)
 			continue
 		}
 		variables[v.Name] = value
@@ -59,51 +60,74 @@ func Of(pod *corev1.Pod, container *corev1.Container, sources Sources) (variable
 	return variables, slices.Compact(missing)
 }
 
-// ErrAbsent is that of what does not exist, which may be on purpose.
-var ErrAbsent = errors.New("does not exist")
-
-func add(variables map[string]string, prefix string, all map[string]string) {
-	for name, value := range all {
+func addPrefixed(variables map[string]string, prefix string, entries map[string]string) {
+	for name, value := range entries {
 		variables[prefix+name] = value
 	}
 }
 
-func valueOf(from *corev1.EnvVarSource, pod *corev1.Pod, container *corev1.Container, sources Sources) (value, what string, optional *bool, err error) {
-	pick := func(all map[string]string, key string, err error) (string, error) {
-		if err != nil {
-			return "", err
-		}
-		value, ok := all[key]
-		if !ok {
-			return "", fmt.Errorf("key %s %w", key, ErrAbsent)
-		}
-		return value, nil
-	}
-	switch {
-	case from.ConfigMapKeyRef != nil:
-		ref := from.ConfigMapKeyRef
-		all, err := sources.ConfigMap(ref.Name)
-		value, err = pick(all, ref.Key, err)
-		return value, "configmap " + ref.Name, ref.Optional, err
-	case from.SecretKeyRef != nil:
-		ref := from.SecretKeyRef
-		all, err := sources.Secret(ref.Name)
-		value, err = pick(all, ref.Key, err)
-		return value, "secret " + ref.Name, ref.Optional, err
-	case from.FieldRef != nil:
-		if value, ok := field(pod, from.FieldRef.FieldPath); ok {
-			return value, "", nil, nil
-		}
-	case from.ResourceFieldRef == nil:
-		return "", "a variable", nil, errors.New("its source is of a kind that detour does not know")
-	}
-	// What is left needs no API server.
-	value, err = env.GetEnvVarRefValue(nil, pod.Namespace, env.NewResourceStore(), from, pod, container)
-	return value, "a field of the pod", nil, err
+// reference is a variable's value in another object, or in a field of the pod.
+type reference struct {
+	source    *corev1.EnvVarSource
+	pod       *corev1.Pod
+	container *corev1.Container
 }
 
-// field are those paths that package env does not know.
-func field(pod *corev1.Pod, path string) (string, bool) {
+// part names the object or field, for users.
+func (r *reference) part() string {
+	switch s := r.source; {
+	case s.ConfigMapKeyRef != nil:
+		return "configmap " + s.ConfigMapKeyRef.Name
+	case s.SecretKeyRef != nil:
+		return "secret " + s.SecretKeyRef.Name
+	case s.FieldRef == nil && s.ResourceFieldRef == nil:
+		return "a variable"
+	}
+	return "a field of the pod"
+}
+
+func (r *reference) optional() *bool {
+	switch s := r.source; {
+	case s.ConfigMapKeyRef != nil:
+		return s.ConfigMapKeyRef.Optional
+	case s.SecretKeyRef != nil:
+		return s.SecretKeyRef.Optional
+	}
+	return nil
+}
+
+func (r *reference) value(ctx context.Context, from sources) (string, error) {
+	switch s := r.source; {
+	case s.ConfigMapKeyRef != nil:
+		entries, err := from.ConfigMap(ctx, s.ConfigMapKeyRef.Name)
+		return lookUp(entries, s.ConfigMapKeyRef.Key, err)
+	case s.SecretKeyRef != nil:
+		entries, err := from.Secret(ctx, s.SecretKeyRef.Name)
+		return lookUp(entries, s.SecretKeyRef.Key, err)
+	case s.FieldRef != nil:
+		if value, ok := podField(r.pod, s.FieldRef.FieldPath); ok {
+			return value, nil
+		}
+	case s.ResourceFieldRef == nil:
+		return "", errors.New("detour does not know the kind of its source")
+	}
+	// The other fields need no API server.
+	return env.GetEnvVarRefValue(nil, r.pod.Namespace, env.NewResourceStore(), r.source, r.pod, r.container)
+}
+
+func lookUp(entries map[string]string, key string, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	value, ok := entries[key]
+	if !ok {
+		return "", fmt.Errorf("key %s %w", key, errAbsent)
+	}
+	return value, nil
+}
+
+// podField returns the fields that package env does not know.
+func podField(pod *corev1.Pod, path string) (string, bool) {
 	switch path {
 	case "spec.nodeName":
 		return pod.Spec.NodeName, true
@@ -129,7 +153,8 @@ func field(pod *corev1.Pod, path string) (string, bool) {
 	return "", false
 }
 
-// expand puts in what $(NAME) refers to, as the kubelet does: $$ is a dollar, and what is not known stays as it is written.
+// expand replaces $(NAME) with the variable's value, as the kubelet does. $$ becomes a dollar sign,
+// and a reference to an unknown variable stays as it is.
 func expand(s string, variables map[string]string) string {
 	var b strings.Builder
 	for {
@@ -157,17 +182,19 @@ func expand(s string, variables map[string]string) string {
 	}
 }
 
-// own are variables that mean this laptop and no other machine.
-var own = []string{"HOME", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PWD", "SHELL", "TERM", "TMPDIR", "USER"}
+// laptopVariables describe this laptop, so the container's values would be wrong here.
+var laptopVariables = []string{"HOME", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PWD", "SHELL", "TERM", "TMPDIR", "USER"}
 
-// Merge is a process's environment with the container's variables put over it, but for those that mean the laptop, or that a
-// shell would run.
+// Merge returns the environment of a process with the container's variables on top. It leaves out
+// those that describe the laptop, and those whose value a shell would execute.
 func Merge(process []string, variables map[string]string) []string {
 	all := slices.Clone(process)
 	for _, name := range slices.Sorted(maps.Keys(variables)) {
-		if !slices.Contains(own, name) && !slices.Contains(run, name) && !strings.HasPrefix(name, "BASH_FUNC_") {
-			all = append(slices.DeleteFunc(all, func(v string) bool { return strings.HasPrefix(v, name+"=") }), name+"="+variables[name])
+		if slices.Contains(laptopVariables, name) || slices.Contains(executedVariables, name) || strings.HasPrefix(name, "BASH_FUNC_") {
+			continue
 		}
+		all = slices.DeleteFunc(all, func(v string) bool { return strings.HasPrefix(v, name+"=") })
+		all = append(all, name+"="+variables[name])
 	}
 	return all
 }

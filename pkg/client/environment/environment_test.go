@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -24,24 +25,29 @@ func TestExpand(t *testing.T) {
 	}
 }
 
-// given are sources of which some may not be read.
-type given map[string]map[string]string
+// fakeSources holds objects by "kind name". An object that is nil cannot be read.
+type fakeSources map[string]map[string]string
 
-func (g given) get(key string) (map[string]string, error) {
-	all, ok := g[key]
+func (f fakeSources) get(key string) (map[string]string, error) {
+	all, ok := f[key]
 	switch {
 	case !ok:
-		return nil, ErrAbsent
+		return nil, errAbsent
 	case all == nil:
 		return nil, errors.New("you may not read it")
 	}
 	return all, nil
 }
 
-func (g given) ConfigMap(name string) (map[string]string, error) { return g.get("configmap " + name) }
-func (g given) Secret(name string) (map[string]string, error)    { return g.get("secret " + name) }
+func (f fakeSources) ConfigMap(_ context.Context, name string) (map[string]string, error) {
+	return f.get("configmap " + name)
+}
 
-func TestOf(t *testing.T) {
+func (f fakeSources) Secret(_ context.Context, name string) (map[string]string, error) {
+	return f.get("secret " + name)
+}
+
+func TestTheEnvironmentIsThatOfTheContainer(t *testing.T) {
 	yes := true
 	object := func(name string) corev1.LocalObjectReference { return corev1.LocalObjectReference{Name: name} }
 	from := func(s corev1.EnvVarSource) *corev1.EnvVarSource { return &s }
@@ -73,18 +79,19 @@ func TestOf(t *testing.T) {
 			{Name: "ODD", ValueFrom: field("spec.odd")},
 		},
 	}
-	got, missing := Of(pod, container, given{"configmap all": {"X": "x", "Y": "y"}, "secret keys": {"s": "secret"}, "secret hidden": nil})
+	got, missing := resolve(t.Context(), pod, container, fakeSources{"configmap all": {"X": "x", "Y": "y"}, "secret keys": {"s": "secret"}, "secret hidden": nil})
 	assert.Equal(t, map[string]string{"P_X": "x", "P_Y": "over", "A": "1", "B": "1x", "S": "secret", "NODE": "node1", "IPS": "10.1.1.1,fd00::1", "TIER": "web"}, got)
 	assert.Equal(t, []string{"a field of the pod (unsupported fieldPath: spec.odd)", "secret hidden (you may not read it)", "secret keys (key none does not exist)"}, missing)
 }
 
-func TestMerge(t *testing.T) {
+func TestMergeKeepsTheLaptopsOwnVariables(t *testing.T) {
 	got := Merge([]string{"PATH=/bin", "HOME=/root", "A=old", "AB=kept"}, map[string]string{"PATH": "/app", "HOME": "/", "A": "new", "B": "", "BASH_FUNC_ls%%": "() { id; }", "PROMPT_COMMAND": "id", "LD_PRELOAD": "/app/lib.so"})
 	assert.Equal(t, []string{"PATH=/bin", "HOME=/root", "AB=kept", "A=new", "B="}, got)
 }
 
-// Who may write the app's environment runs nothing on the laptop. Kubernetes takes nearly any name since 1.34.
-func TestNamesAreNotRun(t *testing.T) {
+// Someone who may change the app's environment must not execute anything on the laptop. Kubernetes
+// accepts nearly any name since 1.34.
+func TestEnvFileExecutesNothing(t *testing.T) {
 	dir := t.TempDir()
 	ran := filepath.Join(dir, "ran")
 	values := map[string]string{"PLAIN": "1", "_A1": "2"}
@@ -108,8 +115,8 @@ func TestNamesAreNotRun(t *testing.T) {
 	assert.Equal(t, values, all)
 }
 
-// A shell reads back what was written, and nobody else can.
-func TestEnvFile(t *testing.T) {
+// A shell reads the same values back, and nobody else can read the file.
+func TestEnvFileIsReadByAShell(t *testing.T) {
 	values := map[string]string{"PLAIN": "a-b_c./:@1", "SPACES": "a  b", "QUOTES": `it's "so"`, "DOLLAR": "$HOME `id` $(id)", "LINES": "a\nb", "EMPTY": "", "HASH": "#x", "BACKSLASH": `\n\`}
 	file := filepath.Join(t.TempDir(), "env")
 	require.NoError(t, os.WriteFile(file, []byte("old"), 0o644))

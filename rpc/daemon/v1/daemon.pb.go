@@ -782,13 +782,14 @@ func (x *Intercept) GetProtocol() string {
 }
 
 type ListRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Empty means the session's namespace.
-	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// The URL of the API server that the caller means; empty means the session's.
-	Server        string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The caller's kubeconfig, as in ConnectRequest: the targets are read with the caller's rights.
+	Kubeconfig []byte `protobuf:"bytes,2,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"`
+	// The timeout of one request to the API server; 0 means the daemon's default.
+	RequestTimeoutSeconds float64 `protobuf:"fixed64,3,opt,name=request_timeout_seconds,json=requestTimeoutSeconds,proto3" json:"request_timeout_seconds,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *ListRequest) Reset() {
@@ -828,11 +829,18 @@ func (x *ListRequest) GetNamespace() string {
 	return ""
 }
 
-func (x *ListRequest) GetServer() string {
+func (x *ListRequest) GetKubeconfig() []byte {
 	if x != nil {
-		return x.Server
+		return x.Kubeconfig
 	}
-	return ""
+	return nil
+}
+
+func (x *ListRequest) GetRequestTimeoutSeconds() float64 {
+	if x != nil {
+		return x.RequestTimeoutSeconds
+	}
+	return 0
 }
 
 type ListResponse struct {
@@ -1084,9 +1092,13 @@ func (x *TargetIntercept) GetRedirect() string {
 type EnvironmentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The intercept whose container is meant: its service, port, workload and container count.
-	Intercept     *InterceptRequest `protobuf:"bytes,1,opt,name=intercept,proto3" json:"intercept,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Intercept *InterceptRequest `protobuf:"bytes,1,opt,name=intercept,proto3" json:"intercept,omitempty"`
+	// The caller's kubeconfig, as in ConnectRequest: the environment is read with the caller's rights.
+	Kubeconfig []byte `protobuf:"bytes,2,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"`
+	// The timeout of one request to the API server; 0 means the daemon's default.
+	RequestTimeoutSeconds float64 `protobuf:"fixed64,3,opt,name=request_timeout_seconds,json=requestTimeoutSeconds,proto3" json:"request_timeout_seconds,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *EnvironmentRequest) Reset() {
@@ -1124,6 +1136,20 @@ func (x *EnvironmentRequest) GetIntercept() *InterceptRequest {
 		return x.Intercept
 	}
 	return nil
+}
+
+func (x *EnvironmentRequest) GetKubeconfig() []byte {
+	if x != nil {
+		return x.Kubeconfig
+	}
+	return nil
+}
+
+func (x *EnvironmentRequest) GetRequestTimeoutSeconds() float64 {
+	if x != nil {
+		return x.RequestTimeoutSeconds
+	}
+	return 0
 }
 
 type EnvironmentResponse struct {
@@ -1748,10 +1774,13 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\tcontainer\x18\x14 \x01(\tR\tcontainer\x12\x1d\n" +
 	"\n" +
 	"tls_secret\x18\x11 \x01(\tR\ttlsSecret\x12\x1a\n" +
-	"\bprotocol\x18\x12 \x01(\tR\bprotocol\"C\n" +
+	"\bprotocol\x18\x12 \x01(\tR\bprotocol\"\x83\x01\n" +
 	"\vListRequest\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x16\n" +
-	"\x06server\x18\x02 \x01(\tR\x06server\"B\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1e\n" +
+	"\n" +
+	"kubeconfig\x18\x02 \x01(\fR\n" +
+	"kubeconfig\x126\n" +
+	"\x17request_timeout_seconds\x18\x03 \x01(\x01R\x15requestTimeoutSeconds\"B\n" +
 	"\fListResponse\x122\n" +
 	"\atargets\x18\x01 \x03(\v2\x18.detour.daemon.v1.TargetR\atargets\"\xde\x01\n" +
 	"\x06Target\x12\x18\n" +
@@ -1773,9 +1802,13 @@ const file_daemon_v1_daemon_proto_rawDesc = "" +
 	"\x06agents\x18\x06 \x01(\tR\x06agents\x12\x1d\n" +
 	"\n" +
 	"since_unix\x18\a \x01(\x03R\tsinceUnix\x12\x1a\n" +
-	"\bredirect\x18\b \x01(\tR\bredirect\"V\n" +
+	"\bredirect\x18\b \x01(\tR\bredirect\"\xae\x01\n" +
 	"\x12EnvironmentRequest\x12@\n" +
-	"\tintercept\x18\x01 \x01(\v2\".detour.daemon.v1.InterceptRequestR\tintercept\"\xc1\x01\n" +
+	"\tintercept\x18\x01 \x01(\v2\".detour.daemon.v1.InterceptRequestR\tintercept\x12\x1e\n" +
+	"\n" +
+	"kubeconfig\x18\x02 \x01(\fR\n" +
+	"kubeconfig\x126\n" +
+	"\x17request_timeout_seconds\x18\x03 \x01(\x01R\x15requestTimeoutSeconds\"\xc1\x01\n" +
 	"\x13EnvironmentResponse\x12R\n" +
 	"\tvariables\x18\x01 \x03(\v24.detour.daemon.v1.EnvironmentResponse.VariablesEntryR\tvariables\x12\x18\n" +
 	"\amissing\x18\x02 \x03(\tR\amissing\x1a<\n" +

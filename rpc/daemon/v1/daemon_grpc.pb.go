@@ -43,12 +43,11 @@ type DaemonServiceClient interface {
 	// status. If it is connected to another one, Connect fails with FAILED_PRECONDITION.
 	Connect(ctx context.Context, in *ConnectRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConnectResponse], error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
-	// List lists the targets of a namespace in the session's cluster: what can be intercepted, how, and
-	// who intercepts it. It fails with FAILED_PRECONDITION if there is no session, or if the session's
-	// API server is not the caller's.
+	// List lists the targets of a namespace: what can be intercepted, how, and who intercepts it. It
+	// needs no session.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
-	// Environment reads the environment of the app's container in the cluster, with the session's
-	// credentials. It fails with FAILED_PRECONDITION if there is no session.
+	// Environment reads the environment of the app's container in the cluster. It fails with
+	// FAILED_PRECONDITION if there is no session, or if the caller's kubeconfig is for another cluster.
 	Environment(ctx context.Context, in *EnvironmentRequest, opts ...grpc.CallOption) (*EnvironmentResponse, error)
 	// CheckIntercepts reports a conflict between intercepts of one command before the first of them is
 	// made, because making one may roll a workload out. A conflict is an INVALID_ARGUMENT error. If the
@@ -198,12 +197,11 @@ type DaemonServiceServer interface {
 	// status. If it is connected to another one, Connect fails with FAILED_PRECONDITION.
 	Connect(*ConnectRequest, grpc.ServerStreamingServer[ConnectResponse]) error
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
-	// List lists the targets of a namespace in the session's cluster: what can be intercepted, how, and
-	// who intercepts it. It fails with FAILED_PRECONDITION if there is no session, or if the session's
-	// API server is not the caller's.
+	// List lists the targets of a namespace: what can be intercepted, how, and who intercepts it. It
+	// needs no session.
 	List(context.Context, *ListRequest) (*ListResponse, error)
-	// Environment reads the environment of the app's container in the cluster, with the session's
-	// credentials. It fails with FAILED_PRECONDITION if there is no session.
+	// Environment reads the environment of the app's container in the cluster. It fails with
+	// FAILED_PRECONDITION if there is no session, or if the caller's kubeconfig is for another cluster.
 	Environment(context.Context, *EnvironmentRequest) (*EnvironmentResponse, error)
 	// CheckIntercepts reports a conflict between intercepts of one command before the first of them is
 	// made, because making one may roll a workload out. A conflict is an INVALID_ARGUMENT error. If the

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What is no file would be replaced by one: for root that is also /dev/null.
+// Root could replace even /dev/null by a file.
 func TestOnlyRegularFilesAreReplaced(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
@@ -19,7 +19,7 @@ func TestOnlyRegularFilesAreReplaced(t *testing.T) {
 	for _, path := range []string{pipe, link, t.TempDir()} {
 		before, err := os.Lstat(path)
 		require.NoError(t, err)
-		require.ErrorContains(t, WriteFile(path, []byte("A=1\n")), "it is not a file")
+		require.ErrorContains(t, WriteFile(path, []byte("A=1\n")), "it is not a regular file")
 		after, err := os.Lstat(path)
 		require.NoError(t, err)
 		assert.True(t, os.SameFile(before, after), path)

@@ -11,26 +11,30 @@ import (
 	"strings"
 )
 
-// identifier is a name that a POSIX shell takes for a variable's. Kubernetes takes nearly any.
+// identifier matches what a POSIX shell accepts as the name of a variable. Kubernetes accepts nearly
+// any name.
 var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// run are variables whose values a shell runs, or has every program run that it starts.
-var run = []string{"BASH_ENV", "LD_AUDIT", "LD_PRELOAD", "PROMPT_COMMAND", "PS0", "PS1", "PS2", "PS4"}
+// executedVariables are variables whose values a shell executes, or lets every program execute that
+// it starts.
+var executedVariables = []string{"BASH_ENV", "LD_AUDIT", "LD_PRELOAD", "PROMPT_COMMAND", "PS0", "PS1", "PS2", "PS4"}
 
-// EnvFile are the variables in the form of an env file: for a POSIX shell to read, and for docker where no value needs quotes. Left out are
-// those of which a shell would run the value, or the name, because that is no variable's to it.
-func EnvFile(variables map[string]string) (lines []byte, out []string) {
+// EnvFile returns the variables as an env file. A POSIX shell can read it, and so can docker if no
+// value needs quotes. It omits variables of which a shell would execute the value, or the name
+// because that is not an identifier.
+func EnvFile(variables map[string]string) (content []byte, omitted []string) {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(variables)) {
-		if !identifier.MatchString(name) || slices.Contains(run, name) {
-			out = append(out, name)
+		if !identifier.MatchString(name) || slices.Contains(executedVariables, name) {
+			omitted = append(omitted, name)
 			continue
 		}
 		fmt.Fprintf(&b, "%s=%s\n", name, quote(variables[name]))
 	}
-	return []byte(b.String()), out
+	return []byte(b.String()), omitted
 }
 
+// quote makes s one word of a shell.
 func quote(s string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=@%+,", r)
@@ -41,7 +45,7 @@ func quote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// JSON are the variables as one object.
+// JSON returns the variables as one object.
 func JSON(variables map[string]string) ([]byte, error) {
 	raw, err := json.MarshalIndent(variables, "", "  ")
 	if err != nil {
@@ -50,11 +54,11 @@ func JSON(variables map[string]string) ([]byte, error) {
 	return append(raw, '\n'), nil
 }
 
-// WriteFile puts a file in place that only its owner may read, whoever might read what was there before. What is there and no file, such as a device,
-// stays.
+// WriteFile replaces a file by one that only its owner can read, whoever could read the old one. It
+// refuses to replace anything but a regular file, such as a device.
 func WriteFile(path string, content []byte) error {
-	if there, err := os.Stat(path); err == nil && !there.Mode().IsRegular() {
-		return fmt.Errorf("write %s: it is not a file: choose another path", path)
+	if old, err := os.Stat(path); err == nil && !old.Mode().IsRegular() {
+		return fmt.Errorf("write %s: it is not a regular file: choose another path", path)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".detour-*") // of mode 0600
 	if err != nil {
