@@ -1,4 +1,5 @@
-// Command catalog is the shop's list of things, with their stock. On a laptop it runs with EDITION=laptop and answers differently.
+// Command catalog is the HTTP service of the shop that lists its items with their stock. EDITION names the
+// copy that answers, so that a laptop with EDITION=laptop can be told from the cluster.
 package main
 
 import (
@@ -77,7 +78,7 @@ func main() {
 		defer cancel()
 		_ = server.Shutdown(ending)
 	}()
-	if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // returned as it is
+	if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // the server returns it unwrapped
 		log.Fatal(err)
 	}
 	<-done

@@ -1,4 +1,4 @@
-// Command frontend is the shop's face: it shows what the catalog says.
+// Command frontend is the HTTP service of the shop that shows the answer of the catalog.
 package main
 
 import (
@@ -40,7 +40,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, func() { _ = server.Shutdown(context.Background()) })
-	if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // returned as it is
+	if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // the server returns it unwrapped
 		log.Fatal(err)
 	}
 }

@@ -1,4 +1,4 @@
-// Command stock is the shop's gRPC service: how many of an item there are.
+// Command stock is the gRPC service of the shop that counts an item.
 package main
 
 import (
@@ -19,7 +19,7 @@ type server struct {
 	host string
 }
 
-// Count invents a steady number.
+// Count returns an invented number, always the same for an item.
 func (s server) Count(_ context.Context, r *stockv1.CountRequest) (*stockv1.CountResponse, error) {
 	return &stockv1.CountResponse{Count: uint32(len(r.Item)) * 7, ServedBy: s.host}, nil
 }
