@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// deadline is when somebody who waits gives up. lock guards it.
+// deadline is the time at which waiting on a stream ends.
 type deadline struct {
-	lock    sync.Locker
-	changed func() // wakes who waits, under lock
-	at      time.Time
+	lock    sync.Locker // guards the fields below
+	changed func()      // wakes the waiting goroutines; called with lock held
+	at      time.Time   // zero for never
 	timer   *time.Timer
 }
 
@@ -17,7 +17,7 @@ func (d *deadline) set(t time.Time) {
 	d.lock.Lock()
 	defer d.lock.Unlock()
 	d.at = t
-	d.stop()
+	d.stopLocked()
 	if !t.IsZero() {
 		d.timer = time.AfterFunc(max(0, time.Until(t)), func() {
 			d.lock.Lock()
@@ -28,11 +28,11 @@ func (d *deadline) set(t time.Time) {
 	d.changed()
 }
 
-func (d *deadline) stop() {
+func (d *deadline) stopLocked() {
 	if d.timer != nil {
 		d.timer.Stop()
 		d.timer = nil
 	}
 }
 
-func (d *deadline) over() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
+func (d *deadline) passedLocked() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }

@@ -6,33 +6,32 @@ import (
 	"fmt"
 )
 
-// A frame begins with the number of its stream (4 bytes), what it is (1), and the length of what follows (3), big-endian.
 const (
-	frameHeader = 8
-	// maxFrame is the longest frame: one record of TLS.
+	frameHeader = 8 // stream, kind and length: see the package comment
+	// maxFrame is the longest frame: one TLS record.
 	maxFrame = 16 << 10
 	maxData  = maxFrame - frameHeader
 )
 
-// kind is what a frame is.
+// kind is the kind of a frame.
 type kind byte
 
 const (
-	open   kind = iota + 1 // agentv1.RelayHeader: asks the laptop for a stream
-	answer                 // one byte, agentv1.RelayStatus: answers open
-	data                   // bytes of the stream
-	fin                    // no more data follows
-	reset                  // the stream is cut
-	window                 // 4 bytes: so many more bytes of data may be sent
+	kindOpen   kind = iota + 1 // agentv1.RelayHeader: asks the laptop for a stream
+	kindAnswer                 // one byte, agentv1.RelayStatus: answers kindOpen
+	kindData                   // bytes of the stream
+	kindFin                    // no more data follows
+	kindReset                  // both directions end
+	kindWindow                 // 4 bytes: how many more bytes of data the peer may send
 )
 
-var errFrame = errors.New("a frame that cannot be")
+var errFrame = errors.New("invalid frame")
 
 // header is the beginning of a frame.
 type header struct {
 	stream uint32
 	kind   kind
-	length int
+	length int // without the header
 }
 
 func (h header) append(to []byte) []byte {
@@ -40,18 +39,22 @@ func (h header) append(to []byte) []byte {
 	return append(to, byte(h.kind), byte(h.length>>16), byte(h.length>>8), byte(h.length))
 }
 
-// parseHeader reads the header at the beginning of b, which is long enough.
+// parseHeader reads the header at the beginning of b, which has at least frameHeader bytes.
 func parseHeader(b []byte) (header, error) {
-	h := header{stream: binary.BigEndian.Uint32(b), kind: kind(b[4]), length: int(b[5])<<16 | int(b[6])<<8 | int(b[7])}
+	h := header{
+		stream: binary.BigEndian.Uint32(b),
+		kind:   kind(b[4]),
+		length: int(b[5])<<16 | int(b[6])<<8 | int(b[7]),
+	}
 	var ok bool
 	switch h.kind {
-	case open, data:
+	case kindOpen, kindData:
 		ok = h.length <= maxData
-	case answer:
+	case kindAnswer:
 		ok = h.length == 1
-	case fin, reset:
+	case kindFin, kindReset:
 		ok = h.length == 0
-	case window:
+	case kindWindow:
 		ok = h.length == 4
 	}
 	if !ok {
@@ -60,28 +63,29 @@ func parseHeader(b []byte) (header, error) {
 	return h, nil
 }
 
-// receiver gets what a parser finds. What it is given is only lent.
-type receiver interface {
-	control(h header, payload []byte) error
-	data(stream uint32, b []byte) error
+// frameHandler receives the frames that a parser finds. It must not keep the slices.
+type frameHandler interface {
+	handleControl(h header, payload []byte) error
+	handleData(stream uint32, b []byte) error
 }
 
-// parser takes frames apart. Data is passed on as it comes, all else when it is whole.
+// parser finds the frames in a stream of bytes. It passes data on as it arrives, and other frames when they
+// are complete.
 type parser struct {
-	stream uint32 // whose data is under way
-	left   int    // of it
+	stream    uint32 // whose data frame is being read
+	remaining int    // bytes of that frame
 }
 
-// parse gives what b holds to r and returns what is not whole.
-func (p *parser) parse(b []byte, r receiver) (rest []byte, err error) {
+// parse gives the frames in b to h, and returns the beginning of a frame that is not complete.
+func (p *parser) parse(b []byte, h frameHandler) (rest []byte, err error) {
 	for {
-		if p.left > 0 {
-			n := min(p.left, len(b))
+		if p.remaining > 0 {
+			n := min(p.remaining, len(b))
 			if n == 0 {
 				return b, nil
 			}
-			p.left -= n
-			if err := r.data(p.stream, b[:n]); err != nil {
+			p.remaining -= n
+			if err := h.handleData(p.stream, b[:n]); err != nil {
 				return nil, err
 			}
 			b = b[n:]
@@ -90,20 +94,20 @@ func (p *parser) parse(b []byte, r receiver) (rest []byte, err error) {
 		if len(b) < frameHeader {
 			return b, nil
 		}
-		h, err := parseHeader(b)
+		frame, err := parseHeader(b)
 		if err != nil {
 			return nil, err
 		}
-		if h.kind == data {
-			p.stream, p.left = h.stream, h.length
+		if frame.kind == kindData {
+			p.stream, p.remaining = frame.stream, frame.length
 			b = b[frameHeader:]
 			continue
 		}
-		end := frameHeader + h.length
+		end := frameHeader + frame.length
 		if len(b) < end {
 			return b, nil
 		}
-		if err := r.control(h, b[frameHeader:end]); err != nil {
+		if err := h.handleControl(frame, b[frameHeader:end]); err != nil {
 			return nil, err
 		}
 		b = b[end:]

@@ -28,12 +28,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const (
-	patience = 30 * time.Second
-	ok       = agentv1.RelayStatus_RELAY_STATUS_OK
-)
+// patience bounds the waits of the tests.
+const patience = 30 * time.Second
 
-// pair is two ends of a TCP connection over loopback.
+// pair returns the two ends of a TCP connection over loopback.
 func pair(t testing.TB) (a, b net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -46,22 +44,26 @@ func pair(t testing.TB) (a, b net.Conn) {
 	return a, b
 }
 
-// secured puts TLS on a pair.
-func secured(t testing.TB, a, b net.Conn) (net.Conn, net.Conn) {
+// withTLS puts TLS on a pair.
+func withTLS(t testing.TB, a, b net.Conn) (net.Conn, net.Conn) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"manager"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{"manager"}, NotAfter: time.Now().Add(time.Hour),
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	require.NoError(t, err)
 	leaf, err := x509.ParseCertificate(der)
 	require.NoError(t, err)
 	pool := x509.NewCertPool()
 	pool.AddCert(leaf)
-	return relay.Client(a, &tls.Config{RootCAs: pool, ServerName: "manager"}), relay.Server(b, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	certificate := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	return relay.Client(a, &tls.Config{RootCAs: pool, ServerName: "manager"}),
+		relay.Server(b, &tls.Config{Certificates: []tls.Certificate{certificate}})
 }
 
-// process is a local process: what handle does with each of its connections.
+// process starts a local process that handles each of its connections, and returns an Accept that dials it.
 func process(t testing.TB, handle func(*net.TCPConn)) Accept {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -85,11 +87,11 @@ func process(t testing.TB, handle func(*net.TCPConn)) Accept {
 		if err != nil {
 			return nil, agentv1.RelayStatus_RELAY_STATUS_REFUSED
 		}
-		return c, ok
+		return c, agentv1.RelayStatus_RELAY_STATUS_OK
 	}
 }
 
-// run makes the two ends of a and b, and ends them with the test.
+// run runs the two ends of a connection until the test ends.
 func run(t testing.TB, a, b net.Conn, accept Accept) (opens, accepts *Conn) {
 	opens, accepts = New(a, nil), New(b, accept)
 	var running sync.WaitGroup
@@ -99,14 +101,15 @@ func run(t testing.TB, a, b net.Conn, accept Accept) (opens, accepts *Conn) {
 	return opens, accepts
 }
 
-// joined is an end that opens streams to accept.
-func joined(t testing.TB, accept Accept) *Conn {
+// newOpener returns an end whose streams the other one accepts.
+func newOpener(t testing.TB, accept Accept) *Conn {
 	a, b := pair(t)
 	opens, _ := run(t, a, b, accept)
 	return opens
 }
 
-func stream(t testing.TB, c *Conn) *Stream {
+// openStream opens a stream whose deadline bounds the test.
+func openStream(t testing.TB, c *Conn) *Stream {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -118,37 +121,38 @@ func stream(t testing.TB, c *Conn) *Stream {
 
 func echo(c *net.TCPConn) { _, _ = io.Copy(c, struct{ io.Reader }{c}) }
 
-// says asks the echo, and requires its answer.
-func says(t testing.TB, s *Stream, what string) {
+// requireEcho sends text, and requires the process to send it back.
+func requireEcho(t testing.TB, s *Stream, text string) {
 	t.Helper()
-	_, err := s.Write([]byte(what))
+	_, err := s.Write([]byte(text))
 	require.NoError(t, err)
-	got := make([]byte, len(what))
+	got := make([]byte, len(text))
 	_, err = io.ReadFull(s, got)
 	require.NoError(t, err)
-	require.Equal(t, what, string(got))
+	require.Equal(t, text, string(got))
 }
 
-func (c *Conn) open() int {
+// count returns the number of streams.
+func (c *Conn) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.streams)
 }
 
-// Many streams at once carry much both ways, with half-closes, and nothing of one comes out of another.
-func TestAllArrives(t *testing.T) {
+// Many streams carry bulk both ways at once, and end with half-closes. Each receives its own bytes only.
+func TestStreamsCarryAllBytesBothWays(t *testing.T) {
 	for name, secure := range map[string]bool{"TCP": false, "TLS": true} {
 		for _, count := range []int{1, 20} {
 			t.Run(name, func(t *testing.T) {
 				a, b := pair(t)
 				if secure {
-					a, b = secured(t, a, b)
+					a, b = withTLS(t, a, b)
 				}
-				c, there := run(t, a, b, process(t, echo))
+				c, accepting := run(t, a, b, process(t, echo))
 				var all sync.WaitGroup
 				for range count {
 					all.Go(func() {
-						s := stream(t, c)
+						s := openStream(t, c)
 						defer s.Close()
 						sent := make([]byte, 3<<20)
 						_, _ = rand.Read(sent)
@@ -163,8 +167,8 @@ func TestAllArrives(t *testing.T) {
 					})
 				}
 				all.Wait()
-				for _, end := range []*Conn{c, there} {
-					require.Eventually(t, func() bool { return end.open() == 0 }, patience, time.Millisecond)
+				for _, end := range []*Conn{c, accepting} {
+					require.Eventually(t, func() bool { return end.count() == 0 }, patience, time.Millisecond)
 					end.mu.Lock()
 					assert.Zero(t, end.grown)
 					end.mu.Unlock()
@@ -174,41 +178,41 @@ func TestAllArrives(t *testing.T) {
 	}
 }
 
-// Small messages go to and fro, alone and beside others: who reads changes all the time.
-func TestWhoReads(t *testing.T) {
-	c := joined(t, process(t, echo))
-	first := stream(t, c)
+// A stream echoes small messages alone and beside others, so that reading is delegated and taken back.
+func TestReadsAreDelegatedAndTakenBack(t *testing.T) {
+	c := newOpener(t, process(t, echo))
+	first := openStream(t, c)
 	for range 2 {
 		for range 200 {
-			says(t, first, "alone")
+			requireEcho(t, first, "alone")
 		}
-		time.Sleep(3 * leadFor) // the goroutine reads again
+		time.Sleep(3 * delegateFor) // until the goroutine reads again
 		var all sync.WaitGroup
 		for range 8 {
-			s := stream(t, c)
+			s := openStream(t, c)
 			all.Go(func() {
 				defer s.Close()
 				for range 200 {
-					says(t, s, "together")
+					requireEcho(t, s, "other streams")
 				}
 			})
 		}
 		for range 200 {
-			says(t, first, "with others")
+			requireEcho(t, first, "beside others")
 		}
 		all.Wait()
 	}
 }
 
-// What can be read without waiting is what comes next, and is had at some time.
-func TestReadAvailable(t *testing.T) {
+// ReadAvailable returns the next bytes of the stream, and sometimes there are some.
+func TestReadAvailableReturnsTheNextBytes(t *testing.T) {
 	a, b := pair(t)
-	a, b = secured(t, a, b)
+	a, b = withTLS(t, a, b)
 	c, _ := run(t, a, b, process(t, echo))
-	s := stream(t, c)
-	require.Zero(t, s.ReadAvailable(make([]byte, 1)), "nothing was asked")
+	s := openStream(t, c)
+	require.Zero(t, s.ReadAvailable(make([]byte, 1)), "nothing was sent")
 	sent := make([]byte, 60<<10)
-	for had := 0; had == 0; {
+	for available := 0; available == 0; {
 		_, _ = rand.Read(sent)
 		_, err := s.Write(sent)
 		require.NoError(t, err)
@@ -220,29 +224,32 @@ func TestReadAvailable(t *testing.T) {
 			for n > 0 {
 				n = s.ReadAvailable(buf)
 				got = append(got, buf[:n]...)
-				had += n
+				available += n
 			}
 		}
 		require.True(t, bytes.Equal(sent, got))
 	}
 }
 
-// What ends a Read ends it also where that reads the connection itself, and the others go on.
-func TestReadsThatEnd(t *testing.T) {
+// A Read that reads the connection itself still ends with its stream, and the connection goes on.
+func TestReadEndsWithItsStream(t *testing.T) {
 	for name, c := range map[string]struct {
 		end  func(*Stream) error
 		want error
 	}{
-		"deadline": {func(s *Stream) error { return s.SetReadDeadline(time.Now().Add(time.Millisecond)) }, os.ErrDeadlineExceeded},
-		"close":    {func(s *Stream) error { return s.Close() }, net.ErrClosed},
-		"abort":    {func(s *Stream) error { return s.Abort() }, net.ErrClosed},
+		"deadline": {
+			end:  func(s *Stream) error { return s.SetReadDeadline(time.Now().Add(time.Millisecond)) },
+			want: os.ErrDeadlineExceeded,
+		},
+		"close": {end: (*Stream).Close, want: net.ErrClosed},
+		"abort": {end: (*Stream).Abort, want: net.ErrClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			conn := joined(t, process(t, echo))
+			conn := newOpener(t, process(t, echo))
 			for round := range 20 {
-				s := stream(t, conn)
+				s := openStream(t, conn)
 				for range round {
-					says(t, s, "hello")
+					requireEcho(t, s, "hello")
 				}
 				failed := make(chan error, 1)
 				go func() {
@@ -253,45 +260,45 @@ func TestReadsThatEnd(t *testing.T) {
 				require.ErrorIs(t, <-failed, c.want)
 				_ = s.Close()
 			}
-			says(t, stream(t, conn), "still there")
+			requireEcho(t, openStream(t, conn), "the connection works")
 		})
 	}
 }
 
-// Idle sees an end that nobody has read.
-func TestIdle(t *testing.T) {
+// Idle sees the end of a stream before anybody has read it.
+func TestIdleSeesTheEndOfTheStream(t *testing.T) {
 	for name, secure := range map[string]bool{"TCP": false, "TLS": true} {
 		t.Run(name, func(t *testing.T) {
 			a, b := pair(t)
 			if secure {
-				a, b = secured(t, a, b)
+				a, b = withTLS(t, a, b)
 			}
-			leave := make(chan struct{})
-			c, _ := run(t, a, b, process(t, func(c *net.TCPConn) { _, _ = io.CopyN(c, c, 500); <-leave }))
-			s := stream(t, c)
+			end := make(chan struct{})
+			c, _ := run(t, a, b, process(t, func(c *net.TCPConn) { _, _ = io.CopyN(c, c, 500); <-end }))
+			s := openStream(t, c)
 			for range 100 {
-				says(t, s, "hello")
-				quiet, ended := s.Idle()
-				require.True(t, quiet)
+				requireEcho(t, s, "hello")
+				idle, ended := s.Idle()
+				require.True(t, idle)
 				require.False(t, ended)
 			}
-			close(leave)
-			require.Eventually(t, func() bool { quiet, ended := s.Idle(); return !quiet && ended }, patience, time.Millisecond)
+			close(end)
+			require.Eventually(t, func() bool { idle, ended := s.Idle(); return !idle && ended }, patience, time.Millisecond)
 			_, err := s.Read(make([]byte, 1))
 			require.Equal(t, io.EOF, err)
 		})
 	}
 }
 
-// A process that takes nothing stops its own stream only, and what waits for it is bounded.
-func TestProcessThatStandsStill(t *testing.T) {
-	still, first := make(chan struct{}), make(chan struct{}, 1)
+// A process that reads nothing blocks its own stream only, and bounded memory waits for it.
+func TestProcessThatReadsNothingBlocksItsOwnStreamOnly(t *testing.T) {
+	proceed, first := make(chan struct{}), make(chan struct{}, 1)
 	first <- struct{}{}
-	c := joined(t, process(t, func(c *net.TCPConn) {
+	c := newOpener(t, process(t, func(c *net.TCPConn) {
 		select {
 		case <-first:
-			_ = c.SetReadBuffer(64 << 10) // and no more
-			<-still
+			_ = c.SetReadBuffer(64 << 10) // bounds what the kernel takes
+			<-proceed
 			n, err := io.Copy(io.Discard, c)
 			assert.NoError(t, err)
 			_, _ = c.Write([]byte{byte(n % 251)})
@@ -299,37 +306,37 @@ func TestProcessThatStandsStill(t *testing.T) {
 			echo(c)
 		}
 	}))
-	s := stream(t, c)
+	s := openStream(t, c)
 	require.NoError(t, s.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	sent, err := s.Write(make([]byte, 64<<20))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	require.Less(t, sent, 32<<20, "what the kernel keeps, and a window")
-	says(t, stream(t, c), "hello")
-	close(still)
+	require.Less(t, sent, 32<<20, "more than the kernel buffers and a window")
+	requireEcho(t, openStream(t, c), "hello")
+	close(proceed)
 	require.NoError(t, s.CloseWrite())
 	got, err := io.ReadAll(s)
 	require.NoError(t, err)
-	require.Equal(t, []byte{byte(sent % 251)}, got, "nothing is lost of what was sent")
+	require.Equal(t, []byte{byte(sent % 251)}, got, "the process received every byte")
 }
 
-// A client that takes nothing stops its own stream only.
-func TestClientThatStandsStill(t *testing.T) {
-	c := joined(t, process(t, echo))
-	s := stream(t, c)
+// A client that reads nothing blocks its own stream only.
+func TestClientThatReadsNothingBlocksItsOwnStreamOnly(t *testing.T) {
+	c := newOpener(t, process(t, echo))
+	s := openStream(t, c)
 	go func() { _, _ = s.Write(make([]byte, 8<<20)) }()
-	says(t, stream(t, c), "hello")
-	require.Eventually(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.credits.left == 0 }, patience, time.Millisecond)
-	says(t, stream(t, c), "hello")
+	requireEcho(t, openStream(t, c), "hello")
+	require.Eventually(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.recv.window.open == 0 }, patience, time.Millisecond)
+	requireEcho(t, openStream(t, c), "hello")
 	n, err := io.CopyN(io.Discard, s, 8<<20)
 	require.NoError(t, err)
 	require.EqualValues(t, 8<<20, n)
 	require.NoError(t, s.Close())
 }
 
-func TestEnds(t *testing.T) {
+func TestEndsReachTheOtherEnd(t *testing.T) {
 	t.Run("the process resets", func(t *testing.T) {
-		c := joined(t, process(t, func(c *net.TCPConn) { _, _ = c.Read(make([]byte, 1)); _ = c.SetLinger(0) }))
-		s := stream(t, c)
+		c := newOpener(t, process(t, func(c *net.TCPConn) { _, _ = c.Read(make([]byte, 1)); _ = c.SetLinger(0) }))
+		s := openStream(t, c)
 		_, err := s.Write([]byte("x"))
 		require.NoError(t, err)
 		_, err = s.Read(make([]byte, 1))
@@ -340,13 +347,16 @@ func TestEnds(t *testing.T) {
 		end  func(*Stream) error
 		want error
 	}{
-		"the client resets": {(*Stream).Abort, syscall.ECONNRESET},
-		"the client closes": {(*Stream).Close, io.EOF},
-		"the client is cut": {func(s *Stream) error { s.conn.fail(nil); return nil }, syscall.ECONNRESET},
+		"the client resets": {end: (*Stream).Abort, want: syscall.ECONNRESET},
+		"the client closes": {end: (*Stream).Close, want: io.EOF},
+		"the connection is lost": {
+			end:  func(s *Stream) error { s.conn.fail(nil); return nil },
+			want: syscall.ECONNRESET,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ended := make(chan error, 1)
-			s := stream(t, joined(t, process(t, func(c *net.TCPConn) {
+			s := openStream(t, newOpener(t, process(t, func(c *net.TCPConn) {
 				_, err := io.ReadFull(c, make([]byte, 2))
 				ended <- err
 			})))
@@ -361,32 +371,32 @@ func TestEnds(t *testing.T) {
 			require.ErrorIs(t, err, c.want)
 		})
 	}
-	t.Run("closed with something unread", func(t *testing.T) {
+	t.Run("the client closes with unread bytes", func(t *testing.T) {
 		ended := make(chan error, 1)
-		s := stream(t, joined(t, process(t, func(c *net.TCPConn) {
+		s := openStream(t, newOpener(t, process(t, func(c *net.TCPConn) {
 			_, _ = c.Write([]byte("hello"))
 			_, err := c.Read(make([]byte, 1))
 			ended <- err
 		})))
-		require.Eventually(t, func() bool { quiet, _ := s.Idle(); return !quiet }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { idle, _ := s.Idle(); return !idle }, patience, time.Millisecond)
 		require.NoError(t, s.Close())
 		require.ErrorIs(t, <-ended, syscall.ECONNRESET)
 	})
-	t.Run("the other end closes in order", func(t *testing.T) {
+	t.Run("the peer closes in order", func(t *testing.T) {
 		a, b := pair(t)
-		c, there := run(t, a, b, process(t, echo))
-		s := stream(t, c)
-		says(t, s, "hello")
-		require.NoError(t, there.Close())
+		c, accepting := run(t, a, b, process(t, echo))
+		s := openStream(t, c)
+		requireEcho(t, s, "hello")
+		require.NoError(t, accepting.Close())
 		_, err := s.Read(make([]byte, 1))
 		require.Equal(t, io.EOF, err)
 		require.Eventually(t, func() bool { _, err := s.Write([]byte("x")); return err != nil }, patience, time.Millisecond)
 	})
-	t.Run("retired", func(t *testing.T) {
-		c := joined(t, process(t, echo))
-		s := stream(t, c)
+	t.Run("a retired connection ends with its last stream", func(t *testing.T) {
+		c := newOpener(t, process(t, echo))
+		s := openStream(t, c)
 		c.Retire()
-		says(t, s, "hello")
+		requireEcho(t, s, "hello")
 		_, err := c.Open(t.Context(), &agentv1.RelayHeader{})
 		require.Error(t, err)
 		require.NoError(t, s.Close())
@@ -394,9 +404,9 @@ func TestEnds(t *testing.T) {
 	})
 }
 
-func TestOpen(t *testing.T) {
+func TestOpenReturnsAStreamOrAnError(t *testing.T) {
 	t.Run("refused", func(t *testing.T) {
-		c := joined(t, func(h *agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) {
+		c := newOpener(t, func(h *agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) {
 			assert.Equal(t, "10.0.0.1:1", h.Source)
 			return nil, agentv1.RelayStatus_RELAY_STATUS_REFUSED
 		})
@@ -405,40 +415,40 @@ func TestOpen(t *testing.T) {
 		var refused *RefusedError
 		require.ErrorAs(t, err, &refused)
 		require.Equal(t, agentv1.RelayStatus_RELAY_STATUS_REFUSED, refused.Status)
-		require.Zero(t, c.open())
+		require.Zero(t, c.count())
 	})
-	t.Run("silence", func(t *testing.T) {
+	t.Run("no answer in time", func(t *testing.T) {
 		wait := make(chan struct{})
 		accept := process(t, echo)
-		c := joined(t, func(h *agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) { <-wait; return accept(h) })
+		c := newOpener(t, func(h *agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) { <-wait; return accept(h) })
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
 		_, err := c.Open(ctx, &agentv1.RelayHeader{})
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		close(wait)
-		says(t, stream(t, c), "hello")
+		requireEcho(t, openStream(t, c), "hello")
 	})
 	t.Run("the connection ends", func(t *testing.T) {
 		wait := make(chan struct{})
-		c := joined(t, func(*agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) { <-wait; return nil, 0 })
+		c := newOpener(t, func(*agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) { <-wait; return nil, 0 })
 		time.AfterFunc(10*time.Millisecond, func() { c.fail(nil); close(wait) })
 		_, err := c.Open(t.Context(), &agentv1.RelayHeader{})
 		require.ErrorIs(t, err, syscall.ECONNRESET)
 	})
-	t.Run("too many", func(t *testing.T) {
-		c := joined(t, process(t, echo))
+	t.Run("too many streams", func(t *testing.T) {
+		c := newOpener(t, process(t, echo))
 		var all []*Stream
 		for range maxStreams {
-			all = append(all, stream(t, c))
+			all = append(all, openStream(t, c))
 		}
 		_, err := c.Open(t.Context(), &agentv1.RelayHeader{})
 		require.ErrorIs(t, err, ErrTooManyStreams)
 		require.NoError(t, all[0].Close())
-		says(t, stream(t, c), "hello")
+		requireEcho(t, openStream(t, c), "hello")
 	})
 }
 
-// A stream is at work from its first question until its process has been quiet since the answer.
+// A stream is active from a request until its process has sent nothing for a while after the answer.
 func TestActiveStreams(t *testing.T) {
 	t.Parallel()
 	answers := make(chan struct{})
@@ -452,17 +462,17 @@ func TestActiveStreams(t *testing.T) {
 			_, _ = c.Write([]byte("answer"))
 		}
 	}))
-	s := stream(t, opens)
-	require.Zero(t, accepts.ActiveStreams(), "nobody was asked")
+	s := openStream(t, opens)
+	require.Zero(t, accepts.ActiveStreams(), "there was no request")
 	for range 2 {
-		_, err := s.Write([]byte("question"))
+		_, err := s.Write([]byte("request!"))
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return accepts.ActiveStreams() == 1 }, patience, time.Millisecond)
-		require.Equal(t, 1, accepts.ActiveStreams(), "however often it is looked")
+		require.Equal(t, 1, accepts.ActiveStreams(), "it still owes the answer")
 		answers <- struct{}{}
 		_, err = io.ReadFull(s, make([]byte, 6))
 		require.NoError(t, err)
-		require.Equal(t, 1, accepts.ActiveStreams(), "it has just said something")
-		require.Zero(t, accepts.ActiveStreams(), "it is quiet")
+		require.Equal(t, 1, accepts.ActiveStreams(), "it has sent something since the last call")
+		require.Zero(t, accepts.ActiveStreams(), "it has sent nothing since")
 	}
 }

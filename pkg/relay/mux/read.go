@@ -5,182 +5,210 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/detour-dev/detour/pkg/netx"
 )
 
 const (
 	readBuffer = 32 << 10
-	// leadFor is how long the goroutine leaves it to a stream to read, at least.
-	leadFor = 20 * time.Millisecond
+	// delegateFor is how long the goroutine leaves reading to a stream, at least.
+	delegateFor = 20 * time.Millisecond
 )
 
-// reader is how a Conn reads; Conn.mu guards what is not only for who reads. A goroutine reads, and gives the streams what is theirs. But a stream that is alone and
-// waits reads the connection itself, which saves waking it each time.
-type reader struct {
-	turn    sync.Cond // signalled when the goroutine may have to read
-	reading bool      // somebody is
-	left    bool      // it is left to a stream that is alone
-	led     bool      // one has lately
-	looking bool      // whether one has
-	waiting int       // streams that wait for somebody to read
+// Delegated reads.
+//
+// A goroutine reads the connection and gives each stream its bytes. But a stream that is alone on the
+// connection reads it in its own Read while the goroutine waits.
+//
+// Gain: no wake-up of another goroutine for each message; waking the stream cost the agent a third more
+// processor time for a request on one connection. Cost: the state machine below, and up to delegateFor in
+// which nobody reads if the stream has stopped reading. Measured in the laboratory (docs/performance.md);
+// BenchmarkRoundTrip compares both ways.
+//
+// Exactly one goroutine reads at a time: it has set reader.busy (acquireRead), and only it uses Conn.in,
+// until it clears reader.busy (releaseRead).
 
-	// Only for who reads.
-	buf    []byte
-	have   int // of an unfinished frame
-	parser parser
-	first  uint32 // the stream that has got something of this read
-	others bool   // so have others
-	before bool   // others, in the read before
+// reader is the state of reading. Conn.mu guards it.
+type reader struct {
+	turn          sync.Cond // signalled when the goroutine may have to read
+	busy          bool      // somebody reads
+	delegated     bool      // a stream that is alone reads
+	streamRead    bool      // a stream has read since the last check
+	checking      bool      // a check of the delegation is due
+	waiting       int       // goroutines that wait for others to read
+	neverDelegate bool      // for the benchmark: the goroutine always reads itself
 }
 
-// read reads until the end.
-func (c *Conn) read() error {
+// input is the buffer of reading. It is only for the goroutine that reads.
+type input struct {
+	buf     []byte
+	n       int // bytes of an incomplete frame at the beginning of buf
+	parser  parser
+	first   uint32 // the first stream that has received something of this read
+	several bool   // other streams have, too
+	before  bool   // several, of the read before
+}
+
+// readLoop reads until the connection ends, and returns why it ended.
+func (c *Conn) readLoop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		for c.err == nil && (c.reading || c.left && c.waiting == 0) {
-			c.turn.Wait()
+		for c.err == nil && (c.r.busy || c.r.delegated && c.r.waiting == 0) {
+			c.r.turn.Wait()
 		}
 		if c.err != nil {
 			return c.err
 		}
-		c.reading = true
+		c.r.busy = true
 		c.mu.Unlock()
 		err := c.readOnce()
 		c.mu.Lock()
-		c.reading = false
+		c.r.busy = false
 		if err != nil {
 			return err
 		}
-		c.leave(c.alone())
+		c.delegateReadLocked(c.aloneLocked())
 	}
 }
 
-// leave leaves it to a stream that is alone to read, or not; c.mu is held.
-func (c *Conn) leave(left bool) {
-	c.left = left
-	if left && !c.looking {
-		c.looking = true
-		time.AfterFunc(leadFor, c.look)
+// delegateReadLocked leaves reading to the stream that is alone, or takes it back.
+func (c *Conn) delegateReadLocked(delegated bool) {
+	c.r.delegated = delegated && !c.r.neverDelegate
+	if c.r.delegated && !c.r.checking {
+		c.r.checking = true
+		time.AfterFunc(delegateFor, c.checkDelegation)
 	}
 }
 
-// readOnce reads and takes apart what has come.
+// readOnce reads once, and handles the frames that have arrived. The caller has acquired the read.
 func (c *Conn) readOnce() error {
-	if c.buf == nil {
-		c.buf = make([]byte, readBuffer)
+	in := &c.in
+	if in.buf == nil {
+		in.buf = make([]byte, readBuffer)
 	}
-	n, err := c.conn.Read(c.buf[c.have:])
+	n, err := c.conn.Read(in.buf[in.n:])
 	if err != nil {
 		return err
 	}
-	c.first, c.others = 0, false
-	rest, err := c.parser.parse(c.buf[:c.have+n], c)
+	in.first, in.several = 0, false
+	rest, err := in.parser.parse(in.buf[:in.n+n], c)
 	if err != nil {
 		return err
 	}
-	c.have = copy(c.buf, rest)
-	if c.others != c.before {
-		c.before = c.others
+	in.n = copy(in.buf, rest)
+	if in.several != in.before {
+		in.before = in.several
 		c.mu.Lock()
-		c.together = c.others
+		c.w.yield = in.several
 		c.mu.Unlock()
 	}
 	return nil
 }
 
-// tells says that a stream gets something.
-func (c *Conn) tells(s *Stream) {
-	if c.first == 0 {
-		c.first = s.id
+// noteReceiver records that a stream has received something of this read.
+func (c *Conn) noteReceiver(s *Stream) {
+	if c.in.first == 0 {
+		c.in.first = s.id
 	}
-	c.others = c.others || c.first != s.id
+	c.in.several = c.in.several || c.in.first != s.id
 }
 
-// alone says whether there is a single stream, which may read itself; c.mu is held.
-func (c *Conn) alone() bool { return c.accept == nil && !c.together && len(c.streams) == 1 }
+// aloneLocked reports whether there is a single stream, which may read the connection itself.
+func (c *Conn) aloneLocked() bool { return c.accept == nil && !c.w.yield && len(c.streams) == 1 }
 
-// look has the goroutine read again when no stream has for a while.
-func (c *Conn) look() {
+// checkDelegation has the goroutine read again if no stream has read for a while.
+func (c *Conn) checkDelegation() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.looking = false
+	c.r.checking = false
 	switch {
-	case c.err != nil || !c.left || c.reading: // who reads leaves it again
-	case c.led:
-		c.led = false
-		c.leave(true)
+	case c.err != nil || !c.r.delegated || c.r.busy: // releaseRead delegates again
+	case c.r.streamRead:
+		c.r.streamRead = false
+		c.delegateReadLocked(true)
 	default:
-		c.left = false
-		c.turn.Signal()
+		c.r.delegated = false
+		c.r.turn.Signal()
 	}
 }
 
-// lead lets a stream read, until leads is called. If it may not, it waits for others to read, until waited is called.
-func (c *Conn) lead() bool {
+// acquireRead reports whether the calling stream may read. If so, the caller calls releaseRead afterwards; if
+// not, others read, and the caller calls endReadWait when it has stopped waiting for them.
+func (c *Conn) acquireRead() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.reading || !c.left || c.err != nil || !c.alone() {
-		c.waits()
+	if !c.acquireReadLocked() {
+		c.beginReadWaitLocked()
 		return false
 	}
-	c.reading = true
 	return true
 }
 
-// leadNow is lead where reading does not have to wait.
-func (c *Conn) leadNow() bool {
+// acquireBufferedRead is acquireRead for a read that does not have to wait: it fails unless a whole record is
+// buffered, and then there is nothing to end.
+func (c *Conn) acquireBufferedRead() bool {
 	below, ok := c.conn.(interface{ RecordReady() bool })
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !ok || c.reading || !c.left || c.err != nil || !c.alone() || !below.RecordReady() {
+	// RecordReady is for the goroutine that reads, so it comes after the check that nobody else does.
+	return ok && c.mayReadLocked() && below.RecordReady() && c.acquireReadLocked()
+}
+
+func (c *Conn) mayReadLocked() bool {
+	return !c.r.busy && c.r.delegated && c.err == nil && c.aloneLocked()
+}
+
+func (c *Conn) acquireReadLocked() bool {
+	if !c.mayReadLocked() {
 		return false
 	}
-	c.reading = true
+	c.r.busy = true
 	return true
 }
 
-func (c *Conn) leads() {
+func (c *Conn) releaseRead() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.reading, c.led = false, true
-	c.leave(c.left && c.alone())
-	if !c.left || c.waiting > 0 {
-		c.turn.Signal()
+	c.r.busy, c.r.streamRead = false, true
+	c.delegateReadLocked(c.r.delegated && c.aloneLocked())
+	if !c.r.delegated || c.r.waiting > 0 {
+		c.r.turn.Signal()
 	}
 }
 
-// waits says that somebody waits for what others read; c.mu is held.
-func (c *Conn) waits() {
-	c.waiting++
-	c.turn.Signal()
+// beginReadWaitLocked notes that a goroutine waits for others to read.
+func (c *Conn) beginReadWaitLocked() {
+	c.r.waiting++
+	c.r.turn.Signal()
 }
 
-func (c *Conn) waited() {
+func (c *Conn) endReadWait() {
 	c.mu.Lock()
-	c.waiting--
+	c.r.waiting--
 	c.mu.Unlock()
 }
 
-// catchUp reads what has come already, where that was left to a stream.
-func (c *Conn) catchUp() {
+// readAvailable reads what has already arrived, if reading is delegated to a stream.
+func (c *Conn) readAvailable() {
 	c.mu.Lock()
-	if c.reading || !c.left || c.err != nil {
+	if c.r.busy || !c.r.delegated || c.err != nil {
 		c.mu.Unlock()
 		return
 	}
-	c.reading = true
+	c.r.busy = true
 	c.mu.Unlock()
 	var err error
 	for err == nil {
-		wait := time.Unix(1, 0) // only what TLS has read already
-		if readable(c.conn) {
-			wait = time.Now().Add(time.Millisecond) // for what is not a whole record
+		limit := time.Unix(1, 0) // only bytes that TLS has buffered
+		if netx.Readable(c.conn) {
+			limit = time.Now().Add(time.Millisecond) // the rest of an incomplete record
 		}
-		_ = c.conn.SetReadDeadline(wait)
+		_ = c.conn.SetReadDeadline(limit)
 		err = c.readOnce()
 	}
 	_ = c.conn.SetReadDeadline(time.Time{})
-	c.leads()
+	c.releaseRead()
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.fail(err)
 	}

@@ -15,48 +15,60 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-var errReset = fmt.Errorf("the other end has cut the stream: %w", syscall.ECONNRESET)
+var errReset = fmt.Errorf("the peer has cut the stream: %w", syscall.ECONNRESET)
 
-// Stream is one of a Conn's. It is a net.Conn with half-closes and resets. Where both locks are needed mu is taken first.
+// Stream is one stream of a Conn. It is a net.Conn with half-closes and resets.
+//
+// Two locks guard it: Conn.mu guards send, mu the parts below it. Lock mu before Conn.mu. A method of Conn
+// whose name ends in Locked needs Conn.mu, one of Stream needs Stream.mu.
 type Stream struct {
 	conn     *Conn
 	id       uint32
-	answered chan agentv1.RelayStatus // nil where it was accepted
+	answered chan agentv1.RelayStatus // nil for an accepted stream
 
-	// What is sent; conn.mu guards it.
-	room    sync.Cond
-	credit  int  // how much may be sent
-	ended   bool // nothing more is
-	heard   bool // nor comes
-	grown   int  // see window
-	writeBy deadline
+	send sendSide // Conn.mu guards it
 
-	// What is received.
-	mu       sync.Mutex
-	readable sync.Cond
-	parts    parts  // what waits
-	into     []byte // of a reader that waits
-	got      int    // how much of it is filled
-	fin      bool   // nothing more comes
-	err      error  // it is cut
-	readBy   deadline
-	credits  credits
-	leading  bool // the reader reads the connection itself
-	woken    bool // it was told to stop that
+	// mu guards the fields below.
+	mu    sync.Mutex
+	recv  receiveSide
+	local localSide
 
-	local    net.Conn // where an accepted one leads to, once it does
-	draining bool     // a goroutine writes what waits to local
-	deaf     bool     // local takes nothing any more
-	drained  sync.WaitGroup
+	owesAnswer atomic.Bool // the peer has sent something since this end did; see ActiveStreams
+	sent       atomic.Bool // this end has sent something since the last call to ActiveStreams
+}
 
-	asked, spoke atomic.Bool // the other end had the last word; this end has said something. See ActiveStreams
+// sendSide is what a stream sends.
+type sendSide struct {
+	ready    sync.Cond // signalled when more may be sent, or nothing any more
+	credit   int       // how many more bytes may be sent
+	closed   bool      // nothing more is sent
+	peerDone bool      // nothing more is received: the stream is over when both are true
+	grown    int       // by how many bytes this end has grown the peer's window
+	deadline deadline
+}
+
+// receiveSide is what a stream has received.
+type receiveSide struct {
+	readable    sync.Cond
+	queue       byteQueue // bytes that nobody has read
+	into        []byte    // the buffer of a Read that waits
+	filled      int       // bytes in it
+	fin         bool      // nothing more is received
+	err         error     // why the stream is cut
+	deadline    deadline
+	window      receiveWindow
+	reads       bool // a Read of this stream reads the connection (see reader)
+	interrupted bool // that Read was made to return by a read deadline on the connection
 }
 
 func newStream(c *Conn, id uint32) *Stream {
-	s := &Stream{conn: c, id: id, credit: firstWindow, credits: credits{window: firstWindow, left: firstWindow}}
-	s.room.L, s.readable.L = &c.mu, &s.mu
-	s.writeBy.lock, s.writeBy.changed = &c.mu, s.wakeWriter
-	s.readBy.lock, s.readBy.changed = &s.mu, s.wake
+	s := &Stream{conn: c, id: id}
+	s.send.credit = firstWindow
+	s.send.ready.L = &c.mu
+	s.send.deadline.lock, s.send.deadline.changed = &c.mu, func() { c.wakeSenderLocked(s) }
+	s.recv.window = receiveWindow{size: firstWindow, open: firstWindow}
+	s.recv.readable.L = &s.mu
+	s.recv.deadline.lock, s.recv.deadline.changed = &s.mu, s.wakeReaderLocked
 	return s
 }
 
@@ -69,120 +81,120 @@ func (s *Stream) Write(b []byte) (n int, err error) {
 		switch {
 		case c.err != nil:
 			return n, c.err
-		case s.ended:
+		case s.send.closed:
 			return n, fmt.Errorf("write to a stream that has ended: %w", net.ErrClosed)
 		case len(b) == 0:
-			c.flush()
+			c.flushLocked()
 			return n, nil
-		case s.writeBy.over():
+		case s.send.deadline.passedLocked():
 			return n, os.ErrDeadlineExceeded
-		case len(c.queue) > queueLimit && !c.writing: // not at queueLimit: the few bytes that do not fit into four frames leave with them
-			c.flush()
+		case len(c.w.queue) > queueLimit && !c.w.busy:
+			// Not already at queueLimit: the few bytes that do not fit into four frames leave with them.
+			c.flushLocked()
 			continue
-		case len(c.queue) > queueLimit:
-			c.room.Wait()
+		case len(c.w.queue) > queueLimit:
+			c.w.room.Wait()
 			continue
-		case s.credit == 0:
-			s.await()
+		case s.send.credit == 0:
+			c.waitForCreditLocked(s)
 			continue
 		}
-		s.asked.Store(false)
-		s.spoke.Store(true)
-		k := min(len(b), s.credit, maxData)
-		c.frame(s.id, data, b[:k])
-		c.owes()
-		s.credit -= k
+		s.owesAnswer.Store(false)
+		s.sent.Store(true)
+		k := min(len(b), s.send.credit, maxData)
+		c.queueLocked(s.id, kindData, b[:k])
+		c.expectPongLocked()
+		s.send.credit -= k
 		n += k
 		b = b[k:]
 	}
 }
 
-// await waits until more may be sent, or not any more; conn.mu is held, and released meanwhile.
-func (s *Stream) await() {
-	c := s.conn
-	c.waits()
-	c.flush()
-	for s.credit == 0 && !s.ended && c.err == nil && !s.writeBy.over() {
-		s.room.Wait()
+// waitForCreditLocked waits until a stream may send more, or nothing any more. It releases the lock meanwhile.
+func (c *Conn) waitForCreditLocked(s *Stream) {
+	c.beginReadWaitLocked()
+	c.flushLocked()
+	for s.send.credit == 0 && !s.send.closed && c.err == nil && !s.send.deadline.passedLocked() {
+		s.send.ready.Wait()
 	}
-	c.waiting--
+	c.r.waiting--
 }
 
-// grant lets more be sent.
-func (s *Stream) grant(n uint32) error {
-	s.conn.mu.Lock()
-	defer s.conn.mu.Unlock()
-	if n == 0 || n > maxWindow || s.credit+int(n) > maxWindow {
-		return fmt.Errorf("%w: a window of %d more", errFrame, n)
+// grant handles a window frame.
+func (c *Conn) grant(s *Stream, n uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n == 0 || n > maxWindow || s.send.credit+int(n) > maxWindow {
+		return fmt.Errorf("%w: a window of %d more bytes", errFrame, n)
 	}
-	s.credit += int(n)
-	s.room.Broadcast()
+	s.send.credit += int(n)
+	s.send.ready.Broadcast()
 	return nil
 }
 
-// CloseWrite says that no more is sent.
+// CloseWrite sends the end of this direction; the other one goes on.
 func (s *Stream) CloseWrite() error {
 	s.conn.mu.Lock()
 	defer s.conn.mu.Unlock()
-	s.end()
+	s.conn.closeSendLocked(s)
 	return nil
 }
 
-// end sends that no more is sent; conn.mu is held.
-func (s *Stream) end() {
-	if s.ended || s.conn.err != nil {
+// closeSendLocked sends the end of what a stream sends.
+func (c *Conn) closeSendLocked(s *Stream) {
+	if s.send.closed || c.err != nil {
 		return
 	}
-	s.conn.frame(s.id, fin, nil)
-	s.conn.later()
-	s.stop()
-	s.settle()
+	c.queueLocked(s.id, kindFin, nil)
+	c.wakeWriterLocked()
+	c.stopSendLocked(s)
+	c.removeIfOverLocked(s)
 }
 
-// stop lets nothing more be sent; conn.mu is held.
-func (s *Stream) stop() {
-	s.ended = true
-	s.writeBy.stop()
-	s.wakeWriter()
+// stopSendLocked makes a stream send nothing more.
+func (c *Conn) stopSendLocked(s *Stream) {
+	s.send.closed = true
+	s.send.deadline.stopLocked()
+	c.wakeSenderLocked(s)
 }
 
-// wakeWriter wakes who waits to send; conn.mu is held.
-func (s *Stream) wakeWriter() {
-	s.room.Broadcast()
-	s.conn.room.Broadcast()
+func (c *Conn) wakeSenderLocked(s *Stream) {
+	s.send.ready.Broadcast()
+	c.w.room.Broadcast()
 }
 
-// settle forgets a stream that has ended both ways; conn.mu is held. An accepted one is forgotten when join is over.
-func (s *Stream) settle() {
-	if s.ended && s.heard && s.answered != nil {
-		s.conn.remove(s)
+// removeIfOverLocked removes a stream both of whose directions have ended. join removes an accepted one.
+func (c *Conn) removeIfOverLocked(s *Stream) {
+	if s.send.closed && s.send.peerDone && s.answered != nil {
+		c.removeLocked(s)
 	}
 }
 
-// Close implements net.Conn. What was not read, and what comes later, is answered with a reset.
+// Close implements net.Conn. If there are unread bytes, and if more arrive later, the peer gets a reset.
 func (s *Stream) Close() error {
 	s.mu.Lock()
-	unread := s.parts.len() > 0
-	s.lose(net.ErrClosed)
+	unread := s.recv.queue.len() > 0
+	s.recv.queue.drop()
+	s.endReceiveLocked(net.ErrClosed)
 	s.mu.Unlock()
 	if unread {
 		return s.Abort()
 	}
 	s.conn.mu.Lock()
 	defer s.conn.mu.Unlock()
-	s.end()
-	s.conn.remove(s)
+	s.conn.closeSendLocked(s)
+	s.conn.removeLocked(s)
 	return nil
 }
 
-// Abort cuts the stream.
+// Abort cuts the stream: the peer's process sees a reset.
 func (s *Stream) Abort() error {
 	c := s.conn
 	c.mu.Lock()
 	if c.streams[s.id] == s {
-		c.frame(s.id, reset, nil)
-		c.later()
-		c.remove(s)
+		c.queueLocked(s.id, kindReset, nil)
+		c.wakeWriterLocked()
+		c.removeLocked(s)
 	}
 	c.mu.Unlock()
 	s.cut(net.ErrClosed)
@@ -192,84 +204,78 @@ func (s *Stream) Abort() error {
 // cut ends the stream at this end.
 func (s *Stream) cut(err error) {
 	s.conn.mu.Lock()
-	s.stop()
+	s.conn.stopSendLocked(s)
 	s.conn.mu.Unlock()
 	s.mu.Lock()
-	if s.err == nil {
-		s.err = err
-	}
-	local := s.local
+	local := s.local.conn
 	if local != nil || s.answered == nil {
-		s.parts.drop()
+		s.recv.queue.drop()
 	}
-	s.readBy.stop()
-	s.wake()
+	s.endReceiveLocked(err)
 	s.mu.Unlock()
 	if local != nil {
 		netx.Abort(local)
 	}
 }
 
-// lose drops what was not read; mu is held.
-func (s *Stream) lose(err error) {
-	s.parts.drop()
-	if s.err == nil {
-		s.err = err
+// endReceiveLocked makes reads end with err, once the queue is empty.
+func (s *Stream) endReceiveLocked(err error) {
+	if s.recv.err == nil {
+		s.recv.err = err
 	}
-	s.readBy.stop()
-	s.wake()
+	s.recv.deadline.stopLocked()
+	s.wakeReaderLocked()
 }
 
-// receive takes data that has come.
+// receive handles data for the stream.
 func (s *Stream) receive(b []byte) error {
-	s.conn.tells(s)
-	s.asked.Store(true)
+	s.conn.noteReceiver(s)
+	s.owesAnswer.Store(true)
 	s.mu.Lock()
-	if s.fin || !s.credits.use(len(b)) {
-		s.mu.Unlock()
-		return fmt.Errorf("%w: data that was not allowed", errFrame)
+	defer s.mu.Unlock()
+	if s.recv.fin || !s.recv.window.use(len(b)) {
+		return fmt.Errorf("%w: data after the end or beyond the window", errFrame)
 	}
 	var err error
 	switch {
-	case s.err != nil || s.deaf:
+	case s.recv.err != nil || s.local.closed:
 		b = nil
-	case s.parts.len() > 0:
-	case s.got < len(s.into):
-		n := copy(s.into[s.got:], b)
-		s.got += n
+	case s.recv.queue.len() > 0:
+	case s.recv.filled < len(s.recv.into):
+		n := copy(s.recv.into[s.recv.filled:], b)
+		s.recv.filled += n
 		b = b[n:]
-		s.readable.Broadcast()
-	case s.local != nil && !s.draining:
-		b, err = s.pass(b)
+		s.recv.readable.Broadcast()
+	case s.local.conn != nil && !s.local.draining:
+		b, err = s.passLocked(b)
 	}
 	if len(b) > 0 && err == nil {
-		s.parts.add(b)
-		s.readable.Broadcast()
-		s.drain()
+		s.recv.queue.add(b)
+		s.recv.readable.Broadcast()
+		s.drainLocked()
 	}
 	if err != nil {
-		s.deafen()
+		s.closeLocalLocked()
 	}
-	s.mu.Unlock()
 	return nil
 }
 
-// finished takes the end of what the other end sends.
-func (s *Stream) finished() error {
+// receiveFin handles the end of what the peer sends.
+func (s *Stream) receiveFin() error {
 	s.mu.Lock()
-	if s.fin {
+	if s.recv.fin {
 		s.mu.Unlock()
-		return fmt.Errorf("%w: a second end", errFrame)
+		return fmt.Errorf("%w: a second fin", errFrame)
 	}
-	s.fin = true
-	s.readable.Broadcast()
-	if s.local != nil && !s.draining {
-		netx.CloseWrite(s.local)
+	s.recv.fin = true
+	s.recv.readable.Broadcast()
+	if s.local.conn != nil && !s.local.draining {
+		netx.CloseWrite(s.local.conn)
 	}
 	s.mu.Unlock()
 	s.conn.mu.Lock()
-	s.heard = true
-	s.settle()
+	s.send.peerDone = true
+	s.conn.removeIfOverLocked(s)
 	s.conn.mu.Unlock()
 	return nil
 }
@@ -281,97 +287,95 @@ func (s *Stream) Read(b []byte) (int, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.parts.len() == 0 {
+	for s.recv.queue.len() == 0 {
 		switch {
-		case s.fin:
+		case s.recv.fin:
 			return 0, io.EOF
-		case s.err != nil:
-			return 0, s.err
-		case s.readBy.over():
+		case s.recv.err != nil:
+			return 0, s.recv.err
+		case s.recv.deadline.passedLocked():
 			return 0, os.ErrDeadlineExceeded
-		case s.into != nil: // somebody else waits
-			s.readable.Wait()
+		case s.recv.into != nil: // another Read waits
+			s.recv.readable.Wait()
 			continue
 		}
-		s.into = b
-		if s.leading = s.conn.lead(); s.leading {
-			s.mu.Unlock()
-			s.lead()
-			s.mu.Lock()
+		s.recv.into = b
+		if s.recv.reads = s.conn.acquireRead(); s.recv.reads {
+			s.readConnLocked()
 		} else {
-			s.readable.Wait()
-			s.conn.waited()
+			s.recv.readable.Wait()
+			s.conn.endReadWait()
 		}
-		s.into = nil
-		if n := s.got; n > 0 {
-			s.got = 0
-			s.took(n)
+		s.recv.into = nil
+		if n := s.recv.filled; n > 0 {
+			s.recv.filled = 0
+			s.consumedLocked(n)
 			return n, nil
 		}
 	}
-	n := s.parts.take(b)
-	s.took(n)
+	n := s.recv.queue.take(b)
+	s.consumedLocked(n)
 	return n, nil
 }
 
-// ReadAvailable reads what can be had without waiting, if anything can.
+// ReadAvailable reads what has already arrived, without waiting. It returns 0 if nothing has.
 func (s *Stream) ReadAvailable(b []byte) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.parts.len() == 0 && s.into == nil && s.err == nil && !s.fin && s.conn.leadNow() {
-		s.into, s.leading = b, true
-		s.mu.Unlock()
-		s.lead()
-		s.mu.Lock()
-		s.into = nil
-		n, s.got = s.got, 0
+	if s.recv.queue.len() == 0 && s.recv.into == nil && s.recv.err == nil && !s.recv.fin && s.conn.acquireBufferedRead() {
+		s.recv.into, s.recv.reads = b, true
+		s.readConnLocked()
+		s.recv.into = nil
+		n, s.recv.filled = s.recv.filled, 0
 	}
-	n += s.parts.take(b[n:])
+	n += s.recv.queue.take(b[n:])
 	if n > 0 {
-		s.took(n)
+		s.consumedLocked(n)
 	}
 	return n
 }
 
-// lead reads the connection once.
-func (s *Stream) lead() {
+// readConnLocked reads the connection once, after the read was acquired. It releases the lock meanwhile.
+func (s *Stream) readConnLocked() {
+	s.mu.Unlock()
 	err := s.conn.readOnce()
 	s.mu.Lock()
-	s.leading = false
-	if s.woken {
-		s.woken = false
+	s.recv.reads = false
+	if s.recv.interrupted {
+		s.recv.interrupted = false
 		_ = s.conn.conn.SetReadDeadline(time.Time{})
 	}
 	s.mu.Unlock()
-	s.conn.leads()
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // that was wake's
+	s.conn.releaseRead()
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // a deadline is an interruption
 		s.conn.fail(err)
 	}
+	s.mu.Lock()
 }
 
-// wake wakes who reads; mu is held.
-func (s *Stream) wake() {
-	if s.leading {
-		s.woken = true
+func (s *Stream) wakeReaderLocked() {
+	if s.recv.reads {
+		s.recv.interrupted = true
 		_ = s.conn.conn.SetReadDeadline(time.Unix(1, 0))
 	}
-	s.readable.Broadcast()
+	s.recv.readable.Broadcast()
 }
 
-// Alone says whether the stream is the only one on its connection.
+// Alone reports whether the stream is the only one on its connection, which it then may read itself.
 func (s *Stream) Alone() bool {
 	s.conn.mu.Lock()
 	defer s.conn.mu.Unlock()
-	return s.conn.alone()
+	return s.conn.aloneLocked()
 }
 
-// Idle says whether nothing has come that was not read, and whether the stream has ended instead.
-func (s *Stream) Idle() (quiet, ended bool) {
-	s.conn.catchUp()
+// Idle reports whether the stream is open and has no unread bytes, or else whether it has ended. It reads what
+// has already arrived.
+func (s *Stream) Idle() (idle, ended bool) {
+	s.conn.readAvailable()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	empty := s.parts.len() == 0
-	ended = empty && (s.fin || s.err != nil)
+	empty := s.recv.queue.len() == 0
+	ended = empty && (s.recv.fin || s.recv.err != nil)
 	return empty && !ended, ended
 }
 
@@ -383,19 +387,19 @@ func (s *Stream) RemoteAddr() net.Addr { return s.conn.conn.RemoteAddr() }
 
 // SetDeadline implements net.Conn.
 func (s *Stream) SetDeadline(t time.Time) error {
-	s.readBy.set(t)
-	s.writeBy.set(t)
+	s.recv.deadline.set(t)
+	s.send.deadline.set(t)
 	return nil
 }
 
 // SetReadDeadline implements net.Conn.
 func (s *Stream) SetReadDeadline(t time.Time) error {
-	s.readBy.set(t)
+	s.recv.deadline.set(t)
 	return nil
 }
 
 // SetWriteDeadline implements net.Conn.
 func (s *Stream) SetWriteDeadline(t time.Time) error {
-	s.writeBy.set(t)
+	s.send.deadline.set(t)
 	return nil
 }

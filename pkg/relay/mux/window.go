@@ -2,119 +2,63 @@ package mux
 
 import (
 	"encoding/binary"
-	"sync"
 	"time"
 )
 
 const (
-	// firstWindow is how much of a stream may be sent before any of it is taken, in bytes: streams that nobody takes cost so much memory each.
+	// firstWindow is how many bytes a stream may send before any of them is consumed: a stream that nobody
+	// reads costs that much memory.
 	firstWindow = 64 << 10
-	// A window grows up to maxWindow while less than growBelow goes by between one half of it and the next, as long as all streams of a connection have not
-	// grown by more than maxGrown: a long way needs it, and on a slow line a large window would be a long queue that the others wait in.
-	maxWindow = 4 << 20
-	maxGrown  = 4 << 20
-	growBelow = 60 * time.Millisecond
+	// A window grows up to maxWindow while its two halves are consumed within growWithin, unless all streams
+	// of the connection together have grown by more than maxGrown. A long path needs a large window, and on a
+	// slow line a large window would be a long queue that the other streams wait in.
+	maxWindow  = 4 << 20
+	maxGrown   = 4 << 20
+	growWithin = 60 * time.Millisecond
 )
 
-// credits are what the other end may send.
-type credits struct {
-	window int // how much in all may be under way
-	left   int // how much more may come
-	taken  int // how much was taken and may not come again yet
-	since  time.Time
+// receiveWindow limits what the peer may send on a stream. All sizes are in bytes.
+type receiveWindow struct {
+	size     int       // how much may be in flight or unread
+	open     int       // how much more the peer may send
+	consumed int       // how much was consumed that the peer may not send again yet
+	since    time.Time // of the last window frame
 }
 
-// use says whether n bytes may come.
-func (c *credits) use(n int) bool {
-	c.left -= n
-	return c.left >= 0
+// use counts n received bytes, and reports whether the peer was allowed to send them.
+func (w *receiveWindow) use(n int) bool {
+	w.open -= n
+	return w.open >= 0
 }
 
-// took lets more come when enough was taken; mu is held.
-func (s *Stream) took(n int) {
-	c := &s.credits
-	c.taken += n
-	if c.taken < c.window/2 || s.fin || s.err != nil {
+// consumedLocked lets the peer send more once half of the window was consumed.
+func (s *Stream) consumedLocked(n int) {
+	w := &s.recv.window
+	w.consumed += n
+	if w.consumed < w.size/2 || s.recv.fin || s.recv.err != nil {
 		return
 	}
 	now := time.Now()
-	if now.Sub(c.since) < growBelow && s.parts.len() == 0 {
-		grow := s.conn.grow(s, min(c.window, maxWindow-c.window))
-		c.window += grow
-		c.taken += grow
+	if now.Sub(w.since) < growWithin && s.recv.queue.len() == 0 {
+		grow := s.conn.growWindow(s, min(w.size, maxWindow-w.size))
+		w.size += grow
+		w.consumed += grow
 	}
-	c.since = now
-	c.left += c.taken
-	more := uint32(c.taken)
-	c.taken = 0
-	_ = s.conn.say(s.id, window, binary.BigEndian.AppendUint32(nil, more))
+	w.since = now
+	w.open += w.consumed
+	more := uint32(w.consumed)
+	w.consumed = 0
+	_ = s.conn.sendControl(s.id, kindWindow, binary.BigEndian.AppendUint32(nil, more))
 }
 
-// grow says by how much of n the window of a stream may grow.
-func (c *Conn) grow(s *Stream, n int) int {
+// growWindow returns n if the window of a stream may grow by n bytes, otherwise 0.
+func (c *Conn) growWindow(s *Stream, n int) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.streams[s.id] != s || c.grown+n > maxGrown {
 		return 0
 	}
 	c.grown += n
-	s.grown += n
+	s.send.grown += n
 	return n
-}
-
-const partSize = 16 << 10
-
-var partPool = sync.Pool{New: func() any { return new([partSize]byte) }}
-
-// parts are bytes that wait.
-type parts struct{ all []part }
-
-type part struct {
-	b        *[partSize]byte
-	from, to int
-}
-
-func (p *parts) len() int { return len(p.all) }
-
-func (p *parts) add(b []byte) {
-	for len(b) > 0 {
-		last := len(p.all) - 1
-		if last < 0 || p.all[last].to == partSize {
-			p.all = append(p.all, part{b: partPool.Get().(*[partSize]byte)})
-			last++
-		}
-		n := copy(p.all[last].b[p.all[last].to:], b)
-		p.all[last].to += n
-		b = b[n:]
-	}
-}
-
-// take moves bytes to b.
-func (p *parts) take(b []byte) (n int) {
-	for n < len(b) && len(p.all) > 0 {
-		first := &p.all[0]
-		k := copy(b[n:], first.b[first.from:first.to])
-		n += k
-		first.from += k
-		if first.from == first.to {
-			partPool.Put(p.pop().b)
-		}
-	}
-	return n
-}
-
-func (p *parts) pop() part {
-	first := p.all[0]
-	p.all[0] = part{}
-	p.all = p.all[1:]
-	if len(p.all) == 0 {
-		p.all = nil
-	}
-	return first
-}
-
-func (p *parts) drop() {
-	for len(p.all) > 0 {
-		partPool.Put(p.pop().b)
-	}
 }

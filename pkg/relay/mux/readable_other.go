@@ -1,8 +1,0 @@
-//go:build !linux
-
-package mux
-
-import "net"
-
-// readable is not known here.
-func readable(net.Conn) bool { return true }
