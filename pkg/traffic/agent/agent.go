@@ -21,6 +21,7 @@ import (
 	"github.com/detour-dev/detour/pkg/agentconfig"
 	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/tlspeek"
+	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 	"github.com/detour-dev/detour/pkg/traffic/keeper"
@@ -188,7 +189,10 @@ func (a *agent) healthz(w http.ResponseWriter, _ *http.Request) {
 
 // passthrough is what the passthrough needs to know of this agent.
 func (a *agent) passthrough(ctx context.Context, listeners map[uint16]*net.TCPListener) passthrough.Config {
-	return passthrough.Config{Listeners: listeners, Owner: a.owner, Ours: a.ours, Changed: a.changed, Stop: a.stopping.Done(), Take: func(h passthrough.Handover) { a.take(ctx, h) }}
+	return passthrough.Config{
+		Listeners: listeners, Owner: a.owner, Choose: a.chooseEarly, Changed: a.changed, Stop: a.stopping.Done(),
+		Take: func(h passthrough.Handover) { a.take(ctx, h) },
+	}
 }
 
 // take serves a connection that the passthrough gave away.
@@ -201,47 +205,56 @@ func (a *agent) take(ctx context.Context, h passthrough.Handover) {
 	})
 }
 
-// serve carries a connection of which some was already read, as one that is all one or request by request.
+// handover is a connection that has to be served by somebody: of which something was read, and which may have an upstream.
+type handover struct {
+	first   []byte // what was read from the client
+	up      *upstream
+	used    bool        // up has served requests
+	head    *http1.Head // of the request that first begins with, if it was parsed already
+	choice  *choice     // what becomes of that request
+	refused bool        // the laptop is unreachable and the app must not answer: a client of HTTP can be told
+	opaque  bool        // first does not begin a request that can be understood
+}
+
+// serve serves a connection that the passthrough has handed over, to its end.
 func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
-	untouched, refused := false, false
-	for {
-		if (a.personal(h.Port) || refused) && !untouched {
-			if len(h.First) == 0 {
-				h.First = sniffed(h.Client)
-			}
-			switch {
-			case tlspeek.StartsTLS(h.First):
-				if a.serveTLS(ctx, &h) {
-					return
-				}
-				a.conns.Go(func() { a.lookAgain(ctx, h.Port) })
-				untouched = true
-			case sniff.Classify(h.First) == sniff.HTTP2:
-				var app *upstream
-				if h.App != nil {
-					app = &upstream{Conn: h.App}
-				}
-				a.serveHTTP2(h.Client, h.Port, h.First, app)
-				return
-			case sniff.BeginsRequest(h.First):
-				a.newExchange(h.Client, h).serve(ctx)
-				return
-			}
+	next := &handover{first: h.First, used: h.Used, head: h.Head}
+	next.choice, _ = h.Choice.(*choice)
+	if h.App != nil {
+		next.up = &upstream{Conn: h.App}
+	}
+	for next != nil {
+		next = a.serveOnce(ctx, h.Client, h.Port, next)
+	}
+}
+
+// serveOnce serves a connection request by request if it is HTTP, and else as raw bytes. It returns who has to serve it on, or nil.
+func (a *agent) serveOnce(ctx context.Context, client *net.TCPConn, port uint16, h *handover) *handover {
+	byRequest := a.personal(port) || h.refused
+	if byRequest && !h.opaque && len(h.first) == 0 {
+		h.first = sniffed(client)
+	}
+	protocol := sniff.Classify(h.first)
+	raw := &rawConn{agent: a, client: client, port: port, opaque: h.opaque}
+	switch {
+	case h.opaque:
+		return raw.serve(ctx, h.first, h.up)
+	case byRequest && tlspeek.StartsTLS(h.first):
+		if a.serveTLS(ctx, client, port, h) {
+			return nil
 		}
-		if refused {
-			netx.Abort(h.Client) // not HTTP, so nobody can say why
-			return
-		}
-		c := &connection{agent: a, client: h.Client, app: h.App, port: h.Port, untouched: untouched}
-		again, rest := c.serve(ctx, h.First)
-		if !again {
-			return
-		}
-		if up := c.given(); up != nil {
-			a.serveHTTP2(h.Client, h.Port, rest, up)
-			return
-		}
-		h.First, h.App, refused = rest, nil, c.refused
+		a.conns.Go(func() { a.lookAgain(ctx, port) })
+		return &handover{first: h.first, up: h.up, opaque: true}
+	case protocol == sniff.HTTP2 && (byRequest || h.up != nil):
+		a.serveHTTP2(client, port, h.first, h.up)
+		return nil
+	case protocol == sniff.HTTP1, byRequest && sniff.BeginsRequest(h.first):
+		return a.newExchange(client, port, h).serve(ctx)
+	case h.refused:
+		netx.Abort(client) // not HTTP, so nobody can tell the client why
+		return nil
+	default:
+		return raw.serve(ctx, h.first, h.up)
 	}
 }
 

@@ -29,13 +29,13 @@ func TestProbesAreTheApps(t *testing.T) {
 			return nil
 		}}
 	}
-	_, want := a.choose(8080, from("kube-probe/1.34"))
+	want := a.choose(8080, from("kube-probe/1.34")).laptop
 	assert.Nil(t, want)
-	_, want = a.choose(8080, from("curl/8"))
+	want = a.choose(8080, from("curl/8")).laptop
 	assert.Equal(t, "some", want.Uid)
 	a.attachment.probed = nil
 	a.setRoutes([]*agentv1.Intercept{{Uid: "all", Port: 8080}})
-	_, want = a.choose(8080, from("kube-probe/1.34"))
+	want = a.choose(8080, from("kube-probe/1.34")).laptop
 	assert.Equal(t, "all", want.Uid, "where no probe is to be expected")
 }
 

@@ -1,132 +1,168 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/netx/spin"
 	"github.com/detour-dev/detour/pkg/relay/mux"
-	"github.com/detour-dev/detour/pkg/route"
 	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
 	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
-	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 )
 
-const (
-	// With the header of a frame (pkg/relay/mux) a full buffer is one record of TLS.
-	exchangeBuffer = 16<<10 - 8
-	// bulk is how much is gathered for a client before it waits for what has come from its laptop already.
-	bulk = exchangeBuffer / 2
-	// lingering is how long a client may go on to send what nobody reads before its connection is closed.
-	lingering = time.Second
-)
+// lingerTimeout is how long a client may go on to send what nobody reads before its connection is closed.
+const lingerTimeout = time.Second
 
-// exchange serves one client's HTTP/1 connection request by request: each goes to the laptop whose match it meets, or to the app. Heads
-// and bodies are passed on byte by byte as they came. What is not plain HTTP/1 goes to the app, and with it the rest of the connection.
+// exchange serves one client's HTTP/1 connection request by request. Each request goes to the laptop of the intercept that takes
+// it, or to the app. Heads and bodies are passed on byte by byte as they came. What is not plain HTTP/1 leaves the exchange, with
+// the rest of the connection: rawConn passes it on.
+//
+// A goroutine sends a request with a body, because its answer may begin earlier, and a timer may watch the client. The others
+// belong to the goroutine of serve.
 type exchange struct {
-	agent  *agent
-	client *link
-	local  net.Conn
-	port   uint16
-	// upstreams that are open, by route; nil is the app.
-	upstreams map[*target]*link
+	agent *agent
+	port  uint16
+	local net.Conn // the client's connection, as it was accepted or as its TLS ends here
+	// client is local with its buffers. The sending goroutine reads it, and clientWatch while nothing else does.
+	client *side
+	// upstreams are the open connections, by target; nil is the app.
+	upstreams map[*target]*side
 	taps      map[*target]*tap
-	seen      *seen // the request that is served now
-	sending   sending
-	watching  watching
-	idle      idle
-	head      heads
-	more      func(n int) bool // is room, made once
-	kept      bool             // a request has been answered
-	last      net.Conn         // who has answered it
-	gain      spin.Policy
+
+	current current // the request that is served now
+	sending sending
+	watch   clientWatch
+	idle    idle
+	head    headLimit
+	wait    waitStyle
 }
 
-func (a *agent) newExchange(client net.Conn, h passthrough.Handover) *exchange {
-	e := &exchange{agent: a, client: newLink(client, h.First), local: client, port: h.Port, upstreams: map[*target]*link{}, taps: map[*target]*tap{}, kept: h.Kept}
-	e.more = e.room
-	if h.App != nil {
-		app := newLink(h.App, nil)
-		app.used = h.Kept
-		e.upstreams[nil] = app
+// current is one request.
+type current struct {
+	seen   *seen
+	choice *choice
+	// Only the first request has these: its head, if it was parsed already, and the intercept whose laptop has just been found
+	// unreachable.
+	request *http1.Head
+	skip    *target
+}
+
+// waitStyle is what decides how to wait for the next request.
+type waitStyle struct {
+	answered bool     // a request has been answered
+	last     net.Conn // the upstream that answered it
+	spin     spin.Policy
+}
+
+// newExchange returns an exchange for a client's connection, which the caller closes. The exchange owns the upstream of h.
+func (a *agent) newExchange(client net.Conn, port uint16, h *handover) *exchange {
+	e := &exchange{
+		agent: a, port: port, local: client,
+		upstreams: map[*target]*side{}, taps: map[*target]*tap{},
+		wait: waitStyle{answered: h.used},
+	}
+	first := h.first
+	if h.head != nil {
+		e.current.request, e.current.choice = h.head, h.choice
+		first = first[len(h.head.Raw):]
+	}
+	e.client = newSide(client, first)
+	e.head.start(e)
+	if h.up != nil {
+		up := newSide(h.up.Conn, h.up.said)
+		up.used = h.used
+		e.upstreams[h.up.target] = up
+		e.current.skip = h.up.instead
 	}
 	return e
 }
 
-// serve goes on until one side ends the connection.
-func (e *exchange) serve(ctx context.Context) {
+// serve serves requests until one side ends the connection. It returns a handover for a connection that is not HTTP/1.
+func (e *exchange) serve(ctx context.Context) *handover {
 	defer e.end()
 	for _, u := range e.upstreams {
-		u.forget = context.AfterFunc(ctx, func() { _ = u.Conn.Close() })
+		u.stop = context.AfterFunc(ctx, func() { _ = u.Conn.Close() })
 	}
-	forget := e.idle.endWith(e.agent.stopping, e.local)
-	defer forget()
+	stop := e.idle.endWith(e.agent.stopping, e.local)
+	defer stop()
 	for {
 		e.client.to = nil
-		if !e.begins() {
-			_ = e.finish()
-			return
-		}
-		request, err := http1.ReadRequest(e.client.r, e.more)
-		e.headEnds()
+		request, err := e.next()
 		switch {
-		case errors.Is(err, http1.ErrUnclear) || len(request.Raw) > 0 && (errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)):
-			// Half a head and an end, or no end, is for the app to answer, too.
-			e.agent.log.Debug("the rest of a connection is the app's", "port", e.port, "err", err)
-			e.raw(ctx, request.Raw)
-			return
+		case errors.Is(err, errDraining):
+			_ = e.finish()
+			return nil
+		case errors.Is(err, http1.ErrUnclear),
+			len(request.Raw) > 0 && (errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)):
+			// Who answers raw bytes also answers half a head that ends, or does not.
+			e.agent.log.Debug("the rest of a connection is not HTTP/1", "port", e.port, "err", err)
+			return e.leave(request.Raw)
 		case err != nil:
-			return // idle, and gone
+			return nil // the client closed an idle connection
 		}
-		if again, err := e.one(ctx, request); err != nil {
-			netx.Abort(e.local) // what was cut must not look whole
-			return
-		} else if !again {
-			return
+		if goesOn, err := e.serveRequest(ctx, request); err != nil {
+			netx.Abort(e.local) // a clean end would make what was cut look whole
+			return nil
+		} else if !goesOn {
+			return nil
 		}
 	}
 }
 
-// begins waits for the next request. It says whether to read one: not when the agent ends.
-func (e *exchange) begins() bool {
+// next reads the next request.
+func (e *exchange) next() (*http1.Head, error) {
+	if parsed := e.current.request; parsed != nil {
+		e.current.request = nil
+		return parsed, nil
+	}
+	e.current.choice = nil
+	if !e.awaitRequest() {
+		return &http1.Head{}, errDraining
+	}
+	request, err := http1.ReadRequest(e.client.r, e.head.room)
+	e.head.end()
+	return request, err
+}
+
+// awaitRequest waits for the next request. It returns false if the agent ends first.
+func (e *exchange) awaitRequest() bool {
 	if e.client.r.Buffered() > 0 {
 		return true
 	}
-	for _, u := range e.upstreams {
-		u.rest()
+	for t, u := range e.upstreams {
+		if t != nil && t.ctx.Err() != nil { // its intercept has ended
+			_ = u.Close()
+			delete(e.upstreams, t)
+			continue
+		}
+		u.releaseBuffer()
 	}
-	e.idle.wait(true)
+	e.idle.set(true)
 	var err error
-	if !e.alone() || !netx.SpinUntilReadable(e.client.Conn, &e.gain) {
+	if !e.soon() || !netx.SpinUntilReadable(e.client.Conn, &e.wait.spin) {
 		err = e.client.await()
 	}
 	if err == nil {
 		_, err = e.client.r.Peek(1)
 	}
-	e.idle.wait(false)
+	e.idle.set(false)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// alone says whether a laptop has answered the last request that nobody else asks anything now. Its next one comes soon then, or it is not in a hurry.
-func (e *exchange) alone() bool {
-	s, ok := e.last.(*mux.Stream)
+// soon reports whether the next request is likely to come soon: a laptop that serves nobody else has answered the last one.
+func (e *exchange) soon() bool {
+	s, ok := e.wait.last.(*mux.Stream)
 	return ok && s.Alone()
 }
 
 func (e *exchange) end() {
-	if e.watching.timer != nil {
-		e.watching.timer.Stop()
-	}
+	e.watch.end()
 	for _, u := range e.upstreams {
 		_ = u.Close()
 	}
@@ -135,73 +171,89 @@ func (e *exchange) end() {
 	}
 }
 
-// one is one request and its answers. It says whether the connection goes on.
-func (e *exchange) one(ctx context.Context, request *http1.Head) (again bool, err error) {
-	r := asked(request)
-	owner, want := e.agent.choose(e.port, r)
-	e.seen = e.agent.see(e.port, request.Method, request.Target)
-	e.seen.owned(owner)
-	defer func() { e.seen.end() }()
-	taps := e.copies(ctx, r)
+// leave returns the rest of the connection, of which first was read already, with the upstream that it belongs to.
+func (e *exchange) leave(first []byte) *handover {
+	h := &handover{first: append(first, e.client.unread()...), opaque: true}
+	want := e.agent.wanted(e.port)
+	if u := e.upstreams[want]; u != nil {
+		delete(e.upstreams, want)
+		h.up = &upstream{Conn: u.detach(), target: want, said: u.unread()}
+	}
+	return h
+}
+
+// serveRequest serves one request. It reports whether the connection goes on.
+func (e *exchange) serveRequest(ctx context.Context, request *http1.Head) (goesOn bool, err error) {
+	if e.current.choice == nil {
+		e.current.choice = e.agent.choose(e.port, requestOf(request))
+	}
+	owner, want := e.current.choice.owner, e.current.choice.laptop
+	if want == e.current.skip {
+		want = nil
+	}
+	e.current.skip = nil
+	e.current.seen = e.agent.see(e.port, request.Method, request.Target)
+	e.current.seen.owned(owner)
+	defer func() { e.current.seen.end() }()
+	taps := e.openTaps(ctx)
 	copies := make([]io.Writer, len(taps))
 	for i, t := range taps {
 		copies[i] = t
 		t.begin()
 		defer t.complete()
 	}
-	var body kept
+	var body replayBuffer
 	for attempt := 0; ; attempt++ {
-		up, key, err := e.upstream(ctx, want)
+		up, got, err := e.upstream(ctx, want)
 		if errors.Is(err, laptop.ErrUnreachable) {
-			e.seen.answered(503)
-			return false, e.unavailable()
+			return false, e.answerUnavailable()
 		}
-		if err != nil && e.kept {
-			return false, e.finish() // the app has ended since, in order: so do we
+		if err != nil && e.wait.answered {
+			return false, e.finish() // the app has ended in order since its last answer: so do we
 		}
 		if err != nil {
 			return false, err
 		}
-		e.seen.went(owner, key)
-		again, lost, err := e.with(up, request, &body, copies)
-		if again && err == nil {
-			e.kept, e.last = true, up.Conn
+		e.current.seen.went(owner, got)
+		goesOn, lost, err := e.roundTrip(up, request, &body, copies)
+		if goesOn && err == nil {
+			e.wait.answered, e.wait.last = true, up.Conn
 			return true, nil
 		}
 		_ = up.Close()
-		delete(e.upstreams, key)
-		if lost && attempt == 0 {
-			copies = nil // they have it
-			if errors.Is(err, laptop.ErrUnreachable) {
-				if want.ErrorOnFailure {
-					e.seen.answered(503)
-					return false, e.unavailable()
-				}
-				want = nil // another lane may not have been found silent yet
-			}
-			continue // nothing of the client's is gone
+		delete(e.upstreams, got)
+		if !lost || attempt > 0 {
+			return false, err
 		}
-		return false, err
+		copies = nil // they have it
+		if errors.Is(err, laptop.ErrUnreachable) {
+			if want.ErrorOnFailure {
+				return false, e.answerUnavailable()
+			}
+			want = nil // another relay connection may not have noticed the silence yet
+		}
 	}
 }
 
-// copies are the laptops that get a copy of a request. A copy never fails and never waits.
-func (e *exchange) copies(ctx context.Context, r *route.Request) []*tap {
+// openTaps returns the laptops that get a copy of the request. A copy never fails and never waits.
+func (e *exchange) openTaps(ctx context.Context) []*tap {
 	var all []*tap
-	for _, t := range e.agent.tapped(e.port, r) {
+	for _, t := range e.current.choice.taps {
 		if e.taps[t] == nil || e.taps[t].broken() {
 			e.taps[t] = e.agent.newTap(ctx, t, e.local)
 		}
-		e.seen.copied(t)
+		e.current.seen.copied(t)
 		all = append(all, e.taps[t])
 	}
 	return all
 }
 
-// unavailable answers in place of a laptop that cannot be had, where the app shall not.
-func (e *exchange) unavailable() error {
-	const text = "detour: the laptop that intercepts this request cannot be had\n"
-	if _, err := fmt.Fprintf(e.client.w, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(text), text); err != nil {
+// answerUnavailable answers in place of a laptop that is unreachable, where the app must not.
+func (e *exchange) answerUnavailable() error {
+	const text = "detour: the laptop that intercepts this request is unreachable\n"
+	e.current.seen.answered(503)
+	if _, err := fmt.Fprintf(e.client.w, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n"+
+		"Content-Length: %d\r\nConnection: close\r\n\r\n%s", len(text), text); err != nil {
 		return err
 	}
 	if err := e.client.w.Flush(); err != nil {
@@ -210,266 +262,18 @@ func (e *exchange) unavailable() error {
 	return e.finish()
 }
 
-// with exchanges request and answers with an upstream. body is what was kept of an attempt before, and gets what is kept of this one. lost says that the
-// request can be sent again: a kept connection was just being closed, or the laptop is lost and has not taken it, or may be asked twice.
-func (e *exchange) with(up *link, request *http1.Head, body *kept, copies []io.Writer) (goesOn, lost bool, err error) {
-	kept := up.used
-	up.used = true
-	up.to, e.client.to = e.client, up
-	var to io.Writer = up.w
-	var question *mux.Delivery
-	var keeps *keepingWriter
-	if stream := laptop.StreamOf(up.Conn); stream != nil {
-		question = stream.Track(func() { _ = stream.Abort() })
-		if request.Framing != http1.NoBody && !body.whole {
-			keeps = &keepingWriter{kept: body, to: up.w}
-			to = keeps
-		}
-	}
-	up.keeps = keeps != nil
-	if len(copies) > 0 {
-		to = io.MultiWriter(append([]io.Writer{to}, copies...)...)
-	}
-	sending := &e.sending
-	sending.sent = nil
-	defer e.unwatch()
-	if request.Framing == http1.NoBody {
-		e.send(up, request, to, keeps, body)
-	} else {
-		sending.sent = make(chan struct{})
-		sending.Go(func() { e.send(up, request, to, keeps, body) })
-	}
-	answered := false
-	for {
-		answer, err := http1.ReadResponse(up.r, request.Method)
-		if question != nil && !answered && (!question.Done() || repeatable(request.Method, err) && len(answer.Raw) == 0) {
-			return false, e.takeBack(up, request, body), laptop.ErrUnreachable
-		}
-		if err != nil {
-			replay := kept && !answered && request.Framing == http1.NoBody && len(answer.Raw) == 0
-			if !replay && errors.Is(err, http1.ErrUnclear) {
-				// Not HTTP/1 after all: the rest is passed on as it is.
-				_, err = e.client.w.Write(answer.Raw)
-				if err == nil {
-					err = e.tunnel(up)
-				}
-				return false, false, err
-			}
-			if !answered && len(answer.Raw) == 0 && errors.Is(err, io.EOF) && !replay {
-				// The app ended without an answer, in order: so do we.
-				_ = up.Close()
-				_ = e.client.Close()
-				sending.Wait()
-				return false, false, nil
-			}
-			_ = up.Close()
-			if !replay {
-				netx.Abort(e.local)
-			}
-			sending.Wait()
-			return false, replay, err
-		}
-		answered = true
-		e.seen.answered(answer.Status)
-		leaves := e.agent.podEnding.Load() && answer.Status >= 200 && !answer.Close && !request.Close
-		if leaves || answer.Vague {
-			answer.Raw = closing(answer.Raw)
-		}
-		if _, err := e.client.w.Write(answer.Raw); err != nil {
-			return false, false, e.fail(up, err)
-		}
-		if answer.Status == 101 {
-			e.seen.end()
-			return false, false, e.tunnel(up)
-		}
-		if answer.Status < 200 {
-			continue
-		}
-		if answer.Vague {
-			return false, false, e.untilTheEnd(up)
-		}
-		err = http1.CopyBody(e.client.w, up.r, answer)
-		if flushed := e.client.w.Flush(); err == nil {
-			err = flushed
-		}
-		if errors.Is(err, http1.ErrUnclear) {
-			return false, false, e.tunnel(up)
-		}
-		if err != nil {
-			return false, false, e.fail(up, err)
-		}
-		if answer.Close {
-			_ = up.Close() // a body that is still being sent has nobody left to read it
-			_ = e.finish()
-			sending.Wait()
-			return false, false, nil
-		}
-		failed := sending.wait()
-		if errors.Is(failed, http1.ErrUnclear) {
-			return false, false, e.tunnel(up)
-		}
-		sending.Wait()
-		if errors.Is(failed, io.ErrUnexpectedEOF) {
-			failed = nil // the client sent half a body and no more, and has its answer: an end in order
-			request.Close = true
-		}
-		return failed == nil && !request.Close && !leaves, false, failed
-	}
-}
-
-// sending is the request that is sent while its answer may come already.
-type sending struct {
-	sync.WaitGroup
-	sent   chan struct{} // closed when the request is, as far as can be told where it ends; nil where it has no body
-	failed error
-}
-
-// wait waits until the request is sent.
-func (s *sending) wait() error {
-	if s.sent != nil {
-		<-s.sent
-	}
-	return s.failed
-}
-
-// send sends a request to an upstream, and to where it passes through.
-func (e *exchange) send(up *link, request *http1.Head, to io.Writer, keeps *keepingWriter, body *kept) {
-	var err error
-	if body.whole {
-		_, err = to.Write(body.raw)
-	} else if _, err = to.Write(request.Raw); err == nil {
-		err = http1.CopyBody(to, e.client.r, request)
-	}
-	if keeps != nil && err == nil {
-		body.whole, err = !body.over, keeps.err
-	}
-	flushed := up.w.Flush()
-	if err == nil {
-		err = flushed
-	}
-	e.sending.failed = err
-	if e.sending.sent != nil {
-		close(e.sending.sent)
-	}
-	switch {
-	case err == nil:
-		e.watch(up)
-	case errors.Is(err, http1.ErrUnclear):
-		e.onward(up) // who is less strict than we are waits for the rest
-	case flushed == nil:
-		hangUp(up.Conn, errors.Is(err, io.ErrUnexpectedEOF)) // half a body cannot be taken for a whole one
-	}
-}
-
-// closing is the head of an answer that says that its connection ends with it. The line comes first, because some clients look at one only.
-func closing(head []byte) []byte {
-	line := bytes.Index(head, []byte("\r\n")) + 2
-	return slices.Concat(head[:line], []byte("Connection: close\r\n"), head[line:])
-}
-
-// fail ends both sides, so that the sender ends too.
-func (e *exchange) fail(up *link, err error) error {
-	_ = up.Close()
-	netx.Abort(e.local)
-	e.sending.Wait()
-	return err
-}
-
-// finish ends the connection to the client in order: with unread bytes of its body, closing would be a reset that takes the answer with it.
+// finish ends the connection to the client in order. With unread bytes of a request, closing would be a reset, which takes the
+// answer with it.
 func (e *exchange) finish() error {
 	netx.CloseWrite(e.client.Conn)
-	return e.client.SetReadDeadline(time.Now().Add(lingering))
+	return e.client.SetReadDeadline(time.Now().Add(lingerTimeout))
 }
 
-// tunnel joins the two sides for the rest of the connection.
-func (e *exchange) tunnel(up *link) error {
-	var both sync.WaitGroup
-	both.Go(func() {
-		e.sending.Wait()
-		e.unwatch()
-		e.onward(up)
-	})
-	err := http1.CopyRaw(e.client.w, up.r)
-	if flushed := e.client.w.Flush(); err == nil {
-		err = flushed
-	}
-	if err != nil {
-		netx.Abort(e.local)
-	} else {
-		netx.CloseWrite(e.client.Conn)
-	}
-	both.Wait()
-	return err
-}
-
-// untilTheEnd passes on an answer of which nobody can say for sure where it ends. Its client was told that it is the connection's last, and ends it there; what it
-// says all the same is not for this upstream, because nobody has looked whose it is.
-func (e *exchange) untilTheEnd(up *link) error {
-	var both sync.WaitGroup
-	var over atomic.Bool
-	both.Go(func() {
-		e.sending.Wait()
-		e.unwatch()
-		if !over.Load() {
-			_, err := e.client.r.Peek(1)
-			hangUp(up.Conn, err == nil || errors.Is(err, io.EOF))
-		}
-	})
-	err := http1.CopyRaw(e.client.w, up.r)
-	if flushed := e.client.w.Flush(); err == nil {
-		err = flushed
-	}
-	_ = up.Close()
-	if err != nil {
-		netx.Abort(e.local)
-	}
-	over.Store(true)
-	_ = e.finish()
-	both.Wait()
-	return err
-}
-
-// onward passes on what else the client says.
-func (e *exchange) onward(up *link) {
-	err := http1.CopyRaw(up.w, e.client.r)
-	if flushed := up.w.Flush(); err == nil {
-		err = flushed
-	}
-	hangUp(up.Conn, err == nil)
-}
-
-// hangUp lets an upstream see how its client ended.
-func hangUp(up net.Conn, inOrder bool) {
-	if inOrder {
-		netx.CloseWrite(up)
-	} else {
-		netx.Abort(up)
-	}
-}
-
-// raw gives the app what was read and the rest of the connection.
-func (e *exchange) raw(ctx context.Context, first []byte) {
-	seen := e.agent.see(e.port, "", "")
-	defer seen.end()
-	want := e.agent.wanted(e.port)
-	up, got, err := e.upstream(ctx, want)
-	if err != nil {
-		netx.Abort(e.local)
-		return
-	}
-	seen.went(want, got)
-	up.to, e.client.to = e.client, up
-	if _, err := up.w.Write(first); err != nil {
-		netx.Abort(e.local)
-		return
-	}
-	_ = e.tunnel(up)
-}
-
-// upstream is the open connection to a route's laptop or to the app, or a new one; to the app when the laptop cannot be had.
-func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, error) {
+// upstream returns the open connection to a target's laptop or to the app, or makes one. The app takes the place of an unreachable
+// laptop.
+func (e *exchange) upstream(ctx context.Context, want *target) (*side, *target, error) {
 	if u := e.upstreams[want]; u != nil {
-		u.wake()
+		u.takeBuffer()
 		if u.r.Buffered() == 0 && alive(u.Conn) {
 			return u, want, nil
 		}
@@ -480,8 +284,8 @@ func (e *exchange) upstream(ctx context.Context, want *target) (*link, *target, 
 	if err != nil {
 		return nil, nil, err
 	}
-	u := newLink(c, nil)
-	u.forget = context.AfterFunc(ctx, func() { _ = c.Close() })
+	u := newSide(c, nil)
+	u.stop = context.AfterFunc(ctx, func() { _ = c.Close() })
 	if old := e.upstreams[got]; old != nil {
 		_ = old.Close()
 	}

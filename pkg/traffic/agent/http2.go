@@ -43,6 +43,9 @@ func (a *agent) serveHTTP2(client net.Conn, port uint16, first []byte, up *upstr
 	defer c.closeFirst()
 	c.app = &http2.Way{Dial: c.dialApp, Over: a.life}
 	config := http2.Config{App: c.app, Route: c.route, Go: a.conns.Go}
+	if up != nil && len(up.said) > 0 {
+		up.Conn = &netx.PrefixedConn{Conn: up.Conn, Prefix: up.said}
+	}
 	if up != nil && up.target != nil {
 		c.host = up.target
 		config.Host = c.way(c.host, false)
@@ -70,20 +73,19 @@ func (c *http2Client) route(r *http2.Request) http2.Route {
 		}
 		return http2.Route{}
 	}
-	asked := &route.Request{Method: r.Method, Target: r.Target, Values: r.Values}
-	owner, want := c.agent.choose(c.port, asked)
+	chosen := c.agent.choose(c.port, &route.Request{Method: r.Method, Target: r.Target, Values: r.Values})
 	seen := c.agent.see(c.port, r.Method, r.Target)
-	seen.owned(owner)
+	seen.owned(chosen.owner)
 	to := http2.Route{Way: c.app}
-	if want != nil {
+	if want := chosen.laptop; want != nil {
 		to.Way, to.Strict = c.way(want, r.GRPC()), want.ErrorOnFailure
 	}
-	for _, tap := range c.agent.tapped(c.port, asked) {
+	for _, tap := range chosen.taps {
 		seen.copied(tap)
 		to.Copies = append(to.Copies, c.way(tap, r.GRPC()))
 	}
 	if seen != nil {
-		to.Watch = &watched{seen: seen, client: c, owner: owner}
+		to.Watch = &watched{seen: seen, client: c, owner: chosen.owner}
 	}
 	return to
 }

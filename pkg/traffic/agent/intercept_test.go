@@ -62,18 +62,40 @@ func TestLaptopTakesStreamsOrNot(t *testing.T) {
 	}
 }
 
-// A lane that is lost takes its streams along, and the next request makes another.
-func TestLaneLost(t *testing.T) {
+// A lost relay connection takes the raw connections on it along, and a new one replaces it.
+func TestLostRelayConnectionResetsRawConnections(t *testing.T) {
+	m := newLaptop(t, ok, func(c net.Conn) { _, _ = io.Copy(c, c) })
+	p := newPod(t, "127.0.0.1", app(t), m.authority)
+	p.intercept(m.address)
+	echoes := func(c net.Conn) bool {
+		_, err := io.WriteString(c, "*1\r\n")
+		require.NoError(t, err)
+		answer := make([]byte, 4)
+		_, err = io.ReadFull(c, answer)
+		return err == nil && string(answer) == "*1\r\n"
+	}
+	for range 3 {
+		c := p.dial(t)
+		require.True(t, echoes(c))
+		m.cut()
+		_, err := c.Read(make([]byte, 1))
+		require.ErrorIs(t, err, syscall.ECONNRESET)
+		require.Eventually(t, func() bool { return echoes(p.dial(t)) }, patience, time.Millisecond)
+	}
+}
+
+// An idle HTTP/1 connection survives the loss of the relay connection: its next request has an answer, and those after it are the
+// laptop's again.
+func TestLostRelayConnectionKeepsIdleClients(t *testing.T) {
 	m := newLaptop(t, ok, answers("laptop"))
 	p := newPod(t, "127.0.0.1", app(t), m.authority)
 	p.intercept(m.address)
+	b := p.browse(t)
+	assert.Equal(t, "laptop /1 ", b.get(t, "/1"))
 	for range 3 {
-		b := p.browse(t)
-		assert.Equal(t, "laptop /1 ", b.get(t, "/1"))
 		m.cut()
-		_, err := b.Read(make([]byte, 1))
-		require.ErrorIs(t, err, syscall.ECONNRESET)
-		require.Eventually(t, func() bool { return p.browse(t).get(t, "/2") == "laptop /2 " }, patience, time.Millisecond)
+		assert.Contains(t, []string{"laptop /2 ", "app /2 "}, b.get(t, "/2"))
+		require.Eventually(t, func() bool { return b.get(t, "/3") == "laptop /3 " }, patience, time.Millisecond)
 	}
 }
 

@@ -196,7 +196,7 @@ func TestGlobalLaptopWithoutFallback(t *testing.T) {
 		for range 2 {
 			answer := p.ask(t, transport, http.MethodPost, "/", "", strings.NewReader("order"))
 			require.Equal(t, http.StatusServiceUnavailable, answer.StatusCode, version)
-			require.Contains(t, text(t, answer), "the laptop that intercepts this request cannot be had")
+			require.Contains(t, text(t, answer), "the laptop that intercepts this request is unreachable")
 		}
 	}
 	c := p.dial(t)
@@ -230,7 +230,7 @@ func TestBodiesOfSilentLaptops(t *testing.T) {
 
 		require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
 		way.stop()
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum", bytes.NewReader(make([]byte, 4*maxKept)))
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum", bytes.NewReader(make([]byte, 4*maxReplay)))
 		require.NoError(t, err)
 		r.Header.Set("X-Dev", "alice")
 		answer, err := transport.RoundTrip(r)

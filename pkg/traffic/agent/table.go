@@ -80,19 +80,25 @@ func (a *agent) owner(port uint16) passthrough.Owner {
 	}
 }
 
-// ours says whether a request is the app's, and nobody wants a copy of it. When the pod ends its answer has to say so, which the
-// passthrough cannot.
-func (a *agent) ours(port uint16, h *http1.Head) bool {
-	if a.podEnding.Load() {
-		return false
-	}
-	r := asked(h)
-	_, want := a.choose(port, r)
-	return want == nil && len(a.tapped(port, r)) == 0
+// choice is what the intercepts in force make of a request.
+type choice struct {
+	owner  *target   // the intercept that takes the request; nil for none
+	laptop *target   // owner, unless the app has to answer in its place
+	taps   []*target // get a copy
 }
 
-// asked is what a match looks at of a request.
-func asked(h *http1.Head) *route.Request {
+// chooseEarly tells the passthrough what becomes of a request, and whether the app alone gets it. While the pod ends it never does,
+// because each answer has to say so, which the passthrough cannot.
+func (a *agent) chooseEarly(port uint16, h *http1.Head) (chosen any, app bool) {
+	c := a.choose(port, requestOf(h))
+	if c.laptop == nil && len(c.taps) == 0 && !a.podEnding.Load() {
+		return nil, true
+	}
+	return c, false
+}
+
+// requestOf returns what a match looks at of a request.
+func requestOf(h *http1.Head) *route.Request {
 	return &route.Request{Method: h.Method, Target: h.Target, Values: h.Values}
 }
 
@@ -142,26 +148,24 @@ func (a *agent) wanted(port uint16) *target {
 	return nil
 }
 
-// choose is the intercept that a request belongs to, if any, and who is asked: a laptop that cannot be had leaves its requests to the app.
-func (a *agent) choose(port uint16, r *route.Request) (owner, want *target) {
+// choose returns what becomes of a request. A laptop that is unreachable leaves its requests to the app.
+func (a *agent) choose(port uint16, r *route.Request) *choice {
+	c := &choice{taps: a.tapped(port, r)}
 	t := a.table(port)
-	if t == nil {
-		return nil, nil
+	if t == nil || t.probed && probe(r) {
+		return c
 	}
-	if t.probed && probe(r) {
-		return nil, nil
-	}
-	owner = t.global
+	c.owner = t.global
 	for _, p := range t.personal {
 		if p.match.Matches(r) {
-			owner = p
+			c.owner = p
 			break
 		}
 	}
-	if owner == nil || owner.out() {
-		return owner, nil
+	if c.owner != nil && !c.owner.out() {
+		c.laptop = c.owner
 	}
-	return owner, owner
+	return c
 }
 
 // setRoutes puts a configuration in force: intercepts, and the ports whose requests are to be reported. Intercepts that go on keep their state.

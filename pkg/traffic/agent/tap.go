@@ -229,7 +229,7 @@ func (a *agent) newTap(ctx context.Context, t *target, client net.Conn) *tap {
 			return
 		}
 		netx.CloseWrite(c)
-		_ = c.SetReadDeadline(time.Now().Add(lingering))
+		_ = c.SetReadDeadline(time.Now().Add(lingerTimeout))
 	})
 	return &tap{b}
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/detour-dev/detour/pkg/netx"
 	"github.com/detour-dev/detour/pkg/tlspeek"
 	"github.com/detour-dev/detour/pkg/traffic/agent/laptop"
-	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 )
 
 const (
@@ -38,10 +37,10 @@ type secured struct {
 	app *tls.Conn // the first to the app, until somebody uses it
 }
 
-// serveTLS serves a client that began with TLS, when its port's certificate can be had and is the app's own. Else nothing of the
-// connection is touched, and what was read of it is in h.
-func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
-	p := a.ports[h.Port]
+// serveTLS serves a client that begins with TLS, if the port's certificate is available and is the app's own. Otherwise it returns
+// false: nothing of the connection was touched, and h has what was read of it.
+func (a *agent) serveTLS(ctx context.Context, client *net.TCPConn, port uint16, h *handover) bool {
+	p := a.ports[port]
 	if p == nil || p.opaque() != "" {
 		return false
 	}
@@ -50,24 +49,22 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 		return false
 	}
 	var hello *tlspeek.Hello
-	_ = h.Client.SetReadDeadline(time.Now().Add(helloTimeout))
-	hello, h.First, err = tlspeek.ReadHello(h.Client, h.First)
-	_ = h.Client.SetReadDeadline(time.Time{})
+	_ = client.SetReadDeadline(time.Now().Add(helloTimeout))
+	hello, h.first, err = tlspeek.ReadHello(client, h.first)
+	_ = client.SetReadDeadline(time.Time{})
 	if err != nil || hello.SupportsCertificate(certificate) != nil {
 		return false
 	}
-	// The app first: what it says decides what the client is told.
+	// The app first: its answer decides what the client is told.
 	dialing, cancel := context.WithTimeout(ctx, appTimeout)
 	defer cancel()
-	var raw net.Conn
-	if h.App != nil {
-		raw, h.App = h.App, nil
-	} else if raw, err = a.dialApp(dialing, h.Client, h.Port); err != nil {
+	raw, err := a.appConn(dialing, client, port, h)
+	if err != nil {
 		return false
 	}
-	s := &secured{agent: a, port: h.Port, name: hello.Name()}
+	s := &secured{agent: a, port: port, name: hello.Name()}
 	if s.app, err = tlspeek.Connect(dialing, raw, s.name, hello.Protocols(), p.certificate.Is); err != nil {
-		a.log.Debug("TLS passes untouched", "port", h.Port, "err", err)
+		a.log.Debug("a client's TLS passes unread", "port", port, "err", err)
 		_ = raw.Close()
 		return false
 	}
@@ -76,15 +73,28 @@ func (a *agent) serveTLS(ctx context.Context, h *passthrough.Handover) bool {
 	if !slices.Contains([]string{"", "http/1.1", "h2"}, s.protocol) {
 		return false
 	}
-	s.Conn = tls.Server(&netx.PrefixedConn{Conn: h.Client, Prefix: h.First}, p.certificate.Config(s.protocol))
+	s.Conn = tls.Server(&netx.PrefixedConn{Conn: client, Prefix: h.first}, p.certificate.Config(s.protocol))
 	shaking, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	if err := s.HandshakeContext(shaking); err != nil {
-		a.log.Debug("a client gave up its TLS handshake", "port", h.Port, "err", err)
+		a.log.Debug("a client gave up its TLS handshake", "port", port, "err", err)
 		return true
 	}
 	s.serve(ctx)
+	_ = s.Conn.Close() // the end of TLS, where it was not cut
 	return true
+}
+
+// appConn takes the connection to the app out of h, or makes one.
+func (a *agent) appConn(ctx context.Context, client *net.TCPConn, port uint16, h *handover) (net.Conn, error) {
+	if up := h.up; up != nil {
+		h.up = nil
+		if up.target == nil {
+			return up.Conn, nil
+		}
+		_ = up.Close()
+	}
+	return a.dialApp(ctx, client, port)
 }
 
 func (s *secured) serve(ctx context.Context) {
@@ -92,42 +102,45 @@ func (s *secured) serve(ctx context.Context) {
 		s.agent.serveHTTP2(s, s.port, nil, &upstream{Conn: s.take()})
 		return
 	}
-	e := s.agent.newExchange(s, passthrough.Handover{Port: s.port})
-	defer e.end()
+	h := &handover{}
+	var said []byte
 	if s.protocol == "" {
-		spoken, err := s.firstWord(e.client)
-		if err != nil {
-			_ = e.client.Close()
+		var err error
+		if h.first, said, err = s.firstBytes(); err != nil {
 			return
 		}
-		if len(spoken) > 0 {
-			e.upstreams[nil] = newLink(s.take(), spoken)
-			e.raw(ctx, nil)
-			_ = e.client.Close()
-			return
-		}
+		h.opaque = len(said) > 0 // who speaks first is no HTTP/1 server
 	}
-	if app := s.take(); app != nil {
-		e.upstreams[nil] = newLink(app, nil)
+	h.up = &upstream{Conn: s.take(), said: said}
+	if !h.opaque {
+		h = s.agent.newExchange(s, s.port, h).serve(ctx)
 	}
-	e.serve(ctx)
-	_ = e.client.Close() // the end of TLS, where it was not cut
+	if h != nil {
+		(&rawConn{agent: s.agent, client: s, port: s.port, opaque: true}).serve(ctx, h.first, h.up)
+	}
 }
 
-// firstWord waits for whoever speaks first where nobody has said what is spoken, and returns what the app says if it is the app.
-func (s *secured) firstWord(client *link) (spoken []byte, err error) {
+// firstBytes waits for whoever speaks first, the client or the app, where nobody has said which protocol is spoken. One of the
+// results is empty.
+func (s *secured) firstBytes() (client, app []byte, err error) {
 	for b := make([]byte, 4<<10); ; {
-		_ = client.SetReadDeadline(time.Now().Add(silence))
-		_, err := client.r.Peek(1)
-		_ = client.SetReadDeadline(time.Time{})
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil, err
+		_ = s.SetReadDeadline(time.Now().Add(silence))
+		n, err := s.Read(b)
+		_ = s.SetReadDeadline(time.Time{})
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			if n > 0 {
+				err = nil // the next read returns it again
+			}
+			return b[:n], nil, err
 		}
 		_ = s.app.SetReadDeadline(time.Now().Add(time.Millisecond))
-		n, err := s.app.Read(b)
+		n, err = s.app.Read(b)
 		_ = s.app.SetReadDeadline(time.Time{})
-		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return b[:n], err
+		if n > 0 {
+			return nil, b[:n], nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, nil, err
 		}
 	}
 }

@@ -434,7 +434,7 @@ func (st *stream) drop(request []item) {
 	}
 }
 
-const unavailable = "detour: the laptop that intercepts this request cannot be had\n"
+const unavailable = "detour: the laptop that intercepts this request is unreachable\n"
 
 // answer answers in place of a server.
 func (st *stream) answer(status int, text string) {

@@ -178,7 +178,7 @@ func TestTheAppAnswersForALaptop(t *testing.T) {
 	}{
 		"that is there":           {func(*bench) {}, 200, "laptop body"},
 		"that cannot be had":      {func(b *bench) { b.laptop.fails.Store(true) }, 200, "app body"},
-		"that must not be missed": {func(b *bench) { b.laptop.fails.Store(true); b.strict.Store(true) }, 503, "detour: the laptop that intercepts this request cannot be had\n"},
+		"that must not be missed": {func(b *bench) { b.laptop.fails.Store(true); b.strict.Store(true) }, 503, "detour: the laptop that intercepts this request is unreachable\n"},
 		"that speaks no HTTP/2": {func(b *bench) {
 			protocols := new(http.Protocols)
 			protocols.SetHTTP1(true)

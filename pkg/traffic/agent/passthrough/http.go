@@ -13,7 +13,10 @@ type httpState struct {
 	protocol sniff.Protocol
 	answered bool // the app has spoken since the client last did
 	upgraded bool // no longer HTTP
-	kept     bool // the app had something before what the client says now
+	used     bool // the app had something before what the client says now
+	// head is that of the request to be given away, and choice what becomes of it.
+	head   *http1.Head
+	choice any
 	// answers are followed where requests are looked at one by one; nil elsewhere. Then the client begins a request whenever it speaks.
 	answers *http1.Answers
 	// of HTTP/2, where a connection has no end between two requests:
@@ -72,7 +75,8 @@ const (
 func (l *loop) pass(p *pair, b []byte) pass {
 	h := &p.http
 	opening := h.protocol == sniff.Unknown && !h.answered
-	h.kept = !opening
+	h.used = !opening
+	h.head, h.choice = nil, nil
 	begins := h.clientSaid(b)
 	owner := l.config.Owner(p.port)
 	if owner == App {
@@ -93,13 +97,13 @@ func (l *loop) pass(p *pair, b []byte) pass {
 		return toApp
 	}
 	if owner == ByRequest && (h.answers != nil || opening || l.quiet(p)) {
-		if r := simple(b); r != nil && l.config.Ours(p.port, r) {
-			if h.answers == nil {
-				h.answers = new(http1.Answers)
-				p.app.bulk = 0
+		if r := simple(b); r != nil {
+			chosen, app := l.config.Choose(p.port, r)
+			if app {
+				h.expect(p, r.Method)
+				return toApp
 			}
-			h.answers.Expect(r.Method)
-			return toApp
+			h.head, h.choice = r, chosen
 		}
 	}
 	switch {
@@ -109,6 +113,15 @@ func (l *loop) pass(p *pair, b []byte) pass {
 		return toApp
 	}
 	return away
+}
+
+// expect follows the answer to a request that the app gets.
+func (h *httpState) expect(p *pair, method string) {
+	if h.answers == nil {
+		h.answers = new(http1.Answers)
+		p.app.bulk = 0
+	}
+	h.answers.Expect(method)
 }
 
 // early says whether b, which the app says before its client has said anything, has to wait: an HTTP/2 server may greet at once, and
@@ -138,6 +151,7 @@ func (l *loop) release(p *pair) bool {
 		}
 		l.want(&p.client)
 	case p.http.answers.Between() && !p.client.full() && !p.app.full():
+		p.http.head, p.http.choice = nil, nil // what was chosen may have ended while the request waited
 		l.handOver(p, b)
 		return false
 	}

@@ -317,7 +317,14 @@ func (l *loop) handOver(p *pair, first []byte) {
 	l.forget(&p.client)
 	p.client.fd = -1
 	l.end(p, false)
-	l.give(fd, Handover{Port: p.port, App: app, Kept: p.http.kept, First: append([]byte(nil), first...)})
+	h := Handover{
+		Port: p.port, App: app, Used: p.http.used, First: append([]byte(nil), first...),
+		Head: p.http.head, Choice: p.http.choice,
+	}
+	if h.Head != nil {
+		h.Head.Raw = h.First[:len(h.Head.Raw)] // it was part of the loop's buffer
+	}
+	l.give(fd, h)
 }
 
 // give hands a client's socket away.

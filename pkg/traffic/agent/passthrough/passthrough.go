@@ -21,13 +21,14 @@ import (
 type Config struct {
 	// Listeners by the port of the app behind them. The app is asked on the address that the client used.
 	Listeners map[uint16]*net.TCPListener
-	// Owner says whose it is what begins now on a port. It is asked by several threads, often, and must not block; nor must Ours.
+	// Owner says whose it is what begins now on a port. It is asked by several threads, often, and must not block; nor must Choose.
 	Owner func(port uint16) Owner
-	// Ours says whether a request on a port that is looked at by request is the app's.
-	Ours func(port uint16, r *http1.Head) bool
+	// Choose reports whether a request on a port that is looked at by request is for the app alone. Otherwise chosen goes with the
+	// Handover, so that nobody has to match the request again.
+	Choose func(port uint16, r *http1.Head) (chosen any, app bool)
 	// Take gets what is diverted, in a loop's thread: it must not block.
 	Take func(Handover)
-	// Changed says that Owner and Ours may answer differently from now on.
+	// Changed says that Owner and Choose may answer differently from now on.
 	Changed <-chan struct{}
 	// Stop, when closed, says that nothing new is to be taken after what waits at the listeners.
 	Stop <-chan struct{}
@@ -49,8 +50,11 @@ type Handover struct {
 	// App is the connection to the app that was made for this client, where its requests are looked at one by one and some may be
 	// the app's. Nothing is under way on it. It may be nil.
 	App   *net.TCPConn
-	Kept  bool   // App was used before
+	Used  bool   // App has served requests
 	First []byte // what the client has sent and nobody has seen yet
+	// Head is that of the request that First begins with, where it was parsed, and Choice what Choose said of it.
+	Head   *http1.Head
+	Choice any
 }
 
 // maxLoops bounds the threads. There is one for two processors, because the app wants some too.

@@ -34,7 +34,7 @@ func byRequest(t *testing.T, app net.Listener) (address string, taken chan Hando
 		assert.NoError(t, Serve(ctx, Config{
 			Listeners: map[uint16]*net.TCPListener{uint16(app.Addr().(*net.TCPAddr).Port): l.(*net.TCPListener)},
 			Owner:     func(uint16) Owner { return ByRequest },
-			Ours:      func(_ uint16, r *http1.Head) bool { return !r.Has("X-Dev") },
+			Choose:    func(_ uint16, r *http1.Head) (any, bool) { return "chosen", !r.Has("X-Dev") },
 			Take:      func(h Handover) { taken <- h },
 		}))
 	})
@@ -112,7 +112,9 @@ func TestRequestsAreLookedAtOneByOne(t *testing.T) {
 			defer h.Client.Close()
 			defer h.App.Close()
 			require.Equal(t, marked, string(h.First))
-			require.Equal(t, before != "", h.Kept)
+			require.Equal(t, before != "", h.Used)
+			require.Equal(t, marked, string(h.Head.Raw), "it was parsed already")
+			require.Equal(t, "chosen", h.Choice)
 
 			// The app's connection comes along, at the beginning of a request.
 			_, err = io.WriteString(h.App, plain)
@@ -194,7 +196,7 @@ func TestRequestThatIsNotSimple(t *testing.T) {
 			require.NoError(t, err)
 			h := <-taken
 			require.Equal(t, sent, string(h.First))
-			require.False(t, h.Kept)
+			require.False(t, h.Used)
 			require.NoError(t, h.Client.Close())
 			require.NoError(t, h.App.Close())
 		})

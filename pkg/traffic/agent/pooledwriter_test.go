@@ -25,7 +25,7 @@ func (w *writes) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func TestOutletGathers(t *testing.T) {
+func TestPooledWriterGathers(t *testing.T) {
 	for name, c := range map[string]struct {
 		taken int32 // of the large buffers, by others
 		piece int
@@ -34,17 +34,17 @@ func TestOutletGathers(t *testing.T) {
 	}{
 		"nothing":              {0, 0, 3, nil},
 		"small":                {0, 100, 3, []int{300}},
-		"a full buffer":        {0, exchangeBuffer, 1, []int{exchangeBuffer}},
-		"bulk":                 {0, exchangeBuffer, 4, []int{4 * exchangeBuffer}},
-		"more than fits":       {0, exchangeBuffer, 5, []int{outletBuffer, 5*exchangeBuffer - outletBuffer}},
-		"at once":              {0, 100_000, 1, []int{outletBuffer, 100_000 - outletBuffer}},
-		"with no large buffer": {outletLimit, exchangeBuffer, 3, []int{exchangeBuffer, exchangeBuffer, exchangeBuffer}},
+		"a full buffer":        {0, smallBuffer, 1, []int{smallBuffer}},
+		"bulk":                 {0, smallBuffer, 4, []int{4 * smallBuffer}},
+		"more than fits":       {0, smallBuffer, 5, []int{largeBuffer, 5*smallBuffer - largeBuffer}},
+		"at once":              {0, 100_000, 1, []int{largeBuffer, 100_000 - largeBuffer}},
+		"with no large buffer": {maxLargeBuffers, smallBuffer, 3, []int{smallBuffer, smallBuffer, smallBuffer}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := outletsUsed.Swap(c.taken)
-			defer outletsUsed.Store(before)
+			before := largeBuffersUsed.Swap(c.taken)
+			defer largeBuffersUsed.Store(before)
 			to := &writes{}
-			o := &outlet{to: to}
+			o := &pooledWriter{to: to}
 			var sent []byte
 			for i := range c.times {
 				b := bytes.Repeat([]byte{byte(i)}, c.piece)
@@ -60,19 +60,19 @@ func TestOutletGathers(t *testing.T) {
 			}
 			assert.Equal(t, c.want, lengths)
 			assert.Equal(t, string(sent), string(bytes.Join(to.all, nil)))
-			assert.Equal(t, c.taken, outletsUsed.Load(), "what was taken is given back")
+			assert.Equal(t, c.taken, largeBuffersUsed.Load(), "what was taken is given back")
 		})
 	}
 }
 
-func TestOutletThatFailed(t *testing.T) {
+func TestPooledWriterAfterAnError(t *testing.T) {
 	gone := errors.New("gone")
-	before := outletsUsed.Load()
-	o := &outlet{to: &writes{fail: gone}}
-	_, err := o.Write(make([]byte, 2*outletBuffer))
+	before := largeBuffersUsed.Load()
+	o := &pooledWriter{to: &writes{fail: gone}}
+	_, err := o.Write(make([]byte, 2*largeBuffer))
 	require.ErrorIs(t, err, gone)
 	require.ErrorIs(t, o.Flush(), gone)
 	_, err = o.Write([]byte("more"))
 	require.ErrorIs(t, err, gone)
-	assert.Equal(t, before, outletsUsed.Load())
+	assert.Equal(t, before, largeBuffersUsed.Load())
 }

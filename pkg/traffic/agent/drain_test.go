@@ -93,8 +93,8 @@ func TestAppEndsFirst(t *testing.T) {
 }
 
 func TestClosingHead(t *testing.T) {
-	assert.Equal(t, "HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n", string(closing([]byte("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n"))))
-	assert.Equal(t, "HTTP/1.1 204\r\nConnection: close\r\n\r\n", string(closing([]byte("HTTP/1.1 204\r\n\r\n"))))
+	assert.Equal(t, "HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n", string(addClose([]byte("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n"))))
+	assert.Equal(t, "HTTP/1.1 204\r\nConnection: close\r\n\r\n", string(addClose([]byte("HTTP/1.1 204\r\n\r\n"))))
 }
 
 // An agent that has to end closes what is idle, in order, and finishes what is under way.
