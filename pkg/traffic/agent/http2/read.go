@@ -61,6 +61,7 @@ func (s *side) broke(e http2.StreamError) {
 	h := s.streams[e.StreamID]
 	if h == nil && s.way == nil && e.StreamID%2 == 1 && e.StreamID > s.last {
 		s.last = e.StreamID
+		s.resetByUs.add(e.StreamID)
 	}
 	if h == nil {
 		s.say(func(s *side) error { return s.framer.WriteRSTStream(e.StreamID, e.Code) })
@@ -104,16 +105,57 @@ func (s *side) take(f http2.Frame) error {
 		case s.way == nil && id > s.last:
 			return s.sw.opens(f)
 		}
-		return s.idle(id) // else one that has ended
+		if err := s.idle(id); err != nil || s.way != nil {
+			return err
+		}
+		return s.headersAfterEnd(id)
 	case *http2.RSTStreamFrame:
 		if h == nil {
 			return s.idle(id)
 		}
+		h.resetByPeer = true
 		h.wasReset(f.ErrCode)
 		return nil
+	case *http2.PriorityFrame:
+		return s.priority(h, f)
 	default:
-		return nil // priorities, and what is not known
+		return nil // a frame of an extension (RFC 9113, section 5.5)
 	}
+}
+
+// priority checks a PRIORITY frame. The priority itself is ignored (RFC 9113, section 5.3.2), but a
+// stream that depends on itself is an error (RFC 7540, section 5.3.1). For a stream that is still
+// idle it is an error of the connection, because RST_STREAM must not be sent for an idle stream.
+func (s *side) priority(h *half, f *http2.PriorityFrame) error {
+	switch {
+	case f.StreamDep != f.StreamID:
+		return nil
+	case h != nil:
+		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}
+	}
+	return s.idle(f.StreamID)
+}
+
+// headersAfterEnd judges a HEADERS frame of a client for a stream that has ended, or that the client
+// skipped. Trailers may cross a reset of ours. All else is an error of the connection (RFC 9113,
+// section 5.1.1).
+func (s *side) headersAfterEnd(id uint32) error {
+	if s.finishing || s.resetByUs.has(id) {
+		return nil
+	}
+	return http2.ConnectionError(http2.ErrCodeProtocol)
+}
+
+// dataAfterEnd judges a DATA frame for a stream that has ended. A part of a body may cross a reset
+// of ours. Otherwise the client ended the stream itself (RFC 9113, section 5.1).
+func (s *side) dataAfterEnd(id uint32) error {
+	if err := s.idle(id); err != nil {
+		return err
+	}
+	if s.way != nil || s.finishing || s.resetByUs.has(id) {
+		return nil
+	}
+	return http2.StreamError{StreamID: id, Code: http2.ErrCodeStreamClosed}
 }
 
 // idle says whether a stream has not begun: then nothing may come on it.
@@ -228,7 +270,7 @@ func (s *side) data(h *half, f *http2.DataFrame) error {
 	s.sw.holds(n)
 	if h == nil {
 		s.credit(n)
-		return s.idle(f.StreamID)
+		return s.dataAfterEnd(f.StreamID)
 	}
 	if h.heard {
 		s.credit(n)

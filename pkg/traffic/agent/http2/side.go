@@ -44,22 +44,23 @@ type side struct {
 	fields *hpack.Encoder
 	block  bytes.Buffer
 
-	wake    sync.Cond // there is something to write
-	said    []func(*side) error
-	ready   []*half // with something to write
-	full    []*half // likewise, once the connection has a window again
-	waiting []*half // not begun, because the server takes no more at once
-	streams map[uint32]*half
-	halves  int    // streams that use it
-	closed  int    // streams that closed since those that wait were swept
-	begun   int    // those of a server that it knows of
-	copied  int    // bytes of copies that wait
-	next    uint32 // stream to begin
-	last    uint32 // stream that the client began
-	window  int64  // what may be sent
-	initial int64  // window of a stream
-	most    uint32 // streams at once
-	frame   int64  // the largest to send
+	wake      sync.Cond // there is something to write
+	said      []func(*side) error
+	ready     []*half // with something to write
+	full      []*half // likewise, once the connection has a window again
+	waiting   []*half // not begun, because the server takes no more at once
+	streams   map[uint32]*half
+	halves    int       // streams that use it
+	closed    int       // streams that closed since those that wait were swept
+	begun     int       // those of a server that it knows of
+	copied    int       // bytes of copies that wait
+	next      uint32    // stream to begin
+	last      uint32    // stream that the client began
+	resetByUs recentIDs // streams of the client that ended before the client had sent all
+	window    int64     // what may be sent
+	initial   int64     // window of a stream
+	most      uint32    // streams at once
+	frame     int64     // the largest to send
 	receives
 	settled   bool // the first settings have come
 	left      bool // the client was asked to leave

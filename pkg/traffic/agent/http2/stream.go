@@ -31,24 +31,25 @@ type stream struct {
 
 // half is a stream on one of its connections.
 type half struct {
-	side   *side
-	stream *stream
-	id     uint32 // 0 until it is begun
-	copy   bool
-	queue  []item // to be said
-	listed bool   // among those of the side that wait
-	resets bool   // a reset waits, and nothing is said after it
-	hurry  bool   // nor before it what has to wait for a window
-	window int64  // what may be sent
-	given  int64  // what may be received
-	held   int64  // received and not passed on yet
-	wanted int64  // both together, if it can be
-	left   int64  // of the body that comes; negative when nothing was said of it
-	ended  bool   // everything was said
-	heard  bool   // and heard
-	closed bool
-	stall  *time.Timer // of a copy
-	asked  func() bool // ends the question whether it was taken
+	side        *side
+	stream      *stream
+	id          uint32 // 0 until it is begun
+	copy        bool
+	queue       []item // to be said
+	listed      bool   // among those of the side that wait
+	resets      bool   // a reset waits, and nothing is said after it
+	hurry       bool   // nor before it what has to wait for a window
+	window      int64  // what may be sent
+	given       int64  // what may be received
+	held        int64  // received and not passed on yet
+	wanted      int64  // both together, if it can be
+	left        int64  // of the body that comes; negative when nothing was said of it
+	ended       bool   // everything was said
+	heard       bool   // and heard
+	closed      bool
+	resetByPeer bool        // the other end has sent RST_STREAM
+	stall       *time.Timer // of a copy
+	asked       func() bool // ends the question whether it was taken
 }
 
 // half is the stream on a side.
@@ -231,6 +232,9 @@ func (h *half) close() {
 	s.sweep()
 	if h.id != 0 {
 		delete(s.streams, h.id)
+		if s.way == nil && !h.heard && !h.resetByPeer {
+			s.resetByUs.add(h.id)
+		}
 		if s.way != nil {
 			s.begun--
 			s.admit()

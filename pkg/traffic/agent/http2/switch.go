@@ -219,7 +219,7 @@ func (w *Switch) opens(f *http2.MetaHeadersFrame) error {
 		a.heard = f.StreamEnded()
 		st.answer(431, "")
 		return nil
-	case err != nil:
+	case err != nil, f.HasPriority() && f.Priority.StreamDep == f.StreamID: // see side.priority
 		a.refuse(http2.ErrCodeProtocol)
 		return nil
 	case len(c.streams) > int(c.limit) || w.overfull(f.Fields):
