@@ -1,4 +1,4 @@
-package vif
+package vif_test
 
 import (
 	"bytes"
@@ -11,12 +11,14 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
 // udpEcho sends back what comes to the cluster's address.
 func udpEcho(t *testing.T) netip.AddrPort {
 	t.Helper()
-	server, err := net.ListenPacket("udp", netip.AddrPortFrom(service, 0).String())
+	server, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
 	require.NoError(t, err)
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -35,8 +37,8 @@ func udpEcho(t *testing.T) netip.AddrPort {
 
 // QUIC sends as much at once as this before it waits, and takes each loss for a full link.
 func TestNoDatagramIsLost(t *testing.T) {
-	pair(t)
-	c, err := dialFromLaptop("udp", udpEcho(t).String())
+	viftest.Pair(t)
+	c, err := viftest.Dial("udp", udpEcho(t).String())
 	require.NoError(t, err)
 	defer c.Close()
 	const count, size, window = 10_000, 1200, 64
@@ -46,7 +48,7 @@ func TestNoDatagramIsLost(t *testing.T) {
 		seen := make([]bool, count)
 		buf := make([]byte, size+1)
 		for n := range count {
-			_ = c.SetReadDeadline(time.Now().Add(patience))
+			_ = c.SetReadDeadline(time.Now().Add(viftest.Timeout))
 			got, err := c.Read(buf)
 			if !assert.NoError(t, err, "after %d", n) || !assert.Equal(t, size, got) {
 				break
@@ -74,12 +76,12 @@ func TestNoDatagramIsLost(t *testing.T) {
 }
 
 func TestDatagramsOfAllSizes(t *testing.T) {
-	pair(t)
-	c, err := dialFromLaptop("udp", udpEcho(t).String())
+	viftest.Pair(t)
+	c, err := viftest.Dial("udp", udpEcho(t).String())
 	require.NoError(t, err)
 	defer c.Close()
 	for _, size := range []int{1, 512, 1200, 1452, 9000, 20000, 65507} {
-		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+		require.NoError(t, c.SetDeadline(time.Now().Add(viftest.Timeout)))
 		message := bytes.Repeat([]byte{byte(size)}, size)
 		_, err = c.Write(message)
 		require.NoError(t, err, "%d bytes", size)

@@ -16,7 +16,11 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/detour-dev/detour/pkg/netx"
+	"github.com/detour-dev/detour/pkg/tuning"
 	"github.com/detour-dev/detour/pkg/vif/remap"
+	"github.com/detour-dev/detour/pkg/vif/transport"
+	"github.com/detour-dev/detour/pkg/vif/tundev"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
 const (
@@ -29,9 +33,12 @@ const (
 	// deadAfter is how long the cluster may be silent before it counts as gone, and a stream before it is dialled anew.
 	deadAfter = 6 * time.Second
 	// Pauses between attempts at a handshake.
-	greetMin = 250 * time.Millisecond
-	greetMax = 5 * time.Second
+	handshakeMin = 250 * time.Millisecond
+	handshakeMax = 5 * time.Second
 )
+
+// UpgradeProtocol names a stream of WireGuard messages in the Upgrade header of HTTP/1.1.
+const UpgradeProtocol = "detour-wireguard"
 
 // Stream is what carries WireGuard's messages until a direct path is found, and when none is.
 type Stream struct {
@@ -42,7 +49,7 @@ type Stream struct {
 
 // Config describes the laptop's end.
 type Config struct {
-	PrivateKey, PeerKey Key
+	PrivateKey, PeerKey wgkey.Key
 	// Addresses are the laptop's on the VIF, at most one per IP family.
 	Addresses []netip.Addr
 	// Routes are the networks behind the VIF, as the laptop sees them.
@@ -57,39 +64,31 @@ type Config struct {
 	InboundPort uint16
 	// Dial opens the stream that carries WireGuard. It is called again, for ever, when the stream ends.
 	Dial func(context.Context) (Stream, error)
-	// Namespace holds the interface; nil for the network of this process. Config.Dial is the host's in any case.
-	Namespace *Namespace
-	// HostLoopback lets processes in the Namespace reach the host's 127.0.0.1, as the address HostLoopback.
-	HostLoopback bool
-	Log          *slog.Logger
+	// OpenTUN makes the network interface; nil for one in the network of this process. Dial uses this process's network
+	// in any case.
+	OpenTUN tundev.OpenFunc
+	// Log may be nil.
+	Log *slog.Logger
 }
 
 // Interface is the laptop's end of the VIF.
 type Interface struct {
-	log    *slog.Logger
-	name   string
-	peer   Key
-	ladder *ladder
-	tun    *filteredTUN
-	device *device.Device
-	host   hostInterface
-	remap  *remappedTUN
-	cancel context.CancelFunc
-	done   sync.WaitGroup
+	log      *slog.Logger
+	name     string
+	peer     wgkey.Key
+	paths    *transport.PathSelector
+	firewall *tundev.Firewall
+	device   *device.Device
+	host     tundev.HostInterface
+	remapper *tundev.Remapper
+	cancel   context.CancelFunc
+	done     sync.WaitGroup
 
-	mu       sync.Mutex
-	received uint64
-	last     time.Time // when the hub was last heard
-	problem  error     // why the last dial failed
-	heard    chan struct{}
-}
-
-// hostInterface is what the operating system must do. Close of the TUN takes addresses and routes with it.
-type hostInterface interface {
-	// configure makes addresses all that the interface has, and brings it up.
-	configure(addresses []netip.Addr, mtu int) error
-	// setRoutes makes routes the whole set behind the interface.
-	setRoutes(routes []netip.Prefix) error
+	mu           sync.Mutex
+	received     uint64
+	lastReceived time.Time // when the hub was last heard
+	problem      error     // why the last dial failed
+	connected    chan struct{}
 }
 
 // Up makes the interface and starts to connect. It returns when the interface is there; Ready says when it is connected.
@@ -103,7 +102,10 @@ func Up(ctx context.Context, c Config) (*Interface, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	device, host, err := open(c)
+	if c.OpenTUN == nil {
+		c.OpenTUN = tundev.Open
+	}
+	device, host, err := c.OpenTUN(tundev.Options{Name: c.Name, MTU: c.MTU, Addresses: c.Addresses})
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +114,7 @@ func Up(ctx context.Context, c Config) (*Interface, error) {
 		_ = device.Close()
 		return nil, err
 	}
-	if err := host.configure(c.Addresses, c.MTU); err != nil {
+	if err := host.Configure(c.Addresses, c.MTU); err != nil {
 		_ = i.Close()
 		return nil, err
 	}
@@ -127,31 +129,34 @@ func Up(ctx context.Context, c Config) (*Interface, error) {
 	return i, ctx.Err()
 }
 
-func open(c Config) (tun.Device, hostInterface, error) {
-	if c.Namespace != nil {
-		return c.Namespace.createTUN(c)
-	}
-	return createTUN(c.Name, c.MTU)
-}
-
 // start puts WireGuard on a TUN and begins to dial.
-func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
+func start(c Config, t tun.Device, host tundev.HostInterface) (*Interface, error) {
 	name, err := t.Name()
 	if err != nil {
 		return nil, fmt.Errorf("ask for the interface's name: %w", err)
 	}
-	prober, err := newProber(c.PrivateKey, c.PeerKey, c.PrivateKey.PublicKey())
+	var setLarge func(bool)
+	if o, ok := t.(tundev.LargePackets); ok {
+		setLarge = o.SetLarge
+	}
+	paths, err := transport.NewPathSelector(c.PrivateKey, c.PeerKey, setLarge, c.Log)
 	if err != nil {
 		return nil, err
 	}
-	seen := &remappedTUN{Device: t}
-	i := &Interface{log: c.Log, name: name, peer: c.PeerKey, ladder: newLadder(prober, c.Log), tun: &filteredTUN{Device: seen, port: c.InboundPort}, host: host, remap: seen, heard: make(chan struct{})}
-	if o, ok := t.(interface{ setLarge(bool) }); ok {
-		i.ladder.setLarge = o.setLarge
+	seen := &tundev.Remapper{Device: t}
+	i := &Interface{
+		log:       c.Log,
+		name:      name,
+		peer:      c.PeerKey,
+		paths:     paths,
+		firewall:  tundev.NewFirewall(seen, c.InboundPort),
+		host:      host,
+		remapper:  seen,
+		connected: make(chan struct{}),
 	}
-	i.device = device.NewDevice(newSortedTUN(i.tun), i.ladder.bind, wireguardLog(c.Log))
+	i.device = device.NewDevice(tundev.NewClassifier(i.firewall), paths.Bind(), wireguardLog(c.Log))
 	var conf strings.Builder
-	fmt.Fprintf(&conf, "private_key=%s\npublic_key=%s\nendpoint=%s\npersistent_keepalive_interval=%d\n", c.PrivateKey.hex(), c.PeerKey.hex(), chosenName, keepalive)
+	fmt.Fprintf(&conf, "private_key=%s\npublic_key=%s\nendpoint=%s\npersistent_keepalive_interval=%d\n", c.PrivateKey.Hex(), c.PeerKey.Hex(), transport.ChosenEndpoint, keepalive)
 	// The one peer may send from any address: which packets get in is the filter's business, where they go the routes'.
 	conf.WriteString("replace_allowed_ips=true\nallowed_ip=0.0.0.0/0\nallowed_ip=::/0\n")
 	if err := i.device.IpcSet(conf.String()); err != nil {
@@ -162,7 +167,7 @@ func start(c Config, t tun.Device, host hostInterface) (*Interface, error) {
 	i.cancel = cancel
 	i.done.Go(func() { i.dial(ctx, c.Dial) })
 	i.done.Go(func() { i.watch(ctx) })
-	i.done.Go(func() { i.ladder.run(ctx) })
+	i.done.Go(func() { i.paths.Run(ctx) })
 	i.done.Go(func() { i.follow(ctx) })
 	return i, nil
 }
@@ -172,24 +177,26 @@ func (i *Interface) Name() string { return i.name }
 
 // SetRoutes makes routes the whole set of networks behind the VIF, and table of those that are seen elsewhere than they are.
 func (i *Interface) SetRoutes(routes []netip.Prefix, table remap.Table) error {
-	if len(table) > 0 && i.ladder.unmapped.Swap(false) && i.ladder.setLarge != nil {
-		i.ladder.setLarge(false)
+	if len(table) > 0 {
+		i.paths.AllowLarge(false)
 	}
-	i.remap.set(table)
-	i.ladder.unmapped.Store(len(table) == 0)
-	return i.host.setRoutes(routes)
+	i.remapper.Set(table)
+	if len(table) == 0 {
+		i.paths.AllowLarge(true)
+	}
+	return i.host.SetRoutes(routes)
 }
 
 // SetDirect makes these the hub's addresses for datagrams, the preferred ones first. They are probed, and used while they work.
-func (i *Interface) SetDirect(addresses []netip.AddrPort) { i.ladder.setDirect(addresses) }
+func (i *Interface) SetDirect(addresses []netip.AddrPort) { i.paths.SetDirect(addresses) }
 
 // Path is the way to the cluster now.
-func (i *Interface) Path() Path { return i.ladder.path() }
+func (i *Interface) Path() transport.Path { return i.paths.Path() }
 
 // Ready waits for the first authentic packet of the cluster.
 func (i *Interface) Ready(ctx context.Context) error {
 	select {
-	case <-i.heard:
+	case <-i.connected:
 		return nil
 	case <-ctx.Done():
 		i.mu.Lock()
@@ -205,14 +212,14 @@ func (i *Interface) Ready(ctx context.Context) error {
 func (i *Interface) Alive() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return time.Since(i.last) < deadAfter
+	return time.Since(i.lastReceived) < deadAfter
 }
 
 // LastReceived is when the last authentic packet of the cluster came, to within a quarter of a second; zero if never.
 func (i *Interface) LastReceived() time.Time {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.last
+	return i.lastReceived
 }
 
 // Problem is why the tunnel cannot be opened now, or nil.
@@ -263,22 +270,22 @@ func (i *Interface) dial(ctx context.Context, open func(context.Context) (Stream
 
 // serve runs one stream, and the express lanes beside it.
 func (i *Interface) serve(ctx context.Context, opened Stream, open func(context.Context) (Stream, error)) error {
-	return i.carry(ctx, opened, func(s *stream) (end func()) {
-		remove := i.ladder.add(&way{wire: s, transport: opened.Transport})
+	return i.carry(ctx, opened, func(s *transport.StreamWire) (end func()) {
+		remove := i.paths.AddStream(s, opened.Transport)
 		ctx, stop := context.WithCancel(ctx)
-		var lanes sync.WaitGroup
-		lanes.Go(func() { i.keepLane(ctx, s, open) })
-		return func() { remove(); stop(); lanes.Wait() }
-	}, i.silent)
+		var express sync.WaitGroup
+		express.Go(func() { i.maintainExpress(ctx, s, open) })
+		return func() { remove(); stop(); express.Wait() }
+	}, i.checkSilence)
 }
 
 // carry runs a stream until it ends, or wrong, asked each second, says why it should.
-func (i *Interface) carry(ctx context.Context, rw io.ReadWriteCloser, begin func(*stream) (end func()), wrong func(*stream) error) error {
+func (i *Interface) carry(ctx context.Context, rw io.ReadWriteCloser, begin func(*transport.StreamWire) (end func()), wrong func(*transport.StreamWire) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var watch sync.WaitGroup
 	end := func() {}
-	err := i.ladder.bind.serve(ctx, rw, func(s *stream) {
+	err := i.paths.Serve(ctx, rw, func(s *transport.StreamWire) {
 		end = begin(s)
 		watch.Go(func() {
 			tick := time.NewTicker(time.Second)
@@ -306,8 +313,8 @@ func (i *Interface) carry(ctx context.Context, rw io.ReadWriteCloser, begin func
 }
 
 // silent says that the cluster has fallen silent on a stream.
-func (i *Interface) silent(s *stream) error {
-	if i.ladder.silent(s) > deadAfter {
+func (i *Interface) checkSilence(s *transport.StreamWire) error {
+	if i.paths.Unanswered(s) > deadAfter {
 		return errSilent
 	}
 	return nil
@@ -325,35 +332,35 @@ func (i *Interface) follow(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	greet := func() {
-		greeting, pause = time.Now(), greetMin
-		i.greet()
+		greeting, pause = time.Now(), handshakeMin
+		i.startHandshake()
 		timer.Reset(pause)
 	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-i.ladder.moved:
+		case <-i.paths.PathChanged():
 			if !known && greeting.IsZero() {
 				greet()
 			} else if peer := i.device.LookupPeer(device.NoisePublicKey(i.peer)); peer != nil {
 				peer.SendKeepalive() // the hub answers where it last heard this laptop
 			}
-		case <-i.ladder.restarted:
+		case <-i.paths.HubRestarted():
 			if known {
 				i.log.Info("another process of the traffic-manager answers: connections through the one before are reset")
 				restarted = true
 			}
-			if known || greeting.IsZero() && !i.shook(time.Time{}) {
+			if known || greeting.IsZero() && !i.handshakeDone(time.Time{}) {
 				greet()
 			}
 			known = true
 		case <-timer.C:
 			switch {
-			case !greeting.IsZero() && !i.shook(greeting):
+			case !greeting.IsZero() && !i.handshakeDone(greeting):
 				// The hub may learn of this laptop a moment later than the laptop of the hub, and WireGuard alone would wait 5 s.
-				pause = min(pause*2, greetMax)
-				i.greet()
+				pause = min(pause*2, handshakeMax)
+				i.startHandshake()
 				timer.Reset(pause)
 				continue
 			case !greeting.IsZero():
@@ -364,7 +371,7 @@ func (i *Interface) follow(ctx context.Context) {
 			}
 			if resets > 0 {
 				resets--
-				if err := i.tun.resetFlows(); err != nil {
+				if err := i.firewall.ResetFlows(); err != nil {
 					i.log.Warn("resetting connections failed", "err", err)
 				}
 				timer.Reset(time.Second)
@@ -374,7 +381,7 @@ func (i *Interface) follow(ctx context.Context) {
 }
 
 // greet starts a handshake at once.
-func (i *Interface) greet() {
+func (i *Interface) startHandshake() {
 	peer := i.device.LookupPeer(device.NoisePublicKey(i.peer))
 	if peer == nil {
 		return
@@ -386,12 +393,12 @@ func (i *Interface) greet() {
 }
 
 // shook says whether a handshake was completed after a time; the zero time asks whether there ever was one.
-func (i *Interface) shook(after time.Time) bool {
+func (i *Interface) handshakeDone(after time.Time) bool {
 	state, err := i.device.IpcGet()
 	if err != nil {
 		return false
 	}
-	at := parsePeers(state)[i.peer.hex()].handshake
+	at := parsePeers(state)[i.peer.Hex()].handshake
 	return at != 0 && time.Unix(0, at).After(after)
 }
 
@@ -407,7 +414,7 @@ func (i *Interface) setProblem(err error) {
 func (i *Interface) watch(ctx context.Context) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	var idle memory
+	var idle tuning.IdleMemory
 	for first := true; ; {
 		select {
 		case <-ctx.Done():
@@ -418,15 +425,15 @@ func (i *Interface) watch(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		counters := parsePeers(state)[i.peer.hex()]
+		counters := parsePeers(state)[i.peer.Hex()]
 		received := counters.received
-		idle.note(received+counters.sent, time.Now())
+		idle.Note(received+counters.sent, time.Now())
 		i.mu.Lock()
 		if received > i.received {
-			i.received, i.last, i.problem = received, time.Now(), nil
+			i.received, i.lastReceived, i.problem = received, time.Now(), nil
 			if first {
 				first = false
-				close(i.heard)
+				close(i.connected)
 				tick.Reset(statsInterval)
 			}
 		}

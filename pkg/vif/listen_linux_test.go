@@ -1,4 +1,4 @@
-package vif
+package vif_test
 
 import (
 	"io"
@@ -8,27 +8,29 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
 // The hub serves laptops on its own address, and knows whose a connection is. Its other ports are still refused.
 func TestHubListens(t *testing.T) {
-	hub, _, _ := pair(t)
-	at := netip.AddrPortFrom(hubAddress, 7475)
+	hub, _, _ := viftest.Pair(t)
+	at := netip.AddrPortFrom(viftest.HubAddress, 7475)
 	l, err := hub.Listen(at)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() })
-	c, err := dialFromLaptop("tcp", at.String())
+	c, err := viftest.Dial("tcp", at.String())
 	require.NoError(t, err)
 	defer c.Close()
 	served, err := l.Accept()
 	require.NoError(t, err)
 	defer served.Close()
-	assert.Equal(t, laptopAddress, netip.MustParseAddrPort(served.RemoteAddr().String()).Addr())
+	assert.Equal(t, viftest.LaptopAddress, netip.MustParseAddrPort(served.RemoteAddr().String()).Addr())
 	_, err = io.WriteString(served, "hello")
 	require.NoError(t, err)
 	b := make([]byte, 5)
 	_, err = io.ReadFull(c, b)
 	require.NoError(t, err)
-	_, err = dialFromLaptop("tcp", netip.AddrPortFrom(hubAddress, 7476).String())
+	_, err = viftest.Dial("tcp", netip.AddrPortFrom(viftest.HubAddress, 7476).String())
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
 }

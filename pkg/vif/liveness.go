@@ -6,35 +6,38 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/detour-dev/detour/pkg/tuning"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// Connected says whether a laptop's tunnel is open and its last authentic packet is younger than within.
-func (h *Hub) Connected(k Key, within time.Duration) bool {
+// Connected reports whether a laptop's tunnel is open and its last authentic packet is younger than within.
+func (h *Hub) Connected(k wgkey.Key, within time.Duration) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p, ok := h.peers[k]
-	if !ok || p.last.IsZero() || time.Since(p.last) > within {
+	if !ok || p.lastReceived.IsZero() || time.Since(p.lastReceived) > within {
 		return false
 	}
 	return p.streamClosed.IsZero() || time.Since(p.streamClosed) < streamGrace
 }
 
 // LastReceived is when the last authentic packet of a laptop came, to within a quarter of a second; zero if never.
-func (h *Hub) LastReceived(k Key) time.Time {
+func (h *Hub) LastReceived(k wgkey.Key) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if p, ok := h.peers[k]; ok {
-		return p.last
+		return p.lastReceived
 	}
 	return time.Time{}
 }
 
-// watch turns WireGuard's counters into times: a counter that grew means an authentic packet came.
+// watch turns WireGuard's counters into times: a counter that grew means that an authentic packet came.
 func (h *Hub) watch(ctx context.Context) {
 	defer close(h.stopped)
 	tick := time.NewTicker(statsInterval)
 	defer tick.Stop()
-	var idle memory
+	var idle tuning.IdleMemory
 	for {
 		select {
 		case <-ctx.Done():
@@ -52,44 +55,43 @@ func (h *Hub) watch(ctx context.Context) {
 		for _, p := range peers {
 			total += p.received + p.sent
 		}
-		idle.note(total, time.Now())
+		idle.Note(total, time.Now())
 	}
 }
 
+// note updates what is known of each laptop from WireGuard's counters.
 func (h *Hub) note(peers map[string]peerCounters) {
 	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for key, state := range h.peers {
-		c, ok := peers[key.hex()]
+		c, ok := peers[key.Hex()]
 		if !ok {
 			continue
 		}
 		if c.received > state.received {
-			state.received, state.last = c.received, now
+			state.received, state.lastReceived = c.received, now
 		}
-		h.bind.proved(c.endpoint)
-		if of := h.bind.stream(state.stream); of != nil && now.Sub(state.lanePinged) > silentAfter {
-			of.lane.Store(nil) // it may have died without an end
-		}
-		heard := state.last
-		if state.pinged.After(heard) {
-			heard = state.pinged
+		paths := h.paths.Observe(key, c.endpoint, now)
+		last := state.lastReceived
+		if paths.Pinged.After(last) {
+			last = paths.Pinged
 		}
 		switch {
-		case !h.bind.open(c.endpoint):
+		case !paths.EndpointOpen:
 			if state.streamClosed.IsZero() {
 				state.streamClosed = now
 			}
-		case c.endpoint != state.stream && !h.bind.open(state.stream) && now.Sub(heard) > streamGrace:
+		case !paths.StreamOpen && now.Sub(last) > streamGrace:
 			// Datagrams have no end, but a process that ends takes its stream along.
-			state.streamClosed = heard
+			state.streamClosed = last
 		default:
 			state.streamClosed = time.Time{}
 		}
 	}
 }
 
+// peerCounters is what WireGuard's device knows of one peer.
 type peerCounters struct {
 	received  uint64
 	sent      uint64

@@ -1,108 +1,14 @@
-package vif
+package vif_test
 
 import (
-	"errors"
-	"fmt"
-	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
-	"sync"
-	"syscall"
 	"testing"
 
-	"github.com/stretchr/testify/require"
-	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
-// service is the address that only the "cluster" of these tests has: on the loopback of the test's own network namespace.
-var service = netip.MustParseAddr("10.99.0.1")
-
-// TestMain runs the tests again inside user and network namespaces of their own: the TUN, the addresses and the routes are real,
-// need no root, and never touch the machine.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "hold" {
-		if err := Hold(os.NewFile(3, "daemon")); err != nil {
-			fmt.Fprintln(os.Stderr, "hold:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	const inside = "DETOUR_TEST_IN_NAMESPACE"
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		}
-		err := cmd.Run()
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			os.Exit(exit.ExitCode())
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "starting the tests in a namespace:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err == nil {
-		err = netlink.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(service, 32))})
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "preparing the namespace:", err)
-		os.Exit(1)
-	}
+	viftest.Isolate()
 	goleak.VerifyTestMain(m)
-}
-
-// onLaptop runs f on a thread in the laptop's network namespace: sockets and interfaces made in it belong there.
-func onLaptop(t *testing.T, f func() error) {
-	t.Helper()
-	require.NoError(t, inLaptop(f))
-}
-
-// laptopNamespace is made by the first who needs it.
-var laptopNamespace = sync.OnceValues(func() (*os.File, error) {
-	made := make(chan error)
-	var namespace *os.File
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			namespace, err = os.Open("/proc/thread-self/ns/net")
-		}
-		if lo, lerr := netlink.LinkByName("lo"); err == nil && lerr == nil {
-			err = netlink.LinkSetUp(lo)
-		}
-		made <- err
-	}()
-	err := <-made
-	return namespace, err
-})
-
-func inLaptop(f func() error) error {
-	namespace, err := laptopNamespace()
-	if err != nil {
-		return err
-	}
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-			result <- err
-			return
-		}
-		result <- f()
-	}()
-	return <-result
 }

@@ -1,4 +1,4 @@
-package vif
+package vif_test
 
 import (
 	"bytes"
@@ -11,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 	neticmp "golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+
+	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
 // allowPings opens ICMP sockets to this user, in the network namespace of the thread.
@@ -22,7 +24,7 @@ func allowPings(groups string) error {
 func ping(t *testing.T, to netip.Addr, size int, wait time.Duration) bool {
 	t.Helper()
 	var c *neticmp.PacketConn
-	onLaptop(t, func() (err error) {
+	viftest.OnLaptop(t, func() (err error) {
 		if err = allowPings("0 0"); err == nil {
 			c, err = neticmp.ListenPacket("udp4", "0.0.0.0")
 		}
@@ -51,11 +53,11 @@ func ping(t *testing.T, to netip.Addr, size int, wait time.Duration) bool {
 // Who answers a ping is there, and who is not does not answer.
 func TestPing(t *testing.T) {
 	require.NoError(t, allowPings("0 0"))
-	pair(t)
+	viftest.Pair(t)
 	for _, size := range []int{1, 56, 1400, 9000} {
-		require.True(t, ping(t, service, size, patience), "%d bytes", size)
+		require.True(t, ping(t, viftest.Service, size, viftest.Timeout), "%d bytes", size)
 	}
-	require.True(t, ping(t, hubAddress, 56, patience), "the hub")
+	require.True(t, ping(t, viftest.HubAddress, 56, viftest.Timeout), "the hub")
 	for _, nobody := range []string{"10.99.0.77", "198.18.0.99"} {
 		require.False(t, ping(t, netip.MustParseAddr(nobody), 56, 300*time.Millisecond), nobody)
 	}

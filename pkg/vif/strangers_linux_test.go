@@ -1,113 +1,133 @@
-package vif
+package vif_test
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/transport"
+	"github.com/detour-dev/detour/pkg/vif/viftest"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// visitors opens streams to a hub that say nothing, and counts those that are still open.
-func visitors(t *testing.T, hub *Hub, count int) (open func() int) {
+// heldStream is a laptop's stream, of which all that it sends is kept.
+type heldStream struct {
+	io.ReadWriteCloser
+	mu   sync.Mutex
+	sent []byte
+}
+
+func (h *heldStream) Write(b []byte) (int, error) {
+	h.mu.Lock()
+	h.sent = append(h.sent, b...)
+	h.mu.Unlock()
+	return h.ReadWriteCloser.Write(b)
+}
+
+func (h *heldStream) all() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return bytes.Clone(h.sent)
+}
+
+// stranger opens one more stream to a hub, which the hub serves until the test ends.
+func stranger(t *testing.T, hub *vif.Hub) net.Conn {
 	t.Helper()
-	var serving sync.WaitGroup
-	var left atomic.Int64
+	near, far := viftest.TCPPair(t)
 	ctx, stop := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = hub.ServeStream(ctx, far) })
 	t.Cleanup(func() { stop(); serving.Wait() })
-	for range count {
-		_, theirs := kernelPair(t)
-		left.Add(1)
-		serving.Go(func() { defer left.Add(-1); _ = hub.ServeStream(ctx, theirs) })
-	}
-	return func() int { return int(left.Load()) }
+	return near
 }
 
-func (a *strangers) count() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.all)
-}
-
-// Anybody in the cluster can open streams. Those that say nothing cost little, are few, and end; a laptop's stays.
-func TestStrangersComeToNothing(t *testing.T) {
-	key, err := NewPrivateKey()
-	require.NoError(t, err)
-	hub := newHub(t, key, 0, key.PublicKey())
-	t.Cleanup(func() { require.NoError(t, hub.Close()) })
-	open := visitors(t, hub, 3*maxStrangers)
-	require.Eventually(t, func() bool { return open() == maxStrangers }, patience, 10*time.Millisecond, "the oldest go")
-	hub.bind.strangers.mu.Lock()
-	defer hub.bind.strangers.mu.Unlock()
-	for _, s := range hub.bind.strangers.all {
-		require.Len(t, s.chunk(nil).buf, strangerChunk, "none has a laptop's buffers")
-	}
-}
-
-func TestStrangersHaveLittleTime(t *testing.T) {
-	key, err := NewPrivateKey()
-	require.NoError(t, err)
-	hub := newHub(t, key, 0, key.PublicKey())
-	t.Cleanup(func() { require.NoError(t, hub.Close()) })
-	hub.bind.strangers.within = 10 * time.Millisecond
-	open := visitors(t, hub, 5)
-	require.Eventually(t, func() bool { return open() == 0 }, patience, 10*time.Millisecond)
-	require.Zero(t, hub.bind.strangers.count())
-}
-
-func TestALaptopIsNoStranger(t *testing.T) {
-	hub, _, _ := pair(t)
-	require.Eventually(t, func() bool { return hub.bind.strangers.count() == 0 }, patience, 10*time.Millisecond)
-	_, theirs := kernelPair(t)
-	ctx, stop := context.WithCancel(t.Context())
-	served := make(chan error)
-	go func() { served <- hub.ServeStream(ctx, theirs) }()
-	require.Eventually(t, func() bool { return hub.bind.strangers.count() == 1 }, patience, 10*time.Millisecond)
-	c, err := dialFromLaptop("tcp", echo(t).String())
+// Nothing that a stranger may send disturbs the others, and no stranger gets a word out of the hub.
+func TestStrangers(t *testing.T) {
+	var mu sync.Mutex
+	var held *heldStream
+	hub, laptop, key, _ := viftest.PairWith(t, vif.Config{}, func(rw io.ReadWriteCloser) io.ReadWriteCloser {
+		mu.Lock()
+		defer mu.Unlock()
+		held = &heldStream{ReadWriteCloser: rw}
+		return held
+	})
+	c, err := viftest.Dial("tcp", viftest.Echo(t).String())
 	require.NoError(t, err)
 	defer c.Close()
-	flowing(t, c)
-	stop()
-	<-served
-	require.Zero(t, hub.bind.strangers.count())
-}
-
-// A stranger may say anything, in any pieces.
-func TestStrangersMessages(t *testing.T) {
-	for _, size := range []int{0, 1, strangerChunk - frameHeader, strangerChunk, maxMessage} {
-		near, far := net.Pipe()
-		frame := appendFrame(appendFrame(nil, make([]byte, size)), []byte("end"))
-		var got []int
-		var reading sync.WaitGroup
-		reading.Go(func() {
-			_ = newStream("in", far).readLoop(nil, nil, func(c *chunk) bool {
-				for _, m := range c.messages {
-					got = append(got, len(m))
-				}
-				return true
-			})
-		})
-		_, err := io.Copy(near, &inPieces{frame})
+	still := func() {
+		t.Helper()
+		require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+		_, err := c.Write([]byte("still there?"))
 		require.NoError(t, err)
-		require.NoError(t, near.Close())
-		reading.Wait()
-		require.Equal(t, []int{size, 3}, got)
-		require.NoError(t, far.Close())
+		_, err = io.ReadFull(c, make([]byte, 12))
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return hub.Connected(key, 5*time.Second) && laptop.Alive() }, viftest.Timeout, 10*time.Millisecond)
+	}
+	still()
+	mu.Lock()
+	recorded := held.all()
+	mu.Unlock()
+
+	noise := make([]byte, 3000)
+	random := rand.NewChaCha8([32]byte{1})
+	_, _ = random.Read(noise)
+	handshake := append([]byte{1, 0, 0, 0}, noise[:144]...) // of WireGuard's length and kind, by nobody
+	for name, sends := range map[string][]byte{
+		"nothing":                    nil,
+		"half a frame":               viftest.Framed("unfinished")[:7],
+		"frames without a meaning":   viftest.Framed(string(noise), "", "x", string(noise[:32])),
+		"a frame that is too long":   {0xff, 0xff, 0xff, 0xff},
+		"another protocol":           []byte("GET / HTTP/1.1\r\nHost: traffic-manager\r\n\r\n"),
+		"a handshake of nobody":      viftest.Framed(string(handshake)),
+		"data of nobody":             viftest.Framed(string(append([]byte{4, 0, 0, 0}, noise[:60]...))),
+		"what the laptop once sent":  recorded,
+		"that again, all at once":    bytes.Repeat(recorded, 3),
+		"the largest frame, of data": viftest.Framed(string(append([]byte{4, 0, 0, 0}, bytes.Repeat([]byte{7}, transport.MaxMessage-4)...))),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := stranger(t, hub)
+			_, err := s.Write(sends)
+			require.NoError(t, err)
+			still()
+			require.NoError(t, s.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
+			got, _ := io.ReadAll(s)
+			assert.Empty(t, got)
+			still()
+		})
 	}
 }
 
-// inPieces gives what there is in pieces of 1000 bytes.
-type inPieces struct{ left []byte }
-
-func (p *inPieces) Read(b []byte) (int, error) {
-	if len(p.left) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(b, p.left[:min(len(p.left), 1000)])
-	p.left = p.left[n:]
-	return n, nil
+// A laptop whose session is gone, or never was, is told nothing, and says so.
+func TestUnknownKey(t *testing.T) {
+	hubKey, err := wgkey.NewPrivate()
+	require.NoError(t, err)
+	strange, err := wgkey.NewPrivate()
+	require.NoError(t, err)
+	hub, err := vif.NewHub(vif.HubConfig{PrivateKey: hubKey, Addresses: []netip.Addr{viftest.HubAddress}, Allow: func(netip.Addr) bool { return true }})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, hub.Close()) }()
+	var laptop *vif.Interface
+	viftest.OnLaptop(t, func() (err error) {
+		laptop, err = vif.Up(t.Context(), vif.Config{
+			PrivateKey: strange, PeerKey: hubKey.Public(), Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.3")},
+			Dial: func(context.Context) (vif.Stream, error) { return vif.Stream{ReadWriteCloser: stranger(t, hub)}, nil },
+		})
+		return err
+	})
+	defer func() { require.NoError(t, laptop.Close()) }()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	require.ErrorContains(t, laptop.Ready(ctx), "no answer from the traffic-manager")
+	require.False(t, laptop.Alive())
+	require.False(t, hub.Connected(strange.Public(), time.Minute))
 }

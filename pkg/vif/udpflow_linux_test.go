@@ -1,4 +1,4 @@
-package vif
+package vif_test
 
 import (
 	"net"
@@ -9,12 +9,15 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
 // mirror answers each datagram with the address that it came from.
 func mirror(t *testing.T) string {
 	t.Helper()
-	server, err := net.ListenPacket("udp", netip.AddrPortFrom(service, 0).String())
+	server, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
 	require.NoError(t, err)
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -38,7 +41,7 @@ func seenFrom(t *testing.T, c net.Conn) string {
 	for range 10 { // a datagram may be lost
 		_, err := c.Write([]byte("where am I?"))
 		require.NoError(t, err)
-		require.NoError(t, c.SetReadDeadline(time.Now().Add(patience/10)))
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(viftest.Timeout/10)))
 		if n, err := c.Read(buf); err == nil {
 			return string(buf[:n])
 		}
@@ -47,41 +50,34 @@ func seenFrom(t *testing.T, c net.Conn) string {
 	return ""
 }
 
-func (t *udpFlows) count(laptop netip.Addr) int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.all[laptop])
-}
-
 func TestTheFlowOfDatagramsThatIsIdleForLongestEnds(t *testing.T) {
-	hub, _, _ := pair(t)
-	hub.forward.datagrams.most = 3
+	hub, _, _, _ := viftest.PairOf(t, vif.Config{}, vif.HubConfig{MaxUDPFlows: 3})
 	address := mirror(t)
 	var all []net.Conn
 	var seen []string
 	for range 3 {
-		c, err := dialFromLaptop("udp", address)
+		c, err := viftest.Dial("udp", address)
 		require.NoError(t, err)
 		defer c.Close()
 		all, seen = append(all, c), append(seen, seenFrom(t, c))
 	}
 	require.Equal(t, seen[0], seenFrom(t, all[0]), "it has its place again")
-	c, err := dialFromLaptop("udp", address)
+	c, err := viftest.Dial("udp", address)
 	require.NoError(t, err)
 	defer c.Close()
 	seenFrom(t, c)
-	require.Equal(t, 3, hub.forward.datagrams.count(laptopAddress))
+	require.Equal(t, 3, hub.Stack().UDPFlows(viftest.LaptopAddress))
 	require.Equal(t, seen[0], seenFrom(t, all[0]))
 	require.Equal(t, seen[2], seenFrom(t, all[2]))
 	require.NotEqual(t, seen[1], seenFrom(t, all[1]), "it had to make room, and is another flow now")
 }
 
 func TestFlowsOfDatagramsOfAnySize(t *testing.T) {
-	pair(t)
-	server, err := net.ListenPacket("udp", netip.AddrPortFrom(service, 0).String())
+	viftest.Pair(t)
+	server, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
 	require.NoError(t, err)
 	defer server.Close()
-	c, err := dialFromLaptop("udp", server.LocalAddr().String())
+	c, err := viftest.Dial("udp", server.LocalAddr().String())
 	require.NoError(t, err)
 	defer c.Close()
 	buf := make([]byte, 64<<10)
@@ -89,7 +85,7 @@ func TestFlowsOfDatagramsOfAnySize(t *testing.T) {
 		for range 10 {
 			_, err = c.Write(make([]byte, size))
 			require.NoError(t, err)
-			require.NoError(t, server.SetReadDeadline(time.Now().Add(patience/10)))
+			require.NoError(t, server.SetReadDeadline(time.Now().Add(viftest.Timeout/10)))
 			n, from, rerr := server.ReadFrom(buf)
 			if err = rerr; rerr != nil {
 				continue
@@ -100,7 +96,7 @@ func TestFlowsOfDatagramsOfAnySize(t *testing.T) {
 			break
 		}
 		require.NoError(t, err)
-		require.NoError(t, c.SetReadDeadline(time.Now().Add(patience)))
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(viftest.Timeout)))
 		n, err := c.Read(buf)
 		require.NoError(t, err)
 		require.Equal(t, size, n)
@@ -109,12 +105,12 @@ func TestFlowsOfDatagramsOfAnySize(t *testing.T) {
 
 // A refusal is of one datagram: who listens later is heard.
 func TestFlowsOfDatagramsOutliveARefusal(t *testing.T) {
-	pair(t)
-	closed, err := net.ListenPacket("udp", netip.AddrPortFrom(service, 0).String())
+	viftest.Pair(t)
+	closed, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
 	require.NoError(t, err)
 	address := closed.LocalAddr().String()
 	require.NoError(t, closed.Close())
-	c, err := dialFromLaptop("udp", address)
+	c, err := viftest.Dial("udp", address)
 	require.NoError(t, err)
 	defer c.Close()
 	for range 3 {

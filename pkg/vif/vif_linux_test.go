@@ -1,4 +1,4 @@
-package vif
+package vif_test
 
 import (
 	"bytes"
@@ -17,135 +17,17 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
-
-var (
-	hubAddress    = netip.MustParseAddr("198.18.0.1")
-	laptopAddress = netip.MustParseAddr("198.18.0.2")
-)
-
-const inboundPort = 7474
-
-// pair connects a laptop with a real TUN, in a network namespace of its own, to a hub over TCP on loopback.
-func pair(t *testing.T) (*Hub, *Interface, Key) {
-	hub, laptop, key, _ := pairOver(t)
-	return hub, laptop, key
-}
-
-// pairOver also returns a function that cuts the streams which are open.
-func pairOver(t *testing.T) (*Hub, *Interface, Key, func()) {
-	t.Helper()
-	return pairWith(t, Config{})
-}
-
-// pairWith makes the laptop's end where the Config says: in the laptop's network namespace, or in a Namespace. What is given to wrap
-// them is put around the laptop's streams.
-func pairWith(t *testing.T, c Config, wrap ...func(io.ReadWriteCloser) io.ReadWriteCloser) (*Hub, *Interface, Key, func()) {
-	t.Helper()
-	hubKey, err := NewPrivateKey()
-	require.NoError(t, err)
-	laptopKey, err := NewPrivateKey()
-	require.NoError(t, err)
-
-	hub := newHub(t, hubKey, 0, laptopKey.PublicKey())
-	t.Cleanup(func() { require.NoError(t, hub.Close()) })
-
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	// Not the test's own context: what is open must be able to end in order before the tunnel goes.
-	ctx, stop := context.WithCancel(context.Background())
-	var serving sync.WaitGroup
-	var mu sync.Mutex
-	var open []net.Conn
-	cut := func() {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, c := range open {
-			_ = c.Close()
-		}
-	}
-	serving.Go(func() {
-		for {
-			c, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			open = append(open, c)
-			mu.Unlock()
-			serving.Go(func() { _ = hub.ServeStream(ctx, c) })
-		}
-	})
-	t.Cleanup(func() { stop(); _ = listener.Close(); serving.Wait() })
-
-	var laptop *Interface
-	c.PrivateKey, c.PeerKey, c.Addresses, c.InboundPort = laptopKey, hubKey.PublicKey(), []netip.Addr{laptopAddress}, inboundPort
-	c.Routes = []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("198.18.0.0/24")}
-	c.Dial = func(ctx context.Context) (Stream, error) {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "tcp", listener.Addr().String())
-		if err != nil {
-			return Stream{}, err
-		}
-		var rw io.ReadWriteCloser = conn
-		for _, w := range wrap {
-			rw = w(rw)
-		}
-		return Stream{ReadWriteCloser: rw, Transport: "stream"}, nil
-	}
-	onLaptop(t, func() error {
-		laptop, err = Up(t.Context(), c)
-		return err
-	})
-	t.Cleanup(func() { require.NoError(t, laptop.Close()) })
-	waiting, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	require.NoError(t, laptop.Ready(waiting))
-	return hub, laptop, laptopKey.PublicKey(), cut
-}
-
-// newHub makes a hub that knows one laptop, and takes datagrams too when it is given a port.
-func newHub(t *testing.T, key Key, udp uint16, laptop Key) *Hub {
-	t.Helper()
-	hub, err := NewHub(HubConfig{PrivateKey: key, Addresses: []netip.Addr{hubAddress}, UDPPort: udp, Allow: func(a netip.Addr) bool { return !a.IsLoopback() }})
-	require.NoError(t, err)
-	require.NoError(t, hub.SetPeers([]Peer{{PublicKey: laptop, Addresses: []netip.Addr{laptopAddress}}}))
-	return hub
-}
-
-// echo serves an echo on the cluster's address and half-closes after its client does.
-func echo(t *testing.T) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", netip.AddrPortFrom(service, 0).String())
-	require.NoError(t, err)
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() { defer c.Close(); _, _ = io.Copy(c, c) })
-		}
-	})
-	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
-	return l.Addr().(*net.TCPAddr).AddrPort()
-}
-
-func dialFromLaptop(network, address string) (c net.Conn, err error) {
-	err = inLaptop(func() error {
-		c, err = (&net.Dialer{Timeout: patience}).Dial(network, address)
-		return err
-	})
-	return c, err
-}
 
 func TestLaptopReachesTheCluster(t *testing.T) {
-	hub, laptop, key := pair(t)
-	address := echo(t)
+	hub, laptop, key := viftest.Pair(t)
+	address := viftest.Echo(t)
 
 	t.Run("bytes arrive whole, with half-close", func(t *testing.T) {
-		c, err := dialFromLaptop("tcp", address.String())
+		c, err := viftest.Dial("tcp", address.String())
 		require.NoError(t, err)
 		defer c.Close()
 		sent := make([]byte, 20<<20)
@@ -170,7 +52,7 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 		failures := make(chan error, 200)
 		for n := range 200 {
 			all.Go(func() {
-				c, err := dialFromLaptop("tcp", address.String())
+				c, err := viftest.Dial("tcp", address.String())
 				if err != nil {
 					failures <- err
 					return
@@ -195,20 +77,20 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 	})
 
 	t.Run("a refused port is refused at once", func(t *testing.T) {
-		_, err := dialFromLaptop("tcp", netip.AddrPortFrom(service, 1).String())
+		_, err := viftest.Dial("tcp", netip.AddrPortFrom(viftest.Service, 1).String())
 		require.ErrorIs(t, err, syscall.ECONNREFUSED)
 	})
 
 	t.Run("what the hub does not allow is refused", func(t *testing.T) {
-		onLaptop(t, func() error {
-			rtt, err := RTT(t.Context(), new(net.Dialer).DialContext, hubAddress)
+		viftest.OnLaptop(t, func() error {
+			rtt, err := vif.RTT(t.Context(), new(net.Dialer).DialContext, viftest.HubAddress)
 			require.Positive(t, rtt)
 			return err
 		})
 	})
 
 	t.Run("datagrams", func(t *testing.T) {
-		server, err := net.ListenPacket("udp", netip.AddrPortFrom(service, 0).String())
+		server, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
 		require.NoError(t, err)
 		defer server.Close()
 		go func() {
@@ -221,10 +103,10 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 				_, _ = server.WriteTo(buf[:n], from)
 			}
 		}()
-		c, err := dialFromLaptop("udp", server.LocalAddr().String())
+		c, err := viftest.Dial("udp", server.LocalAddr().String())
 		require.NoError(t, err)
 		defer c.Close()
-		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+		require.NoError(t, c.SetDeadline(time.Now().Add(viftest.Timeout)))
 		for n := range 100 {
 			message := fmt.Sprintf("datagram %d", n)
 			_, err = c.Write([]byte(message))
@@ -243,17 +125,17 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 }
 
 func TestClusterReachesOnlyTheInboundPort(t *testing.T) {
-	hub, _, _ := pair(t)
+	hub, _, _ := viftest.Pair(t)
 	listen := func(port int) net.Listener {
 		var l net.Listener
-		onLaptop(t, func() (err error) {
+		viftest.OnLaptop(t, func() (err error) {
 			l, err = net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", port))
 			return err
 		})
 		t.Cleanup(func() { _ = l.Close() })
 		return l
 	}
-	open, other := listen(inboundPort), listen(8080)
+	open, other := listen(viftest.InboundPort), listen(8080)
 
 	go func() {
 		c, err := open.Accept()
@@ -262,9 +144,9 @@ func TestClusterReachesOnlyTheInboundPort(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), viftest.Timeout)
 	defer cancel()
-	c, err := hub.Dial(ctx, netip.AddrPortFrom(laptopAddress, inboundPort))
+	c, err := hub.Dial(ctx, netip.AddrPortFrom(viftest.LaptopAddress, viftest.InboundPort))
 	require.NoError(t, err)
 	_, err = c.Write([]byte("hello"))
 	require.NoError(t, err)
@@ -276,16 +158,16 @@ func TestClusterReachesOnlyTheInboundPort(t *testing.T) {
 
 	short, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	_, err = hub.Dial(short, netip.AddrPortFrom(laptopAddress, uint16(other.Addr().(*net.TCPAddr).Port)))
+	_, err = hub.Dial(short, netip.AddrPortFrom(viftest.LaptopAddress, uint16(other.Addr().(*net.TCPAddr).Port)))
 	require.Error(t, err, "a port that is not the inbound port must stay closed to the cluster")
 }
 
 // A client that resets its connection in the cluster is not taken for one that ended in order.
 func TestResetReachesTheLaptop(t *testing.T) {
-	hub, _, _ := pair(t)
+	hub, _, _ := viftest.Pair(t)
 	var l net.Listener
-	onLaptop(t, func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", inboundPort))
+	viftest.OnLaptop(t, func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", viftest.InboundPort))
 		return err
 	})
 	t.Cleanup(func() { _ = l.Close() })
@@ -298,7 +180,7 @@ func TestResetReachesTheLaptop(t *testing.T) {
 		}
 		ended <- err
 	}()
-	c, err := hub.Dial(t.Context(), netip.AddrPortFrom(laptopAddress, inboundPort))
+	c, err := hub.Dial(t.Context(), netip.AddrPortFrom(viftest.LaptopAddress, viftest.InboundPort))
 	require.NoError(t, err)
 	_, err = c.Write([]byte("hello"))
 	require.NoError(t, err)
@@ -309,38 +191,38 @@ func TestResetReachesTheLaptop(t *testing.T) {
 
 // Who waits in the cluster for a laptop that is gone is told so; what the laptop itself opened is there when it comes back.
 func TestRelayedFlowsOfALaptopThatIsGoneAreReset(t *testing.T) {
-	hub, _, key := pair(t)
-	own, err := dialFromLaptop("tcp", echo(t).String())
+	hub, _, key := viftest.Pair(t)
+	own, err := viftest.Dial("tcp", viftest.Echo(t).String())
 	require.NoError(t, err)
 	defer own.Close()
-	flowing(t, own)
+	viftest.RequireEcho(t, own)
 	var l net.Listener
-	onLaptop(t, func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", inboundPort))
+	viftest.OnLaptop(t, func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", viftest.InboundPort))
 		return err
 	})
 	t.Cleanup(func() { _ = l.Close() })
-	relayed, err := hub.Dial(t.Context(), netip.AddrPortFrom(laptopAddress, inboundPort))
+	relayed, err := hub.Dial(t.Context(), netip.AddrPortFrom(viftest.LaptopAddress, viftest.InboundPort))
 	require.NoError(t, err)
 	defer relayed.Close()
 
 	hub.ResetRelayed(key)
-	require.NoError(t, relayed.SetReadDeadline(time.Now().Add(patience)))
+	require.NoError(t, relayed.SetReadDeadline(time.Now().Add(viftest.Timeout)))
 	_, err = relayed.Read(make([]byte, 1))
 	require.Error(t, err)
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
-	flowing(t, own)
+	viftest.RequireEcho(t, own)
 }
 
 func TestConnectionsSurviveAStreamThatIsCut(t *testing.T) {
-	_, _, _, cut := pairOver(t)
-	c, err := dialFromLaptop("tcp", echo(t).String())
+	_, _, _, cut := viftest.PairCuttable(t)
+	c, err := viftest.Dial("tcp", viftest.Echo(t).String())
 	require.NoError(t, err)
 	defer c.Close()
 	for n := range 3 {
 		if n > 0 {
 			cut()
 		}
-		flowing(t, c)
+		viftest.RequireEcho(t, c)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/client/inside"
+	"github.com/detour-dev/detour/pkg/rootless"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -193,7 +193,7 @@ func (i *interceptor) leave(ctx context.Context) error {
 // interceptAround runs a command on the cluster's network while its service is intercepted. The
 // command starts first, because the traffic must find it listening.
 func (i *interceptor) interceptAround(ctx context.Context, command, environment []string) error {
-	p, err := inside.Start(namespacePID(i.session.status), command, environment)
+	p, err := rootless.Exec(namespacePID(i.session.status), command, environment)
 	if err != nil {
 		return startFailure(err)
 	}
@@ -231,7 +231,7 @@ func (i *interceptor) ingestAround(ctx context.Context, command, environment []s
 		return err
 	}
 	printed := i.print(i.errOut, i)
-	p, err := inside.Start(namespacePID(i.session.status), command, environment)
+	p, err := rootless.Exec(namespacePID(i.session.status), command, environment)
 	if err != nil {
 		if lerr := i.leave(ctx); lerr != nil {
 			fmt.Fprintln(termSafeWriter{i.errOut}, "warning:", lerr)

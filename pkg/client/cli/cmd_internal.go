@@ -7,21 +7,18 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"github.com/detour-dev/detour/pkg/client/credential"
-	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/rootless"
 )
 
 // The commands of this file are hidden: the daemon starts them, not the user.
 
-// namespaceHelperCommand is the name of the command that becomes the helper of a rootless session.
-const namespaceHelperCommand = "hold"
-
 func newNamespaceHelperCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:    namespaceHelperCommand,
+		Use:    rootless.HelperCommand,
 		Short:  "Hold the namespaces of the rootless mode",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(*cobra.Command, []string) error { return vif.Hold(os.NewFile(3, "daemon")) },
+		RunE:   func(*cobra.Command, []string) error { return rootless.RunHelper(os.NewFile(3, "daemon")) },
 	}
 }
 

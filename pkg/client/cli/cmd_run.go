@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/detour-dev/detour/pkg/client/inside"
+	"github.com/detour-dev/detour/pkg/rootless"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -69,7 +69,7 @@ func (o *runOptions) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.Close()
-	p, err := inside.Start(namespacePID(s.status), o.command, os.Environ())
+	p, err := rootless.Exec(namespacePID(s.status), o.command, os.Environ())
 	if err != nil {
 		return startFailure(err)
 	}

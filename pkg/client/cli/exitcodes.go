@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/detour-dev/detour/pkg/client/inside"
+	"github.com/detour-dev/detour/pkg/rootless"
 )
 
 // The exit codes of detour. The reference documentation is generated from ExitCodes.
@@ -14,9 +14,9 @@ const (
 	// ExitFailure means that detour failed. One sentence on standard error says why.
 	ExitFailure = 1
 	// ExitCommandNotAllowed means that COMMAND could not be executed, as in a shell.
-	ExitCommandNotAllowed = inside.ExitNotAllowed
+	ExitCommandNotAllowed = rootless.ExitNotAllowed
 	// ExitCommandNotFound means that COMMAND was not found in $PATH, as in a shell.
-	ExitCommandNotFound = inside.ExitNotFound
+	ExitCommandNotFound = rootless.ExitNotFound
 	// ExitSignal plus the number of a signal means that the signal ended COMMAND, as in a shell.
 	ExitSignal = 128
 )
@@ -57,7 +57,7 @@ func (e *commandError) Unwrap() error { return e.err }
 // startFailure returns the error of a command that did not start, with the exit code that a shell
 // would return.
 func startFailure(err error) error {
-	var failed *inside.StartError
+	var failed *rootless.StartError
 	if errors.As(err, &failed) {
 		return &commandError{code: failed.Code, err: err}
 	}
@@ -65,7 +65,7 @@ func startFailure(err error) error {
 }
 
 // waitForCommand waits until p ends, and returns an error that carries its exit code unless that is 0.
-func waitForCommand(p inside.Process) error {
+func waitForCommand(p rootless.Process) error {
 	code, err := p.Wait()
 	if err != nil {
 		return err

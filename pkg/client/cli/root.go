@@ -14,6 +14,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/client/credential"
 	"github.com/detour-dev/detour/pkg/client/install"
+	"github.com/detour-dev/detour/pkg/rootless"
 )
 
 // Command returns the root command with all commands below it. They read and write streams only, but
@@ -59,7 +60,7 @@ func (g *globalOptions) prepare(cmd *cobra.Command) error {
 	if err := g.selectDaemon(cmd); err != nil {
 		return err
 	}
-	if cmd.Name() != daemonCommand && cmd.Name() != namespaceHelperCommand {
+	if cmd.Name() != daemonCommand && cmd.Name() != rootless.HelperCommand {
 		g.restoreResolver(cmd.Context())
 	}
 	return nil

@@ -8,11 +8,11 @@ import (
 	"os"
 
 	"github.com/detour-dev/detour/pkg/dnsproxy"
-	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/rootless"
 )
 
-// holdCommand makes this very program the holder of the namespaces: see vif.Hold.
-var holdCommand = []string{"/proc/self/exe", "hold"}
+// helperCommand makes this very program the helper that holds the namespaces: see rootless.RunHelper.
+var helperCommand = []string{"/proc/self/exe", rootless.HelperCommand}
 
 // nameServices are sockets of the host over which the C library would ask the host for names and not read /etc/resolv.conf. A socket
 // that cannot be connected to is to the C library as if the service did not run.
@@ -30,7 +30,7 @@ func (s *session) enter(ctx context.Context) error {
 		s.inside = nil
 	}
 	if s.inside == nil {
-		inside, err := vif.NewNamespace(ctx, holdCommand, s.log)
+		inside, err := rootless.New(ctx, helperCommand, s.log)
 		if err != nil {
 			return err
 		}

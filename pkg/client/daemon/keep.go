@@ -53,7 +53,7 @@ func (s *Server) keep(ctx context.Context) {
 		case now == lost: // and nobody quit or connected meanwhile
 		case now.inside != nil && now.inside.Gone() && !now.isEnded():
 			lost = now
-			s.log.Warn("the holder of the network has ended: making the session again", "session", now.object.Name)
+			s.log.Warn("the helper of the rootless mode has ended: making the session again", "session", now.object.Name)
 		default:
 			deleted, err := now.refresh(ctx)
 			if errors.Is(err, errOtherManager) {

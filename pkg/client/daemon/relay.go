@@ -179,7 +179,7 @@ func (r *relayServer) serve(c net.Conn) {
 		return
 	}
 	_ = c.SetDeadline(time.Time{})
-	vif.Splice(c, local)
+	netx.Splice(c, local)
 }
 
 // openLocal opens what a stream of an intercept leads to.

@@ -32,9 +32,11 @@ import (
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/relay"
+	"github.com/detour-dev/detour/pkg/rootless"
 	"github.com/detour-dev/detour/pkg/tail"
 	"github.com/detour-dev/detour/pkg/version"
 	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -69,7 +71,7 @@ type session struct {
 	unreached       error // which networks of the cluster collide with the laptop's since the session was made
 	relays          *relayServer
 	proof           []byte                  // see tail
-	inside          *vif.Namespace          // nil: the network is the laptop's own. See enter
+	inside          *rootless.Namespace     // nil: the network is the laptop's own. See enter
 	place           dnsproxy.Network        // where local ports and the cluster are
 	cleanup         []func(context.Context) // run last to first
 	mu              sync.Mutex
@@ -133,7 +135,7 @@ func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session,
 	if s.kube, err = client.New(bounded, client.Options{Scheme: scheme, Mapper: mapper, HTTPClient: web}); err != nil {
 		return nil, explain.Error(err, "connect to the cluster")
 	}
-	key, err := vif.NewPrivateKey()
+	key, err := wgkey.NewPrivate()
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +161,7 @@ func hostName() string {
 }
 
 // create makes the Session and waits for the manager's answer.
-func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.ConnectRequest, progress func(string)) error {
+func (s *session) create(ctx context.Context, key wgkey.Key, req *daemonv1.ConnectRequest, progress func(string)) error {
 	if old, err := os.ReadFile(s.journal()); err == nil {
 		if server, name, ok := strings.Cut(string(old), " "); ok && server == s.server {
 			ns, n, _ := strings.Cut(name, "/")
@@ -169,7 +171,7 @@ func (s *session) create(ctx context.Context, key vif.Key, req *daemonv1.Connect
 	}
 	s.object = detour.Session{
 		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, GenerateName: objectName(req.User) + "-"},
-		Spec:       detour.SessionSpec{PublicKey: key.PublicKey().String(), ClientVersion: version.Version, User: printable(req.User), Host: printable(s.host)},
+		Spec:       detour.SessionSpec{PublicKey: key.Public().String(), ClientVersion: version.Version, User: printable(req.User), Host: printable(s.host)},
 	}
 	progress("making a session in namespace " + s.namespace)
 	if err := s.kube.Create(ctx, &s.object); err != nil {
@@ -216,9 +218,9 @@ func hopeless(status detour.SessionStatus) error {
 }
 
 // network brings up the VIF, the relay's listener and the DNS.
-func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config, managerNamespace string, progress func(string)) error {
+func (s *session) network(ctx context.Context, key wgkey.Key, config *rest.Config, managerNamespace string, progress func(string)) error {
 	status := s.object.Status
-	managerKey, err := vif.ParseKey(status.ManagerPublicKey)
+	managerKey, err := wgkey.Parse(status.ManagerPublicKey)
 	if err != nil {
 		return fmt.Errorf("the traffic-manager's key: %w", err)
 	}
@@ -253,10 +255,14 @@ func (s *session) network(ctx context.Context, key vif.Key, config *rest.Config,
 	}
 	s.cleanup = append(s.cleanup, func(context.Context) { dialer.Close() })
 	progress("opening the tunnel through the API server")
-	s.vif, err = vif.Up(ctx, vif.Config{
-		PrivateKey: key, PeerKey: managerKey, Addresses: addresses, Routes: s.networks.Routes, Remap: s.networks.Remap, InboundPort: relay.LaptopPort, Dial: dialer.Open, Log: s.log,
-		Namespace: s.inside, HostLoopback: s.request.HostLoopback,
-	})
+	tunnelConfig := vif.Config{
+		PrivateKey: key, PeerKey: managerKey, Addresses: addresses, Routes: s.networks.Routes, Remap: s.networks.Remap,
+		InboundPort: relay.LaptopPort, Dial: dialer.Open, Log: s.log,
+	}
+	if s.inside != nil {
+		tunnelConfig.OpenTUN = s.inside.OpenTUN(s.request.HostLoopback)
+	}
+	s.vif, err = vif.Up(ctx, tunnelConfig)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/ipc"
-	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -50,7 +50,7 @@ func sessions(t *testing.T) (config *rest.Config, deleted func() []string) {
 
 func made(t *testing.T, config *rest.Config, s *session, user string) *session {
 	t.Helper()
-	key, err := vif.NewPrivateKey()
+	key, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	s.log, s.kube, s.server, s.namespace = slog.New(slog.DiscardHandler), kubeOf(t, config), config.Host, "shop"
 	require.NoError(t, s.create(t.Context(), key, &daemonv1.ConnectRequest{User: user}, func(string) {}))

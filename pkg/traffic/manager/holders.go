@@ -7,16 +7,16 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
 // holders says which session has each public key: anybody can read another's key in its session and claim it. It is the first; of those made in the
 // same second the one that has its addresses already.
-func holders(all []detour.Session) map[vif.Key]*detour.Session {
-	have := map[vif.Key]*detour.Session{}
+func holders(all []detour.Session) map[wgkey.Key]*detour.Session {
+	have := map[wgkey.Key]*detour.Session{}
 	for i := range all {
 		s := &all[i]
-		key, err := vif.ParseKey(s.Spec.PublicKey)
+		key, err := wgkey.Parse(s.Spec.PublicKey)
 		if err != nil || !s.DeletionTimestamp.IsZero() {
 			continue
 		}
@@ -36,7 +36,7 @@ func earlier(a, b *detour.Session) int {
 }
 
 // otherHolder is the session that has the key of this one in its place, or nil.
-func otherHolder(all []detour.Session, key vif.Key, uid types.UID) *detour.Session {
+func otherHolder(all []detour.Session, key wgkey.Key, uid types.UID) *detour.Session {
 	if first := holders(all)[key]; first != nil && first.UID != uid {
 		return first
 	}

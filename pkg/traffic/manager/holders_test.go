@@ -9,13 +9,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
-	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
 func TestHolders(t *testing.T) {
-	private, err := vif.NewPrivateKey()
+	private, err := wgkey.NewPrivate()
 	require.NoError(t, err)
-	key := private.PublicKey()
+	key := private.Public()
 	began := time.Now()
 	session := func(uid string, second int, addresses ...string) detour.Session {
 		return detour.Session{

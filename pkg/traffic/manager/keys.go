@@ -19,7 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
@@ -31,7 +31,7 @@ const (
 type tlsConfig = tls.Config
 
 type keys struct {
-	wireguard vif.Key
+	wireguard wgkey.Key
 	caPEM     []byte
 	ca        *x509.Certificate
 	caKey     *ecdsa.PrivateKey
@@ -74,7 +74,7 @@ func keysSecret(ctx context.Context, c client.Client, o Options) (*corev1.Secret
 }
 
 func newKeysSecret(name client.ObjectKey) (*corev1.Secret, error) {
-	wireguard, err := vif.NewPrivateKey()
+	wireguard, err := wgkey.NewPrivate()
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ func parseKeys(s *corev1.Secret) (*keys, error) {
 	broken := fmt.Errorf("the secret %s is damaged: delete it and restart the traffic-manager", wellknown.KeysSecret)
 	k := &keys{caPEM: s.Data["ca.crt"]}
 	var err error
-	if k.wireguard, err = vif.ParseKey(string(s.Data["wireguard.key"])); err != nil {
+	if k.wireguard, err = wgkey.Parse(string(s.Data["wireguard.key"])); err != nil {
 		return nil, broken
 	}
 	cert, _ := pem.Decode(s.Data["ca.crt"])

@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/detour-dev/detour/pkg/netx"
-	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
@@ -39,7 +39,7 @@ func TestKeysSurvive(t *testing.T) {
 	two, err := parseKeys(secret)
 	require.NoError(t, err)
 	assert.Equal(t, one.wireguard, two.wireguard)
-	assert.NotEqual(t, vif.Key{}, one.wireguard)
+	assert.NotEqual(t, wgkey.Key{}, one.wireguard)
 	assert.True(t, one.ca.Equal(two.ca))
 	assert.True(t, one.caKey.Equal(two.caKey))
 

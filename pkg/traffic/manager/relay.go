@@ -75,6 +75,6 @@ func relayOne(ctx context.Context, conn net.Conn, hub *vif.Hub, a *agents) error
 		_ = laptop.Close()
 		return errors.Join(err, relay.WriteStatus(conn, agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE))
 	}
-	vif.Splice(conn, laptop)
+	netx.Splice(conn, laptop)
 	return nil
 }

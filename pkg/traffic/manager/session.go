@@ -26,6 +26,7 @@ import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/version"
 	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
 const (
@@ -110,7 +111,7 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		return ctrl.Result{}, nil
 	}
 	before := s.Status.DeepCopy()
-	key, err := vif.ParseKey(s.Spec.PublicKey)
+	key, err := wgkey.Parse(s.Spec.PublicKey)
 	if err != nil {
 		r.condition(&s, metav1.ConditionFalse, "BadKey", "the session's public key is not a WireGuard key: connect again")
 		return ctrl.Result{}, r.update(ctx, &s, before)
@@ -160,7 +161,7 @@ func (r *sessionReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		return ctrl.Result{}, err
 	}
 	s.Status.ManagerPod = r.options.PodName
-	s.Status.ManagerPublicKey = r.keys.wireguard.PublicKey().String()
+	s.Status.ManagerPublicKey = r.keys.wireguard.Public().String()
 	s.Status.ManagerVersion = version.Version
 	s.Status.GivenUpAfter = metav1.Duration{Duration: r.options.SessionTTL}
 	s.Status.Connected = r.hub.Connected(key, r.options.StaleAfter)
@@ -192,7 +193,7 @@ func (r *sessionReconciler) update(ctx context.Context, s *detour.Session, befor
 }
 
 // assign gives the session its addresses, unless another has its key. It reads past the cache, so that two sessions never get the same one.
-func (r *sessionReconciler) assign(ctx context.Context, s *detour.Session, key vif.Key) (holder *detour.Session, err error) {
+func (r *sessionReconciler) assign(ctx context.Context, s *detour.Session, key wgkey.Key) (holder *detour.Session, err error) {
 	if r.pool.contains(parseAddresses(s.Status.Addresses)) {
 		return nil, nil
 	}
@@ -263,7 +264,7 @@ func (r *sessionReconciler) watchPeers(ctx context.Context) error {
 	}
 }
 
-func (r *sessionReconciler) notice(ctx context.Context, s *detour.Session, key vif.Key) {
+func (r *sessionReconciler) notice(ctx context.Context, s *detour.Session, key wgkey.Key) {
 	now := r.hub.Connected(key, r.options.StaleAfter)
 	name := client.ObjectKeyFromObject(s)
 	r.mu.Lock()

@@ -25,6 +25,7 @@ import (
 	"github.com/detour-dev/detour/pkg/inject"
 	"github.com/detour-dev/detour/pkg/tail"
 	"github.com/detour-dev/detour/pkg/vif"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 
@@ -36,7 +37,7 @@ const followPods = time.Second
 type tails struct {
 	tailv1.UnimplementedTailServiceServer
 	intercepts *interceptReconciler
-	key        vif.Key
+	key        wgkey.Key
 }
 
 // serveTail serves on the hub's own addresses, where only laptops come.
@@ -126,7 +127,7 @@ func (t *tails) caller(ctx context.Context) (*detour.Session, error) {
 		if !s.DeletionTimestamp.IsZero() || !slices.Contains(parseAddresses(s.Status.Addresses), address.Addr().Unmap()) {
 			continue
 		}
-		key, err := vif.ParseKey(s.Spec.PublicKey)
+		key, err := wgkey.Parse(s.Spec.PublicKey)
 		if err != nil {
 			return nil, denied
 		}

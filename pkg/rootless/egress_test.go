@@ -1,0 +1,56 @@
+package rootless
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/pkg/vif/packet"
+)
+
+func TestLoopbackByAnyNameIsNotOutside(t *testing.T) {
+	for _, a := range []string{"127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "0.0.0.0", "0.1.2.3", "::", "::ffff:0.0.0.0", "255.255.255.255", "224.0.0.251", "ff02::fb"} {
+		require.False(t, allowEgress(netip.MustParseAddr(a)), a)
+	}
+	for _, a := range []string{"192.0.2.1", "10.0.0.1", "2001:db8::1", "::ffff:192.0.2.1"} {
+		require.True(t, allowEgress(netip.MustParseAddr(a)), a)
+	}
+}
+
+func TestPacketsGoTheirWay(t *testing.T) {
+	s := &egressTUN{}
+	s.setClusterNets([]netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("fd00:99::/64")})
+	packetTo := func(to string, protocol byte) []byte {
+		a := netip.MustParseAddr(to)
+		if a.Is4() {
+			p := make([]byte, 28)
+			p[0], p[9] = 0x45, protocol
+			copy(p[16:], a.AsSlice())
+			return p
+		}
+		p := make([]byte, 48)
+		p[0], p[6] = 0x60, protocol
+		copy(p[24:], a.AsSlice())
+		return p
+	}
+	for _, c := range []struct {
+		to       string
+		protocol byte
+		want     int
+	}{
+		{"10.99.0.1", packet.TCP, routeCluster},
+		{"10.99.0.1", packet.ICMP, routeCluster},
+		{"fd00:99::1", packet.UDP, routeCluster},
+		{"192.0.2.1", packet.TCP, routeEgress},
+		{"2001:db8::1", packet.UDP, routeEgress},
+		{"192.0.2.1", packet.ICMP, routeNowhere},
+		{"224.0.0.251", packet.UDP, routeNowhere},
+		{"ff02::2", packet.ICMPv6, routeNowhere},
+	} {
+		require.Equal(t, c.want, s.route(packetTo(c.to, c.protocol)), "%s, protocol %d", c.to, c.protocol)
+	}
+	require.Equal(t, routeNowhere, s.route(nil))
+	require.Equal(t, routeNowhere, s.route([]byte{0x60, 0}))
+	require.Equal(t, routeNowhere, s.route(packetTo("10.99.0.1", packet.TCP)[:10]))
+}

@@ -1,0 +1,146 @@
+package netstack
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// segment is what a connection of netstack's, which the port tells from others, says.
+type segment struct {
+	port    uint16
+	ack     uint32
+	flags   header.TCPFlags
+	payload int
+	sack    bool
+}
+
+func (s segment) packet() *stack.PacketBuffer {
+	options := plainOptions
+	if s.sack {
+		options += 12
+	}
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: header.IPv4MinimumSize + header.TCPMinimumSize + options, Payload: buffer.MakeWithData(make([]byte, s.payload))})
+	tcp := header.TCP(p.TransportHeader().Push(header.TCPMinimumSize + options))
+	tcp.Encode(&header.TCPFields{SrcPort: s.port, DstPort: 7474, AckNum: s.ack, DataOffset: uint8(header.TCPMinimumSize + options), Flags: s.flags | header.TCPFlagAck})
+	ip := header.IPv4(p.NetworkHeader().Push(header.IPv4MinimumSize))
+	ip.Encode(&header.IPv4Fields{TotalLength: uint16(p.Size()), Protocol: uint8(header.TCPProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{198, 18, 0, 1}), DstAddr: tcpip.AddrFrom4([4]byte{198, 18, 0, 2})})
+	p.NetworkProtocolNumber, p.TransportProtocolNumber = header.IPv4ProtocolNumber, header.TCPProtocolNumber
+	return p
+}
+
+// Of what netstack writes, without any time between, this is what leaves at once, by the number acknowledged.
+func TestAcknowledgements(t *testing.T) {
+	for name, c := range map[string]struct {
+		written []segment
+		left    []uint32
+		later   uint32 // 0 for nothing
+	}{
+		"the first is not known":            {[]segment{{ack: 1}}, []uint32{1}, 0},
+		"of a small message waits":          {[]segment{{ack: 1}, {ack: 101}}, []uint32{1}, 101},
+		"goes with what follows":            {[]segment{{ack: 1}, {ack: 101}, {ack: 101, payload: 10}}, []uint32{1, 101}, 0},
+		"each second goes":                  {[]segment{{ack: 1}, {ack: 101}, {ack: 201}, {ack: 301}}, []uint32{1, 201}, 301},
+		"of much goes":                      {[]segment{{ack: 1}, {ack: 20001}}, []uint32{1, 20001}, 0},
+		"said again goes":                   {[]segment{{ack: 1}, {ack: 1}, {ack: 1}}, []uint32{1, 1, 1}, 0},
+		"of a hole goes":                    {[]segment{{ack: 1}, {ack: 101, sack: true}}, []uint32{1, 101}, 0},
+		"with an end goes":                  {[]segment{{ack: 1}, {ack: 101, flags: header.TCPFlagFin}}, []uint32{1, 101}, 0},
+		"over the end of the numbers":       {[]segment{{ack: 1<<32 - 1}, {ack: 99}}, []uint32{1<<32 - 1}, 99},
+		"others have nothing to do with it": {[]segment{{ack: 1}, {ack: 101}, {port: 1, ack: 7, payload: 1}}, []uint32{1, 7}, 101},
+	} {
+		t.Run(name, func(t *testing.T) {
+			link := channel.New(16, 1500, "")
+			d := newDelayedAcks(link)
+			defer d.Close()
+			var left []uint32
+			take := func() bool {
+				p := link.Read()
+				if p == nil {
+					return false
+				}
+				left = append(left, header.TCP(p.TransportHeader().Slice()).AckNumber())
+				p.DecRef()
+				return true
+			}
+			d.mu.Lock() // no tick meanwhile
+			for _, s := range c.written {
+				p := s.packet()
+				if !d.delay(p) {
+					var one stack.PacketBufferList
+					one.PushBack(p)
+					_, err := link.WritePackets(one)
+					require.Nil(t, err)
+				}
+			}
+			for take() {
+			}
+			d.mu.Unlock()
+			require.Equal(t, c.left, left)
+			if c.later != 0 {
+				left = nil
+				require.Eventually(t, take, 10*time.Second, time.Millisecond)
+				require.Equal(t, []uint32{c.later}, left)
+			}
+			require.Eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.waiting) == 0 }, 10*time.Second, time.Millisecond)
+			require.False(t, take(), "nothing is said twice")
+		})
+	}
+}
+
+// Bulk is acknowledged each 256 KiB, or when a tick comes, as long as it is bulk.
+func TestAcknowledgementsOfBulk(t *testing.T) {
+	const step = 64 << 10
+	link := channel.New(64, 1500, "")
+	d := newDelayedAcks(link)
+	defer d.Close()
+	clock := time.Now()
+	d.now = func() time.Time { return clock }
+	ack, left := uint32(1), []uint32(nil)
+	// left gets what leaves at once, in steps of what is written here.
+	write := func(steps int, each time.Duration) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		left = nil
+		for i := range steps {
+			s := segment{ack: ack}
+			ack += step
+			clock = clock.Add(each)
+			if p := s.packet(); !d.delay(p) {
+				left = append(left, uint32(i))
+			}
+		}
+	}
+	write(1+bulkSize/step, 100*time.Microsecond)
+	require.Len(t, left, bulkSize/step, "all but the one that shows that it is bulk")
+	write(12, 100*time.Microsecond)
+	require.Equal(t, []uint32{3, 8}, left, "what comes after 256 KiB that wait does not")
+	var last *stack.PacketBuffer
+	require.Eventually(t, func() bool { last = link.Read(); return last != nil }, 10*time.Second, time.Millisecond, "the last comes with a tick")
+	require.Equal(t, ack-step, header.TCP(last.TransportHeader().Slice()).AckNumber())
+	last.DecRef()
+	require.Nil(t, link.Read(), "and only that")
+
+	write(32, time.Millisecond)
+	write(4, time.Millisecond)
+	require.Len(t, left, 4, "what has become slow is acknowledged at once")
+}
+
+// Connections without number leave no more than so many behind, and those that are not remembered work.
+func TestManyAcknowledged(t *testing.T) {
+	link := channel.New(1, 1500, "")
+	d := newDelayedAcks(link)
+	defer d.Close()
+	for i := range 3 * ackFlows {
+		s := segment{port: uint16(i), ack: uint32(i), flags: header.TCPFlagPsh}
+		p := s.packet()
+		p.NetworkHeader().Slice()[12] = byte(i >> 16)
+		require.False(t, d.delays(p))
+		p.DecRef()
+	}
+	require.LessOrEqual(t, len(d.flows), ackFlows)
+}

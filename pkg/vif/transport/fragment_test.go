@@ -1,0 +1,179 @@
+package transport
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// streamMTU is the VIF's.
+const streamMTU = 16000
+
+func noise(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
+	return b
+}
+
+// pieces cuts a message into slices of their own.
+func pieces(t *testing.T, message []byte, id uint32) [][]byte {
+	t.Helper()
+	return piecesAnd(t, message, id, false)
+}
+
+func piecesAnd(t *testing.T, message []byte, id uint32, spare bool) [][]byte {
+	t.Helper()
+	buf, n, size := appendFragments(make([]byte, 0, gsoBytes), message, id, spare)
+	require.Len(t, buf, n*size)
+	var all [][]byte
+	for at := 0; at < len(buf); at += size {
+		all = append(all, bytes.Clone(buf[at:at+size]))
+	}
+	return all
+}
+
+func TestPiecesMakeTheMessageAgain(t *testing.T) {
+	for _, size := range []int{MaxDatagram + 1, 2*MaxDatagram - 1, 2*(MaxDatagram-fragmentHeaderSize) + 1, streamMTU + 32, 60000} {
+		message := noise(size)
+		all := pieces(t, message, 7)
+		for _, p := range all {
+			require.LessOrEqual(t, len(p), MaxDatagram)
+			require.Len(t, p, len(all[0]), "all are as long, for GSO")
+			require.True(t, isFragment(p))
+			require.False(t, isProbe(p))
+		}
+		for name, order := range map[string]func(int) int{
+			"in order":  func(i int) int { return i },
+			"backwards": func(i int) int { return len(all) - 1 - i },
+		} {
+			var j reassembler
+			var got []byte
+			for i := range all {
+				require.Nil(t, got, name)
+				got = j.add(all[order(i)])
+			}
+			require.Equal(t, message, got, "%d bytes, %s", size, name)
+			require.Nil(t, j.add(all[0]), "it comes once")
+			require.False(t, j.loses(time.Now()))
+		}
+	}
+	_, n, _ := appendFragments(make([]byte, 0, gsoBytes), noise(MaxMessage), 1, false)
+	require.Zero(t, n, "there is no room for the headers of the longest message")
+	_, n, _ = appendFragments(make([]byte, 0, 20000), noise(streamMTU), 1, false)
+	require.NotZero(t, n)
+	_, n, _ = appendFragments(make([]byte, 15000, 20000), noise(streamMTU), 1, false)
+	require.Zero(t, n, "no room is left")
+}
+
+func TestPiecesInOrder(t *testing.T) {
+	message := noise(streamMTU)
+	train, n, size := appendFragments(make([]byte, 0, gsoBytes), message, 7, false)
+	train = append(train, "what comes after them"...)
+	packet := make([]byte, MaxMessage)
+	got, taken := reassembleInOrder(packet, train, size)
+	require.Equal(t, n*size, taken)
+	require.True(t, bytes.Equal(message, packet[:got]))
+	for name, bad := range map[string]func([]byte) []byte{
+		"one is missing":      func(b []byte) []byte { return append(b[:3*size], b[4*size:]...) },
+		"the first is":        func(b []byte) []byte { return b[size:] },
+		"two are exchanged":   func(b []byte) []byte { b[size+2], b[2*size+2] = b[2*size+2], b[size+2]; return b },
+		"one is of another":   func(b []byte) []byte { b[size+7]++; return b },
+		"the last is shorter": func(b []byte) []byte { return b[:n*size-1] },
+	} {
+		_, taken := reassembleInOrder(packet, bad(bytes.Clone(train[:n*size])), size)
+		require.Zero(t, taken, name)
+	}
+}
+
+// FuzzPiecesInOrder: what a train of datagrams says of itself is not believed.
+func FuzzPiecesInOrder(f *testing.F) {
+	train, _, size := appendFragments(make([]byte, 0, gsoBytes), noise(5000), 7, false)
+	f.Add(train, uint16(size))
+	f.Fuzz(func(t *testing.T, train []byte, size uint16) {
+		if first := train[:min(int(size), len(train))]; !isFragment(first) {
+			return
+		}
+		packet := make([]byte, MaxMessage)
+		n, taken := reassembleInOrder(packet, train, int(size))
+		require.LessOrEqual(t, n, taken)
+		require.LessOrEqual(t, taken, len(train))
+	})
+}
+
+func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
+	a, b := noise(5000), noise(9000)
+	as, bs := pieces(t, a, 1), pieces(t, b, 2)
+	var j reassembler
+	var got [][]byte
+	for i := range max(len(as), len(bs)) {
+		for _, all := range [][][]byte{as, bs} {
+			if i < len(all) {
+				if m := j.add(all[i]); m != nil {
+					got = append(got, bytes.Clone(m))
+				}
+			}
+		}
+	}
+	assert.Equal(t, [][]byte{a, b}, got)
+
+	t.Run("with a spare one, any one may be lost", func(t *testing.T) {
+		bs := piecesAnd(t, b, 2, true)
+		for lost := range bs {
+			var j reassembler
+			var got [][]byte
+			for i, p := range bs {
+				if i == lost {
+					continue
+				}
+				if m := j.add(p); m != nil {
+					got = append(got, bytes.Clone(m))
+				}
+			}
+			require.Equal(t, [][]byte{b}, got, "without piece %d", lost)
+			require.Equal(t, lost < len(bs)-1, j.loses(time.Now()), "it is noticed")
+		}
+		var j reassembler
+		j.skip(bs[0])
+		require.Nil(t, j.add(bs[len(bs)-1]), "nobody waits for the others")
+		require.Nil(t, j.add(pieces(t, b, 2+inFlight)[0]))
+		require.False(t, j.loses(time.Now()))
+	})
+
+	t.Run("a lost piece costs only its own message", func(t *testing.T) {
+		var j reassembler
+		for _, p := range as[1:] {
+			require.Nil(t, j.add(p))
+		}
+		var got []byte
+		for _, p := range pieces(t, b, 1+inFlight) { // in the place of the other one
+			got = j.add(p)
+		}
+		require.Equal(t, b, got)
+		require.Nil(t, j.add(as[0]))
+	})
+}
+
+// FuzzJoin: whatever comes, nothing breaks, no message is longer than one can be, and the memory is bounded.
+func FuzzJoin(f *testing.F) {
+	buf, _, size := appendFragments(make([]byte, 0, gsoBytes), noise(3000), 9, false)
+	f.Add(buf, uint16(size))
+	f.Add([]byte{FragmentType, 64, 63, 255, 0, 0, 0, 1, 2}, uint16(9))
+	f.Add([]byte{FragmentType, 0, 0, 0, 0, 0, 0, 1, 2, FragmentType, 1, 0, 0, 0, 0, 0, 1, 2}, uint16(9))
+	f.Fuzz(func(t *testing.T, raw []byte, size uint16) {
+		var j reassembler
+		for len(raw) > 0 && size > 0 {
+			n := min(len(raw), int(size))
+			if isFragment(raw[:n]) {
+				require.LessOrEqual(t, len(j.add(raw[:n])), MaxMessage)
+			}
+			raw = raw[n:]
+		}
+		for _, m := range j.messages {
+			require.LessOrEqual(t, cap(m.contents), 2*MaxMessage)
+		}
+	})
+}

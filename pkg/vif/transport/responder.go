@@ -1,0 +1,282 @@
+package transport
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/replay"
+
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
+)
+
+const (
+	// maxSources is how many addresses one laptop's datagrams are expected from at a time, and sourceMemory is how long
+	// an address is expected after the last probe from there.
+	maxSources   = 8
+	sourceMemory = time.Minute
+)
+
+// responder is the hub's end of all paths. It answers the laptops' probes, and knows from them which paths each laptop
+// has. Start it with newResponder, and give its Bind to WireGuard.
+type Responder struct {
+	log  *slog.Logger
+	key  wgkey.Key
+	bind *bind
+	// instance tells this process from the one before in the answers to probes.
+	Instance uint64
+	socket   *udpSocket // nil without UDP
+
+	// mu guards the fields below.
+	mu      sync.Mutex
+	byKey   map[wgkey.Key]*laptop
+	byProbe map[LaptopID]*laptop
+	sources map[netip.AddrPort]*source
+}
+
+// laptop is what the responder knows of one laptop.
+type laptop struct {
+	prober *Prober // nil when its key is not a valid point
+	pings  replay.Filter
+	// Its last probe: when it came, and the features in it.
+	pinged   time.Time
+	features byte
+	// The stream that it last sent a probe on, express streams apart, and when its last probe on an express stream came.
+	stream        string
+	expressPinged time.Time
+}
+
+// source is an address that a laptop's datagrams come from. Only a probe that the laptop sealed makes one.
+type source struct {
+	laptop      *laptop
+	seen        time.Time
+	reassembler reassembler
+}
+
+// peerPaths is what the responder sees of a laptop's paths.
+type PeerPaths struct {
+	// EndpointOpen reports whether the wire is open on which WireGuard last heard the laptop. An address never closes.
+	EndpointOpen bool
+	// StreamOpen reports whether the laptop's stream is open.
+	StreamOpen bool
+	// Pinged is when the laptop's last probe came.
+	Pinged time.Time
+}
+
+// newResponder makes the hub's end for the hub's private key. The caller closes it after WireGuard's device.
+func NewResponder(key wgkey.Key, log *slog.Logger) *Responder {
+	r := &Responder{
+		log:      log,
+		key:      key,
+		Instance: rand.Uint64(),
+		byKey:    map[wgkey.Key]*laptop{},
+		byProbe:  map[LaptopID]*laptop{},
+		sources:  map[netip.AddrPort]*source{},
+	}
+	r.bind = newBind(nil, r.handlePing)
+	return r
+}
+
+// Bind is what WireGuard sends and receives with.
+func (r *Responder) Bind() conn.Bind { return r.bind }
+
+// ListenUDP takes datagrams on a port too. It is called once, before WireGuard starts.
+func (r *Responder) ListenUDP(port uint16) (err error) {
+	if r.socket, err = listenUDP(port, r.reassemblerOf); err != nil {
+		return err
+	}
+	r.bind.useSocket(r.socket)
+	return nil
+}
+
+// ServeStream carries WireGuard's messages over rw until it ends or ctx does. It closes rw.
+func (r *Responder) ServeStream(ctx context.Context, rw io.ReadWriteCloser) error {
+	return r.bind.serve(ctx, rw, nil)
+}
+
+// Close closes the UDP socket. Streams end with their context.
+func (r *Responder) Close() {
+	if r.socket != nil {
+		r.socket.close()
+	}
+}
+
+// SetLaptops makes these public keys the whole set of laptops whose probes are answered.
+func (r *Responder) SetLaptops(keys []wgkey.Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known := r.byKey
+	r.byKey, r.byProbe = make(map[wgkey.Key]*laptop, len(keys)), make(map[LaptopID]*laptop, len(keys))
+	for _, key := range keys {
+		l := known[key]
+		if l == nil {
+			l = &laptop{}
+			var err error
+			if l.prober, err = NewProber(r.key, key, key); err != nil {
+				r.log.Warn("a laptop's public key is not valid: its probes get no answer", "err", err)
+			}
+		}
+		r.byKey[key] = l
+		if l.prober != nil {
+			r.byProbe[l.prober.id] = l
+		}
+		delete(known, key)
+	}
+	for _, gone := range known {
+		maps.DeleteFunc(r.sources, func(_ netip.AddrPort, s *source) bool { return s.laptop == gone })
+	}
+}
+
+// TakesLarge reports whether a laptop takes large packets.
+func (r *Responder) TakesLarge(key wgkey.Key) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.byKey[key]
+	return l != nil && l.features&FeatureLarge != 0
+}
+
+// Observe takes the name of the wire on which WireGuard last heard a laptop, and returns what is known of the laptop's
+// paths. It is called regularly: an express stream without probes is given up here.
+func (r *Responder) Observe(key wgkey.Key, endpoint string, now time.Time) PeerPaths {
+	r.bind.authenticated(endpoint)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.byKey[key]
+	if l == nil {
+		return PeerPaths{}
+	}
+	if of := r.bind.stream(l.stream); of != nil && now.Sub(l.expressPinged) > silentAfter {
+		of.express.Store(nil) // it may have died without an end
+	}
+	return PeerPaths{EndpointOpen: r.bind.open(endpoint), StreamOpen: r.bind.open(l.stream), Pinged: l.pinged}
+}
+
+// Stream is a laptop's stream, express streams apart; nil when it has none.
+func (r *Responder) Stream(key wgkey.Key) *StreamWire {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.byKey[key]
+	if l == nil {
+		return nil
+	}
+	return r.bind.stream(l.stream)
+}
+
+// Sources is the number of addresses that datagrams are expected from.
+func (r *Responder) Sources() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.sources)
+}
+
+// Streams is the number of open streams, and of those without proof that a laptop opened them.
+func (r *Responder) Streams() (open, unauthenticated int) {
+	r.bind.mu.Lock()
+	open = len(r.bind.streams)
+	r.bind.mu.Unlock()
+	return open, r.bind.unauth.count()
+}
+
+// answer takes a probe. A probe that no laptop sealed, or that has come before, gets no answer: a stranger learns
+// nothing, and nobody can make this hub send anything to others.
+func (r *Responder) handlePing(from Wire, m []byte) {
+	id, ok := probeOf(PingType, m)
+	if !ok {
+		return
+	}
+	r.mu.Lock()
+	l := r.byProbe[id]
+	r.mu.Unlock()
+	if l == nil {
+		return
+	}
+	says, ok := l.prober.Open(PingType, m)
+	if !ok {
+		return
+	}
+	takes := byte(FeatureLarge | FeatureExpress)
+	r.mu.Lock()
+	if ok = l.pings.ValidateCounter(says.Number, math.MaxUint64); ok {
+		l.pinged, l.features = time.Now(), says.Features
+		switch w := from.(type) {
+		case *datagramWire:
+			join := r.addSourceLocked(w.to, l)
+			join.sendParity.Store(says.Features&FeatureParity != 0)
+			if join.loses(l.pinged) {
+				takes = FeatureParity
+			}
+		case *StreamWire:
+			r.bind.unauth.authenticate(w)
+			if says.Features&FeatureOnExpress == 0 {
+				l.stream = w.id
+			} else if !l.pairLocked(w, r.bind.stream(l.stream)) {
+				takes &^= FeatureExpress
+			}
+		}
+	}
+	r.mu.Unlock()
+	if !ok {
+		return
+	}
+	pong := l.prober.Seal(PongType, Probe{Number: says.Number, Instance: r.Instance, Features: takes}, len(m))
+	if err := from.Send([][]byte{pong}); err != nil {
+		r.log.Debug("a probe was not answered", "address", from.DstToString(), "err", err)
+	}
+}
+
+// joinLane makes one stream of a laptop the express stream beside another, and reports whether it could. The caller
+// holds the responder's mu.
+func (l *laptop) pairLocked(lane, of *StreamWire) bool {
+	if of == nil || of == lane {
+		return false
+	}
+	lane.parent.Store(of)
+	of.express.Store(lane)
+	l.expressPinged = l.pinged
+	return true
+}
+
+// know remembers the latest few addresses that a laptop's datagrams come from.
+func (r *Responder) addSourceLocked(from netip.AddrPort, l *laptop) *reassembler {
+	now := time.Now()
+	if s, ok := r.sources[from]; ok && s.laptop == l {
+		s.seen = now
+		return &s.reassembler
+	}
+	var oldest netip.AddrPort
+	count := 0
+	for a, s := range r.sources {
+		if s.laptop != l {
+			continue
+		}
+		if now.Sub(s.seen) > sourceMemory {
+			delete(r.sources, a)
+			continue
+		}
+		if count++; !oldest.IsValid() || s.seen.Before(r.sources[oldest].seen) {
+			oldest = a
+		}
+	}
+	if count >= maxSources {
+		delete(r.sources, oldest)
+	}
+	s := &source{laptop: l, seen: now}
+	r.sources[from] = s
+	return &s.reassembler
+}
+
+func (r *Responder) reassemblerOf(from netip.AddrPort) *reassembler {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s, ok := r.sources[from]; ok {
+		return &s.reassembler
+	}
+	return nil
+}

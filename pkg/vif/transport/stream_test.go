@@ -1,0 +1,202 @@
+package transport
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+func frame(messages ...string) (raw []byte) {
+	for _, m := range messages {
+		raw = binary.BigEndian.AppendUint32(raw, uint32(len(m)))
+		raw = append(raw, m...)
+	}
+	return raw
+}
+
+func TestSplitFrames(t *testing.T) {
+	longest := strings.Repeat("x", MaxMessage)
+	for name, c := range map[string]struct {
+		raw      []byte
+		messages []string
+		rest     int
+		err      error
+	}{
+		"nothing":              {nil, nil, 0, nil},
+		"one":                  {frame("handshake"), []string{"handshake"}, 0, nil},
+		"several":              {frame("a", "bc", "def"), []string{"a", "bc", "def"}, 0, nil},
+		"an empty message":     {frame("a", "", "b"), []string{"a", "", "b"}, 0, nil},
+		"half a length":        {append(frame("a"), 0, 0), []string{"a"}, 2, nil},
+		"only a length":        {append(frame("a"), 0, 0, 0, 1), []string{"a"}, 4, nil},
+		"half a message":       {append(frame("a"), 0, 0, 0, 3, 'x', 'y'), []string{"a"}, 6, nil},
+		"the longest":          {frame(longest), []string{longest}, 0, nil},
+		"one longer than that": {frame("a", longest+"x"), []string{"a"}, 0, errFrameTooLong},
+		// Said before the bytes have come: nobody waits for 4 GB.
+		"a length of nonsense":   {[]byte{0xff, 0xff, 0xff, 0xff}, nil, 0, errFrameTooLong},
+		"HTTP at the wrong door": {[]byte("GET / HTTP/1.1\r\n\r\n"), nil, 0, errFrameTooLong},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			rest, err := splitFrames(c.raw, func(m []byte) { got = append(got, string(m)) })
+			require.ErrorIs(t, err, c.err)
+			assert.Equal(t, c.messages, got)
+			assert.Len(t, rest, c.rest)
+			assert.True(t, bytes.HasSuffix(c.raw, rest), "the rest is the end of what came")
+		})
+	}
+}
+
+// FuzzSplitFrames: how TCP cuts the stream must not matter, and nothing may be lost or made up.
+func FuzzSplitFrames(f *testing.F) {
+	f.Add(frame("handshake", "", "data"), uint16(7))
+	f.Add(append(frame("a"), 0, 0, 0, 3, 'x'), uint16(6))
+	f.Add([]byte{0, 1, 0, 0}, uint16(1))
+	f.Add([]byte{}, uint16(0))
+	f.Fuzz(func(t *testing.T, raw []byte, cut uint16) {
+		var whole []string
+		rest, err := splitFrames(raw, func(m []byte) { whole = append(whole, string(m)) })
+		if err == nil {
+			require.True(t, bytes.Equal(raw, append(frame(whole...), rest...)), "frames and rest are what came")
+		} else {
+			require.ErrorIs(t, err, errFrameTooLong)
+			require.True(t, bytes.HasPrefix(raw, frame(whole...)))
+		}
+
+		at := min(int(cut), len(raw))
+		var pieces []string
+		collect := func(m []byte) { pieces = append(pieces, string(m)) }
+		first, cutErr := splitFrames(raw[:at], collect)
+		if cutErr == nil {
+			_, cutErr = splitFrames(append(bytes.Clone(first), raw[at:]...), collect)
+		}
+		require.Equal(t, err, cutErr)
+		require.Equal(t, whole, pieces)
+	})
+}
+
+// A stream over a real connection: messages come out as they went in, however many and large they are; the small ones in order, and the others.
+func TestStreamCarriesMessages(t *testing.T) {
+	near, far := sockets(t)
+	out, in := newStreamWire("out", near), newStreamWire("in", far)
+	ended := make(chan error, 2)
+	received := make(chan string, 1000)
+	go func() { ended <- out.writeLoop() }()
+	go func() {
+		ended <- in.readLoop(nil, nil, func(c *chunk) bool {
+			assert.Same(t, in, c.from)
+			for _, m := range c.messages {
+				received <- string(m)
+			}
+			c.put()
+			return true
+		})
+	}()
+	var sent []string
+	for i := range 50 {
+		sent = append(sent, strings.Repeat(string(rune('a'+i%26)), i*i*26), "")
+	}
+	sent = append(sent, strings.Repeat("z", MaxMessage))
+	for _, m := range sent {
+		require.NoError(t, out.Send([][]byte{[]byte(m)}))
+	}
+	small := func(m string) bool { return len(m) <= smallMessage }
+	var got []string
+	for range sent {
+		got = append(got, <-received)
+	}
+	require.True(t, slices.Equal(slices.DeleteFunc(slices.Clone(sent), small), slices.DeleteFunc(slices.Clone(got), small)), "the large messages")
+	large := func(m string) bool { return !small(m) }
+	require.True(t, slices.Equal(slices.DeleteFunc(sent, large), slices.DeleteFunc(got, large)), "the small messages")
+	out.Close()
+	out.Close() // twice is no harm
+	require.NoError(t, <-ended)
+	require.NoError(t, <-ended, "the end of the stream is not an error")
+	in.Close()
+}
+
+// A peer that does not speak the protocol is given up, not waited for.
+// However much a read brings, WireGuard gets each message whole, in order and once, also where the buffer ends in the middle of one.
+func TestStreamIsReadByWireGuard(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var sent []string
+	for range 300 {
+		sent = append(sent, strings.Repeat(string(rune('a'+len(sent)%26)), random.IntN(MaxMessage+1)))
+	}
+	for name, most := range map[string]int{"a few bytes at a time": 700, "records of TLS": 16 << 10, "as much as there is": 1 << 30} {
+		t.Run(name, func(t *testing.T) {
+			s := newStreamWire("one", &struct {
+				io.Reader
+				io.WriteCloser
+			}{Reader: &atMost{strings.NewReader(string(frame(sent...))), most}})
+			packets, sizes, from := make([][]byte, 4), make([]int, 4), make([]conn.Endpoint, 4)
+			for i := range packets {
+				packets[i] = make([]byte, MaxMessage)
+			}
+			var got []string
+			for {
+				n, err := s.receive(packets, sizes, from, func(Wire, []byte) {})
+				for i := range n {
+					got = append(got, string(packets[i][:sizes[i]]))
+				}
+				if err != nil {
+					require.ErrorIs(t, err, io.EOF)
+					break
+				}
+			}
+			require.True(t, slices.Equal(sent, got))
+		})
+	}
+}
+
+// A writer that is woken for nothing keeps its buffers for the next messages.
+func TestStreamKeepsItsBuffers(t *testing.T) {
+	s := newStreamWire("one", nil)
+	s.queue, s.spare, s.spareUrgent = make([]byte, 0, 1000), make([]byte, 0, 1000), make([]byte, 0, 1000)
+	urgent, frames := s.take()
+	require.Empty(t, urgent)
+	require.Empty(t, frames)
+	require.Equal(t, []int{1000, 1000, 1000}, []int{cap(s.queue), cap(s.spare), cap(s.spareUrgent)})
+}
+
+// atMost brings no more than so many bytes at once.
+type atMost struct {
+	io.Reader
+	most int
+}
+
+func (a *atMost) Read(b []byte) (int, error) { return a.Reader.Read(b[:min(len(b), a.most)]) }
+
+func TestStreamRefusesNonsense(t *testing.T) {
+	near, far := sockets(t)
+	_, err := io.WriteString(near, "GET /tunnel HTTP/1.1\r\n\r\n")
+	require.NoError(t, err)
+	err = newStreamWire("in", far).readLoop(nil, nil, func(*chunk) bool { t.Error("there is no message"); return true })
+	require.ErrorIs(t, err, errFrameTooLong)
+}
+
+// sockets is a connection over loopback.
+func sockets(t *testing.T) (near, far net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	near, err = net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	far, err = l.Accept()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = errors.Join(near.Close(), far.Close()) })
+	return near, far
+}
+
+// timeout is for what must happen, however busy the machine is.
+const timeout = 20 * time.Second

@@ -1,0 +1,84 @@
+package transport
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// visitors opens streams that say nothing, and counts those that are still open.
+func visitors(t *testing.T, bind *bind, count int) (open func() int) {
+	t.Helper()
+	var serving sync.WaitGroup
+	var left atomic.Int64
+	ctx, stop := context.WithCancel(context.Background())
+	t.Cleanup(func() { stop(); serving.Wait() })
+	for range count {
+		_, theirs := sockets(t)
+		left.Add(1)
+		serving.Go(func() { defer left.Add(-1); _ = bind.serve(ctx, theirs, nil) })
+	}
+	return func() int { return int(left.Load()) }
+}
+
+// Anybody in the cluster can open streams. Those that say nothing cost little, are few, and end; a laptop's stays.
+func TestStrangersComeToNothing(t *testing.T) {
+	bind := newBind(nil, nil)
+	open := visitors(t, bind, 3*maxUnauthStreams)
+	require.Eventually(t, func() bool { return open() == maxUnauthStreams }, timeout, 10*time.Millisecond, "the oldest go")
+	bind.unauth.mu.Lock()
+	defer bind.unauth.mu.Unlock()
+	for _, s := range bind.unauth.all {
+		require.Len(t, s.chunk(nil).buf, unauthChunk, "none has a laptop's buffers")
+	}
+}
+
+func TestStrangersHaveLittleTime(t *testing.T) {
+	bind := newBind(nil, nil)
+	bind.unauth.timeout = 10 * time.Millisecond
+	open := visitors(t, bind, 5)
+	require.Eventually(t, func() bool { return open() == 0 }, timeout, 10*time.Millisecond)
+	require.Zero(t, bind.unauth.count())
+}
+
+// A stranger may say anything, in any pieces.
+func TestStrangersMessages(t *testing.T) {
+	for _, size := range []int{0, 1, unauthChunk - FrameHeader, unauthChunk, MaxMessage} {
+		near, far := net.Pipe()
+		frame := appendFrame(appendFrame(nil, make([]byte, size)), []byte("end"))
+		var got []int
+		var reading sync.WaitGroup
+		reading.Go(func() {
+			_ = newStreamWire("in", far).readLoop(nil, nil, func(c *chunk) bool {
+				for _, m := range c.messages {
+					got = append(got, len(m))
+				}
+				return true
+			})
+		})
+		_, err := io.Copy(near, &inPieces{frame})
+		require.NoError(t, err)
+		require.NoError(t, near.Close())
+		reading.Wait()
+		require.Equal(t, []int{size, 3}, got)
+		require.NoError(t, far.Close())
+	}
+}
+
+// inPieces gives what there is in pieces of 1000 bytes.
+type inPieces struct{ left []byte }
+
+func (p *inPieces) Read(b []byte) (int, error) {
+	if len(p.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, p.left[:min(len(p.left), 1000)])
+	p.left = p.left[n:]
+	return n, nil
+}
