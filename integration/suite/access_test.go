@@ -174,7 +174,7 @@ func TestKeyOfAnother(t *testing.T) {
 		return kubectl(t, "-n", "default", "get", "session", "claim", "-o", "jsonpath={.status}")
 	}
 	require.Eventually(t, func() bool { return strings.Contains(status(), "KeyTaken") }, 30*time.Second, 100*time.Millisecond)
-	require.Contains(t, status(), "session "+first[0]+" in namespace shop has this public key")
+	require.Contains(t, status(), "session "+first[0]+" in namespace shop owns this public key")
 	require.NotContains(t, status(), "addresses")
 	require.NotContains(t, status(), `"connected":true`)
 	require.Equal(t, "cluster", edition(t, "http://catalog.shop"))

@@ -165,7 +165,7 @@ func TestAttachRefused(t *testing.T) {
 	t.Cleanup(func() { kubectl(t, "delete", "-f", file) })
 	kubectl(t, "-n", "shop", "rollout", "status", "deployment/tokenless", "--timeout=120s")
 	require.Contains(t, refused(t, "intercept", "tokenless", "--port", "18080:http", "--attach"), "has no service account token")
-	require.Contains(t, refused(t, "intercept", "tokenless", "--port", "18080:datagrams", "--attach"), "is UDP, and only TCP ports can be taken over in running pods: leave out --attach")
+	require.Contains(t, refused(t, "intercept", "tokenless", "--port", "18080:datagrams", "--attach"), "is a UDP port, and an attached agent can take over TCP ports only: leave out --attach")
 
 	kubectl(t, "label", "namespace", "shop", "pod-security.kubernetes.io/enforce=baseline")
 	t.Cleanup(func() { kubectl(t, "label", "namespace", "shop", "pod-security.kubernetes.io/enforce-") })

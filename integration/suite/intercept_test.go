@@ -80,7 +80,7 @@ func TestNumericTargetPort(t *testing.T) {
 
 	out, err := command("detour", "intercept", "catalog", "--port", port)
 	require.Error(t, err)
-	require.Regexp(t, `is intercepted by yourself since \d{4}-\d\d-\d\d .*: run .detour leave numeric-`, out, "a second intercept says who holds the port")
+	require.Regexp(t, `is intercepted by you since \d{4}-\d\d-\d\d .*: run .detour leave numeric-`, out, "a second intercept says who holds the port")
 	detour(t, "leave", "numeric")
 	for _, url := range urls {
 		require.Equal(t, "cluster", edition(t, url), url)

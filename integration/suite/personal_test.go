@@ -170,7 +170,7 @@ func TestPersonalIntercepts(t *testing.T) {
 		require.Error(t, err)
 		holder := kubectl(t, "-n", "shop", "get", "intercepts", "-o", `jsonpath={.items[?(@.status.requests=="header x-dev=alice")].status.laptop}`)
 		require.NotEmpty(t, holder)
-		require.Contains(t, out, "requests could match both this and those of ")
+		require.Contains(t, out, "a request could match both this intercept and that of ")
 		require.Regexp(t, regexp.QuoteMeta(holder)+` since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(intercept subject-\S+\) \(header x-dev=alice\)`, out)
 	})
 	require.Contains(t, detour(t, "list", "-n", "shop"), "header x-dev=bob")

@@ -154,7 +154,7 @@ func TestReplaceService(t *testing.T) {
 	withoutAgent(t, "catalog")
 	connected(t)
 	port := laptopService(t)
-	require.Contains(t, refused(t, "intercept", "catalog", "--mode", "replace"), "catalog is a service too")
+	require.Contains(t, refused(t, "intercept", "catalog", "--mode", "replace"), "catalog is also a service")
 	require.Contains(t, refused(t, "intercept", "nothing", "--mode", "replace"), "there is no Deployment, StatefulSet or DaemonSet nothing")
 	require.Contains(t, refused(t, "intercept", "catalog", "--port", port, "--mode", "replace", "--container", "web"), "it has no container web: it has catalog")
 	end := load(t, "http://catalog.shop/", false)

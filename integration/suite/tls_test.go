@@ -111,7 +111,7 @@ func TestTLSPort(t *testing.T) {
 	}
 	everybody("cluster")
 	port := strconv.Itoa(freePorts(t, 1))
-	for service, how := range map[string]string{"web-said": "its appProtocol is https", "web": "found by trying"} {
+	for service, how := range map[string]string{"web-said": "its appProtocol is https", "web": "the agent tried it"} {
 		for _, flags := range [][]string{{"--header", "x-dev=alice"}, {"--mode", "wiretap"}} {
 			out, err := command("detour", append([]string{"intercept", service, "--port", port}, flags...)...)
 			require.Error(t, err)
@@ -123,7 +123,7 @@ func TestTLSPort(t *testing.T) {
 
 	out, err := command("detour", "intercept", "web", "--port", port, "--header", "x-dev=alice", "--tls-secret", "other")
 	require.Error(t, err)
-	require.Contains(t, out, "the pods of deployment/web do not use Secret other themselves")
+	require.Contains(t, out, "the pods of deployment/web do not use Secret other")
 	require.Contains(t, out, "(the pods use web-tls)")
 
 	laptop := startEcho(t, "-https=127.0.0.1:"+port, "-certificates", directory, "-edition", "laptop")

@@ -73,7 +73,7 @@ func TestUDP(t *testing.T) {
 		says  string
 	}{
 		{[]string{"--port", "15300:5300"}, "service beacon has port 5300 for several protocols"},
-		{[]string{"--port", "15300:5300/udp", "--me"}, "port 5353 of deployment/beacon is UDP: there are no requests that could be told apart"},
+		{[]string{"--port", "15300:5300/udp", "--me"}, "port 5353 of deployment/beacon is a UDP port, which has no requests to match"},
 		{[]string{"--port", "15300-15301:5300-5302"}, "there are 2 ports of this laptop for 3 of the service"},
 	} {
 		out, err := d.try(append([]string{"intercept", "beacon", "-n", "shop"}, c.flags...)...)

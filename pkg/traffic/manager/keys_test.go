@@ -66,7 +66,7 @@ func TestDamagedKeys(t *testing.T) {
 				require.NoError(t, err)
 				secret.Data[part] = []byte(value)
 				_, err = parseKeys(secret)
-				require.EqualError(t, err, "the secret traffic-manager-keys is damaged: delete it and restart the traffic-manager")
+				require.EqualError(t, err, "Secret traffic-manager-keys is damaged: delete it and restart the traffic-manager")
 			})
 		}
 	}

@@ -1,15 +1,19 @@
-// Package manager is the traffic-manager: it reconciles Sessions and Intercepts, ends the laptops' tunnels, tells the agents what
-// is in force, and relays intercepted connections to the laptops. All it knows it rebuilds from the Kubernetes API.
+// Package manager is the traffic-manager. It carries out Sessions and Intercepts, ends the laptops'
+// tunnels, tells the agents which traffic to divert, and relays that to the laptops. It rebuilds
+// everything that it knows from the Kubernetes API.
+//
+// Start with Run, which puts the parts together: package session looks after laptops, package intercept
+// after Intercepts, package agents after the connected agents, and package webhook adds agents to new
+// pods. The servers for laptops and agents are in tunnel.go, relay.go and tail.go.
 package manager
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -18,86 +22,131 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/discovery"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	ctrlmanager "sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
-	"sigs.k8s.io/controller-runtime/pkg/webhook"
+	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/inject"
-	"github.com/detour-dev/detour/pkg/netx"
+	"github.com/detour-dev/detour/pkg/traffic/manager/agents"
+	"github.com/detour-dev/detour/pkg/traffic/manager/intercept"
+	"github.com/detour-dev/detour/pkg/traffic/manager/session"
+	"github.com/detour-dev/detour/pkg/traffic/manager/webhook"
 	"github.com/detour-dev/detour/pkg/tuning"
 	"github.com/detour-dev/detour/pkg/vif"
 	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
+const (
+	// apiQPS and apiBurst limit requests to the API server. The defaults of 20 and 30 are too few when
+	// many intercepts change at once.
+	apiQPS, apiBurst = 50, 100
+	// shutdownTimeout is how long tasks may take to end. The pod has 30 s, but nobody waits for a manager
+	// that ends: its tunnels are down.
+	shutdownTimeout = 3 * time.Second
+)
+
 // Options are the traffic-manager's settings.
 type Options struct {
 	PodName, PodNamespace, PodIP string
-	AgentImage                   string
-	AgentPullPolicy              string
-	SessionCIDR, SessionCIDR6    string
-	ClusterDomain                string
-	UDP                          string // how laptops reach the WireGuard port: UDPNodePort, UDPLoadBalancer, UDPHostPort; empty for not at all
-	UDPHostPort                  uint16
 	NodeName                     string
-	StaleAfter                   time.Duration // a laptop that is silent for longer is gone
-	SessionTTL                   time.Duration // and after this its session is deleted
+	AgentImage, AgentPullPolicy  string
+	SessionCIDR, SessionCIDR6    string // the laptops' addresses; one of the two may be empty
+	ClusterDomain                string
+	UDP                          string // how laptops reach the WireGuard port: see session.Config
+	UDPHostPort                  uint16
+	StaleAfter                   time.Duration // how long a connected laptop may be silent
+	SessionTTL                   time.Duration // how long until a silent laptop's session is deleted
 	Log                          *slog.Logger
 }
 
 func (o Options) serverName() string { return wellknown.TrafficManager + "." + o.PodNamespace + ".svc" }
 
-// agent is what the agents are made with.
+// agent returns the options that agents are created with.
 func (o Options) agent(ca []byte) inject.Options {
-	return inject.Options{Image: o.AgentImage, PullPolicy: corev1.PullPolicy(o.AgentPullPolicy), Manager: fmt.Sprintf("%s:%d", o.serverName(), wellknown.AgentPort), Server: o.serverName(), CA: ca}
+	return inject.Options{
+		Image: o.AgentImage, PullPolicy: corev1.PullPolicy(o.AgentPullPolicy),
+		Manager: fmt.Sprintf("%s:%d", o.serverName(), wellknown.AgentPort), Server: o.serverName(), CA: ca,
+	}
 }
 
 // Run runs the traffic-manager until ctx ends.
 func Run(ctx context.Context, o Options) error {
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
-	if err := checkUDP(o.UDP); err != nil {
+	if err := session.CheckUDP(o.UDP); err != nil {
 		return err
 	}
-	pool, err := parsePool(o.SessionCIDR, o.SessionCIDR6)
+	pool, err := session.ParsePool(o.SessionCIDR, o.SessionCIDR6)
 	if err != nil {
 		return err
 	}
-	rest, err := ctrl.GetConfig()
+	m := &manager{options: o, pool: pool}
+	if err := m.connect(ctx); err != nil {
+		return err
+	}
+	hub, err := m.newHub()
 	if err != nil {
+		return err
+	}
+	defer hub.Close()
+	if err := m.addControllers(ctx, hub); err != nil {
+		return err
+	}
+	if err := m.addTasks(hub); err != nil {
+		return err
+	}
+	if err := m.Start(ctx); err != nil {
+		return fmt.Errorf("run: %w", err)
+	}
+	return nil
+}
+
+// manager holds the parts of a traffic-manager while Run puts them together.
+type manager struct {
+	ctrl.Manager
+	options Options
+	pool    *session.Pool
+	rest    *rest.Config
+	direct  client.Client // without a cache
+	keys    *keys
+	certs   *certificates
+
+	agents     *agents.Registry
+	sessions   *session.Reconciler
+	intercepts *intercept.Reconciler
+	injector   *webhook.Injector
+}
+
+// connect connects to the API server, reads the manager's keys from there, and makes the controller
+// manager.
+func (m *manager) connect(ctx context.Context) (err error) {
+	if m.rest, err = ctrl.GetConfig(); err != nil {
 		return fmt.Errorf("find the API server: %w", err)
 	}
-	rest.QPS, rest.Burst = 50, 100
+	m.rest.QPS, m.rest.Burst = apiQPS, apiBurst
 	scheme := runtime.NewScheme()
 	utilruntime.Must(clientgoscheme.AddToScheme(scheme))
 	utilruntime.Must(detour.AddToScheme(scheme))
-
-	direct, err := client.New(rest, client.Options{Scheme: scheme})
-	if err != nil {
+	if m.direct, err = client.New(m.rest, client.Options{Scheme: scheme}); err != nil {
 		return fmt.Errorf("make the API client: %w", err)
 	}
-	keys, err := loadKeys(ctx, direct, o)
+	if m.keys, err = loadKeys(ctx, m.direct, m.options); err != nil {
+		return err
+	}
+	if m.certs, err = newCertificates(m.keys, m.options); err != nil {
+		return err
+	}
+	lease, err := newLease(m.rest, m.direct, m.options)
 	if err != nil {
 		return err
 	}
-	certs, err := newCertificates(keys, o)
-	if err != nil {
-		return err
-	}
-	lease, err := newLease(rest, direct, o)
-	if err != nil {
-		return err
-	}
-	stripped := func(in any) (any, error) {
-		if m, ok := in.(client.Object); ok {
-			m.SetManagedFields(nil)
-		}
-		return in, nil
-	}
-	mgr, err := ctrl.NewManager(rest, ctrl.Options{
+	webhooks := ctrlwebhook.Options{Port: wellknown.WebhookPort, TLSOpts: []func(*tls.Config){m.certs.configure}}
+	m.Manager, err = ctrl.NewManager(m.rest, ctrl.Options{
 		Scheme:                              scheme,
 		LeaderElection:                      true,
 		LeaderElectionResourceLockInterface: lease,
@@ -105,112 +154,121 @@ func Run(ctx context.Context, o Options) error {
 		LeaseDuration:                       ptr(leaseDuration),
 		RenewDeadline:                       ptr(renewDeadline),
 		RetryPeriod:                         ptr(leaseRetry),
-		HealthProbeBindAddress:              net.JoinHostPort("", fmt.Sprint(wellknown.HealthPort)),
-		Metrics:                             metricsserver.Options{BindAddress: net.JoinHostPort("", fmt.Sprint(wellknown.MetricsPort))},
-		WebhookServer:                       webhook.NewServer(webhook.Options{Port: wellknown.WebhookPort, TLSOpts: []func(*tlsConfig){certs.configure}}),
-		Cache:                               cache.Options{DefaultTransform: stripped},
-		Client:                              client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}, Unstructured: true}},
-		GracefulShutdownTimeout:             ptr(3 * time.Second),
+		HealthProbeBindAddress:              port(wellknown.HealthPort),
+		Metrics:                             metricsserver.Options{BindAddress: port(wellknown.MetricsPort)},
+		WebhookServer:                       ctrlwebhook.NewServer(webhooks),
+		Cache:                               cache.Options{DefaultTransform: stripManagedFields},
+		Client: client.Options{Cache: &client.CacheOptions{
+			DisableFor: []client.Object{&corev1.Secret{}}, Unstructured: true,
+		}},
+		GracefulShutdownTimeout: ptr(shutdownTimeout),
 	})
 	if err != nil {
 		return fmt.Errorf("make the controller manager: %w", err)
 	}
-	config := vif.HubConfig{PrivateKey: keys.wireguard, Addresses: pool.own(), Log: o.Log, Allow: mayReach}
-	if o.UDP != "" {
+	return nil
+}
+
+// stripManagedFields keeps a part of every object out of the cache that is large and that nobody reads.
+func stripManagedFields(in any) (any, error) {
+	if o, ok := in.(client.Object); ok {
+		o.SetManagedFields(nil)
+	}
+	return in, nil
+}
+
+func (m *manager) newHub() (*vif.Hub, error) {
+	config := vif.HubConfig{
+		PrivateKey: m.keys.wireguard, Addresses: m.pool.ManagerAddresses(), Log: m.log("tunnel"), Allow: mayReach,
+	}
+	if m.options.UDP != "" {
 		config.UDPPort = wellknown.WireGuardPort
 	}
-	hub, err := vif.NewHub(config)
-	if err != nil {
-		return err
-	}
-	defer hub.Close()
+	return vif.NewHub(config)
+}
 
-	agents := newAgents(mgr.GetAPIReader(), direct, o)
-	sessions := &sessionReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), hub: hub, pool: pool, keys: keys, options: o, changed: make(chan sessionEvent, 64)}
-	apis, err := discovery.NewDiscoveryClientForConfigAndClient(rest, mgr.GetHTTPClient())
+// addControllers makes the reconcilers and the webhook.
+func (m *manager) addControllers(ctx context.Context, hub *vif.Hub) error {
+	o := m.options
+	m.agents = agents.New(agents.Config{
+		Reader: m.GetAPIReader(), Reviewer: m.direct, Log: o.Log,
+		RelayAddress: net.JoinHostPort(o.PodIP, fmt.Sprint(wellknown.RelayPort)),
+	})
+	m.sessions = session.New(session.Config{
+		Client: m.GetClient(), Reader: m.GetAPIReader(), Tunnel: hub, Pool: m.pool,
+		PublicKey: m.keys.wireguard.Public(), PodName: o.PodName, PodNamespace: o.PodNamespace, NodeName: o.NodeName,
+		ClusterDomain: o.ClusterDomain, UDP: o.UDP, UDPHostPort: o.UDPHostPort,
+		StaleAfter: o.StaleAfter, TTL: o.SessionTTL, Log: o.Log,
+	})
+	apis, err := discovery.NewDiscoveryClientForConfigAndClient(m.rest, m.GetHTTPClient())
 	if err != nil {
 		return fmt.Errorf("make the discovery client: %w", err)
 	}
-	intercepts := &interceptReconciler{Client: mgr.GetClient(), reader: mgr.GetAPIReader(), agents: agents, inject: o.agent(keys.caPEM), options: o, rollouts: &rollouts{discovery: apis, cache: mgr.GetCache(), log: o.Log}}
-	if err := sessions.setup(ctx, mgr); err != nil {
+	agent := o.agent(m.keys.caPEM)
+	m.intercepts = intercept.New(intercept.Config{
+		Client: m.GetClient(), Reader: m.GetAPIReader(), Agents: m.agents, Initial: m.agents.Initial, Inject: agent,
+		Cache: m.GetCache(), Discovery: apis, Log: o.Log,
+		WebhookCalled: func() time.Time { return m.injector.LastCall() },
+	})
+	if err := m.sessions.Setup(ctx, m); err != nil {
 		return err
 	}
-	if err := intercepts.setup(ctx, mgr); err != nil {
+	if err := m.intercepts.Setup(ctx, m); err != nil {
 		return err
 	}
-	injector := &injector{options: o, ca: keys.caPEM, log: o.Log, planOfRollout: intercepts.planOfRollout}
-	injector.setup(mgr)
-	intercepts.webhookAsked = func() time.Time { return time.Unix(injector.asked.Load(), 0) }
+	m.injector = webhook.New(agent, m.intercepts.PlanOfRollout, o.Log)
+	m.injector.Register(m)
+	return nil
+}
+
+// addTasks adds what the manager serves and does beside the controllers.
+func (m *manager) addTasks(hub *vif.Hub) error {
+	relays := &relayServer{hub: hub, target: m.agents.RelayTarget, log: m.log("relay")}
+	tails := &tailServer{intercepts: m.intercepts, agents: m.agents, key: m.keys.wireguard, log: m.log("tail")}
 	for _, task := range []ctrlmanager.Runnable{
-		everyReplica(func(ctx context.Context) error { return serveTunnel(ctx, hub, o) }),
-		everyReplica(func(ctx context.Context) error { return agents.serve(ctx, certs) }),
-		everyReplica(func(ctx context.Context) error { return serveRelay(ctx, hub, agents, certs, o) }),
-		everyReplica(func(ctx context.Context) error { tuning.AdaptGOMAXPROCS(ctx); return nil }),
-		everyReplica(sessions.watchPeers),
-		everyReplica(intercepts.rollouts.follow),
+		everyReplica(func(ctx context.Context) error { return serveTunnel(ctx, hub, m.log("tunnel")) }),
 		everyReplica(func(ctx context.Context) error {
-			return serveTail(ctx, hub, &tails{intercepts: intercepts, key: keys.wireguard}, pool.own(), o)
+			return m.agents.Serve(ctx, port(wellknown.AgentPort), m.certs.config())
 		}),
-		everyReplica(func(ctx context.Context) error { return injector.keepBundle(ctx, direct) }),
-		ctrlmanager.RunnableFunc(intercepts.firstRound),
+		everyReplica(func(ctx context.Context) error { return relays.serve(ctx, m.certs) }),
+		everyReplica(func(ctx context.Context) error { tuning.AdaptGOMAXPROCS(ctx); return nil }),
+		everyReplica(m.sessions.WatchPeers),
+		everyReplica(m.intercepts.FollowRollouts),
+		everyReplica(func(ctx context.Context) error {
+			return tails.serve(ctx, hub, m.pool.ManagerAddresses())
+		}),
+		everyReplica(func(ctx context.Context) error { return m.injector.MaintainAuthority(ctx, m.direct) }),
+		ctrlmanager.RunnableFunc(m.intercepts.RunInitialSync),
 	} {
-		if err := mgr.Add(task); err != nil {
+		if err := m.Add(task); err != nil {
 			return fmt.Errorf("add a task: %w", err)
 		}
 	}
-	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("webhook", mgr.GetWebhookServer().StartedChecker()), mgr.AddReadyzCheck("authority", injector.checker(time.Now()))); err != nil {
+	err := errors.Join(
+		m.AddHealthzCheck("alive", healthz.Ping),
+		m.AddReadyzCheck("webhook", m.GetWebhookServer().StartedChecker()),
+		m.AddReadyzCheck("authority", m.injector.Ready()),
+	)
+	if err != nil {
 		return fmt.Errorf("add the probes: %w", err)
-	}
-	if err := mgr.Start(ctx); err != nil {
-		return fmt.Errorf("run: %w", err)
 	}
 	return nil
 }
 
-// everyReplica is a task that does not wait for leadership.
+func (m *manager) log(component string) *slog.Logger {
+	return m.options.Log.With("component", component)
+}
+
+// port returns the address that listens on a port of the pod.
+func port(number int) string { return net.JoinHostPort("", fmt.Sprint(number)) }
+
+// everyReplica is a task that does not wait until the manager is the leader.
 type everyReplica func(context.Context) error
 
+// Start implements ctrlmanager.Runnable.
 func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }
 
-// NeedLeaderElection implements LeaderElectionRunnable.
+// NeedLeaderElection implements ctrlmanager.LeaderElectionRunnable.
 func (everyReplica) NeedLeaderElection() bool { return false }
 
 func ptr[T any](v T) *T { return &v }
-
-// mayReach keeps laptops away from the manager's own loopback and from link-local services such as a cloud's metadata.
-func mayReach(a netip.Addr) bool {
-	a = a.Unmap() // Linux takes ::ffff:0.0.0.0 for its own loopback
-	return a.IsValid() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast() && !a.IsUnspecified()
-}
-
-// serveTunnel answers the upgrade and hands the connection to the hub.
-func serveTunnel(ctx context.Context, hub *vif.Hub, o Options) error {
-	server := &http.Server{Addr: net.JoinHostPort("", fmt.Sprint(wellknown.TunnelPort)), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /tunnel", func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Upgrade") != vif.UpgradeProtocol {
-			http.Error(w, "this is detour's tunnel: it wants an upgrade to "+vif.UpgradeProtocol, http.StatusUpgradeRequired)
-			return
-		}
-		conn, buffered, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			o.Log.Warn("taking over the connection failed", "err", err)
-			return
-		}
-		_ = conn.SetDeadline(time.Time{})
-		if _, err := conn.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + vif.UpgradeProtocol + "\r\n\r\n")); err != nil {
-			_ = conn.Close()
-			return
-		}
-		if err := hub.ServeStream(ctx, netx.Unbuffered(netx.Wrap(conn), buffered.Reader)); err != nil {
-			o.Log.Debug("a tunnel ended", "err", err)
-		}
-	})
-	server.Handler = mux
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve the tunnel: %w", err)
-	}
-	return nil
-}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -17,46 +18,63 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-const laptopDialTimeout = 1500 * time.Millisecond
+const (
+	// laptopDialTimeout is how long the laptop's daemon may take to accept a connection. The agent waits
+	// with the client's request meanwhile.
+	laptopDialTimeout = 1500 * time.Millisecond
+	// headerTimeout is how long an agent may take to send the relay header.
+	headerTimeout = 5 * time.Second
+)
 
-// serveRelay carries agents' connections to the laptops.
-func serveRelay(ctx context.Context, hub *vif.Hub, a *agents, certs *certificates, o Options) error {
-	// What several streams say at the same time is to be one record.
+// agentKeepalive notices an agent whose node is lost, which closes nothing.
+var agentKeepalive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
+
+// relayServer connects agents to laptops.
+type relayServer struct {
+	hub *vif.Hub
+	// target returns the laptop's address for an intercept if the token belongs to it.
+	target func(interceptUID string, token []byte) (address string, ok bool)
+	log    *slog.Logger
+}
+
+// serve accepts relay connections until ctx ends, and returns when all of them are closed.
+func (s *relayServer) serve(ctx context.Context, certs *certificates) error {
+	// What several mux streams write at the same time shares one TLS record: see pkg/relay.
 	config := &tls.Config{DynamicRecordSizingDisabled: true}
 	certs.configure(config)
 	config.MinVersion = tls.VersionTLS13
-	// An agent whose node is lost says no goodbye.
-	listening := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
-	listener, err := listening.Listen(ctx, "tcp", net.JoinHostPort("", fmt.Sprint(wellknown.RelayPort)))
+	listening := net.ListenConfig{KeepAliveConfig: agentKeepalive}
+	listener, err := listening.Listen(ctx, "tcp", port(wellknown.RelayPort))
 	if err != nil {
-		return fmt.Errorf("listen for relayed connections: %w", err)
+		return fmt.Errorf("listen for relay connections: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
 	var open sync.WaitGroup
 	defer open.Wait()
-	netx.AcceptLoop(listener, o.Log, func(plain net.Conn) {
+	netx.AcceptLoop(listener, s.log, func(plain net.Conn) {
 		conn := relay.Server(plain, config)
 		open.Go(func() {
 			defer conn.Close()
 			end := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			defer end()
-			if err := relayOne(ctx, conn, hub, a); err != nil {
-				o.Log.Debug("a relayed connection failed", "err", err)
+			if err := s.relay(ctx, conn); err != nil {
+				s.log.Debug("a relay connection failed", "err", err)
 			}
 		})
 	})
 	return nil
 }
 
-func relayOne(ctx context.Context, conn net.Conn, hub *vif.Hub, a *agents) error {
-	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+// relay connects one agent to the laptop that its header asks for.
+func (s *relayServer) relay(ctx context.Context, conn net.Conn) error {
+	_ = conn.SetReadDeadline(time.Now().Add(headerTimeout))
 	header, err := relay.ReadHeader(conn)
 	if err != nil {
 		return err
 	}
 	_ = conn.SetReadDeadline(time.Time{})
-	address, ok := a.relayTarget(header.InterceptUid, header.Token)
+	address, ok := s.target(header.InterceptUid, header.Token)
 	if !ok {
 		return relay.WriteStatus(conn, agentv1.RelayStatus_RELAY_STATUS_DENIED)
 	}
@@ -64,8 +82,8 @@ func relayOne(ctx context.Context, conn net.Conn, hub *vif.Hub, a *agents) error
 	if err != nil {
 		return fmt.Errorf("the laptop's address: %w", err)
 	}
-	dialling, cancel := context.WithTimeout(ctx, laptopDialTimeout)
-	laptop, err := hub.Dial(dialling, netip.AddrPortFrom(to, relay.LaptopPort))
+	dialing, cancel := context.WithTimeout(ctx, laptopDialTimeout)
+	laptop, err := s.hub.Dial(dialing, netip.AddrPortFrom(to, relay.LaptopPort))
 	cancel()
 	if err != nil {
 		return errors.Join(err, relay.WriteStatus(conn, agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE))

@@ -43,7 +43,8 @@ const (
 	ReasonConnected       = "Connected"       // session: the laptop's tunnel is alive
 	ReasonLaptopGone      = "LaptopGone"      // session: no sign of life; its traffic goes to the cluster's pods
 	ReasonNoAddressLeft   = "NoAddressLeft"   // session: the address range is full
-	ReasonKeyTaken        = "KeyTaken"        // session: another has its public key
+	ReasonKeyTaken        = "KeyTaken"        // session: another session owns its public key
+	ReasonBadKey          = "BadKey"          // session: its public key is not a WireGuard key
 	ReasonVersionMismatch = "VersionMismatch" // session: client and manager cannot work together
 )
 
