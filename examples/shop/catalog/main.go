@@ -1,5 +1,5 @@
-// Command catalog is the HTTP service of the shop that lists its items with their stock. EDITION names the
-// copy that answers, so that a laptop with EDITION=laptop can be told from the cluster.
+// Command catalog is the HTTP service of the shop that lists its items with their stock. EDITION names
+// the copy that answers, so that a laptop with EDITION=laptop can be told from the cluster.
 package main
 
 import (
