@@ -35,8 +35,8 @@ laptop to the cluster's network.`,
 		newConnectCommand(g), newQuitCommand(g), newStatusCommand(g), newListCommand(g),
 		newInterceptCommand(g), newLeaveCommand(g), newTailCommand(g), newRunCommand(g), newShellCommand(g),
 		newVersionCommand(g), newDaemonCommand(g), newNamespaceHelperCommand(), newCredentialCommand(streams),
-		install.Command(streams, g.kubeconfig, &printFlags{out: streams.Out}),
-		install.UninstallCommand(streams, g.kubeconfig, &printFlags{out: streams.Out}),
+		install.NewInstallCommand(streams, g.kubeconfig, &printFlags{out: streams.Out}),
+		install.NewUninstallCommand(streams, g.kubeconfig, &printFlags{out: streams.Out}),
 	)
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(explainFlagError)

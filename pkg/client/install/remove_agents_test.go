@@ -15,7 +15,7 @@ func TestCarrying(t *testing.T) {
 	pod := func(name string, phase corev1.PodPhase, annotation string) corev1.Pod {
 		return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Annotations: map[string]string{inject.Annotation: annotation}}, Status: corev1.PodStatus{Phase: phase}}
 	}
-	require.Equal(t, []string{"shop/serving"}, carrying([]corev1.Pod{
+	require.Equal(t, []string{"shop/serving"}, podsWithAgent([]corev1.Pod{
 		pod("serving", corev1.PodRunning, "{}"), pod("evicted", corev1.PodFailed, "{}"), pod("done", corev1.PodSucceeded, "{}"), pod("other", corev1.PodRunning, ""),
 	}))
 }
