@@ -14,22 +14,22 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// counted is a connection that counts its writes, and fails once it is told to.
-type counted struct {
+// countingConn counts its writes. They fail if err is set.
+type countingConn struct {
 	net.Conn
 	writes int
-	failed error
+	err    error
 }
 
-func (c *counted) Write(b []byte) (int, error) {
+func (c *countingConn) Write(b []byte) (int, error) {
 	c.writes++
-	if c.failed != nil {
-		return 0, c.failed
+	if c.err != nil {
+		return 0, c.err
 	}
 	return c.Conn.Write(b)
 }
 
-func TestRecordsOfTLSAreWrittenTogether(t *testing.T) {
+func TestCorkConnWritesTLSRecordsTogether(t *testing.T) {
 	server := httptest.NewUnstartedServer(http.NotFoundHandler())
 	server.StartTLS()
 	defer server.Close()
@@ -48,42 +48,42 @@ func TestRecordsOfTLSAreWrittenTogether(t *testing.T) {
 	}()
 	plain, err := net.Dial("tcp", listener.Addr().String())
 	require.NoError(t, err)
-	below := &counted{Conn: plain}
-	g := &CorkConn{Conn: below}
+	below := &countingConn{Conn: plain}
+	c := &CorkConn{Conn: below}
 	roots := x509.NewCertPool()
 	roots.AddCert(server.Certificate())
-	client := tls.Client(g, &tls.Config{RootCAs: roots, ServerName: "example.com"})
+	client := tls.Client(c, &tls.Config{RootCAs: roots, ServerName: "example.com"})
 	defer client.Close()
 	require.NoError(t, client.Handshake())
 	sent := bytes.Repeat([]byte("detour"), 1<<20/6)
-	_, err = client.Write(sent) // until the records have their full size
+	_, err = client.Write(sent) // after this the records have their full size
 	require.NoError(t, err)
 
 	below.writes = 0
-	g.Cork()
+	c.Cork()
 	_, err = client.Write(sent)
 	require.NoError(t, err)
-	require.NoError(t, g.Uncork())
-	require.Equal(t, 8, below.writes, "of 64 records")
+	require.NoError(t, c.Uncork())
+	require.Equal(t, 8, below.writes, "64 records")
 	require.NoError(t, client.Close())
 	require.True(t, bytes.Equal(append(bytes.Clone(sent), sent...), <-arrived))
 }
 
 func TestCorkConnReportsWriteErrors(t *testing.T) {
 	broken := errors.New("broken")
-	c := &counted{failed: broken}
-	g := &CorkConn{Conn: c}
-	g.Cork()
-	_, err := g.Write([]byte("held"))
-	require.NoError(t, err, "nothing is written yet")
-	require.ErrorIs(t, g.Uncork(), broken)
-	require.NoError(t, g.Uncork(), "nothing is left")
-	_, err = g.Write([]byte("at once"))
+	below := &countingConn{err: broken}
+	c := &CorkConn{Conn: below}
+	c.Cork()
+	_, err := c.Write([]byte("queued"))
+	require.NoError(t, err, "the bytes are only queued")
+	require.ErrorIs(t, c.Uncork(), broken)
+	require.NoError(t, c.Uncork(), "nothing is queued")
+	_, err = c.Write([]byte("at once"))
 	require.ErrorIs(t, err, broken)
-	require.Equal(t, 2, c.writes)
-	g.Cork()
-	_, err = g.Write(make([]byte, gatherMost-1))
+	require.Equal(t, 2, below.writes)
+	c.Cork()
+	_, err = c.Write(make([]byte, corkSize-1))
 	require.NoError(t, err)
-	_, err = g.Write([]byte("one too many"))
+	_, err = c.Write([]byte("one too many"))
 	require.ErrorIs(t, err, broken)
 }

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestDatagrams(t *testing.T) {
+func TestDatagramsArriveInOrderWithTheirSender(t *testing.T) {
 	for network, address := range map[string]string{"udp4": "127.0.0.1", "udp6": "::1"} {
 		t.Run(network, func(t *testing.T) {
 			open := func() *net.UDPConn {
 				c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(address), 0)))
 				if err != nil {
-					t.Skip("this machine has not that family")
+					t.Skip("this machine has no " + network + " address")
 				}
 				t.Cleanup(func() { _ = c.Close() })
 				return c
@@ -53,8 +53,7 @@ func TestDatagrams(t *testing.T) {
 	}
 }
 
-// A sender hears what the kernel says of what it cannot send.
-func TestTooLong(t *testing.T) {
+func TestSenderReturnsTheKernelsError(t *testing.T) {
 	c, err := net.ListenUDP("udp4", nil)
 	require.NoError(t, err)
 	defer c.Close()
@@ -62,7 +61,7 @@ func TestTooLong(t *testing.T) {
 	require.ErrorIs(t, s.Send(make([]byte, 70000), nil, netip.MustParseAddrPort("127.0.0.1:9")), unix.EMSGSIZE)
 }
 
-func TestFile(t *testing.T) {
+func TestFileReadsAndWritesANonBlockingFile(t *testing.T) {
 	var ends [2]int
 	require.NoError(t, unix.Pipe2(ends[:], unix.O_NONBLOCK|unix.O_CLOEXEC))
 	reading, writing := os.NewFile(uintptr(ends[0]), "reading"), os.NewFile(uintptr(ends[1]), "writing")

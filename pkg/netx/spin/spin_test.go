@@ -3,33 +3,42 @@ package spin
 import (
 	"testing"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
-// share is how often it is looked in 10,000 waits when something comes at once in that part of them.
-func share(comes, of int) (looked int) {
-	var g Policy
+// spins returns how often 10,000 waits spin when a message comes at once in `hits` of `of` waits.
+func spins(hits, of int) (n int) {
+	var p Policy
 	for i := range 10_000 {
-		if g.ShouldSpin() {
-			looked++
-			g.Record(i%of < comes)
+		if p.ShouldSpin() {
+			n++
+			p.Record(i%of < hits)
 		}
 	}
-	return looked
+	return n
 }
 
-func TestGain(t *testing.T) {
-	assert.Equal(t, 10_000, share(1, 1), "what always comes is always looked for")
-	assert.Equal(t, 10_000, share(3, 4), "nor is it given up for what mostly comes")
-	assert.Less(t, share(0, 1), 50, "what never comes is looked for at times")
-	assert.Less(t, share(1, 2), 500, "so is what comes too seldom")
-	var g Policy
-	for g.ShouldSpin() {
-		g.Record(false)
+func TestPolicySpinsWhileItPays(t *testing.T) {
+	for name, c := range map[string]struct{ hits, of, min, max int }{
+		"a message always comes":      {hits: 1, of: 1, min: 10_000, max: 10_000},
+		"a message mostly comes":      {hits: 3, of: 4, min: 10_000, max: 10_000},
+		"a message never comes":       {hits: 0, of: 1, min: 1, max: 49},
+		"a message comes half a time": {hits: 1, of: 2, min: 1, max: 499},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := spins(c.hits, c.of)
+			require.GreaterOrEqual(t, n, c.min)
+			require.LessOrEqual(t, n, c.max)
+		})
 	}
-	waits := 0
-	for ; !g.ShouldSpin(); waits++ {
-		require.Less(t, waits, 2*sleepsMax, "it is tried again")
+}
+
+func TestPolicyTriesAgain(t *testing.T) {
+	var p Policy
+	for p.ShouldSpin() {
+		p.Record(false)
+	}
+	for waits := 0; !p.ShouldSpin(); waits++ {
+		require.Less(t, waits, 2*sleepsMax)
 	}
 }

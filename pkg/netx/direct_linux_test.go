@@ -18,24 +18,23 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// pair is two ends of a connection over loopback.
-func pair(t *testing.T) (a, b *Conn) {
+// pair returns the two ends of a connection over loopback.
+func pair(t testing.TB) (a, b *Conn) {
 	t.Helper()
-	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	l := Listener{plain}
 	defer l.Close()
 	dialled, err := net.Dial("tcp", l.Addr().String())
 	require.NoError(t, err)
 	accepted, err := l.Accept()
 	require.NoError(t, err)
-	a, b = Wrap(dialled).(*Conn), accepted.(*Conn)
+	a, b = Wrap(dialled).(*Conn), Wrap(accepted).(*Conn)
 	t.Cleanup(func() { _ = a.Close(); _ = b.Close() })
 	return a, b
 }
 
-// All bytes arrive both ways at once, though neither side takes them as fast as they come, and the end is an end.
-func TestAllArrives(t *testing.T) {
+// All bytes arrive both ways at once although both readers are slow, and a half-close ends each direction.
+func TestConnCarriesAllBytesBothWays(t *testing.T) {
 	a, b := pair(t)
 	require.NoError(t, a.SetWriteBuffer(4<<10))
 	require.NoError(t, b.SetWriteBuffer(4<<10))
@@ -63,15 +62,18 @@ func TestAllArrives(t *testing.T) {
 	require.Equal(t, io.EOF, err)
 }
 
-func TestReadsThatEnd(t *testing.T) {
+func TestReadEnds(t *testing.T) {
 	for name, c := range map[string]struct {
 		end  func(a, b *Conn)
 		want error
 	}{
-		"at a deadline":  {func(a, _ *Conn) { _ = a.SetReadDeadline(time.Now().Add(10 * time.Millisecond)) }, os.ErrDeadlineExceeded},
-		"when closed":    {func(a, _ *Conn) { _ = a.Close() }, net.ErrClosed},
-		"by the other":   {func(_, b *Conn) { _ = b.Close() }, io.EOF},
-		"with its reset": {func(_, b *Conn) { _ = b.SetLinger(0); _ = b.Close() }, syscall.ECONNRESET},
+		"at its deadline": {
+			end:  func(a, _ *Conn) { _ = a.SetReadDeadline(time.Now().Add(10 * time.Millisecond)) },
+			want: os.ErrDeadlineExceeded,
+		},
+		"when it is closed":    {end: func(a, _ *Conn) { _ = a.Close() }, want: net.ErrClosed},
+		"when the peer closes": {end: func(_, b *Conn) { _ = b.Close() }, want: io.EOF},
+		"when the peer resets": {end: func(_, b *Conn) { Abort(b) }, want: syscall.ECONNRESET},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := pair(t)
@@ -86,10 +88,10 @@ func TestReadsThatEnd(t *testing.T) {
 	}
 }
 
-func TestWritesThatEnd(t *testing.T) {
+func TestWriteEndsAtItsDeadlineAndAtAReset(t *testing.T) {
 	a, b := pair(t)
 	require.NoError(t, a.SetWriteDeadline(time.Now().Add(20*time.Millisecond)))
-	n, err := a.Write(make([]byte, 64<<20)) // more than anybody keeps
+	n, err := a.Write(make([]byte, 64<<20)) // more than the kernel buffers
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	require.Less(t, n, 64<<20)
 	require.NoError(t, a.SetWriteDeadline(time.Time{}))
@@ -101,17 +103,16 @@ func TestWritesThatEnd(t *testing.T) {
 	require.True(t, errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE), err)
 }
 
-// What is not TCP of the kernel stays what it is.
-func TestOthersStay(t *testing.T) {
+func TestWrapReturnsOtherConnectionsAsTheyAre(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
 	require.Equal(t, a, Wrap(a))
 	c, _ := pair(t)
-	require.Equal(t, net.Conn(c), Wrap(c), "a cheap one is not made cheaper")
+	require.Equal(t, net.Conn(c), Wrap(c), "a Conn is not wrapped again")
 }
 
-// TryWrite takes what there is room for and does not wait for the rest.
+// TryWrite writes what the socket has room for.
 func TestWriteSome(t *testing.T) {
 	a, b := pair(t)
 	require.NoError(t, b.SetReadBuffer(64<<10))
@@ -130,44 +131,44 @@ func TestWriteSome(t *testing.T) {
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
-func TestPeek(t *testing.T) {
+func TestPeekRemovesNothing(t *testing.T) {
 	a, b := pair(t)
-	look := func() (n int, err error) {
+	peek := func() (n int, err error) {
 		raw, rerr := a.SyscallConn()
 		require.NoError(t, rerr)
 		require.NoError(t, raw.Control(func(fd uintptr) { n, err = Peek(fd, make([]byte, 1)) }))
 		return n, err
 	}
-	_, err := look()
+	_, err := peek()
 	require.ErrorIs(t, err, syscall.EAGAIN)
 	_, err = b.Write([]byte("hello"))
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { n, err := look(); return n == 1 && err == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { n, err := peek(); return n == 1 && err == nil }, 10*time.Second, time.Millisecond)
 	got := make([]byte, 5)
 	_, err = io.ReadFull(a, got)
 	require.NoError(t, err)
-	require.Equal(t, "hello", string(got), "nothing was taken")
+	require.Equal(t, "hello", string(got), "Peek removed nothing")
 }
 
-// Waiting takes nothing, and ends with what comes, with the end, and with the deadline.
+// WaitReadable removes nothing, and ends with bytes, with the end of the stream and with the deadline.
 func TestAwait(t *testing.T) {
-	c, there := pair(t)
+	c, peer := pair(t)
 	woken := make(chan error, 1)
-	await := func() { go func() { woken <- c.WaitReadable() }() }
-	await()
-	_, err := there.Write([]byte("x"))
+	wait := func() { go func() { woken <- c.WaitReadable() }() }
+	wait()
+	_, err := peer.Write([]byte("x"))
 	require.NoError(t, err)
 	require.NoError(t, <-woken)
-	require.NoError(t, c.WaitReadable(), "it is still there")
+	require.NoError(t, c.WaitReadable(), "the byte was not removed")
 	n, err := c.Read(make([]byte, 10))
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
-	await()
+	wait()
 	require.NoError(t, c.SetReadDeadline(time.Now()))
 	require.ErrorIs(t, <-woken, os.ErrDeadlineExceeded)
 	require.NoError(t, c.SetReadDeadline(time.Time{}))
-	await()
-	require.NoError(t, there.CloseWrite())
+	wait()
+	require.NoError(t, peer.CloseWrite())
 	require.NoError(t, <-woken)
 	_, err = c.Read(make([]byte, 10))
 	require.ErrorIs(t, err, io.EOF)
