@@ -15,6 +15,7 @@ import (
 var (
 	commandLine = regexp.MustCompile(`(?m)^    (?:bin/)?detour ([a-z]+)(.*)$`)
 	flag        = regexp.MustCompile(`--([a-z0-9-]+)`)
+	sourcePath  = regexp.MustCompile("`((?:pkg|cmd|rpc|integration|manifests|examples|hack|docs)/[A-Za-z0-9_./-]*[A-Za-z0-9_])`")
 	quoted      = regexp.MustCompile(`"([^"]+)"`)
 )
 
@@ -55,6 +56,22 @@ func TestQuotedMessagesAreInTheCode(t *testing.T) {
 			for part := range strings.SplitSeq(m[1], "...") {
 				assert.Contains(t, code.String(), strings.TrimSpace(part), "in %s", strings.TrimSpace(line))
 			}
+		}
+	}
+}
+
+// A path in a document leads to a file or a directory.
+func TestPathsInTheDocumentsExist(t *testing.T) {
+	var pages []string
+	for _, pattern := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "docs/*/*.md"} {
+		found, err := filepath.Glob("../../" + pattern)
+		require.NoError(t, err)
+		pages = append(pages, found...)
+	}
+	for _, page := range pages {
+		for _, m := range sourcePath.FindAllStringSubmatch(read(t, page), -1) {
+			_, err := os.Stat("../../" + m[1])
+			assert.NoError(t, err, "%s names %s", page, m[1])
 		}
 	}
 }
