@@ -113,7 +113,7 @@ func TestWrapReturnsOtherConnectionsAsTheyAre(t *testing.T) {
 }
 
 // TryWrite writes what the socket has room for.
-func TestWriteSome(t *testing.T) {
+func TestTryWriteDoesNotWaitForRoom(t *testing.T) {
 	a, b := pair(t)
 	require.NoError(t, b.SetReadBuffer(64<<10))
 	sent := make([]byte, 64<<20)
@@ -151,7 +151,7 @@ func TestPeekRemovesNothing(t *testing.T) {
 }
 
 // WaitReadable removes nothing, and ends with bytes, with the end of the stream and with the deadline.
-func TestAwait(t *testing.T) {
+func TestWaitReadable(t *testing.T) {
 	c, peer := pair(t)
 	woken := make(chan error, 1)
 	wait := func() { go func() { woken <- c.WaitReadable() }() }

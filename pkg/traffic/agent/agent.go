@@ -25,6 +25,7 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 	"github.com/detour-dev/detour/pkg/traffic/keeper"
+	"github.com/detour-dev/detour/pkg/tuning"
 )
 
 const (
@@ -125,7 +126,7 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 	}
 	tasks.Go(func() error { a.control(ctx); return nil })
 	tasks.Go(func() error { a.refresh(ctx); return nil })
-	tasks.Go(func() error { saveMemory(ctx); return nil })
+	tasks.Go(func() error { tuning.LimitMemory(ctx); return nil })
 	err := tasks.Wait()
 	a.endLife()
 	a.conns.Wait()

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usedTime is the processor time that the program has used.
-func usedTime() (time.Duration, bool) {
+// cpuTime returns the processor time that the process has used, and whether that is known.
+func cpuTime() (time.Duration, bool) {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 		return 0, false
