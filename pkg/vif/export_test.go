@@ -24,3 +24,10 @@ func (i *Interface) Device() *device.Device { return i.device }
 func (i *Interface) Hub() wgkey.Key { return i.peer }
 
 const StreamGrace = streamGrace
+
+// SetClassMarkCheck replaces the check of the class mark, and returns how to put it back.
+func SetClassMarkCheck(check func() error) (restore func()) {
+	before := checkClassMark
+	checkClassMark = check
+	return func() { checkClassMark = before }
+}

@@ -19,7 +19,7 @@ const (
 var errUnwanted = errors.New("another path is in use")
 
 // maintainExpress keeps an express stream open beside a stream while the path selector has a use for one.
-func (i *Interface) maintainExpress(ctx context.Context, parent *transport.StreamWire, open func(context.Context) (Stream, error)) {
+func (i *Interface) maintainExpress(ctx context.Context, parent *transport.StreamWire, open dialFunc) {
 	backoff := netx.Backoff{Min: expressMin, Max: expressMax}
 	for wait := expressCheck; ; {
 		select {
@@ -45,7 +45,7 @@ func (i *Interface) maintainExpress(ctx context.Context, parent *transport.Strea
 }
 
 // serveExpress opens one express stream and runs it until it ends, or until there is no more use for it.
-func (i *Interface) serveExpress(ctx context.Context, parent *transport.StreamWire, open func(context.Context) (Stream, error)) error {
+func (i *Interface) serveExpress(ctx context.Context, parent *transport.StreamWire, open dialFunc) error {
 	express, err := open(ctx)
 	if err != nil {
 		return err

@@ -17,7 +17,6 @@ import (
 
 	"github.com/detour-dev/detour/pkg/vif/netstack"
 	"github.com/detour-dev/detour/pkg/vif/transport"
-	"github.com/detour-dev/detour/pkg/vif/tundev"
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
@@ -115,7 +114,7 @@ func NewHub(c HubConfig) (*Hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.device = device.NewDevice(tundev.NewClassifier(h.stack), h.paths.Bind(), wireguardLog(c.Log))
+	h.device = device.NewDevice(classify(h.stack, h.paths.DisableExpress, c.Log), h.paths.Bind(), wireguardLog(c.Log))
 	if err := h.start(c); err != nil {
 		h.stack.Stop()
 		h.device.Close()

@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/detour-dev/detour/pkg/vif"
 	"github.com/detour-dev/detour/pkg/vif/viftest"
+	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
 func TestLaptopReachesTheCluster(t *testing.T) {
@@ -225,4 +228,58 @@ func TestConnectionsSurviveAStreamThatIsCut(t *testing.T) {
 		}
 		viftest.RequireEcho(t, c)
 	}
+}
+
+func TestUpWithAnEndedContextLeavesNothingBehind(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	private, err := wgkey.NewPrivate()
+	require.NoError(t, err)
+	const name = "ended0"
+	viftest.OnLaptop(t, func() error {
+		laptop, err := vif.Up(ctx, vif.Config{
+			PrivateKey: private,
+			PeerKey:    private.Public(),
+			Addresses:  []netip.Addr{viftest.LaptopAddress},
+			Name:       name,
+			Dial:       func(ctx context.Context) (vif.Stream, error) { <-ctx.Done(); return vif.Stream{}, ctx.Err() },
+		})
+		assert.ErrorIs(t, err, context.Canceled)
+		assert.Nil(t, laptop)
+		_, err = net.InterfaceByName(name)
+		assert.Error(t, err, "the interface is gone")
+		return nil
+	})
+}
+
+// Without the class mark all flows share the stream, and the log says so.
+func TestWithoutClassMarkThereIsNoExpressStream(t *testing.T) {
+	t.Cleanup(vif.SetClassMarkCheck(func() error { return errors.New("another layout") }))
+	var log safeBuffer
+	c := vif.Config{Log: slog.New(slog.NewTextHandler(&log, nil))}
+	hub, _, _, _ := viftest.PairWith(t, c)
+	require.Contains(t, log.String(), "express streams are off")
+	conn, err := viftest.Dial("tcp", viftest.Echo(t).String())
+	require.NoError(t, err)
+	defer conn.Close()
+	require.Never(t, func() bool { open, _ := hub.Paths().Streams(); return open > 1 }, 2*time.Second, 50*time.Millisecond)
+	viftest.RequireEcho(t, conn)
+}
+
+// safeBuffer is a buffer for several goroutines.
+type safeBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }

@@ -18,7 +18,7 @@ func (l *PathSelector) WantsExpress(of *StreamWire) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w := l.active.Load()
-	return w != nil && w.Wire == Wire(of) && w.knowsExpress && time.Since(l.since) > expressAfter
+	return !l.noExpress && w != nil && w.Wire == Wire(of) && w.knowsExpress && time.Since(l.since) > expressAfter
 }
 
 // laneAnswered begins to use a lane, or goes on; l.mu is held.

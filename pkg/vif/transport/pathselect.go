@@ -65,6 +65,7 @@ type PathSelector struct {
 	// unmapped says that no network is seen elsewhere: with checksums that have only begun remap cannot do.
 	largeAllowed atomic.Bool
 
+	noExpress    bool // set before Run
 	bind         *bind
 	targets      []netip.AddrPort
 	socket       *udpSocket
@@ -130,6 +131,9 @@ func (l *PathSelector) AllowLarge(allowed bool) {
 		l.setLarge(false)
 	}
 }
+
+// DisableExpress rules express streams out. Call it before Run.
+func (l *PathSelector) DisableExpress() { l.noExpress = true }
 
 // Serve carries messages over rw until it ends or ctx does, and closes rw. It calls opened when messages can be sent.
 func (l *PathSelector) Serve(ctx context.Context, rw io.ReadWriteCloser, opened func(*StreamWire)) error {

@@ -33,6 +33,7 @@ type Responder struct {
 	// instance tells this process from the one before in the answers to probes.
 	Instance uint64
 	socket   *udpSocket // nil without UDP
+	offer    byte       // the features in each answer
 
 	// mu guards the fields below.
 	mu      sync.Mutex
@@ -75,6 +76,7 @@ func NewResponder(key wgkey.Key, log *slog.Logger) *Responder {
 	r := &Responder{
 		log:      log,
 		key:      key,
+		offer:    FeatureLarge | FeatureExpress,
 		Instance: rand.Uint64(),
 		byKey:    map[wgkey.Key]*laptop{},
 		byProbe:  map[LaptopID]*laptop{},
@@ -86,6 +88,9 @@ func NewResponder(key wgkey.Key, log *slog.Logger) *Responder {
 
 // Bind is what WireGuard sends and receives with.
 func (r *Responder) Bind() conn.Bind { return r.bind }
+
+// DisableExpress rules express streams out. Call it before WireGuard starts.
+func (r *Responder) DisableExpress() { r.offer &^= FeatureExpress }
 
 // ListenUDP takes datagrams on a port too. It is called once, before WireGuard starts.
 func (r *Responder) ListenUDP(port uint16) (err error) {
@@ -201,7 +206,7 @@ func (r *Responder) handlePing(from Wire, m []byte) {
 	if !ok {
 		return
 	}
-	takes := byte(FeatureLarge | FeatureExpress)
+	takes := r.offer
 	r.mu.Lock()
 	if ok = l.pings.ValidateCounter(says.Number, math.MaxUint64); ok {
 		l.pinged, l.features = time.Now(), says.Features
