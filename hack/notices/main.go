@@ -143,7 +143,8 @@ func files(dir string, name *regexp.Regexp) ([]string, error) {
 	}
 	var texts []string
 	for _, e := range entries {
-		if e.IsDir() || !name.MatchString(e.Name()) || strings.HasSuffix(e.Name(), ".go") || strings.HasSuffix(e.Name(), ".docs") {
+		isLicense := name.MatchString(e.Name()) && !slices.Contains([]string{".go", ".docs"}, filepath.Ext(e.Name()))
+		if e.IsDir() || !isLicense {
 			continue
 		}
 		raw, err := os.ReadFile(filepath.Join(dir, e.Name()))

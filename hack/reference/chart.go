@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -65,7 +66,7 @@ func (s *schema) values() string {
 
 // chartValues returns the page of the chart's values: a row for each property of the schema, its
 // default, and the comment that stands above it in values.yaml.
-func chartValues(root string) (string, error) {
+func chartValues() (string, error) {
 	chart := filepath.Join(root, "manifests", "chart")
 	raw, err := os.ReadFile(filepath.Join(chart, "values.schema.json"))
 	if err != nil {
@@ -90,8 +91,10 @@ func chartValues(root string) (string, error) {
 	return page.String(), nil
 }
 
-func writeValues(page *strings.Builder, prefix string, s *schema, defaults map[string]any, comments map[string]string) {
-	for _, name := range sortedKeys(s.Properties) {
+func writeValues(
+	page *strings.Builder, prefix string, s *schema, defaults map[string]any, comments map[string]string,
+) {
+	for _, name := range slices.Sorted(maps.Keys(s.Properties)) {
 		property, path := s.Properties[name], prefix+name
 		inner, nested := defaults[name].(map[string]any)
 		if nested && len(property.Properties) > 0 && hasOwnComments(path, comments) {
@@ -101,9 +104,8 @@ func writeValues(page *strings.Builder, prefix string, s *schema, defaults map[s
 			writeValues(page, path+".", property, inner, comments)
 			continue
 		}
-		fmt.Fprintf(page, "| `%s` | %s | %s | %s |\n", path, property.kind(), literal(defaults[name]),
-			cell(strings.Join(slices.DeleteFunc([]string{property.Description, comments[path], property.values()},
-				func(s string) bool { return s == "" }), " ")))
+		meaning := cell(strings.Join([]string{property.Description, comments[path], property.values()}, " "))
+		fmt.Fprintf(page, "| `%s` | %s | %s | %s |\n", path, property.kind(), literal(defaults[name]), meaning)
 	}
 }
 
@@ -152,13 +154,4 @@ func comments(values string) map[string]string {
 		block = nil
 	}
 	return found
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

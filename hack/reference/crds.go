@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,7 +35,7 @@ type definition struct {
 
 // customResources returns the page of the custom resources: fields from the definitions, phases and
 // reasons from the constants of the Go types.
-func customResources(root string) (string, error) {
+func customResources() (string, error) {
 	files, err := filepath.Glob(filepath.Join(root, "manifests", "chart", "definitions", "*.yaml"))
 	if err != nil {
 		return "", err
@@ -59,7 +60,10 @@ func customResources(root string) (string, error) {
 	}
 	for _, group := range []struct{ title, prefix, note string }{
 		{"Phases of an intercept", "Phase", "`status.phase` is the state of an intercept in one word."},
-		{"Reasons", "Reason", "The condition `Ready` of sessions and intercepts has one of these reasons. Its message says the rest."},
+		{
+			"Reasons", "Reason",
+			"The condition `Ready` of sessions and intercepts has one of these reasons. Its message explains it.",
+		},
 	} {
 		fmt.Fprintf(&page, "\n## %s\n\n%s\n\n| value | meaning |\n|---|---|\n", group.title, group.note)
 		for _, w := range words {
@@ -74,7 +78,8 @@ func customResources(root string) (string, error) {
 func (d *definition) write(page *strings.Builder) {
 	for _, version := range d.Spec.Versions {
 		s := version.Schema.OpenAPIV3Schema
-		fmt.Fprintf(page, "\n## %s\n\n`%s/%s`, `kubectl get %s` (short: `%s`). %s\n", d.Spec.Names.Kind, d.Spec.Group, version.Name,
+		fmt.Fprintf(page, "\n## %s\n\n`%s/%s`, `kubectl get %s` (short: `%s`). %s\n",
+			d.Spec.Names.Kind, d.Spec.Group, version.Name,
 			d.Spec.Names.Plural, strings.Join(d.Spec.Names.ShortNames, "`, `"), cell(s.Description))
 		for _, part := range []string{"spec", "status"} {
 			fmt.Fprintf(page, "\n### %s: %s\n\n| field | type | meaning |\n|---|---|---|\n", d.Spec.Names.Kind, part)
@@ -85,7 +90,7 @@ func (d *definition) write(page *strings.Builder) {
 }
 
 func writeFields(page *strings.Builder, prefix string, s *schema) {
-	for _, name := range sortedKeys(s.Properties) {
+	for _, name := range slices.Sorted(maps.Keys(s.Properties)) {
 		field, path := s.Properties[name], prefix+name
 		meaning := []string{field.Description, field.values()}
 		if slices.Contains(s.Required, name) {

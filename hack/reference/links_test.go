@@ -53,7 +53,8 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 func TestLinesOfTheDocumentsWrap(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*/*.md")
 	require.NoError(t, err)
-	for _, page := range append(pages, "../../README.md", "../../CONTRIBUTING.md", "../../docs/glossary.md", "../../docs/performance.md") {
+	for _, page := range append(pages,
+		"../../README.md", "../../CONTRIBUTING.md", "../../docs/glossary.md", "../../docs/performance.md") {
 		raw, err := os.ReadFile(page)
 		require.NoError(t, err)
 		if strings.HasPrefix(string(raw), "<!-- Generated") {

@@ -12,19 +12,22 @@ import (
 )
 
 func main() {
-	if err := run("."); err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "reference:", err)
 		os.Exit(1)
 	}
 }
 
-// run writes all pages of the repository at root.
-func run(root string) error {
-	for name, page := range map[string]func(root string) (string, error){
+// root is the directory of the repository.
+const root = "."
+
+// run writes all pages.
+func run() error {
+	for name, page := range map[string]func() (string, error){
 		"chart-values.md":     chartValues,
 		"custom-resources.md": customResources,
 	} {
-		text, err := page(root)
+		text, err := page()
 		if err != nil {
 			return fmt.Errorf("make %s: %w", name, err)
 		}

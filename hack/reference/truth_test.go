@@ -15,8 +15,9 @@ import (
 var (
 	commandLine = regexp.MustCompile(`(?m)^    (?:bin/)?detour ([a-z]+)(.*)$`)
 	flag        = regexp.MustCompile(`--([a-z0-9-]+)`)
-	sourcePath  = regexp.MustCompile("`((?:pkg|cmd|rpc|integration|manifests|examples|hack|docs)/[A-Za-z0-9_./-]*[A-Za-z0-9_])`")
-	quoted      = regexp.MustCompile(`"([^"]+)"`)
+	sourcePath  = regexp.MustCompile("`((?:pkg|cmd|rpc|integration|manifests|examples|hack|docs)/" +
+		"[A-Za-z0-9_./-]*[A-Za-z0-9_])`")
+	quoted = regexp.MustCompile(`"([^"]+)"`)
 )
 
 // A command line in a document has only flags that the reference of the commands knows.
