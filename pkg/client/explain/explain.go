@@ -1,4 +1,5 @@
-// Package explain turns errors of the Kubernetes API and of the way to it into one sentence for the user: what, why, what to do.
+// Package explain turns errors of the Kubernetes API, and of the network between here and it, into one
+// sentence for the user: what failed, why, and what to do. Start with Context.Error.
 package explain
 
 import (
@@ -23,23 +24,23 @@ import (
 	"github.com/detour-dev/detour/pkg/client/credential"
 )
 
-// Context is what the sentence needs to know beyond the error. The zero value of each field means unknown.
+// Context is what the sentence needs beyond the error. The zero value of a field means unknown.
 type Context struct {
-	Doing     string // what failed, as in "list the services"
+	Doing     string // the action that failed, as in "list the services"
 	Server    string // URL of the API server
 	Namespace string
-	// Role is what a forbidden user needs; RoleUser when empty.
+	// Role is what the user needs if the action is forbidden. Empty means RoleUser.
 	Role Role
 }
 
-// Role says which right a forbidden user lacks.
+// Role names the rights that an action needs.
 type Role string
 
-// The roles that the chart ships, and cluster-admin for what installs it.
+// The roles that the chart creates, and cluster-admin to install it.
 const (
 	RoleUser    Role = "user"    // ClusterRole detour-user, bound in the namespace
 	RoleConnect Role = "connect" // Role detour-connect in the traffic-manager's namespace
-	RoleAdmin   Role = "admin"   // whoever may install
+	RoleAdmin   Role = "admin"   // ClusterRole cluster-admin
 )
 
 // explained is an error with its sentence.
@@ -51,15 +52,16 @@ type explained struct {
 func (e *explained) Error() string { return e.sentence }
 func (e *explained) Unwrap() error { return e.err }
 
-// NotInstalled says that the cluster has no traffic-manager.
+// NotInstalled wraps err in the sentence that the cluster has no traffic-manager.
 func NotInstalled(err error, what Context) error {
 	return &explained{fmt.Sprintf("the traffic-manager is not installed in the cluster%s: run `detour install`, or ask an administrator to", at(what)), err}
 }
 
-// Error is err as a sentence; doing is what failed, as in "list the services". See Context.Error.
+// Error is Context.Error with nothing but the action that failed, as in "list the services".
 func Error(err error, doing string) error { return Context{Doing: doing}.Error(err) }
 
-// Error is err as a sentence. It is nil for nil, and what has been explained is left as it is.
+// Error returns err with a sentence for the user as its text. The cause stays in the chain of errors. It
+// returns nil for nil, and an error that is explained already as it is.
 func (what Context) Error(err error) error {
 	var done *explained
 	if err == nil || errors.As(err, &done) {
@@ -94,58 +96,60 @@ func sentence(err error, what Context) string {
 	return ofNetwork(err, what)
 }
 
-// ofStatus explains what the API server answered.
+// ofStatus explains an error that the API server returned. It returns nothing for other errors.
 func ofStatus(err error, status metav1.Status, what Context) string {
 	where := at(what)
 	switch {
 	case foreign(err, status):
-		return fmt.Sprintf("what answers%s is no API server of Kubernetes: check the server in your kubeconfig, and what is between here and it", where)
+		return fmt.Sprintf("the server%s is not a Kubernetes API server: check the server in your kubeconfig, and any proxy on the way to it", where)
 	case apierrors.IsUnauthorized(err):
-		return fmt.Sprintf("the cluster%s does not accept your credentials, they have expired or are wrong: log in again, and try `kubectl auth whoami`", where)
+		return fmt.Sprintf("the cluster%s does not accept your credentials, because they have expired or are wrong: log in again, and try `kubectl auth whoami`", where)
 	case apierrors.IsForbidden(err):
 		return forbidden(status, what)
 	case apierrors.IsNotFound(err) && status.Details != nil && status.Details.Kind == "namespaces":
 		return fmt.Sprintf("namespace %q does not exist in the cluster%s: choose another with --namespace", status.Details.Name, where)
 	case apierrors.IsNotFound(err) && (status.Details == nil || status.Details.Name == ""):
-		return NotInstalled(err, what).Error() // the API server does not know the resource at all
+		return NotInstalled(err, what).Error() // the API server does not know the resource
 	case apierrors.IsNotFound(err):
 		return fmt.Sprintf("%s %q does not exist%s", singular(status.Details.Kind), status.Details.Name, inNamespace(what))
 	case apierrors.IsInternalError(err), apierrors.IsServiceUnavailable(err), apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err):
-		said := oneLine(status.Message)
+		reason := oneLine(status.Message)
 		if apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) { // perhaps the page of a load balancer
-			said = fmt.Sprintf("HTTP %d %s", status.Code, http.StatusText(int(status.Code)))
+			reason = fmt.Sprintf("HTTP %d %s", status.Code, http.StatusText(int(status.Code)))
 		}
-		return fmt.Sprintf("the API server%s could not answer (%s): try again", where, said)
+		return fmt.Sprintf("the API server%s could not answer (%s): try again", where, reason)
 	}
 	return ""
 }
 
-// foreign says that no API server answers so: a web page, or the absence of what each of them has.
+// foreign reports whether the response cannot come from an API server: it is a web page, or it says that
+// something does not exist that every API server has.
 func foreign(err error, status metav1.Status) bool {
 	switch status.Code {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return false // a load balancer whose API servers are away
+		return false // a load balancer that cannot reach its API servers
 	}
-	said, ok := apierrors.StatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
-	return ok && (strings.Contains(said.Message, "<") || apierrors.IsNotFound(err) && status.Details.Group != detour.GroupVersion.Group)
+	cause, ok := apierrors.StatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
+	return ok && (strings.Contains(cause.Message, "<") || apierrors.IsNotFound(err) && status.Details.Group != detour.GroupVersion.Group)
 }
 
 func forbidden(status metav1.Status, what Context) string {
-	said := "the API server refused: " + oneLine(status.Message)
+	refusal := "the API server refused: " + oneLine(status.Message)
 	switch what.Role {
 	case RoleConnect:
-		return said + "; you need the Role detour-connect there: ask an administrator to add you to connect.subjects of the chart"
+		return refusal + "; you need the Role detour-connect there: ask an administrator to add you to connect.subjects of the chart"
 	case RoleAdmin:
-		return said + "; this needs an administrator of the cluster"
+		return refusal + "; only an administrator of the cluster may do this"
 	}
 	namespace := what.Namespace
 	if namespace == "" {
 		namespace = "NAMESPACE"
 	}
-	return fmt.Sprintf("%s; you need the ClusterRole detour-user: ask an administrator for `kubectl create rolebinding detour-user --clusterrole=detour-user --user=YOU -n %s`", said, namespace)
+	return fmt.Sprintf("%s; you need the ClusterRole detour-user: ask an administrator to run "+
+		"`kubectl create rolebinding detour-user --clusterrole=detour-user --user=YOU -n %s`", refusal, namespace)
 }
 
-// ofNetwork explains why there was no answer.
+// ofNetwork explains why there was no response.
 func ofNetwork(err error, what Context) string {
 	var (
 		authority x509.UnknownAuthorityError
@@ -166,11 +170,11 @@ func ofNetwork(err error, what Context) string {
 	case errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid):
 		return fmt.Sprintf("the certificate of the API server%s is not trusted by your kubeconfig (%s): get a new kubeconfig", at(what), oneLine(root(err).Error()))
 	case errors.As(err, &dns):
-		return unreachable(fmt.Sprintf("its name %s is not known", dns.Name))
+		return unreachable(fmt.Sprintf("its name %s does not resolve", dns.Name))
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return unreachable("nothing listens there")
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):
-		return unreachable("it does not answer in time")
+		return unreachable("it does not respond in time")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return unreachable("the connection was closed")
 	case errors.As(err, &op), errors.As(err, &reached):
@@ -179,26 +183,27 @@ func ofNetwork(err error, what Context) string {
 	return ""
 }
 
-// ofPlugin explains why a credential plugin gave no credential. Client-go says it in paragraphs, or as its decoder does.
+// ofPlugin explains why a credential plugin returned no credential. Client-go explains it in several
+// paragraphs, or with a message of its decoder.
 func ofPlugin(why string) string {
-	const whose, try = "the credential plugin of your kubeconfig", ": try it by hand, `kubectl config view --minify` shows how it is called"
+	const plugin, try = "the credential plugin of your kubeconfig", ": run it by hand; `kubectl config view --minify` shows its command line"
 	first, rest, _ := strings.Cut(why, "\n")
 	if command, ok := strings.CutSuffix(first, " not found"); ok {
-		_, hint, _ := strings.Cut(rest, "#client-go-credential-plugins") // the kubeconfig's own comes after the general one
+		_, hint, _ := strings.Cut(rest, "#client-go-credential-plugins") // the hint of the kubeconfig comes after the general one
 		command = strings.TrimPrefix(command, "exec: executable ")
-		return fmt.Sprintf("%s, %s, is not found: %s", whose, command, cmp.Or(oneLine(hint), "install it, or add its directory to PATH"))
+		return fmt.Sprintf("%s, %s, is not found: %s", plugin, command, cmp.Or(oneLine(hint), "install it, or add its directory to PATH"))
 	}
 	if strings.HasPrefix(first, "decoding stdout:") {
-		return whose + " printed what is no credential" + try
+		return plugin + " did not print a credential" + try
 	}
-	// The daemon of root starts plugins by way of itself.
-	if _, ours := strings.CutPrefix(first, "exec: executable "+credential.Self+" failed"); ours {
-		return whose + " failed: the daemon's log says why"
+	// Root's daemon starts plugins through a process of its own.
+	if strings.HasPrefix(first, "exec: executable "+credential.Self+" failed") {
+		return plugin + " failed: the daemon's log says why"
 	}
-	return whose + " failed (" + strings.TrimPrefix(first, "exec: ") + ")" + try
+	return plugin + " failed (" + strings.TrimPrefix(first, "exec: ") + ")" + try
 }
 
-// root is the innermost error.
+// root returns the innermost error.
 func root(err error) error {
 	for {
 		next := errors.Unwrap(err)

@@ -19,14 +19,14 @@ import (
 	"github.com/detour-dev/detour/pkg/client/explain"
 )
 
-const noKubernetes = "what answers at https://k8s.example:6443 is no API server of Kubernetes: check the server in your kubeconfig, and what is between here and it"
+const notAnAPIServer = "the server at https://k8s.example:6443 is not a Kubernetes API server: check the server in your kubeconfig, and any proxy on the way to it"
 
-// answered is what client-go makes of an answer that is no Status.
-func answered(code int, group, resource, body string) error {
+// genericResponse is client-go's error for a response that is not a Status.
+func genericResponse(code int, group, resource, body string) error {
 	return apierrors.NewGenericServerResponse(code, http.MethodGet, schema.GroupResource{Group: group, Resource: resource}, "", body, 0, true)
 }
 
-func TestSentences(t *testing.T) {
+func TestErrorsBecomeSentences(t *testing.T) {
 	shop := explain.Context{Doing: "list the services", Server: "https://k8s.example:6443", Namespace: "shop"}
 	sessions := schema.GroupResource{Group: "detour.dev", Resource: "sessions"}
 	noResource := &apierrors.StatusError{ErrStatus: metav1.Status{Code: http.StatusNotFound, Reason: metav1.StatusReasonNotFound, Message: "the server could not find the requested resource", Details: &metav1.StatusDetails{Group: "detour.dev", Kind: "sessions"}}}
@@ -37,11 +37,11 @@ func TestSentences(t *testing.T) {
 	}{
 		"expired token": {
 			apierrors.NewUnauthorized("Unauthorized"), shop,
-			"the cluster at https://k8s.example:6443 does not accept your credentials, they have expired or are wrong: log in again, and try `kubectl auth whoami`",
+			"the cluster at https://k8s.example:6443 does not accept your credentials, because they have expired or are wrong: log in again, and try `kubectl auth whoami`",
 		},
 		"no right in the namespace": {
 			apierrors.NewForbidden(sessions, "", errors.New(`User "eve" cannot create resource`)), shop,
-			"the API server refused: sessions.detour.dev is forbidden: User \"eve\" cannot create resource; you need the ClusterRole detour-user: ask an administrator for " +
+			"the API server refused: sessions.detour.dev is forbidden: User \"eve\" cannot create resource; you need the ClusterRole detour-user: ask an administrator to run " +
 				"`kubectl create rolebinding detour-user --clusterrole=detour-user --user=YOU -n shop`",
 		},
 		"no right to the tunnel": {
@@ -65,28 +65,28 @@ func TestSentences(t *testing.T) {
 		"plugin is absent":        {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add its directory to PATH"},
 		"plugin is absent, first": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add its directory to PATH"},
 		"plugin with a hint":      {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins\n\nget it from\nlogin.example"), shop, "the credential plugin of your kubeconfig, login, is not found: get it from login.example"},
-		"plugin fails":            {errors.New("getting credentials: exec: executable login failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed (executable login failed with exit code 3): try it by hand, `kubectl config view --minify` shows how it is called"},
+		"plugin fails":            {errors.New("getting credentials: exec: executable login failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed (executable login failed with exit code 3): run it by hand; `kubectl config view --minify` shows its command line"},
 		"plugin of root's daemon": {errors.New("getting credentials: exec: executable /proc/self/exe failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed: the daemon's log says why"},
-		"plugin talks":            {errors.New(`getting credentials: decoding stdout: couldn't get version/kind; json parse error: json: cannot unmarshal string into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\"" }`), shop, "the credential plugin of your kubeconfig printed what is no credential: try it by hand, `kubectl config view --minify` shows how it is called"},
-		"a web page":              {answered(http.StatusNotImplemented, "detour.dev", "sessions", "<!DOCTYPE HTML>\n<html lang=\"en\">"), shop, noKubernetes},
-		"a web page not found":    {answered(http.StatusNotFound, "detour.dev", "sessions", "<!DOCTYPE HTML>"), shop, noKubernetes},
-		"a load balancer's page":  {answered(http.StatusBadGateway, "", "services", "<html>"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 502 Bad Gateway): try again"},
-		"a login page":            {answered(http.StatusForbidden, "detour.dev", "sessions", "<html>"), shop, noKubernetes},
-		"no services":             {answered(http.StatusNotFound, "", "services", "404 page not found"), shop, noKubernetes},
-		"no API group":            {answered(http.StatusNotFound, "detour.dev", "sessions", "404 page not found"), shop, "the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to"},
-		"not ready":               {answered(http.StatusServiceUnavailable, "", "services", "apiserver not ready"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 503 Service Unavailable): try again"},
+		"plugin talks":            {errors.New(`getting credentials: decoding stdout: couldn't get version/kind; json parse error: json: cannot unmarshal string into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\"" }`), shop, "the credential plugin of your kubeconfig did not print a credential: run it by hand; `kubectl config view --minify` shows its command line"},
+		"a web page":              {genericResponse(http.StatusNotImplemented, "detour.dev", "sessions", "<!DOCTYPE HTML>\n<html lang=\"en\">"), shop, notAnAPIServer},
+		"a web page not found":    {genericResponse(http.StatusNotFound, "detour.dev", "sessions", "<!DOCTYPE HTML>"), shop, notAnAPIServer},
+		"a load balancer's page":  {genericResponse(http.StatusBadGateway, "", "services", "<html>"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 502 Bad Gateway): try again"},
+		"a login page":            {genericResponse(http.StatusForbidden, "detour.dev", "sessions", "<html>"), shop, notAnAPIServer},
+		"no services":             {genericResponse(http.StatusNotFound, "", "services", "404 page not found"), shop, notAnAPIServer},
+		"no API group":            {genericResponse(http.StatusNotFound, "detour.dev", "sessions", "404 page not found"), shop, "the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to"},
+		"not ready":               {genericResponse(http.StatusServiceUnavailable, "", "services", "apiserver not ready"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 503 Service Unavailable): try again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := c.what.Error(c.err)
 			require.EqualError(t, got, c.want)
-			assert.ErrorIs(t, got, c.err, "the cause stays")
-			assert.Equal(t, got, explain.Error(got, "try again"), "what has been explained is left alone")
+			assert.ErrorIs(t, got, c.err, "the cause stays in the chain")
+			assert.Equal(t, got, explain.Error(got, "try again"), "an explained error stays as it is")
 		})
 	}
 	require.NoError(t, shop.Error(nil))
 }
 
-func TestNobodyAnswers(t *testing.T) {
+func TestNothingListensAtTheServer(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	where := server.URL
 	server.Close()

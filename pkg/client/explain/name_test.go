@@ -9,16 +9,16 @@ import (
 	"github.com/detour-dev/detour/pkg/client/explain"
 )
 
-func TestName(t *testing.T) {
+func TestNamesOfKubernetesObjects(t *testing.T) {
 	for _, good := range []string{"catalog", "a", "my-app.v1", strings.Repeat("a", 63)} {
 		require.NoError(t, explain.Name("the service", good))
 	}
 	require.EqualError(t, explain.Name("--namespace", ""), "--namespace is empty: write a name such as my-app")
-	require.EqualError(t, explain.Name("the service", "a\nb"), `the service "a\nb" is no name in Kubernetes: write small letters, digits, - and . only, as in my-app`)
+	require.EqualError(t, explain.Name("the service", "a\nb"), `the service "a\nb" is not a valid name in Kubernetes: use only lowercase letters, digits, - and ., as in my-app`)
 	for _, bad := range []string{"Bad Name", "../etc", "a/b", "-a", "a_b"} {
-		require.ErrorContains(t, explain.Name("the service", bad), "is no name in Kubernetes")
+		require.ErrorContains(t, explain.Name("the service", bad), "is not a valid name in Kubernetes")
 	}
 	long := explain.Name("the service", strings.Repeat("a", 300))
-	require.ErrorContains(t, long, "is longer than")
+	require.ErrorContains(t, long, "is too long")
 	require.Less(t, len(long.Error()), 200)
 }

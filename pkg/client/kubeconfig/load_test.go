@@ -83,7 +83,7 @@ func TestWhatIsWrongWithAKubeconfig(t *testing.T) {
 		"an auth provider": {with("{token: t}", "{auth-provider: {name: oidc}}"), nil, `the kubeconfig uses the auth provider "oidc", which Kubernetes has given up: use its credential plugin`},
 		"no file":          {good, []string{"--kubeconfig", "/nonexistent"}, "the kubeconfig cannot be used (stat /nonexistent: no such file or directory" + mend},
 		"no time":          {good, []string{"--request-timeout", "abc"}, "--request-timeout abc is no time: write for example --request-timeout 30s"},
-		"no namespace":     {good, []string{"-n", "Bad Name"}, `--namespace "Bad Name" is no name in Kubernetes: write small letters, digits, - and . only, as in my-app`},
+		"no namespace":     {good, []string{"-n", "Bad Name"}, `--namespace "Bad Name" is not a valid name in Kubernetes: use only lowercase letters, digits, - and ., as in my-app`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			atHome(t)
