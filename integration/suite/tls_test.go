@@ -177,7 +177,7 @@ func TestTLSPort(t *testing.T) {
 
 	laptopServer(t, port, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"edition":"laptop"}`) })
 	out = detour(t, "intercept", "web", "--port", port, "--header", "x-dev=alice", "--tls-secret", "web-tls")
-	require.Contains(t, out, "warning: what listens on local port "+port+" does not speak TLS")
+	require.Contains(t, out, "warning: the process on local port "+port+" does not speak TLS")
 	mine("cluster")
 	detour(t, "leave", "web")
 	detour(t, "intercept", "web", "--port", port, "--header", "x-dev=alice", "--tls-secret", "web-tls", "--local-plaintext")

@@ -4,8 +4,7 @@ import (
 	"github.com/spf13/pflag"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/detour-dev/detour/pkg/client/routes"
-	"github.com/detour-dev/detour/pkg/dnsproxy"
+	"github.com/detour-dev/detour/pkg/client/overrides"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
@@ -40,10 +39,6 @@ func (n *networkFlags) changed() bool {
 
 // validate refuses wrong values before a daemon is started for them.
 func (n *networkFlags) validate() error {
-	o := &n.overrides
-	if _, err := routes.Parse(o.AlsoProxy, o.NeverProxy, o.MapSubnet); err != nil {
-		return err
-	}
-	_, err := dnsproxy.ParseRules(o.IncludeSuffix, o.ExcludeSuffix, o.Map)
+	_, err := overrides.Parse(&n.overrides)
 	return err
 }

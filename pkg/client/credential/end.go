@@ -1,6 +1,22 @@
 package credential
 
-import "net/http"
+import (
+	"fmt"
+	"net/http"
+
+	"k8s.io/client-go/rest"
+)
+
+// HTTPClient returns a client for the API server whose requests end with their contexts: see
+// EndWithContext. It belongs to the caller, unlike that of rest.HTTPClientFor, which is
+// http.DefaultClient if config needs neither TLS nor a timeout.
+func HTTPClient(config *rest.Config) (*http.Client, error) {
+	transport, err := rest.TransportFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("make the transport to the API server: %w", err)
+	}
+	return &http.Client{Transport: EndWithContext(transport), Timeout: config.Timeout}, nil
+}
 
 // EndWithContext wraps a round tripper so that a request ends with its context even while a credential
 // plugin runs for it. client-go waits for the plugin: one that hangs, or that prompts an absent person,

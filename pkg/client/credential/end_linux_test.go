@@ -78,6 +78,19 @@ func TestEndWithContextBoundsPendingRequests(t *testing.T) {
 	require.LessOrEqual(t, blocked.calls.Load(), int64(maxPending))
 }
 
+// An API server behind `kubectl proxy` needs neither TLS nor credentials.
+func TestHTTPClientLeavesTheDefaultClientAlone(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	t.Cleanup(server.Close)
+	client, err := HTTPClient(&rest.Config{Host: server.URL})
+	require.NoError(t, err)
+	require.Nil(t, http.DefaultClient.Transport)
+	response, err := client.Get(server.URL)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, http.StatusTeapot, response.StatusCode)
+}
+
 type blocking struct {
 	calls atomic.Int64
 	free  chan struct{}

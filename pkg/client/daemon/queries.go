@@ -7,11 +7,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/detour-dev/detour/pkg/client/daemon/cluster"
 	"github.com/detour-dev/detour/pkg/client/environment"
-	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
 	"github.com/detour-dev/detour/pkg/client/targets"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
@@ -37,7 +36,7 @@ func callerConfig(ctx context.Context, raw []byte, timeoutSeconds float64) (*res
 	if err != nil {
 		return nil, status.Error(codes.Aborted, err.Error())
 	}
-	config.Timeout = requestTimeout
+	config.Timeout = cluster.DefaultRequestTimeout
 	if timeoutSeconds > 0 {
 		config.Timeout = time.Duration(timeoutSeconds * float64(time.Second))
 	}
@@ -71,7 +70,7 @@ func (s *Server) Environment(ctx context.Context, req *daemonv1.EnvironmentReque
 		return nil, status.Errorf(codes.FailedPrecondition, "the kubeconfig is for %s, but detour is connected to %s: "+
 			"use the same cluster, or run `detour quit` first", config.Host, now.server)
 	}
-	variables, missing, err := environment.Read(ctx, config, now.namespace, req.Intercept)
+	variables, missing, err := environment.Read(ctx, config, now.request.Namespace, req.Intercept)
 	if err != nil {
 		return nil, status.Error(codes.Aborted, err.Error())
 	}
@@ -91,11 +90,7 @@ func (s *Server) CheckIntercepts(ctx context.Context, req *daemonv1.CheckInterce
 	if len(req.Intercepts) < 2 {
 		return &daemonv1.CheckInterceptsResponse{}, nil
 	}
-	clients, err := kubernetes.NewForConfig(now.config)
-	if err != nil {
-		return nil, status.Error(codes.Aborted, explain.Error(err, "connect to the cluster").Error())
-	}
-	service, err := clients.CoreV1().Services(now.namespace).Get(ctx, req.Intercepts[0].Service, metav1.GetOptions{})
+	service, err := now.cluster.Core.CoreV1().Services(now.request.Namespace).Get(ctx, req.Intercepts[0].Service, metav1.GetOptions{})
 	if err != nil {
 		return &daemonv1.CheckInterceptsResponse{}, nil
 	}

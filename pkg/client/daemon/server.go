@@ -1,14 +1,13 @@
-// Package daemon is the laptop's side of a session: it holds the VIF, the DNS proxy and the intercepts, and
-// serves the command line on a Unix socket. Start with Run and Server.
+// Package daemon is the laptop's side of a session. It serves the command line on a Unix socket and
+// holds one session, whose parts are the packages below it: the client and watch of the cluster, the
+// network, the intercepts, and the server for relayed connections. Start with Run and Server.
 package daemon
 
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +20,7 @@ import (
 	"github.com/detour-dev/detour/pkg/client/explain"
 	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/client/kubeconfig"
+	"github.com/detour-dev/detour/pkg/client/overrides"
 	"github.com/detour-dev/detour/pkg/client/tunnel"
 	"github.com/detour-dev/detour/pkg/dnsproxy"
 	"github.com/detour-dev/detour/pkg/tuning"
@@ -29,7 +29,12 @@ import (
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 
-const quitTimeout = 20 * time.Second
+const (
+	// quitTimeout bounds how long the daemon takes to restore the laptop and delete its session.
+	quitTimeout = 20 * time.Second
+	// stopTimeout is how long calls may go on once the session is closed.
+	stopTimeout = 2 * time.Second
+)
 
 // Server is the daemon.
 type Server struct {
@@ -37,17 +42,19 @@ type Server struct {
 	paths ipc.Paths
 	log   *slog.Logger
 	quit  context.CancelFunc
-	// busy ends at once what takes long when somebody wants to quit: it is the context of making sessions.
+	// busy is the context of making sessions. idle ends it, so that a user who disconnects does not wait.
 	busy context.Context //nolint:containedctx // it is the daemon's own
 	idle context.CancelFunc
 
-	// mu is held by whatever changes the session: one thing at a time.
-	mu      sync.Mutex
+	// changing is held while the session is replaced or closed. Lock it before current.
+	changing sync.Mutex
+
+	// current guards the field below.
 	current sync.RWMutex
 	session *session
 }
 
-// Run serves until Quit or ctx ends, and puts the laptop back.
+// Run serves until Quit is called or ctx ends, and then restores the laptop.
 func Run(ctx context.Context, p ipc.Paths, log *slog.Logger) error {
 	listener, err := ipc.Listen(p, func() error {
 		if p.Rootless {
@@ -58,7 +65,7 @@ func Run(ctx context.Context, p ipc.Paths, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	// A daemon started with sudo serves the person who started it.
+	// A daemon started with sudo serves the user who ran sudo.
 	if uid, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil {
 		if err := ipc.GrantSocket(p, uid); err != nil {
 			log.Warn("only root can use this daemon", "err", err)
@@ -70,26 +77,23 @@ func Run(ctx context.Context, p ipc.Paths, log *slog.Logger) error {
 	s.busy, s.idle = context.WithCancel(ctx)
 	server := grpc.NewServer(grpc.Creds(ipc.PeerCredentials()))
 	daemonv1.RegisterDaemonServiceServer(server, s)
-	var kept sync.WaitGroup
-	kept.Go(func() { s.keep(s.busy) })
-	kept.Go(func() { tuning.AdaptGOMAXPROCS(ctx) })
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
+	var running sync.WaitGroup
+	running.Go(func() { s.supervise(s.busy) })
+	running.Go(func() { tuning.AdaptGOMAXPROCS(ctx) })
+	running.Go(func() {
 		<-ctx.Done()
 		ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 		defer done()
-		if _, untold := s.end(ending); untold != nil {
-			log.Warn("the cluster was not told of the end", "err", untold)
+		if _, err := s.disconnect(ending); err != nil {
+			log.Warn("the session may still be in the cluster", "err", err)
 		}
-		finish := time.AfterFunc(2*time.Second, server.Stop)
+		finish := time.AfterFunc(stopTimeout, server.Stop)
 		defer finish.Stop()
 		server.GracefulStop()
-	}()
+	})
 	err = server.Serve(listener)
 	cancel()
-	<-stopped
-	kept.Wait()
+	running.Wait()
 	return err
 }
 
@@ -105,25 +109,26 @@ func (s *Server) put(n *session) {
 	s.session = n
 }
 
-// end leaves everything and puts the laptop back. It says whether there was something, and why the cluster was not told.
-func (s *Server) end(ctx context.Context) (was bool, untold error) {
+// disconnect leaves all intercepts and restores the laptop. was reports whether there was a session. The
+// error says why the session may still be in the cluster.
+func (s *Server) disconnect(ctx context.Context) (was bool, err error) {
 	s.idle()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	had := s.get()
-	if had == nil {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	now := s.get()
+	if now == nil {
 		return false, nil
 	}
-	untold = had.close(ctx)
-	had.closeInside()
+	err = now.close(ctx)
+	now.namespaces.Close()
 	s.put(nil)
-	return true, untold
+	return true, err
 }
 
 // Connect implements DaemonServiceServer.
 func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.changing.Lock()
+	defer s.changing.Unlock()
 	confined, err := confine(stream.Context(), req.Kubeconfig)
 	if err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
@@ -136,56 +141,61 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 	defer stop()
 	now := s.get()
 	if now != nil && !now.isEnded() {
-		config, err := kubeconfig.Unpack(req.Kubeconfig)
+		connected, err := s.reuseLocked(ctx, now, req, progress)
 		if err != nil {
-			return status.Error(codes.Aborted, err.Error())
+			return err
 		}
-		where := now.elsewhere(req, config.Host)
-		if where == "" {
-			if req.HostLoopback && !now.request.HostLoopback {
-				return status.Error(codes.FailedPrecondition, "already connected without --host-loopback: run `detour quit` first")
-			}
-			if req.Transport != "" && req.Transport != cmp.Or(now.request.Transport, tunnel.Auto) {
-				return status.Errorf(codes.FailedPrecondition, "already connected without --transport %s: run `detour quit` first", req.Transport)
-			}
-			if flags := others(req.NetworkOverrides, now.request.NetworkOverrides); len(flags) > 0 {
-				return status.Errorf(codes.FailedPrecondition, "already connected with another %s: run `detour quit` first", strings.Join(flags, ", "))
-			}
-			if now.renews(req) {
-				renewed, err := s.renew(ctx, now, req.Kubeconfig, progress)
-				if err != nil {
-					return status.Error(codes.Aborted, err.Error())
-				}
-				now = renewed
-			}
-			return stream.Send(&daemonv1.ConnectResponse{Status: now.status(stream.Context())})
-		}
-		return status.Errorf(codes.FailedPrecondition, "already connected to %s: run `detour quit` first", where)
+		return stream.Send(&daemonv1.ConnectResponse{Status: connected.status(stream.Context())})
 	}
-	n, err := connect(ctx, req, now, s.paths, s.log, progress)
+	made, err := connect(ctx, req, now, s.paths, s.log, progress)
 	if err != nil {
 		return status.Error(codes.Aborted, err.Error())
 	}
-	n.succeed(now)
-	s.put(n)
-	n.resume(ctx)
-	return stream.Send(&daemonv1.ConnectResponse{Status: n.status(stream.Context())})
+	made.takeOver(now)
+	s.put(made)
+	made.intercepts.Restore(ctx)
+	return stream.Send(&daemonv1.ConnectResponse{Status: made.status(stream.Context())})
 }
 
-// elsewhere says where a session leads to when that is not what is asked for. Contexts of two kubeconfigs may be called alike: many clusters have
-// one that is called "default".
-func (s *session) elsewhere(req *daemonv1.ConnectRequest, server string) string {
-	switch where := fmt.Sprintf("namespace %s of context %s", s.namespace, s.context); {
-	case s.context != req.Context || s.namespace != req.Namespace:
-		return where
-	case s.server != server:
-		return where + " at " + s.server
+// reuseLocked returns the session that a request may use: the live one, or one with the request's
+// credentials in place of expired ones. Its errors are those of the RPC. The caller holds s.changing.
+func (s *Server) reuseLocked(ctx context.Context, now *session, req *daemonv1.ConnectRequest, progress func(string)) (*session, error) {
+	config, err := kubeconfig.Unpack(req.Kubeconfig)
+	if err != nil {
+		return nil, status.Error(codes.Aborted, err.Error())
+	}
+	if difference := now.difference(req, config.Host); difference != "" {
+		return nil, status.Errorf(codes.FailedPrecondition, "already connected %s: run `detour quit` first", difference)
+	}
+	if !now.renews(ctx, req) {
+		return now, nil
+	}
+	renewed, err := s.renewLocked(ctx, now, req.Kubeconfig, progress)
+	if err != nil {
+		return nil, status.Error(codes.Aborted, err.Error())
+	}
+	return renewed, nil
+}
+
+// difference describes how a session differs from a request for a session, if it does.
+func (i *identity) difference(req *daemonv1.ConnectRequest, server string) string {
+	if where := i.mismatch(req, server); where != "" {
+		return "to " + where
+	}
+	if req.HostLoopback && !i.request.HostLoopback {
+		return "without --host-loopback"
+	}
+	if req.Transport != "" && req.Transport != cmp.Or(i.request.Transport, tunnel.Auto) {
+		return "without --transport " + req.Transport
+	}
+	if flags := overrides.Mismatch(req.NetworkOverrides, i.request.NetworkOverrides); len(flags) > 0 {
+		return "with another " + strings.Join(flags, ", ")
 	}
 	return ""
 }
 
-// confine limits a kubeconfig to the rights of the caller. The daemon may be root's, and it runs and
-// reads what the kubeconfig names, also when it restores the session later.
+// confine limits a kubeconfig to the rights of the caller. The daemon may be root's, and it runs the
+// plugins and reads the files that the kubeconfig names, also when it makes the session again.
 func confine(ctx context.Context, raw []byte) ([]byte, error) {
 	caller, err := ipc.Caller(ctx)
 	if err != nil || ipc.IsTrusted(caller) {
@@ -211,7 +221,7 @@ func (s *Server) Intercept(req *daemonv1.InterceptRequest, stream grpc.ServerStr
 	if now.isEnded() {
 		return status.Error(codes.FailedPrecondition, now.status(stream.Context()).Problem)
 	}
-	i, err := now.intercept(stream.Context(), req, func(m *daemonv1.InterceptResponse) { _ = stream.Send(m) })
+	i, err := now.intercepts.Add(stream.Context(), req, func(m *daemonv1.InterceptResponse) { _ = stream.Send(m) })
 	if err != nil {
 		return status.Error(codes.Aborted, err.Error())
 	}
@@ -224,11 +234,11 @@ func (s *Server) Leave(ctx context.Context, req *daemonv1.LeaveRequest) (*daemon
 	if now == nil {
 		return nil, status.Error(codes.FailedPrecondition, "not connected: there is no intercept to leave")
 	}
-	left, err := now.leave(ctx, req)
+	ended, err := now.intercepts.Leave(ctx, req)
 	if err != nil {
 		return nil, status.Error(codes.Aborted, err.Error())
 	}
-	return &daemonv1.LeaveResponse{Intercepts: left}, nil
+	return &daemonv1.LeaveResponse{Intercepts: ended}, nil
 }
 
 // Tail implements DaemonServiceServer.
@@ -242,31 +252,11 @@ func (s *Server) Tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServer
 
 // Quit implements DaemonServiceServer.
 func (s *Server) Quit(ctx context.Context, _ *daemonv1.QuitRequest) (*daemonv1.QuitResponse, error) {
-	was, untold := s.end(ctx)
+	was, err := s.disconnect(ctx)
 	s.quit()
 	r := &daemonv1.QuitResponse{WasConnected: was}
-	if untold != nil {
-		r.NotDeleted = explain.Error(untold, "delete the session").Error()
+	if err != nil {
+		r.NotDeleted = explain.Error(err, "delete the session").Error()
 	}
 	return r, nil
-}
-
-// others lists the flags that were given and are not what the session was made with.
-func others(wanted, has *daemonv1.NetworkOverrides) (flags []string) {
-	for _, f := range []struct {
-		name        string
-		wanted, has []string
-	}{
-		{"--also-proxy", wanted.GetAlsoProxy(), has.GetAlsoProxy()},
-		{"--never-proxy", wanted.GetNeverProxy(), has.GetNeverProxy()},
-		{"--map-subnet", wanted.GetMapSubnet(), has.GetMapSubnet()},
-		{"--include-suffix", wanted.GetIncludeSuffix(), has.GetIncludeSuffix()},
-		{"--exclude-suffix", wanted.GetExcludeSuffix(), has.GetExcludeSuffix()},
-		{"--map", wanted.GetMap(), has.GetMap()},
-	} {
-		if len(f.wanted) > 0 && !slices.Equal(f.wanted, f.has) {
-			flags = append(flags, f.name)
-		}
-	}
-	return flags
 }

@@ -3,105 +3,88 @@ package daemon
 import (
 	"cmp"
 	"context"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
+	"github.com/detour-dev/detour/pkg/client/daemon/cluster"
 	"github.com/detour-dev/detour/pkg/version"
-	"github.com/detour-dev/detour/pkg/vif"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// statusTimeout is how long a status waits for the cluster.
+// statusTimeout is how long a status waits for the API server.
 const statusTimeout = time.Second
 
+// status describes the session from the snapshots of its parts. It first brings them up to date, as far
+// as the API server answers soon.
 func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 	ended := s.isEnded()
-	st := s.object.Status
-	pid, id := 0, ""
-	if s.inside != nil && !ended {
-		pid, id = s.inside.PID(), s.inside.ID()
+	var rtt time.Duration
+	var readErr error
+	if !ended {
+		var asking sync.WaitGroup
+		asking.Go(func() { readErr = s.readCluster(ctx) })
+		if s.network.Alive() {
+			rtt = s.network.RTT(ctx)
+		}
+		asking.Wait()
 	}
+	object, net := s.record.get(), s.network.Snapshot()
+	st := object.Status
 	r := &daemonv1.StatusResponse{
-		Connected: !ended, TunnelUp: !ended && s.vif.Alive(), Context: s.context, Server: s.server, Namespace: s.namespace, Session: s.object.Name,
-		User: s.object.Spec.User, Host: s.object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: s.vif.Name(),
-		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version, ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(),
-		Rootless: s.paths.Rootless, NamespacePid: int32(pid), NamespaceId: id, NetworkOverrides: s.request.NetworkOverrides,
+		Connected: !ended, TunnelUp: !ended && net.Alive && net.Path.Transport != "", Context: s.request.Context,
+		Server: s.server, Namespace: s.request.Namespace, Session: object.Name, User: object.Spec.User,
+		Host: object.Spec.Host, Addresses: st.Addresses, Subnets: st.Subnets, Interface: net.Interface,
+		DnsServers: st.DNS.Servers, ClusterDomain: st.DNS.Domain, ClientVersion: version.Version,
+		ManagerVersion: st.ManagerVersion, SinceUnix: s.since.Unix(), Rootless: s.paths.Rootless,
+		NetworkOverrides: s.request.NetworkOverrides, Mapped: net.Mapped, Intercepts: s.intercepts.Snapshot(),
+		Transport: net.Path.Transport, TransportAddress: net.Path.Address,
 	}
-	path := s.vif.Path()
-	if r.Transport, r.TransportAddress = path.Transport, path.Address; r.Transport != "" {
-		r.TransportSinceUnix = path.Since.Unix()
+	if s.namespaces != nil && !ended {
+		r.NamespacePid, r.NamespaceId = int32(s.namespaces.PID()), s.namespaces.ID()
+	}
+	if r.Transport != "" {
+		r.TransportSinceUnix = net.Path.Since.Unix()
+	}
+	if r.TunnelUp {
+		r.RttSeconds = rtt.Seconds()
 	} else {
-		r.TunnelUp = false
-	}
-	if r.TunnelUp && s.hub.IsValid() {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		if rtt, err := vif.RTT(ctx, s.place.Dial, s.hub); err == nil {
-			r.RttSeconds = rtt.Seconds()
-		}
-	}
-	if !r.TunnelUp {
 		r.Problem = "the tunnel is down, a new one is being opened"
-		if err := s.vif.Problem(); err != nil {
-			r.Problem += ": " + err.Error()
+		if net.TunnelProblem != nil {
+			r.Problem += ": " + net.TunnelProblem.Error()
 		}
 	}
-	unread := s.readIntercepts(ctx)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if problem := cmp.Or(s.problem, s.refused, s.unreached); problem != nil {
+	if problem := cmp.Or(s.health.snapshot(), net.Unreachable); problem != nil {
 		r.Problem = problem.Error()
 	}
-	if silent(unread) {
-		r.Problem = strings.TrimPrefix(r.Problem+"; the API server does not answer, the intercepts may stand otherwise by now", "; ")
+	if cluster.IsSilent(readErr) && len(r.Intercepts) > 0 {
+		const outdated = "the API server does not answer: the state of the intercepts may be outdated"
+		r.Problem = strings.TrimPrefix(r.Problem+"; "+outdated, "; ")
 	}
-	for _, p := range s.networks.Remap {
-		r.Mapped = append(r.Mapped, p.String())
-	}
-	for _, l := range s.intercepts {
-		r.Intercepts = append(r.Intercepts, describe(&l.object))
-	}
-	for _, w := range s.wanted {
-		r.Intercepts = append(r.Intercepts, w.describe())
-	}
-	slices.SortFunc(r.Intercepts, func(a, b *daemonv1.Intercept) int { return strings.Compare(a.Name, b.Name) })
 	return r
 }
 
-// readIntercepts brings the intercepts up to date with the cluster, as far as that answers soon.
-func (s *session) readIntercepts(ctx context.Context) error {
+// readCluster checks that the API server answers, and reads the intercepts.
+func (s *session) readCluster(ctx context.Context) error {
 	ctx, done := context.WithTimeout(ctx, statusTimeout)
 	defer done()
-	s.mu.Lock()
-	var names []string
-	if !s.ended {
-		names = slices.Collect(maps.Keys(s.intercepts))
+	var reading sync.WaitGroup
+	var probeErr error
+	reading.Go(func() { probeErr = s.probe(ctx) })
+	err := s.intercepts.Refresh(ctx)
+	reading.Wait()
+	if cluster.IsSilent(probeErr) {
+		return probeErr
 	}
-	s.mu.Unlock()
-	failures := make([]error, len(names))
-	var all sync.WaitGroup
-	for n, name := range names {
-		all.Go(func() {
-			var i detour.Intercept
-			if failures[n] = s.kube.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: name}, &i); failures[n] != nil {
-				return
-			}
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if l := s.intercepts[name]; l != nil {
-				l.object = i
-			}
-		})
-	}
-	all.Wait()
-	if n := slices.IndexFunc(failures, silent); n >= 0 {
-		return failures[n]
-	}
-	return nil
+	return err
+}
+
+// probe asks the API server for the Session object, to learn whether it answers and accepts the
+// session's credentials.
+func (s *session) probe(ctx context.Context) error {
+	ctx, done := context.WithTimeout(ctx, upkeepInterval)
+	defer done()
+	_, err := s.watch.ReadSession(ctx)
+	s.health.observeCredentials(err, s.server)
+	return err
 }

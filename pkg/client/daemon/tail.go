@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -16,20 +17,28 @@ import (
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 
-// tail passes on what the traffic-manager says of routed requests. It is asked inside of the tunnel, which encrypts and knows who asks.
+const (
+	tailPingInterval = 12 * time.Second
+	tailPingTimeout  = 3 * time.Second
+)
+
+// tail forwards the requests that the traffic-manager reports. It dials the traffic-manager inside the
+// tunnel, which encrypts and authenticates the laptop.
 func (s *session) tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServer[tailv1.TailResponse]) error {
-	if !s.hub.IsValid() {
+	hub, proof := s.network.Hub()
+	if !hub.IsValid() {
 		return status.Error(codes.FailedPrecondition, "the traffic-manager's address in the tunnel is not known")
 	}
-	conn, err := grpc.NewClient("passthrough:///"+netip.AddrPortFrom(s.hub, tail.Port).String(),
+	dial := s.network.Place().Dial
+	conn, err := grpc.NewClient("passthrough:///"+netip.AddrPortFrom(hub, tail.Port).String(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return s.place.Dial(ctx, "tcp", address) }),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepInterval * 4, Timeout: keepInterval}))
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return dial(ctx, "tcp", address) }),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: tailPingInterval, Timeout: tailPingTimeout}))
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
 	defer conn.Close()
-	ctx := metadata.AppendToOutgoingContext(stream.Context(), tail.ProofMetadataKey, string(s.proof))
+	ctx := metadata.AppendToOutgoingContext(stream.Context(), tail.ProofMetadataKey, string(proof))
 	requests, err := tailv1.NewTailServiceClient(conn).Tail(ctx, req)
 	if err != nil {
 		return err

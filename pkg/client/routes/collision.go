@@ -83,7 +83,7 @@ var pools = []netip.Prefix{
 }
 
 // place finds where a network is seen, or checks the place that the user has found.
-func (w *Wishes) place(i int, c Cluster, host []HostNetwork) error {
+func (w *Overrides) place(i int, c Cluster, host []HostNetwork) error {
 	pair := &w.Map[i]
 	var taken netipx.IPSetBuilder
 	for _, h := range host {

@@ -17,8 +17,8 @@ import (
 // auto leaves a choice to detour.
 const auto = "auto"
 
-// Wishes are what the user says about networks.
-type Wishes struct {
+// Overrides are what the user says about networks.
+type Overrides struct {
 	// Also lead to the VIF, and are the cluster's even if the laptop uses them. Never do not lead there.
 	Also, Never []netip.Prefix
 	// Map are networks that are seen elsewhere. A pair without Seen leaves that place to detour.
@@ -28,7 +28,7 @@ type Wishes struct {
 }
 
 // Parse reads the values of --also-proxy, --never-proxy and --map-subnet.
-func Parse(also, never, maps []string) (w Wishes, err error) {
+func Parse(also, never, maps []string) (w Overrides, err error) {
 	if w.Also, err = prefixes("--also-proxy", also); err != nil {
 		return w, err
 	}
@@ -106,8 +106,8 @@ type Plan struct {
 }
 
 // Plan decides, and says which networks collide with the laptop's. Those are not in the plan. Places that it finds for networks are noted
-// in the wishes, so that the next plan has the same.
-func (w *Wishes) Plan(c Cluster, host []HostNetwork) (Plan, []Collision, error) {
+// in the overrides, so that the next plan has the same.
+func (w *Overrides) Plan(c Cluster, host []HostNetwork) (Plan, []Collision, error) {
 	var collisions []Collision
 	set := new(netipx.IPSetBuilder)
 	for _, subnet := range c.Subnets {
@@ -199,7 +199,7 @@ func within(set *netipx.IPSet, network netip.Prefix) []netip.Prefix {
 }
 
 // ofUse is the part of a network of the cluster's for which nothing else is wished.
-func (w *Wishes) ofUse(subnet netip.Prefix, c Cluster) (*netipx.IPSet, error) {
+func (w *Overrides) ofUse(subnet netip.Prefix, c Cluster) (*netipx.IPSet, error) {
 	var part netipx.IPSetBuilder
 	part.AddPrefix(subnet)
 	for _, all := range [][]netip.Addr{c.Nodes, c.Server} {

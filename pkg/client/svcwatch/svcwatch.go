@@ -56,11 +56,10 @@ func Watch(config *rest.Config, c Config) (*Names, error) {
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.Timeout = 0 // a watch has no end
-	web, err := rest.HTTPClientFor(config)
+	web, err := credential.HTTPClient(config)
 	if err != nil {
 		return nil, fmt.Errorf("watch the cluster's names: %w", err)
 	}
-	web.Transport = credential.EndWithContext(web.Transport)
 	kube, err := kubernetes.NewForConfigAndClient(config, web)
 	if err != nil {
 		return nil, fmt.Errorf("watch the cluster's names: %w", err)

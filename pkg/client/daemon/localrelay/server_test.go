@@ -1,4 +1,4 @@
-package daemon
+package localrelay
 
 import (
 	"io"
@@ -16,7 +16,7 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// full is a listener of a process that has too many files open for a while.
+// full is the listener of a process that has too many open files for some calls.
 type full struct {
 	net.Listener
 	times int
@@ -29,20 +29,21 @@ func (f *full) Accept() (net.Conn, error) {
 	return f.Listener.Accept()
 }
 
-// A laptop that quits waits for the answer that its process is about to give, and not for clients that keep a connection.
-func TestFinish(t *testing.T) {
+// A laptop that quits waits for the answers of its processes, and not for clients that keep a connection
+// open.
+func TestDrainWaitsForAnswers(t *testing.T) {
 	process, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ask := make(chan struct{})
-	go func() {
+	go func() { // ends when the process is closed
 		for {
 			c, err := process.Accept()
 			if err != nil {
 				return
 			}
-			go func() {
+			go func() { // ends with its connection
 				defer c.Close()
 				for got := make([]byte, 8); ; {
 					if _, err := c.Read(got); err != nil {
@@ -55,11 +56,10 @@ func TestFinish(t *testing.T) {
 			}()
 		}
 	}()
-	r := &relayServer{log: slog.New(slog.DiscardHandler), dial: new(net.Dialer).DialContext, ports: map[string]uint16{}, conns: map[io.Closer]string{}, timer: map[string]*time.Timer{}}
-	r.add("one", uint16(process.Addr().(*net.TCPAddr).Port))
-	r.open.Go(func() { r.accept(l) })
-	r.listeners = append(r.listeners, l)
-	t.Cleanup(func() { r.close(); _ = process.Close() })
+	r := newServer(new(net.Dialer).DialContext, slog.New(slog.DiscardHandler))
+	r.Add("one", uint16(process.Addr().(*net.TCPAddr).Port))
+	r.serveListener(l)
+	t.Cleanup(func() { r.Close(); _ = process.Close() })
 
 	c, err := net.Dial("tcp", l.Addr().String())
 	require.NoError(t, err)
@@ -76,14 +76,14 @@ func TestFinish(t *testing.T) {
 	_, err = stream.Write([]byte("question"))
 	require.NoError(t, err)
 	<-ask
-	r.remove("one") // the intercept is over
+	r.Remove("one") // the intercept is over
 
 	finished := make(chan struct{})
-	go func() { r.finish(t.Context()); close(finished) }()
+	go func() { r.Drain(t.Context()); close(finished) }() // the test waits for it
 	select {
 	case <-finished:
-		t.Fatal("the answer was not waited for")
-	case <-time.After(3 * quietAfter):
+		t.Fatal("Drain did not wait for the answer")
+	case <-time.After(3 * quietPeriod):
 	}
 	ask <- struct{}{}
 	<-finished
@@ -91,14 +91,12 @@ func TestFinish(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// Relayed connections are taken again after some could not be.
-func TestAcceptGoesOn(t *testing.T) {
+func TestServerAcceptsAgainAfterErrors(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	r := &relayServer{log: slog.New(slog.DiscardHandler), ports: map[string]uint16{}, conns: map[io.Closer]string{}, timer: map[string]*time.Timer{}}
-	var accepting sync.WaitGroup
-	accepting.Go(func() { r.accept(&full{Listener: l, times: 3}) })
-	t.Cleanup(func() { _ = l.Close(); accepting.Wait(); r.open.Wait() })
+	r := newServer(nil, slog.New(slog.DiscardHandler))
+	r.serveListener(&full{Listener: l, times: 3})
+	t.Cleanup(r.Close)
 
 	agent, err := net.Dial("tcp", l.Addr().String())
 	require.NoError(t, err)

@@ -1,9 +1,7 @@
-package daemon
+package localrelay
 
 import (
 	"bufio"
-	"context"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -18,9 +16,10 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// Flows on a relayed connection reach the local port each from a port of its own, and where nobody listens the agent is told.
-func TestDatagrams(t *testing.T) {
-	const patience = 10 * time.Second
+// Each flow on a relayed connection reaches the local port from a port of its own. The agent receives a
+// refusal if nobody listens.
+func TestDatagramFlows(t *testing.T) {
+	const limit = 10 * time.Second
 	local, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	port := uint16(local.LocalAddr().(*net.UDPAddr).Port)
@@ -36,15 +35,13 @@ func TestDatagrams(t *testing.T) {
 	})
 	t.Cleanup(func() { _ = local.Close(); serving.Wait() })
 
-	var d net.Dialer
-	r := &relayServer{log: slog.New(slog.DiscardHandler), dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-		return d.DialContext(ctx, network, address)
-	}, ports: map[string]uint16{}, conns: map[io.Closer]string{}, timer: map[string]*time.Timer{}}
-	r.add("uid", port)
+	r := newServer(new(net.Dialer).DialContext, slog.New(slog.DiscardHandler))
+	t.Cleanup(r.Close)
+	r.Add("uid", port)
 	agent, here := net.Pipe()
 	serving.Go(func() { r.serve(here); _ = here.Close() })
 	t.Cleanup(func() { _ = agent.Close() })
-	require.NoError(t, agent.SetDeadline(time.Now().Add(patience)))
+	require.NoError(t, agent.SetDeadline(time.Now().Add(limit)))
 	require.NoError(t, relay.WriteHeader(agent, &agentv1.RelayHeader{InterceptUid: "uid", Datagrams: true}))
 	status, err := relay.ReadStatus(agent)
 	require.NoError(t, err)
@@ -61,16 +58,17 @@ func TestDatagrams(t *testing.T) {
 		return answer
 	}
 	assert.Equal(t, datagram.Pong, ask(datagram.Frame{Kind: datagram.Ping}).Kind)
-	one, again, two := ask(datagram.Frame{Flow: 1, Payload: []byte("a")}), ask(datagram.Frame{Flow: 1, Payload: []byte("a")}), ask(datagram.Frame{Flow: 2, Payload: []byte("a")})
+	data := func(flow uint32) datagram.Frame { return datagram.Frame{Flow: flow, Payload: []byte("a")} }
+	one, again, two := ask(data(1)), ask(data(1)), ask(data(2))
 	assert.EqualValues(t, 1, one.Flow)
 	assert.EqualValues(t, 2, two.Flow)
 	assert.Contains(t, string(one.Payload), "127.0.0.1:")
 	assert.Equal(t, one, again, "a flow keeps its port")
-	assert.NotEqual(t, one.Payload, two.Payload, "which no other has")
+	assert.NotEqual(t, one.Payload, two.Payload, "no other flow has it")
 
 	require.NoError(t, local.Close())
 	for range 3 {
-		f := ask(datagram.Frame{Flow: 1, Payload: []byte("a")})
+		f := ask(data(1))
 		assert.Equal(t, datagram.Refused, f.Kind)
 		assert.EqualValues(t, 1, f.Flow)
 	}
