@@ -46,7 +46,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	before := everything(t)
 	require.Contains(t, refused(t, "connect", "-n", "shop"), "detour install", "it says what to do without a traffic-manager")
 	require.Contains(t, refused(t, "intercept", "catalog", "--port", "18080", "-n", "shop"), "detour install")
-	require.Contains(t, refused(t, "install", "--image", "detour.local/nothing:dev", "--image-pull-policy", "Never", "--timeout", "10s"), "and all is as before: container traffic-manager of pod traffic-manager-")
+	require.Contains(t, refused(t, "install", "--image", "detour.local/nothing:dev", "--image-pull-policy", "Never", "--timeout", "10s"), "and the cluster is as it was before: container traffic-manager of pod traffic-manager-")
 	require.Eventually(t, func() bool { return slices.Equal(before, everything(t)) }, 90*time.Second, time.Second, "the namespace that was made ends")
 
 	// A namespace that is somebody's stays, and its other pods are nobody's business.
@@ -68,7 +68,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 
 	// Also what is left of one whose namespace was deleted by hand.
 	detour(t, "install", "--image", managerImage)
-	require.Contains(t, refused(t, "uninstall", "--manager-namespace", "other-system"), "the traffic-manager is in namespace detour-system, not other-system: run `detour uninstall --manager-namespace detour-system`")
+	require.Contains(t, refused(t, "uninstall", "--manager-namespace", "other-system"), "the traffic-manager is in namespace detour-system, not in other-system: run `detour uninstall --manager-namespace detour-system`")
 	kubectl(t, "delete", "namespace", "detour-system")
 	require.Contains(t, detour(t, "uninstall"), "removed the traffic-manager")
 	kubectl(t, "create", "namespace", "detour-system")
@@ -88,6 +88,6 @@ func TestInstallIntoAnEndingNamespace(t *testing.T) {
 	kubectl(t, "delete", "namespace", "ending", "--wait=false")
 	out, err := command("detour", "install", "--manager-namespace", "ending", "--timeout", "4s")
 	require.Error(t, err)
-	require.Contains(t, out, "waiting until the namespace ending is gone, which is being deleted")
-	require.Contains(t, out, "it is still being deleted: `kubectl get namespace ending -o yaml` says what it waits for")
+	require.Contains(t, out, "waiting until the namespace ending is deleted")
+	require.Contains(t, out, "it is still being deleted: `kubectl get namespace ending -o yaml` shows what it waits for")
 }
