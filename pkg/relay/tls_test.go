@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -19,66 +20,76 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"github.com/detour-dev/detour/pkg/netx"
 )
 
 const patience = 30 * time.Second
 
-// counted counts the writes of more than a few bytes.
-type counted struct {
+// countingConn records the sizes of its writes.
+type countingConn struct {
 	net.Conn
+
+	// mu guards the field below.
 	mu     sync.Mutex
 	writes []int
 }
 
-func (c *counted) Write(b []byte) (int, error) {
+func (c *countingConn) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	c.writes = append(c.writes, len(b))
 	c.mu.Unlock()
 	return c.Conn.Write(b)
 }
 
-// secured is both ends of a connection over loopback, after the handshake, and what the client's end writes.
-func secured(t testing.TB) (client, server *Conn, below *counted) {
+// rawPair returns both ends of a TCP connection over loopback, and configurations of TLS for them.
+func rawPair(t testing.TB) (near, far net.Conn, client, server *tls.Config) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"manager"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{"manager"}, NotAfter: time.Now().Add(time.Hour),
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	require.NoError(t, err)
 	leaf, err := x509.ParseCertificate(der)
 	require.NoError(t, err)
 	pool := x509.NewCertPool()
 	pool.AddCert(leaf)
-
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
+	near, err = net.Dial("tcp", l.Addr().String())
 	require.NoError(t, err)
-	b, err := l.Accept()
+	far, err = l.Accept()
 	require.NoError(t, err)
-	below = &counted{Conn: a}
-	client = Client(below, &tls.Config{RootCAs: pool, ServerName: "manager", DynamicRecordSizingDisabled: true})
-	server = Server(b, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, DynamicRecordSizingDisabled: true})
+	t.Cleanup(func() { _ = near.Close(); _ = far.Close() })
+	return near, far, &tls.Config{RootCAs: pool, ServerName: "manager", DynamicRecordSizingDisabled: true}, &tls.Config{
+		Certificates:                []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		DynamicRecordSizingDisabled: true,
+	}
+}
+
+// tlsPair returns both ends of a connection over loopback after the handshake, and the connection below the client.
+func tlsPair(t testing.TB) (client, server *Conn, below *countingConn) {
+	t.Helper()
+	near, far, clientConfig, serverConfig := rawPair(t)
+	below = &countingConn{Conn: near}
+	client, server = Client(below, clientConfig), Server(far, serverConfig)
 	for _, c := range []*Conn{client, server} {
-		t.Cleanup(func() { _ = c.NetConn().Close() })
 		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 	}
-	shaken := make(chan error, 1)
-	go func() { shaken <- server.HandshakeContext(t.Context()) }()
-	require.NoError(t, client.HandshakeContext(t.Context()))
-	require.NoError(t, <-shaken)
+	handshake := make(chan error, 1)
+	go func() { handshake <- server.HandshakeContext(context.Background()) }()
+	require.NoError(t, client.HandshakeContext(context.Background()))
+	require.NoError(t, <-handshake)
 	below.mu.Lock()
 	defer below.mu.Unlock()
 	below.writes = nil
 	return client, server, below
 }
 
-func TestSeveralRecordsAreOneWrite(t *testing.T) {
+func TestConnWritesSeveralRecordsAtOnce(t *testing.T) {
 	for size, want := range map[int]int{1: 1, recordData: 1, recordData + 1: 1, 64 << 10: 1, 200_000: 2, 1 << 20: 8} {
-		client, server, below := secured(t)
+		client, server, below := tlsPair(t)
 		sent := make([]byte, size)
 		_, _ = rand.Read(sent)
 		written := make(chan error, 1)
@@ -98,9 +109,9 @@ func TestSeveralRecordsAreOneWrite(t *testing.T) {
 	}
 }
 
-// Both ends say much and little at the same time, and end in order.
-func TestBothWays(t *testing.T) {
-	client, server, _ := secured(t)
+// Both ends send small and large messages at the same time, and end in order.
+func TestConnCarriesAllBytesBothWays(t *testing.T) {
+	client, server, _ := tlsPair(t)
 	sent := make([]byte, 3<<20)
 	_, _ = rand.Read(sent)
 	var all sync.WaitGroup
@@ -123,16 +134,15 @@ func TestBothWays(t *testing.T) {
 	all.Wait()
 }
 
-// It is known what can be read without waiting.
+// While RecordReady reports true, a Read returns at once.
 func TestRecordReady(t *testing.T) {
-	client, server, _ := secured(t)
+	client, server, _ := tlsPair(t)
 	assert.False(t, server.RecordReady())
 	_, err := client.Write(make([]byte, 60<<10))
 	require.NoError(t, err)
 	var got int
 	for got < 60<<10 {
-		waiting := server.RecordReady()
-		if waiting {
+		if server.RecordReady() {
 			require.NoError(t, server.SetReadDeadline(time.Unix(1, 0)))
 		}
 		n, err := server.Read(make([]byte, 16<<10))
@@ -148,12 +158,12 @@ func TestRecordReady(t *testing.T) {
 	_, err = client.Write([]byte("x"))
 	require.NoError(t, err)
 	_, err = io.ReadFull(server, make([]byte, 1))
-	require.NoError(t, err, "nothing was lost by the deadline")
+	require.NoError(t, err, "the deadline lost no bytes")
 }
 
-// Nobody reads, and a write waits; closing ends it.
-func TestCloseWhileWriting(t *testing.T) {
-	client, _, _ := secured(t)
+// Close ends a Write that waits because the peer does not read.
+func TestCloseEndsAWriteThatWaits(t *testing.T) {
+	client, _, _ := tlsPair(t)
 	failed := make(chan error, 1)
 	go func() {
 		for {
@@ -163,7 +173,7 @@ func TestCloseWhileWriting(t *testing.T) {
 			}
 		}
 	}()
-	require.Eventually(t, func() bool { // it is being written
+	require.Eventually(t, func() bool { // until Write holds the lock
 		free := client.writing.TryLock()
 		if free {
 			client.writing.Unlock()
@@ -174,25 +184,26 @@ func TestCloseWhileWriting(t *testing.T) {
 	require.Error(t, <-failed)
 }
 
-// A connection that is cut in the middle of a record, or of its header, does not look whole.
-func TestCutRecords(t *testing.T) {
+// TLS gets the part of a record or a header at which a connection was cut, so that it sees the cut.
+func TestRecordsPassOnACutRecord(t *testing.T) {
 	for _, length := range []int{1, recordHeader - 1, recordHeader, recordHeader + 7} {
-		r := &records{CorkConn: &netx.CorkConn{Conn: &given{Reader: bytes.NewReader(append([]byte{23, 3, 3, 0, 100}, make([]byte, 100)...)[:length])}}}
+		record := append([]byte{23, 3, 3, 0, 100}, make([]byte, 100)...)
+		r := newRecords(&readerConn{Reader: bytes.NewReader(record[:length])})
 		got, err := io.ReadAll(r)
 		require.NoError(t, err)
 		assert.Len(t, got, length)
 	}
 }
 
-// given is a connection that says what a reader does.
-type given struct {
+// readerConn is a connection that reads from a reader.
+type readerConn struct {
 	net.Conn
 	io.Reader
 }
 
-func (g *given) Read(b []byte) (int, error) { return g.Reader.Read(b) }
+func (c *readerConn) Read(b []byte) (int, error) { return c.Reader.Read(b) }
 
-// Whatever comes, however it is cut, is what TLS gets, one record at a time.
+// FuzzRecords checks that TLS gets all bytes, at most one record at a time, however the connection cuts them.
 func FuzzRecords(f *testing.F) {
 	f.Add([]byte("\x17\x03\x03\x00\x02ab\x17\x03\x03\x00\x01c"), 100, false)
 	f.Add([]byte("\x17\x03\x03\xff\xffab"), 3, true)
@@ -205,13 +216,13 @@ func FuzzRecords(f *testing.F) {
 		if slow {
 			from = iotest.HalfReader(from)
 		}
-		r := &records{CorkConn: &netx.CorkConn{Conn: &given{Reader: from}}}
+		r := newRecords(&readerConn{Reader: from})
 		var got []byte
-		left := 0 // of the record
+		rest := 0 // bytes of the record
 		for {
-			whole := r.waiting()
-			if whole && left != 0 {
-				t.Fatal("a record waits while another one is being read")
+			ready := r.ready()
+			if ready && rest != 0 {
+				t.Fatal("a record is ready while another one is being read")
 			}
 			b := make([]byte, size)
 			n, err := r.Read(b)
@@ -219,14 +230,14 @@ func FuzzRecords(f *testing.F) {
 				break
 			}
 			require.NoError(t, err)
-			if left == 0 {
-				left = n
-				if rest := sent[len(got):]; len(rest) >= recordHeader {
-					left = recordHeader + int(rest[3])<<8 + int(rest[4])
+			if rest == 0 {
+				rest = n
+				if record := sent[len(got):]; len(record) >= recordHeader {
+					rest = recordHeader + int(record[3])<<8 + int(record[4])
 				}
 			}
-			if left -= n; left < 0 {
-				t.Fatal("more than a record at a time")
+			if rest -= n; rest < 0 {
+				t.Fatal("a Read returned more than a record")
 			}
 			got = append(got, b[:n]...)
 		}

@@ -1,5 +1,3 @@
-// Package relay is the small protocol that opens a relayed connection: traffic-agent -> traffic-manager -> laptop. A header
-// (agentv1.RelayHeader) goes ahead, one status byte comes back, then the bytes of the connection follow in both directions.
 package relay
 
 import (
@@ -12,14 +10,14 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// LaptopPort is the TCP port on the laptop's VIF address where the daemon accepts relayed connections. It is the only port
-// of the laptop that the VIF lets in.
+// LaptopPort is the TCP port on the laptop's VIF address where the daemon accepts relay connections. It is the only port of
+// the laptop that the cluster can reach.
 const LaptopPort = 7474
 
 // MaxHeader bounds the encoded header, in bytes.
 const MaxHeader = 4096
 
-// WriteHeader sends h as a big-endian uint16 length and the message.
+// WriteHeader sends h: the length of the message as a big-endian uint16, and the message.
 func WriteHeader(w io.Writer, h *agentv1.RelayHeader) error {
 	buf, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, 2, 256), h)
 	if err != nil {
@@ -35,7 +33,7 @@ func WriteHeader(w io.Writer, h *agentv1.RelayHeader) error {
 	return nil
 }
 
-// ReadHeader receives one header and nothing that follows it.
+// ReadHeader receives one header. It reads nothing of what follows it.
 func ReadHeader(r io.Reader) (*agentv1.RelayHeader, error) {
 	var length [2]byte
 	if _, err := io.ReadFull(r, length[:]); err != nil {
@@ -56,7 +54,7 @@ func ReadHeader(r io.Reader) (*agentv1.RelayHeader, error) {
 	return h, nil
 }
 
-// WriteStatus answers a header.
+// WriteStatus sends the answer to a header.
 func WriteStatus(w io.Writer, s agentv1.RelayStatus) error {
 	if _, err := w.Write([]byte{byte(s)}); err != nil {
 		return fmt.Errorf("send relay status: %w", err)

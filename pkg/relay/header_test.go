@@ -20,8 +20,8 @@ import (
 
 var full = &agentv1.RelayHeader{InterceptUid: "7e57", Token: bytes.Repeat([]byte{0xff}, 32), Source: "10.42.0.9:51234", Destination: "10.42.1.7:8080"}
 
-// A header goes over a real connection ahead of the payload, the status comes back, and neither eats a byte of what follows.
-func TestConversation(t *testing.T) {
+// Header and status cross a real connection, and reading them takes no byte of the payload behind them.
+func TestHeaderAndStatusLeaveThePayload(t *testing.T) {
 	for name, header := range map[string]*agentv1.RelayHeader{
 		"all fields": full,
 		"empty":      {},
@@ -55,8 +55,8 @@ func TestConversation(t *testing.T) {
 	}
 }
 
-// The two-byte length is on the wire as documented: big-endian, and of the message alone.
-func TestWireFormat(t *testing.T) {
+// The length on the wire is big-endian, and that of the message alone.
+func TestWireFormatOfTheHeader(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, relay.WriteHeader(&out, full))
 	assert.Equal(t, out.Len()-2, int(binary.BigEndian.Uint16(out.Bytes())))
@@ -65,22 +65,24 @@ func TestWireFormat(t *testing.T) {
 	assert.True(t, proto.Equal(full, &again))
 }
 
-func TestWriteHeaderRefuses(t *testing.T) {
+func TestWriteHeaderReturnsErrors(t *testing.T) {
 	broken := errors.New("broken pipe")
 	for name, c := range map[string]struct {
 		to     io.Writer
 		header *agentv1.RelayHeader
 		want   string
 	}{
-		"over the limit": {io.Discard, &agentv1.RelayHeader{Token: make([]byte, relay.MaxHeader)}, "over the limit of 4096"},
-		"not UTF-8":      {io.Discard, &agentv1.RelayHeader{Source: "\xff"}, "encode relay header"},
-		"lost peer":      {writer{broken}, full, "send relay header: broken pipe"},
+		"over the limit": {
+			to: io.Discard, header: &agentv1.RelayHeader{Token: make([]byte, relay.MaxHeader)}, want: "over the limit of 4096",
+		},
+		"not UTF-8": {to: io.Discard, header: &agentv1.RelayHeader{Source: "\xff"}, want: "encode relay header"},
+		"lost peer": {to: failingWriter{broken}, header: full, want: "send relay header: broken pipe"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.ErrorContains(t, relay.WriteHeader(c.to, c.header), c.want)
 		})
 	}
-	// Exactly the limit is let through, and understood: tag and length of the token take three bytes.
+	// A header of exactly the limit passes. The tag and length of the token take three bytes.
 	var out bytes.Buffer
 	require.NoError(t, relay.WriteHeader(&out, &agentv1.RelayHeader{Token: make([]byte, relay.MaxHeader-3)}))
 	require.Equal(t, 2+relay.MaxHeader, out.Len())
@@ -88,7 +90,7 @@ func TestWriteHeaderRefuses(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestReadHeaderRefuses(t *testing.T) {
+func TestReadHeaderReturnsErrors(t *testing.T) {
 	var good bytes.Buffer
 	require.NoError(t, relay.WriteHeader(&good, full))
 	for name, c := range map[string]struct {
@@ -96,14 +98,23 @@ func TestReadHeaderRefuses(t *testing.T) {
 		is   error
 		want string
 	}{
-		"nothing":            {strings.NewReader(""), io.EOF, "read relay header"},
-		"half a length":      {strings.NewReader("\x00"), io.ErrUnexpectedEOF, "read relay header"},
-		"half a message":     {bytes.NewReader(good.Bytes()[:good.Len()-1]), io.ErrUnexpectedEOF, "read relay header"},
-		"one over the limit": {bytes.NewReader(append([]byte{0x10, 0x01}, make([]byte, 4097)...)), nil, "4097 bytes is over the limit of 4096"},
-		// A TLS or HTTP client at the wrong door says a huge length: it must be refused before its bytes are waited for.
-		"HTTP at the wrong door": {io.MultiReader(strings.NewReader("GE"), iotest.ErrReader(errors.New("read on"))), nil, "over the limit"},
-		"not protobuf":           {strings.NewReader("\x00\x02\xff\xff"), nil, "decode relay header"},
-		"cut off":                {iotest.TimeoutReader(iotest.OneByteReader(bytes.NewReader(good.Bytes()))), iotest.ErrTimeout, "read relay header"},
+		"nothing":       {from: strings.NewReader(""), is: io.EOF, want: "read relay header"},
+		"half a length": {from: strings.NewReader("\x00"), is: io.ErrUnexpectedEOF, want: "read relay header"},
+		"half a message": {
+			from: bytes.NewReader(good.Bytes()[:good.Len()-1]), is: io.ErrUnexpectedEOF, want: "read relay header",
+		},
+		"one over the limit": {
+			from: bytes.NewReader(append([]byte{0x10, 0x01}, make([]byte, 4097)...)), want: "4097 bytes is over the limit of 4096",
+		},
+		// A TLS or HTTP client at the wrong port sends a huge length. It is refused before its bytes are awaited.
+		"HTTP at the wrong port": {
+			from: io.MultiReader(strings.NewReader("GE"), iotest.ErrReader(errors.New("read on"))), want: "over the limit",
+		},
+		"not protobuf": {from: strings.NewReader("\x00\x02\xff\xff"), want: "decode relay header"},
+		"cut off": {
+			from: iotest.TimeoutReader(iotest.OneByteReader(bytes.NewReader(good.Bytes()))),
+			is:   iotest.ErrTimeout, want: "read relay header",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			header, err := relay.ReadHeader(c.from)
@@ -120,7 +131,7 @@ func TestReadHeaderRefuses(t *testing.T) {
 	assert.True(t, proto.Equal(full, header))
 }
 
-func TestStatus(t *testing.T) {
+func TestStatusCrossesTheWire(t *testing.T) {
 	for number, name := range agentv1.RelayStatus_name {
 		t.Run(name, func(t *testing.T) {
 			var wire bytes.Buffer
@@ -131,22 +142,22 @@ func TestStatus(t *testing.T) {
 			assert.Equal(t, agentv1.RelayStatus(number), got)
 		})
 	}
-	t.Run("of a newer version", func(t *testing.T) {
+	t.Run("a status of a newer version", func(t *testing.T) {
 		got, err := relay.ReadStatus(strings.NewReader("\xc8"))
 		require.NoError(t, err)
 		assert.NotEqual(t, agentv1.RelayStatus_RELAY_STATUS_OK, got)
 		assert.Equal(t, agentv1.RelayStatus(200), got)
 	})
-	t.Run("peer gone", func(t *testing.T) {
+	t.Run("the peer is gone", func(t *testing.T) {
 		got, err := relay.ReadStatus(strings.NewReader(""))
 		require.ErrorIs(t, err, io.EOF)
 		assert.Equal(t, agentv1.RelayStatus_RELAY_STATUS_UNSPECIFIED, got)
-		require.ErrorContains(t, relay.WriteStatus(writer{net.ErrClosed}, 1), "send relay status")
+		require.ErrorContains(t, relay.WriteStatus(failingWriter{net.ErrClosed}, 1), "send relay status")
 	})
 }
 
-// FuzzReadHeader feeds the port that every pod of the cluster can reach. What is understood is written back the same, and no
-// more is read than the header.
+// FuzzReadHeader feeds the port that every pod of the cluster can reach. A header that can be read is written back the same,
+// and nothing behind the header is read.
 func FuzzReadHeader(f *testing.F) {
 	var good bytes.Buffer
 	require.NoError(f, relay.WriteHeader(&good, full))
@@ -161,7 +172,7 @@ func FuzzReadHeader(f *testing.F) {
 		}
 		length := int(binary.BigEndian.Uint16(raw))
 		require.LessOrEqual(t, length, relay.MaxHeader)
-		require.Equal(t, len(raw)-2-length, in.Len(), "what follows the header is left for the next reader")
+		require.Equal(t, len(raw)-2-length, in.Len(), "the payload stays for the next reader")
 		var out bytes.Buffer
 		require.NoError(t, relay.WriteHeader(&out, header))
 		again, err := relay.ReadHeader(&out)
@@ -170,12 +181,12 @@ func FuzzReadHeader(f *testing.F) {
 	})
 }
 
-// writer is a peer that cannot be written to.
-type writer struct{ err error }
+// failingWriter fails each Write.
+type failingWriter struct{ err error }
 
-func (w writer) Write([]byte) (int, error) { return 0, w.err }
+func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
 
-// pair is a connection over loopback.
+// pair returns the two ends of a connection over loopback.
 func pair(t *testing.T) (here, there net.Conn) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
