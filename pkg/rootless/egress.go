@@ -15,16 +15,18 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/tundev"
 )
 
-// HostLoopback is what stands for the host's 127.0.0.1 inside a Namespace that was made with it. It is the last address but one of the
-// range that laptops get theirs from (RFC 2544), so nothing real has it.
+// HostLoopback stands for the host's 127.0.0.1 inside a Namespace whose TUN was opened with it. It
+// is the last address but one of the range of laptop addresses (RFC 2544), so no real host has it.
 var HostLoopback = netip.MustParseAddr("198.18.255.254")
 
-// splitOffset leaves room before a packet for the kernel's offload header, which the TUN's driver writes there.
+// egressOffset leaves room before a packet for the kernel's offload header, which the TUN's driver
+// writes there.
 const egressOffset = 16
 
-// splitTUN is the TUN of a Namespace, whose default route leads to it. WireGuard reads only the packets for the cluster's networks.
-// All others end in a netstack of the laptop's, whose flows the daemon carries on with the host's ordinary sockets: that is how a
-// process in a namespace without a network of its own reaches the Internet.
+// egressTUN is the TUN of a Namespace, whose default route leads to it. WireGuard reads only the
+// packets for the cluster's networks. All others end in a network stack of the daemon's, which
+// carries their flows on with the host's ordinary sockets. That is how a process in a namespace
+// without a network of its own reaches the Internet.
 type egressTUN struct {
 	tun.Device
 	mtu         int
@@ -45,7 +47,8 @@ func newEgressTUN(device tun.Device, mtu int, hostLoopback bool, log *slog.Logge
 			return to
 		}
 	} else {
-		// Nobody has this address: without --host-loopback it is refused at once, not after a time-out.
+		// No host has this address. Without --host-loopback it is refused at once, and not after a
+		// time-out.
 		c.Allow = func(a netip.Addr) bool { return a != HostLoopback && allowEgress(a) }
 	}
 	outside, err := netstack.New(c)
@@ -59,8 +62,9 @@ func newEgressTUN(device tun.Device, mtu int, hostLoopback bool, log *slog.Logge
 	return s, nil
 }
 
-// allowOutside keeps processes inside away from services that are bound to the host's loopback because they trust it. A dial of an
-// unspecified address would end on loopback too.
+// allowEgress keeps processes inside away from services that are bound to the host's loopback,
+// because those trust every local client. A dial of an unspecified address would end on loopback
+// too.
 func allowEgress(a netip.Addr) bool {
 	a = a.Unmap()
 	if a.Is4() && (a.As4()[0] == 0 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})) {
@@ -69,7 +73,8 @@ func allowEgress(a netip.Addr) bool {
 	return a.IsValid() && !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast()
 }
 
-// Read returns packets for the cluster; what else comes goes to netstack on the way.
+// Read returns packets for the cluster. It gives packets for other destinations to the network
+// stack.
 func (s *egressTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for {
 		n, err := s.Device.Read(bufs, sizes, offset)
@@ -79,7 +84,8 @@ func (s *egressTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			switch s.route(pkt) {
 			case routeCluster:
 				if i != kept {
-					// Copied and not swapped: WireGuard knows its buffers by their place.
+					// The packet is copied, not swapped: WireGuard knows its buffers by their
+					// index.
 					copy(bufs[kept][offset:], pkt)
 					sizes[kept] = sizes[i]
 				}
@@ -102,7 +108,7 @@ const (
 	routeEgress
 )
 
-// way says where a packet goes. Outside there are only TCP, UDP and pings.
+// route decides where a packet goes. Egress passes only TCP, UDP and pings.
 func (s *egressTUN) route(pkt []byte) int {
 	if len(pkt) < 20 {
 		return routeNowhere
@@ -133,7 +139,7 @@ func (s *egressTUN) route(pkt []byte) int {
 	return routeNowhere
 }
 
-// answer carries what netstack sends back to the processes inside.
+// writeBack carries the network stack's packets to the processes inside.
 func (s *egressTUN) writeBack() {
 	whole := make([][]byte, s.outside.BatchSize())
 	for i := range whole {
@@ -162,10 +168,10 @@ func (s *egressTUN) SetLarge(large bool) {
 
 func (s *egressTUN) setClusterNets(routes []netip.Prefix) { s.clusterNets.Store(&routes) }
 
-// MTU is known here; the device would ask the kernel, in the wrong network namespace.
+// MTU does not ask the device, which would ask the kernel in the wrong network namespace.
 func (s *egressTUN) MTU() (int, error) { return s.mtu, nil }
 
-// Close ends the flows outside too, and waits for them.
+// Close ends the forwarded flows too, and waits for them.
 func (s *egressTUN) Close() error { return s.close() }
 
 func (s *egressTUN) end() error {

@@ -9,7 +9,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/packet"
 )
 
-func TestLoopbackByAnyNameIsNotOutside(t *testing.T) {
+func TestEgressRefusesLoopbackUnderAnyName(t *testing.T) {
 	for _, a := range []string{"127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "0.0.0.0", "0.1.2.3", "::", "::ffff:0.0.0.0", "255.255.255.255", "224.0.0.251", "ff02::fb"} {
 		require.False(t, allowEgress(netip.MustParseAddr(a)), a)
 	}
@@ -18,7 +18,7 @@ func TestLoopbackByAnyNameIsNotOutside(t *testing.T) {
 	}
 }
 
-func TestPacketsGoTheirWay(t *testing.T) {
+func TestEgressRoutes(t *testing.T) {
 	s := &egressTUN{}
 	s.setClusterNets([]netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("fd00:99::/64")})
 	packetTo := func(to string, protocol byte) []byte {

@@ -7,19 +7,20 @@ import (
 
 // Process is a command that was started.
 type Process interface {
-	// Wait returns the exit code as a shell would say it: 128 and the signal's number after a signal.
+	// Wait returns the exit code as a shell reports it: after a signal, 128 and the signal's
+	// number.
 	Wait() (int, error)
-	// Terminate asks it to end.
+	// Terminate sends the command a SIGTERM.
 	Terminate()
 }
 
-// ExitCode of a command that could not be started, as shells have it.
+// These are the exit codes of shells for a command that could not be started.
 const (
 	ExitNotFound   = 127
 	ExitNotAllowed = 126
 )
 
-// StartError says why a command could not be started, and which exit code says so too.
+// StartError is why a command could not be started, with the exit code that a shell would give.
 type StartError struct {
 	Name string
 	Code int

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Under nohup a command outlives its terminal, and so it does when detour runs it.
+// Under nohup a command outlives its terminal, and so does a command that detour runs.
 func TestIgnoredSignalsStayIgnored(t *testing.T) {
 	signal.Ignore(syscall.SIGHUP)
 	t.Cleanup(func() { signal.Reset(syscall.SIGHUP) })

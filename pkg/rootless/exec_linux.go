@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spaces are the namespaces to enter, in this order: being in the user namespace is what gives the right to enter the others.
+// spaces are the namespaces to enter, in this order: being in the user namespace gives the right to
+// enter the others.
 var spaces = []struct {
 	name string
 	flag uintptr
@@ -33,8 +34,9 @@ type process struct {
 	passing sync.WaitGroup
 }
 
-// Exec starts a command in the namespaces of a process; in none but its own when pid is 0. Signals that this process gets are the
-// command's from now on. The command is looked for in this process's $PATH, whatever its environment.
+// Exec starts a command in the namespaces of a process, or in those of this process when pid is 0.
+// It looks the command up in this process's $PATH, whatever the command's environment. From then on
+// this process passes its signals on to the command. The caller calls Wait.
 func Exec(pid int, args, environment []string) (Process, error) {
 	path, err := find(args[0])
 	if err != nil {
@@ -60,7 +62,7 @@ func Exec(pid int, args, environment []string) (Process, error) {
 	}
 	p := &process{done: make(chan struct{}), signals: make(chan os.Signal, 16)}
 	for _, s := range []os.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2} {
-		if s != unix.SIGHUP || !signal.Ignored(s) { // as under nohup; the command ignores it too then
+		if s != unix.SIGHUP || !signal.Ignored(s) { // under nohup it is ignored, and the command ignores it too
 			signal.Notify(p.signals, s)
 		}
 	}
@@ -74,7 +76,8 @@ func Exec(pid int, args, environment []string) (Process, error) {
 	return p, nil
 }
 
-// run forks and waits on one thread: the command is told to end when this thread, its parent, does.
+// run forks and waits on one thread: the kernel ends the command when this thread, its parent,
+// ends.
 func (p *process) run(plan *forkPlan, path string, args []string, started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -103,7 +106,8 @@ func (p *process) run(plan *forkPlan, path string, args []string, started chan<-
 	}
 }
 
-// pass hands signals on. Those of the terminal's keys reach the command anyway, because it is in the same process group.
+// pass hands signals on. Signals of the terminal's keys reach the command anyway, because it is in
+// the same process group.
 func (p *process) pass() {
 	for {
 		select {
@@ -119,7 +123,7 @@ func (p *process) pass() {
 	}
 }
 
-// foreground says whether the terminal's keys mean this process group.
+// foreground reports whether the terminal's keys send signals to this process group.
 func foreground() bool {
 	tty, err := os.Open("/dev/tty")
 	if err != nil {
@@ -153,13 +157,13 @@ type forkPlan struct {
 	flags        [3]uintptr
 	path, cwd    *byte
 	argv, envv   []*byte
-	complain     uintptr // a pipe: what failed, and why
+	complain     uintptr // a pipe for the failure
 	mask, before unix.Sigset_t
-	files        unix.Rlimit // of open files
+	files        unix.Rlimit // the limit of open files
 	limit        bool
 }
 
-// failure is what the child writes to the pipe: the step that failed and its errno.
+// failure is what the child writes to the pipe: the failed step and its errno.
 type failure [2]uint32
 
 const (
@@ -168,8 +172,8 @@ const (
 	stepExec
 )
 
-// fork makes the child. A process may only enter a user namespace while it has one thread, and a Go program has more, so that the
-// entering must happen between fork and exec.
+// fork makes the child. A process may enter a user namespace only while it has one thread, and a Go
+// program has more. So the child enters it between fork and exec.
 func (f *forkPlan) fork(path string, args []string) (int, error) {
 	cwd, err := os.Getwd()
 	if err != nil {
@@ -193,7 +197,7 @@ func (f *forkPlan) fork(path string, args []string) (int, error) {
 	for i := range f.mask.Val {
 		f.mask.Val[i] = ^f.mask.Val[i]
 	}
-	// The child has Go's signal handlers but no Go: no signal may come to it before exec.
+	// The child has Go's signal handlers but no Go runtime: no signal may reach it before exec.
 	syscall.ForkLock.Lock()
 	err = unix.PthreadSigmask(unix.SIG_SETMASK, &f.mask, &f.before)
 	var pid uintptr
@@ -227,8 +231,9 @@ func (f *forkPlan) fork(path string, args []string) (int, error) {
 	return 0, &StartError{Name: args[0], Code: ExitNotAllowed, Err: reason}
 }
 
-// openFiles is the limit that this process was started with. Go has raised it for itself and tells it only to children that package os
-// starts; to programs that use select(2) a higher one is a danger.
+// openFiles is the limit of open files that this process was started with. Go has raised it for
+// itself, and restores it only for children that package os starts. Programs that use select(2)
+// break with a higher limit.
 func openFiles() (unix.Rlimit, bool) {
 	var limit unix.Rlimit
 	out, err := exec.Command("/bin/sh", "-c", "ulimit -Sn").Output()
@@ -253,8 +258,8 @@ func many(to *[]*byte, all []string) (err error) {
 	return err
 }
 
-// forkAndEnter returns in the parent only. In the child, which shares nothing and has one thread, it may make system calls and do
-// nothing else: no allocation, no lock, no growth of the stack.
+// forkAndEnter returns in the parent only. The child shares nothing and has one thread. It may make
+// system calls and do nothing else: no allocation, no lock, no growth of the stack.
 //
 //go:norace
 //go:nosplit
@@ -272,7 +277,7 @@ func forkAndEnter(f *forkPlan) (uintptr, syscall.Errno) {
 		}
 	}
 	if errno == 0 {
-		// After setns, which forgets it.
+		// This comes after setns, which clears the setting.
 		_, _, _ = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0, 0)
 		if f.limit {
 			_, _, _ = syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&f.files)), 0, 0, 0)

@@ -30,7 +30,7 @@ func output(t *testing.T, pid int, script string) (int, string) {
 	return code, strings.TrimSpace(string(raw))
 }
 
-func TestCommandIsAsIfTheShellHadStartedIt(t *testing.T) {
+func TestExecIsLikeAShell(t *testing.T) {
 	for script, want := range map[string]int{"exit 0": 0, "exit 7": 7, "kill -TERM $$": 143, "kill -KILL $$": 137, "kill -INT $$": 130} {
 		code, _ := output(t, 0, script)
 		require.Equal(t, want, code, script)
@@ -50,7 +50,7 @@ func TestCommandIsAsIfTheShellHadStartedIt(t *testing.T) {
 	require.Equal(t, strings.TrimSpace(string(want)), out, "nothing of this process is inherited")
 }
 
-func TestSignalsArePassedOn(t *testing.T) {
+func TestExecPassesSignalsOn(t *testing.T) {
 	ready := filepath.Join(t.TempDir(), "ready")
 	p, err := Exec(0, []string{"sh", "-c", "trap 'exit 9' TERM; touch " + ready + "; while :; do sleep 0.05; done"}, os.Environ())
 	require.NoError(t, err)
@@ -61,7 +61,7 @@ func TestSignalsArePassedOn(t *testing.T) {
 	require.Equal(t, 9, code)
 }
 
-func TestWhatCannotBeStarted(t *testing.T) {
+func TestExecReportsShellExitCodes(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "text")
 	require.NoError(t, os.WriteFile(file, []byte("not a program"), 0o755))
 	for name, want := range map[string]int{"no-such-command": ExitNotFound, file: ExitNotAllowed} {
@@ -72,7 +72,7 @@ func TestWhatCannotBeStarted(t *testing.T) {
 	}
 }
 
-func TestCommandIsInTheNamespaces(t *testing.T) {
+func TestExecEntersTheNamespaces(t *testing.T) {
 	holder := exec.Command("sleep", "60")
 	holder.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,

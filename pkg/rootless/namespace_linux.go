@@ -24,21 +24,24 @@ import (
 
 const (
 	namespaceInterface = "detour0"
-	// holdTimeout is for what the holder does at once; a dial has its own.
+	// helperTimeout bounds the requests that the helper answers at once; a dial has a time-out of
+	// its own.
 	helperTimeout = 10 * time.Second
 	helperGrace   = 2 * time.Second
 )
 
-// Namespace is a network of its own, which an ordinary user may make: user, network and mount namespaces that a child process,
-// the holder, keeps. The holder opens what has to be inside and passes it out, so that everything else, WireGuard first of all, runs in
-// this process and over the host's network, and nothing of the host is changed.
+// Namespace is a network that an ordinary user may make: user, network and mount namespaces that a
+// child process, the helper, holds. The helper opens sockets and the TUN inside, and passes their
+// descriptors out. Everything else, WireGuard first of all, runs in this process over the host's
+// network, and the host's network stays as it is. Its methods are safe for several goroutines.
 type Namespace struct {
 	log  *slog.Logger
 	cmd  *exec.Cmd
 	conn *net.UnixConn
-	gone chan struct{} // closed when the holder does not answer any more
+	gone chan struct{} // closed when the helper no longer answers
 	end  func() error
 
+	// mu guards the fields below.
 	mu      sync.Mutex
 	lastID  uint64
 	pending map[uint64]chan helperAnswer
@@ -49,7 +52,8 @@ type helperAnswer struct {
 	file *os.File
 }
 
-// NewNamespace starts a holder. The command is a program that calls Hold with file descriptor 3.
+// New starts a helper. command runs a program that calls RunHelper with file descriptor 3. log may
+// be nil. The caller calls Close. After an error there is nothing to close.
 func New(ctx context.Context, command []string, log *slog.Logger) (*Namespace, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -73,9 +77,9 @@ func New(ctx context.Context, command []string, log *slog.Logger) (*Namespace, e
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Geteuid(), HostID: os.Geteuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}},
-		// A user who is not root inside either loses all capabilities at exec but these.
+		// At exec, a user who is not root inside loses all capabilities except these.
 		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN},
-		Setpgid:     true, // Ctrl-C is for the daemon, which then puts everything away in order
+		Setpgid:     true, // Ctrl-C is for the daemon, which then ends everything in order
 	}
 	if err := cmd.Start(); err != nil {
 		_ = conn.Close()
@@ -90,10 +94,11 @@ func New(ctx context.Context, command []string, log *slog.Logger) (*Namespace, e
 	return n, nil
 }
 
-// PID is the holder's: /proc/PID/ns leads into the namespaces.
+// PID is the helper's process: /proc/PID/ns leads into the namespaces.
 func (n *Namespace) PID() int { return n.cmd.Process.Pid }
 
-// ID names the network namespace, as the link /proc/self/ns/net of a process in it does.
+// ID names the network namespace, as the link /proc/self/ns/net of a process inside does. It is
+// empty when the helper has ended.
 func (n *Namespace) ID() string {
 	id, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", n.PID()))
 	if err != nil {
@@ -102,7 +107,7 @@ func (n *Namespace) ID() string {
 	return id
 }
 
-// Gone says whether the holder has ended, and with it the network.
+// Gone reports whether the helper has ended, and the network with it.
 func (n *Namespace) Gone() bool {
 	select {
 	case <-n.gone:
@@ -112,7 +117,7 @@ func (n *Namespace) Gone() bool {
 	}
 }
 
-// DialContext connects from inside. The address is an IP address.
+// DialContext connects from inside. The address must be an IP address.
 func (n *Namespace) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	timeout := helperTimeout
 	if deadline, ok := ctx.Deadline(); ok {
@@ -146,13 +151,14 @@ func (n *Namespace) ListenPacket(network, address string) (net.PacketConn, error
 	return net.FilePacketConn(f)
 }
 
-// Bind puts a file in the place of another one, for the processes inside.
+// Bind mounts a file in the place of another one, for the processes inside.
 func (n *Namespace) Bind(from, to string) error {
 	_, err := n.callNow(helperRequest{Do: requestBind, From: from, To: to})
 	return err
 }
 
-// Close ends the holder. Processes that are still inside keep a network without a way out.
+// Close ends the helper and waits for it. Processes that are still inside keep a network without
+// any connection.
 func (n *Namespace) Close() error { return n.end() }
 
 func (n *Namespace) stop() error {
@@ -168,9 +174,9 @@ func (n *Namespace) stop() error {
 	return nil
 }
 
-// OpenTUN makes the interface inside, which outlives the device that is made of it here. Its only route is the default
-// one; which networks are the cluster's is decided here. With hostLoopback, processes inside reach the host's 127.0.0.1
-// at the address HostLoopback.
+// OpenTUN makes the interface inside, which outlives the device that is made of it here. Its only
+// route is the default one; egressTUN decides which packets are for the cluster. With hostLoopback,
+// processes inside reach the host's 127.0.0.1 at the address HostLoopback.
 func (n *Namespace) OpenTUN(hostLoopback bool) tundev.OpenFunc {
 	return func(o tundev.Options) (tun.Device, tundev.HostInterface, error) { return n.openTUN(o, hostLoopback) }
 }
@@ -203,8 +209,8 @@ func (n *Namespace) openTUN(o tundev.Options, hostLoopback bool) (tun.Device, tu
 	return split, (*namespaceHost)(split), nil
 }
 
-// namespaceInterfaceConfig is the hostInterface of a Namespace: the helper has done everything but the cluster's
-// networks.
+// namespaceHost is the tundev.HostInterface of a Namespace. The helper has done everything except
+// the cluster's networks.
 type namespaceHost egressTUN
 
 // Configure does nothing: the helper has configured the interface already.
@@ -222,7 +228,7 @@ func (n *Namespace) callNow(req helperRequest) (*os.File, error) {
 	return n.call(ctx, req)
 }
 
-// ask has the holder do something, and returns the file descriptor that it answers with, if any.
+// call sends the helper a request, and returns the file descriptor of its answer, if any.
 func (n *Namespace) call(ctx context.Context, req helperRequest) (*os.File, error) {
 	answered := make(chan helperAnswer, 1)
 	n.mu.Lock()
@@ -263,7 +269,8 @@ func (n *Namespace) call(ctx context.Context, req helperRequest) (*os.File, erro
 	}
 }
 
-// receive hands the holder's answers to those who wait for them. An answer that comes too late is closed.
+// receive hands the helper's answers to the callers. It closes the descriptor of an answer that
+// comes too late.
 func (n *Namespace) receive() {
 	defer close(n.gone)
 	buf, oob := make([]byte, helperMessageSize), make([]byte, unix.CmsgSpace(4))
@@ -294,7 +301,7 @@ func (n *Namespace) receive() {
 	}
 }
 
-// holdError is the holder's error, with what errors.Is needs.
+// helperError is the helper's error, in a form for errors.Is.
 type helperError struct {
 	text  string
 	errno syscall.Errno
@@ -303,7 +310,7 @@ type helperError struct {
 func (e *helperError) Error() string { return e.text }
 func (e *helperError) Unwrap() error { return e.errno }
 
-// refused says what to do when the machine does not let an ordinary user do this.
+// explainRefusal says what to do on a machine that does not let an ordinary user do this.
 func explainRefusal(err error) error { return explainRefusalBy(os.DirFS("/proc/sys"), err) }
 
 func explainRefusalBy(settings fs.FS, err error) error {

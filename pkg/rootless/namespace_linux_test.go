@@ -27,7 +27,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// outsideAddress is of a host that is neither the cluster's nor loopback.
+// outsideAddress belongs to a host that is neither in the cluster nor on loopback.
 var outsideAddress = netip.MustParseAddr("192.0.2.1")
 
 func namespace(t *testing.T) *Namespace {
@@ -38,7 +38,7 @@ func namespace(t *testing.T) *Namespace {
 	return n
 }
 
-// greeter says hello to each connection to address.
+// greeter says hello on each connection to address.
 func greeter(t *testing.T, address string) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
@@ -81,7 +81,7 @@ func outside(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, netlink.AddrDel(lo, address)) })
 }
 
-func TestNamespaceReachesTheClusterAndWhatIsOutside(t *testing.T) {
+func TestNamespaceReachesTheClusterAndOutside(t *testing.T) {
 	outside(t)
 	n := namespace(t)
 	hub, laptop, _, _ := viftest.PairWith(t, vif.Config{OpenTUN: n.OpenTUN(false)})
@@ -214,7 +214,7 @@ func TestNamespaceReachesTheHostsLoopbackWhenAllowed(t *testing.T) {
 	require.Equal(t, "hello from "+address.String(), heard)
 }
 
-// Nothing of this process's own network changes, and the files that are put in place are seen inside only.
+// This process's own network does not change, and bound files are visible inside only.
 func TestNamespaceLeavesTheHostAlone(t *testing.T) {
 	before, err := netlink.LinkList()
 	require.NoError(t, err)
@@ -235,7 +235,7 @@ func TestNamespaceLeavesTheHostAlone(t *testing.T) {
 	require.ErrorIs(t, n.Bind(filepath.Join(dir, "nothing"), theirs), os.ErrNotExist)
 }
 
-func TestNamespaceWhoseHolderIsKilled(t *testing.T) {
+func TestNamespaceWithoutHelperIsGone(t *testing.T) {
 	n := namespace(t)
 	viftest.PairWith(t, vif.Config{OpenTUN: n.OpenTUN(false)})
 	require.False(t, n.Gone())
@@ -245,8 +245,8 @@ func TestNamespaceWhoseHolderIsKilled(t *testing.T) {
 	require.Error(t, err)
 }
 
-// The limit is the one of the user namespace that the tests run in.
-func TestNamespaceWhereTheyAreSwitchedOff(t *testing.T) {
+// The limit belongs to the user namespace that the tests run in.
+func TestNamespacesSwitchedOff(t *testing.T) {
 	const limit = "/proc/sys/user/max_user_namespaces"
 	before, err := os.ReadFile(limit)
 	require.NoError(t, err)
@@ -257,7 +257,8 @@ func TestNamespaceWhereTheyAreSwitchedOff(t *testing.T) {
 	require.ErrorContains(t, err, "this machine keeps user namespaces from ordinary users: `sudo sysctl -w user.max_user_namespaces=15000`, or use root: `detour connect --rootless=false`")
 }
 
-// What runs inside stays on the network from one session to the next, and waits in between: a laptop that slept makes its session again.
+// Programs inside stay on the network from one session to the next, and wait in between: a laptop
+// that has slept makes its session again.
 func TestNamespaceOutlivesItsSessions(t *testing.T) {
 	n := namespace(t)
 	up := func(address string) *vif.Interface {
@@ -294,8 +295,9 @@ func TestNamespaceOutlivesItsSessions(t *testing.T) {
 	}
 }
 
-// Each switch by which a machine keeps user namespaces from ordinary users is named, with what turns it.
-func TestRefusedNamespaces(t *testing.T) {
+// Each setting by which a machine denies user namespaces to ordinary users is named, with the
+// command that changes it.
+func TestExplainRefusal(t *testing.T) {
 	denied := fmt.Errorf("make a user namespace: %w", unix.EPERM)
 	for file, c := range map[string]struct{ value, says string }{
 		"user/max_user_namespaces":                         {"0\n", "`sudo sysctl -w user.max_user_namespaces=15000`"},
@@ -317,8 +319,8 @@ func TestRefusedNamespaces(t *testing.T) {
 	require.Equal(t, other, explainRefusalBy(fstest.MapFS{}, other))
 }
 
-// What goes through the interface wakes the daemon, and not who holds the interface for it.
-func TestHolderSleeps(t *testing.T) {
+// Packets through the interface wake the daemon, and not the helper that holds the interface.
+func TestHelperSleeps(t *testing.T) {
 	n := namespace(t)
 	viftest.PairWith(t, vif.Config{OpenTUN: n.OpenTUN(false)})
 	to := viftest.Echo(t)
@@ -332,7 +334,7 @@ func TestHolderSleeps(t *testing.T) {
 	require.Less(t, switches(t, n.PID())-before, 100)
 }
 
-// switches are how often the threads of a process have fallen asleep.
+// switches counts how often the threads of a process have gone to sleep.
 func switches(t *testing.T, pid int) (n int) {
 	t.Helper()
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))

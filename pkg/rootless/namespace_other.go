@@ -16,7 +16,7 @@ import (
 
 var errNoNamespaces = errors.New("a network without root is there on Linux only")
 
-// Namespace is there on Linux only.
+// Namespace exists on Linux only.
 type Namespace struct{}
 
 // New fails.

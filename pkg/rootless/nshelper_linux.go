@@ -19,7 +19,8 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/tundev"
 )
 
-// What a Namespace asks of its holder. Each message is one packet of a SOCK_SEQPACKET pair; file descriptors come with it.
+// The requests of a Namespace to its helper. Each message is one packet of a SOCK_SEQPACKET pair; a
+// file descriptor comes with the packet.
 const (
 	requestTUN          = "tun"
 	requestListen       = "listen"
@@ -41,18 +42,18 @@ type helperRequest struct {
 	From, To  string        `json:",omitempty"` // bind
 }
 
-// holdReply is followed by at most one file descriptor.
+// helperReply comes with at most one file descriptor.
 type helperReply struct {
 	ID    uint64
 	Error string        `json:",omitempty"`
-	Errno syscall.Errno `json:",omitempty"` // what Error is about, for errors.Is
+	Errno syscall.Errno `json:",omitempty"` // the errno of Error, for errors.Is
 }
 
-// Hold is the whole life of a holder: a process that is alone in new user, network and mount namespaces, and does there what
-// the daemon outside asks of it over socket. It ends when the daemon does, and the namespaces with it, but for the processes that are
-// still inside.
+// RunHelper is the whole life of a helper: a process that is alone in new user, network and mount
+// namespaces, and does there what the daemon outside requests over socket. It returns when the
+// daemon ends. The namespaces end with it, unless processes are still inside.
 func RunHelper(socket *os.File) error {
-	// The daemon hears of a failure from the first thing that it asks.
+	// A failure is reported to the daemon's first request.
 	apart := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 	if apart != nil {
 		apart = fmt.Errorf("keep the mounts apart: %w", apart)
@@ -74,7 +75,7 @@ func RunHelper(socket *os.File) error {
 	for {
 		n, err := unixConn.Read(buf)
 		if err != nil || n == 0 {
-			return nil //nolint:nilerr // the daemon is gone, in whatever way
+			return nil //nolint:nilerr // the daemon has ended
 		}
 		var req helperRequest
 		if err := json.Unmarshal(buf[:n], &req); err != nil {
@@ -103,10 +104,11 @@ func RunHelper(socket *os.File) error {
 	}
 }
 
-// holder is what a holder keeps from one question to the next.
+// helper is the state of a helper.
 type helper struct {
-	mu     sync.Mutex // held by whatever changes the interface
-	device int        // its descriptor, 0 until it is asked for; no *os.File, because each packet would wake the holder's poller too
+	// mu guards the fields below.
+	mu     sync.Mutex
+	device int // its descriptor, 0 until it is asked for; no *os.File, because each packet would wake the holder's poller too
 	host   tundev.HostInterface
 }
 
@@ -155,8 +157,9 @@ func fileOf(socket any) (*os.File, error) {
 	return f.File()
 }
 
-// tun passes the interface out, with the addresses that are asked for and a default route. It is made once, and stays when the daemon has
-// closed it: the programs inside wait for the next session then, and are not told that there is no network.
+// tun passes the interface out, with the requested addresses and a default route. The interface is
+// made once, and stays when the daemon has closed its device: programs inside then wait for the
+// next session, and get no error that there is no network.
 func (h *helper) tun(r helperRequest) (*os.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -178,8 +181,8 @@ func (h *helper) tun(r helperRequest) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "tun"), nil
 }
 
-// makeTUN makes the interface. The loopback comes up, and ordinary users may listen on every port: there is nobody to protect from
-// them in here.
+// makeTUN makes the interface and brings the loopback up. Ordinary users may listen on every port
+// in here, because the namespace has no other user to protect.
 func (h *helper) makeTUN(mtu int) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {

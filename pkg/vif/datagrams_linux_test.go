@@ -15,7 +15,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
-// udpEcho sends back what comes to the cluster's address.
+// udpEcho sends datagrams back from the cluster's address.
 func udpEcho(t *testing.T) netip.AddrPort {
 	t.Helper()
 	server, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
@@ -35,7 +35,7 @@ func udpEcho(t *testing.T) netip.AddrPort {
 	return server.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// QUIC sends as much at once as this before it waits, and takes each loss for a full link.
+// QUIC sends as many datagrams as this before it waits, and takes each loss for congestion.
 func TestNoDatagramIsLost(t *testing.T) {
 	viftest.Pair(t)
 	c, err := viftest.Dial("udp", udpEcho(t).String())

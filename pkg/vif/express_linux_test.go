@@ -20,11 +20,11 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// tapped is a laptop's stream whose bytes are counted. It may lose what the laptop sends.
+// tapped is a laptop's stream that counts its bytes. It can drop the bytes that the laptop sends.
 type tapped struct {
 	io.ReadWriteCloser
 	sent, received atomic.Int64
-	deaf           atomic.Bool
+	dropSent       atomic.Bool
 }
 
 func (s *tapped) Read(b []byte) (int, error) {
@@ -35,60 +35,61 @@ func (s *tapped) Read(b []byte) (int, error) {
 
 func (s *tapped) Write(b []byte) (int, error) {
 	s.sent.Add(int64(len(b)))
-	if s.deaf.Load() {
+	if s.dropSent.Load() {
 		return len(b), nil
 	}
 	return s.ReadWriteCloser.Write(b)
 }
 
-// twoLanes is a laptop and a hub that use a stream and a lane beside it.
-type twoLanes struct {
+// expressPair is a laptop and a hub that use a stream and an express stream beside it.
+type expressPair struct {
 	hub    *vif.Hub
 	laptop *vif.Interface
 	key    wgkey.Key
-	lanes
+	streamPair
 }
 
-// lanes are a laptop's stream and its lane at both ends, nil where there is none.
-type lanes struct{ stream, lane, hubStream, hubLane *transport.StreamWire }
+// streamPair is a laptop's stream and its express stream at both ends; nil for one that does not
+// exist.
+type streamPair struct{ stream, express, hubStream, hubExpress *transport.StreamWire }
 
-func withLanes(t *testing.T) *twoLanes {
+func pairWithExpress(t *testing.T) *expressPair {
 	t.Helper()
-	l := &twoLanes{}
+	l := &expressPair{}
 	l.hub, l.laptop, l.key, _ = viftest.PairWith(t, vif.Config{}, func(rw io.ReadWriteCloser) io.ReadWriteCloser { return &tapped{ReadWriteCloser: rw} })
 	l.inUse(t)
 	return l
 }
 
-func (l *twoLanes) now() (now lanes) {
+func (l *expressPair) now() (now streamPair) {
 	if now.stream, _ = l.laptop.Paths().Current().(*transport.StreamWire); now.stream != nil {
-		now.lane = now.stream.Express()
+		now.express = now.stream.Express()
 	}
 	if now.hubStream = l.hub.Paths().Stream(l.key); now.hubStream != nil {
-		now.hubLane = now.hubStream.Express()
+		now.hubExpress = now.hubStream.Express()
 	}
 	return now
 }
 
-// inUse waits until both ends use a lane, and none of the streams that are given.
-func (l *twoLanes) inUse(t *testing.T, gone ...*transport.StreamWire) {
+// inUse waits until both ends use an express stream, and none of the given streams.
+func (l *expressPair) inUse(t *testing.T, gone ...*transport.StreamWire) {
 	t.Helper()
 	require.Eventually(t, func() bool {
-		l.lanes = l.now()
-		all := []*transport.StreamWire{l.stream, l.lane, l.hubStream, l.hubLane}
+		l.streamPair = l.now()
+		all := []*transport.StreamWire{l.stream, l.express, l.hubStream, l.hubExpress}
 		return !slices.Contains(all, nil) && !slices.ContainsFunc(gone, func(s *transport.StreamWire) bool { return slices.Contains(all, s) })
-	}, 2*viftest.Timeout, 10*time.Millisecond, "a lane is to be used") // a silent one is given up after some seconds
+	}, 2*viftest.Timeout, 10*time.Millisecond, "an express stream is in use") // a silent one is given up after some seconds
 }
 
 func tap(s *transport.StreamWire) *tapped { return s.Carrier().(vif.Stream).ReadWriteCloser.(*tapped) }
 
-func TestBulkAndTheRestGoInLanes(t *testing.T) {
-	l := withLanes(t)
+func TestBulkAndOtherFlowsUseDifferentStreams(t *testing.T) {
+	l := pairWithExpress(t)
 	c, err := viftest.Dial("tcp", viftest.Echo(t).String())
 	require.NoError(t, err)
 	defer c.Close()
-	bulk, lane := tap(l.stream), tap(l.lane)
-	require.Eventually(t, func() bool { // on a machine that stands still for a second the lane is not used
+	bulk, express := tap(l.stream), tap(l.express)
+	require.Eventually(t, func() bool { // after a pause of a second, as on a busy machine, the express stream is not used
 		sent, received := bulk.sent.Load(), bulk.received.Load()
 		const questions, probes = 50, 1000
 		for range questions {
@@ -96,11 +97,11 @@ func TestBulkAndTheRestGoInLanes(t *testing.T) {
 		}
 		const most = questions*len("still there?") + probes
 		return bulk.sent.Load()-sent < int64(most) && bulk.received.Load()-received < int64(most)
-	}, viftest.Timeout, time.Millisecond, "questions and answers are to pass the lane")
+	}, viftest.Timeout, time.Millisecond, "questions and answers are to use the express stream")
 
 	const size = 4 << 20
 	sent := viftest.RandomBytes(size)
-	before := [...]int64{lane.sent.Load(), lane.received.Load()}
+	before := [...]int64{express.sent.Load(), express.received.Load()}
 	var writing sync.WaitGroup
 	writing.Go(func() { _, _ = c.Write(sent); _ = c.(*net.TCPConn).CloseWrite() })
 	require.NoError(t, c.SetDeadline(time.Now().Add(viftest.Timeout)))
@@ -108,36 +109,36 @@ func TestBulkAndTheRestGoInLanes(t *testing.T) {
 	writing.Wait()
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(sent, got), "what comes back is what was sent")
-	require.Less(t, lane.sent.Load()-before[0], int64(size/4), "bulk passes the stream")
-	require.Less(t, lane.received.Load()-before[1], int64(size/4), "bulk passes the stream")
+	require.Less(t, express.sent.Load()-before[0], int64(size/4), "bulk passes the stream")
+	require.Less(t, express.received.Load()-before[1], int64(size/4), "bulk passes the stream")
 }
 
-// Whichever of the two ends, or dies without an end, connections go on and both are there again.
-func TestLanesEnd(t *testing.T) {
-	for name, end := range map[string]func(*twoLanes) (gone []*transport.StreamWire){
-		"the lane": func(l *twoLanes) []*transport.StreamWire {
-			l.lane.Close()
-			return []*transport.StreamWire{l.lane, l.hubLane}
+// When either stream ends, or dies without closing, connections go on, and both streams come back.
+func TestConnectionsSurviveTheEndOfEitherStream(t *testing.T) {
+	for name, end := range map[string]func(*expressPair) (gone []*transport.StreamWire){
+		"the express stream": func(l *expressPair) []*transport.StreamWire {
+			l.express.Close()
+			return []*transport.StreamWire{l.express, l.hubExpress}
 		},
-		"the lane, at the hub's side": func(l *twoLanes) []*transport.StreamWire {
-			l.hubLane.Close()
-			return []*transport.StreamWire{l.lane, l.hubLane}
+		"the express stream, at the hub's side": func(l *expressPair) []*transport.StreamWire {
+			l.hubExpress.Close()
+			return []*transport.StreamWire{l.express, l.hubExpress}
 		},
-		"the lane, without an end": func(l *twoLanes) []*transport.StreamWire {
-			tap(l.lane).deaf.Store(true)
-			return []*transport.StreamWire{l.lane, l.hubLane}
+		"the express stream, without an end": func(l *expressPair) []*transport.StreamWire {
+			tap(l.express).dropSent.Store(true)
+			return []*transport.StreamWire{l.express, l.hubExpress}
 		},
-		"the stream": func(l *twoLanes) []*transport.StreamWire {
+		"the stream": func(l *expressPair) []*transport.StreamWire {
 			l.stream.Close()
-			return []*transport.StreamWire{l.stream, l.lane, l.hubStream, l.hubLane}
+			return []*transport.StreamWire{l.stream, l.express, l.hubStream, l.hubExpress}
 		},
-		"the stream, at the hub's side": func(l *twoLanes) []*transport.StreamWire {
+		"the stream, at the hub's side": func(l *expressPair) []*transport.StreamWire {
 			l.hubStream.Close()
-			return []*transport.StreamWire{l.stream, l.lane, l.hubStream, l.hubLane}
+			return []*transport.StreamWire{l.stream, l.express, l.hubStream, l.hubExpress}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := withLanes(t)
+			l := pairWithExpress(t)
 			c, err := viftest.Dial("tcp", viftest.Echo(t).String())
 			require.NoError(t, err)
 			defer c.Close()
@@ -150,9 +151,9 @@ func TestLanesEnd(t *testing.T) {
 	}
 }
 
-// A laptop on a direct path has no lane.
-func TestNoLaneBesideDatagrams(t *testing.T) {
-	r := climb(t)
+// A laptop on a direct path has no express stream.
+func TestNoExpressStreamBesideADirectPath(t *testing.T) {
+	r := pairWithDirect(t)
 	streams := func() int {
 		open, _ := r.hub.Load().Paths().Streams()
 		return open
@@ -166,9 +167,9 @@ func TestNoLaneBesideDatagrams(t *testing.T) {
 	require.Eventually(t, func() bool { return streams() == 2 }, viftest.Timeout, 10*time.Millisecond)
 }
 
-// Only who holds a laptop's key can give it a lane, and only its own stream.
-func TestStrangersAreNoLanes(t *testing.T) {
-	l := withLanes(t)
+// Only a holder of a laptop's key can give it an express stream, and only beside its own stream.
+func TestStrangersCannotAddAnExpressStream(t *testing.T) {
+	l := pairWithExpress(t)
 	private, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	other := vif.Peer{PublicKey: private.Public(), Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.3")}}
@@ -182,7 +183,8 @@ func TestStrangersAreNoLanes(t *testing.T) {
 	s := stranger(t, l.hub)
 	_, err = s.Write(viftest.Framed(string(forged), string(prober.Seal(transport.PingType, transport.Probe{Number: 2, Features: transport.FeatureOnExpress}, 0))))
 	require.NoError(t, err)
-	// The other laptop's own probe is answered, but it has no stream that this could be the lane of.
+	// The other laptop's own probe is answered. That laptop has no stream that this one could
+	// belong to.
 	require.NoError(t, s.SetReadDeadline(time.Now().Add(viftest.Timeout)))
 	answer := make([]byte, transport.FrameHeader+transport.MinProbe+1)
 	_, err = io.ReadFull(s, answer)
@@ -190,5 +192,5 @@ func TestStrangersAreNoLanes(t *testing.T) {
 	says, ok := prober.Open(transport.PongType, answer[transport.FrameHeader:])
 	require.True(t, ok)
 	require.Equal(t, transport.Probe{Number: 2, Instance: l.hub.Paths().Instance, Features: transport.FeatureLarge}, says)
-	require.Eventually(t, func() bool { return l.now() == l.lanes }, viftest.Timeout, 10*time.Millisecond, "nothing has changed")
+	require.Eventually(t, func() bool { return l.now() == l.streamPair }, viftest.Timeout, 10*time.Millisecond, "nothing has changed")
 }

@@ -12,7 +12,8 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
-// The hub serves laptops on its own address, and knows whose a connection is. Its other ports are still refused.
+// The hub serves laptops on its own address, and knows which laptop a connection comes from. It
+// still refuses its other ports.
 func TestHubListens(t *testing.T) {
 	hub, _, _ := viftest.Pair(t)
 	at := netip.AddrPortFrom(viftest.HubAddress, 7475)

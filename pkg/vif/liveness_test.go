@@ -30,7 +30,7 @@ func TestParsePeers(t *testing.T) {
 	}
 }
 
-// FuzzParsePeers: what it says of a peer is a line of that peer's part of the text.
+// FuzzParsePeers gives made-up text to parsePeers. Each value of a peer must be a line of the text.
 func FuzzParsePeers(f *testing.F) {
 	f.Add("public_key=b1\nendpoint=stream-1\nrx_bytes=42\npublic_key=b2\nrx_bytes=1\n")
 	f.Add("rx_bytes=1\n=\npublic_key\n")

@@ -26,23 +26,24 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// rungs is a laptop and a hub with a stream and a direct path between them, either of which can be cut.
-type rungs struct {
+// pathPair is a laptop and a hub with a stream and a direct path between them. The test can cut
+// either.
+type pathPair struct {
 	t              *testing.T
 	hubKey, laptop wgkey.Key
 	hub            atomic.Pointer[vif.Hub]
 	*vif.Interface
 	udp      uint16
-	relay    *net.UDPConn // what the laptop takes for the hub
+	relay    *net.UDPConn // stands for the hub towards the laptop
 	blocked  atomic.Bool
-	up, down captured // what the relay has seen
+	up, down captured // the datagrams that the relay has seen
 	client   atomic.Pointer[netip.AddrPort]
 	mu       sync.Mutex
 	refusing bool
 	open     []net.Conn
 }
 
-// captured is the last datagram of each kind, which its first byte says.
+// captured is the last datagram of each kind, which is its first byte.
 type captured struct{ kinds [256]atomic.Pointer[[]byte] }
 
 func (c *captured) note(datagram []byte) {
@@ -52,12 +53,12 @@ func (c *captured) note(datagram []byte) {
 	}
 }
 
-// WireGuard's own kinds that are replayed.
+// These are WireGuard's own kinds that are replayed.
 const (
 	initiationType, responseType, dataType = 1, 2, 4
 )
 
-// all waits for one of each of these kinds.
+// all waits for one datagram of each of these kinds.
 func (c *captured) all(t *testing.T, kinds ...byte) (all [][]byte) {
 	t.Helper()
 	for _, kind := range kinds {
@@ -67,9 +68,9 @@ func (c *captured) all(t *testing.T, kinds ...byte) (all [][]byte) {
 	return all
 }
 
-func climb(t *testing.T) *rungs {
+func pairWithDirect(t *testing.T) *pathPair {
 	t.Helper()
-	r := &rungs{t: t}
+	r := &pathPair{t: t}
 	hubKey, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	laptopKey, err := wgkey.NewPrivate()
@@ -126,7 +127,7 @@ func climb(t *testing.T) *rungs {
 }
 
 // passDatagrams relays between the laptop and the hub, like a NAT does.
-func (r *rungs) passDatagrams(serving *sync.WaitGroup) {
+func (r *pathPair) passDatagrams(serving *sync.WaitGroup) {
 	out := map[netip.AddrPort]*net.UDPConn{}
 	defer func() {
 		for _, c := range out {
@@ -169,8 +170,8 @@ func (r *rungs) passDatagrams(serving *sync.WaitGroup) {
 	}
 }
 
-// cut ends the streams; refuse keeps new ones away.
-func (r *rungs) cut(refuse bool) {
+// cut ends the streams. refuse says whether new ones are refused too.
+func (r *pathPair) cut(refuse bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.refusing = refuse
@@ -180,14 +181,15 @@ func (r *rungs) cut(refuse bool) {
 	r.open = nil
 }
 
-func (r *rungs) direct() netip.AddrPort { return r.relay.LocalAddr().(*net.UDPAddr).AddrPort() }
+func (r *pathPair) direct() netip.AddrPort { return r.relay.LocalAddr().(*net.UDPAddr).AddrPort() }
 
-func (r *rungs) eventually(transport string) {
+func (r *pathPair) eventually(transport string) {
 	r.t.Helper()
 	require.Eventually(r.t, func() bool { return r.Path().Transport == transport }, viftest.Timeout, 20*time.Millisecond, "the path is to be %q", transport)
 }
 
-// download reads from a service that sends noise until stop, which checks all that came.
+// download reads from a service that sends random bytes until stop, which checks all received
+// bytes.
 func download(t *testing.T) (received *atomic.Int64, stop func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", netip.AddrPortFrom(viftest.Service, 0).String())
@@ -241,9 +243,9 @@ func download(t *testing.T) (received *atomic.Int64, stop func()) {
 	}
 }
 
-// A download, an idle connection and one with a question now and then go on whatever becomes of the paths.
+// A download, an idle connection and one with a question now and then survive each change of path.
 func TestConnectionsSurviveEveryChangeOfPath(t *testing.T) {
-	r := climb(t)
+	r := pairWithDirect(t)
 	asking, err := viftest.Dial("tcp", viftest.Echo(t).String())
 	require.NoError(t, err)
 	defer asking.Close()
@@ -290,7 +292,7 @@ func TestConnectionsSurviveEveryChangeOfPath(t *testing.T) {
 }
 
 func TestBulkOverDatagrams(t *testing.T) {
-	r := climb(t)
+	r := pairWithDirect(t)
 	r.SetDirect([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.udp)})
 	r.eventually(transport.DirectUDP)
 	r.cut(true)
@@ -307,9 +309,10 @@ func TestBulkOverDatagrams(t *testing.T) {
 	require.Equal(t, transport.DirectUDP, r.Path().Transport)
 }
 
-// Who has no session learns nothing from the hub's port nor from a laptop's, and breaks nothing, with what others have sent either.
+// A peer without a session gets no answer from the hub's port or from a laptop's, and does no harm,
+// even with recorded messages.
 func TestStrangersGetNoAnswer(t *testing.T) {
-	r := climb(t)
+	r := pairWithDirect(t)
 	r.SetDirect([]netip.AddrPort{r.direct()})
 	r.eventually(transport.DirectUDP)
 	c, err := viftest.Dial("tcp", viftest.Echo(t).String())
@@ -336,7 +339,7 @@ func TestStrangersGetNoAnswer(t *testing.T) {
 	require.NoError(t, err)
 	anybodys := [][]byte{unknown.Seal(transport.PingType, transport.Probe{Number: 1}, transport.MaxDatagram), {}, {transport.PingType}, {transport.PongType, 0, 0, 0}, make([]byte, 148), viftest.RandomBytes(60000), {1, 0, 0, 0}, {4, 0, 0, 0}, {transport.FragmentType, 2, 1, 0, 0, 0, 0, 0, 9}}
 	anybodys = append(anybodys, fragments(viftest.RandomBytes(5000), 1)...)
-	initiation := make([]byte, 148) // of WireGuard, with a wrong MAC
+	initiation := make([]byte, 148) // a message of WireGuard with a wrong MAC
 	initiation[0] = 1
 	anybodys = append(anybodys, initiation)
 	for _, end := range []struct {
@@ -357,7 +360,7 @@ func TestStrangersGetNoAnswer(t *testing.T) {
 			for _, m := range messages {
 				_, err := stranger.Write(m)
 				require.NoError(t, err, end.name)
-				if end.name == "the laptop" { // from where the hub's messages come
+				if end.name == "the laptop" { // from the address of the hub's messages
 					_, _ = r.relay.WriteToUDPAddrPort(m, end.address)
 				}
 			}
@@ -382,11 +385,12 @@ func fragments(message []byte, id uint32) (all [][]byte) {
 	return all
 }
 
-// What went through a hub that is gone is reset, also when nobody says anything; what is new goes through the next one.
+// Connections through a former hub are reset, idle ones too. New connections go through the new
+// hub.
 func TestConnectionsOfAFormerHubAreReset(t *testing.T) {
 	for name, direct := range map[string]bool{"over a stream": false, "over datagrams": true} {
 		t.Run(name, func(t *testing.T) {
-			r := climb(t)
+			r := pairWithDirect(t)
 			if direct {
 				r.SetDirect([]netip.AddrPort{r.direct()})
 				r.eventually(transport.DirectUDP)
@@ -401,7 +405,8 @@ func TestConnectionsOfAFormerHubAreReset(t *testing.T) {
 			}
 			old := r.hub.Load()
 			r.cut(true)
-			// Not its Close, which would reset the flows in order: a process that is killed says nothing.
+			// Close would reset the flows in order, but a process that is killed does not. So the
+			// path is blocked first.
 			r.blocked.Store(true)
 			require.NoError(t, old.Close())
 			r.hub.Store(viftest.NewHubAt(t, r.hubKey, r.udp, r.laptop))
@@ -421,9 +426,9 @@ func TestConnectionsOfAFormerHubAreReset(t *testing.T) {
 	}
 }
 
-// A laptop whose process has ended is gone at once also where its path has no end that anybody would notice.
-func TestALaptopOnDatagramsIsGone(t *testing.T) {
-	r := climb(t)
+// A laptop whose process has ended counts as gone at once, on a path too that nobody sees end.
+func TestLaptopOnADirectPathIsMissedWhenItEnds(t *testing.T) {
+	r := pairWithDirect(t)
 	r.SetDirect([]netip.AddrPort{r.direct()})
 	r.eventually(transport.DirectUDP)
 	connected := func() bool { return r.hub.Load().Connected(r.laptop, time.Hour) }

@@ -20,7 +20,8 @@ func allowPings(groups string) error {
 	return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte(groups), 0)
 }
 
-// ping sends one echo request from the laptop and says whether it was answered, in the name of the one who was asked.
+// ping sends one echo request from the laptop, and reports whether an answer came from the pinged
+// address.
 func ping(t *testing.T, to netip.Addr, size int, wait time.Duration) bool {
 	t.Helper()
 	var c *neticmp.PacketConn
@@ -50,7 +51,7 @@ func ping(t *testing.T, to netip.Addr, size int, wait time.Duration) bool {
 	return true
 }
 
-// Who answers a ping is there, and who is not does not answer.
+// Hosts that exist answer a ping, and others do not.
 func TestPing(t *testing.T) {
 	require.NoError(t, allowPings("0 0"))
 	viftest.Pair(t)

@@ -13,8 +13,9 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
-// A laptop that makes many connections uses its ports again within seconds. When the server was the first to close, the hub is the
-// one that would keep the closed connection in TIME-WAIT, and netstack drops a SYN that meets one.
+// A laptop that makes many connections uses its ports again within seconds. When the server closes
+// first, the hub is the end that would keep the connection in TIME-WAIT, and netstack drops a SYN
+// that meets such a connection.
 func TestPortIsUsedAgainAtOnce(t *testing.T) {
 	_, _, _ = viftest.Pair(t)
 	l, err := net.Listen("tcp", netip.AddrPortFrom(viftest.Service, 0).String())

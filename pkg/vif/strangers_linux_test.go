@@ -20,7 +20,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// heldStream is a laptop's stream, of which all that it sends is kept.
+// heldStream is a laptop's stream that records all sent bytes.
 type heldStream struct {
 	io.ReadWriteCloser
 	mu   sync.Mutex
@@ -40,7 +40,7 @@ func (h *heldStream) all() []byte {
 	return bytes.Clone(h.sent)
 }
 
-// stranger opens one more stream to a hub, which the hub serves until the test ends.
+// stranger opens one more stream to a hub, which serves it until the test ends.
 func stranger(t *testing.T, hub *vif.Hub) net.Conn {
 	t.Helper()
 	near, far := viftest.TCPPair(t)
@@ -51,8 +51,8 @@ func stranger(t *testing.T, hub *vif.Hub) net.Conn {
 	return near
 }
 
-// Nothing that a stranger may send disturbs the others, and no stranger gets a word out of the hub.
-func TestStrangers(t *testing.T) {
+// No message of an unknown peer disturbs the laptop, and none gets an answer from the hub.
+func TestStrangersDisturbNobody(t *testing.T) {
 	var mu sync.Mutex
 	var held *heldStream
 	hub, laptop, key, _ := viftest.PairWith(t, vif.Config{}, func(rw io.ReadWriteCloser) io.ReadWriteCloser {
@@ -81,7 +81,7 @@ func TestStrangers(t *testing.T) {
 	noise := make([]byte, 3000)
 	random := rand.NewChaCha8([32]byte{1})
 	_, _ = random.Read(noise)
-	handshake := append([]byte{1, 0, 0, 0}, noise[:144]...) // of WireGuard's length and kind, by nobody
+	handshake := append([]byte{1, 0, 0, 0}, noise[:144]...) // WireGuard's length and kind, but nobody's key
 	for name, sends := range map[string][]byte{
 		"nothing":                    nil,
 		"half a frame":               viftest.Framed("unfinished")[:7],
@@ -107,8 +107,8 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// A laptop whose session is gone, or never was, is told nothing, and says so.
-func TestUnknownKey(t *testing.T) {
+// A laptop without a session gets no answer, and says so.
+func TestLaptopWithoutSessionGetsNoAnswer(t *testing.T) {
 	hubKey, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	strange, err := wgkey.NewPrivate()

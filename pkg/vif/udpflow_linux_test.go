@@ -14,7 +14,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
-// mirror answers each datagram with the address that it came from.
+// mirror answers each datagram with its source address.
 func mirror(t *testing.T) string {
 	t.Helper()
 	server, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
@@ -34,7 +34,8 @@ func mirror(t *testing.T) string {
 	return server.LocalAddr().String()
 }
 
-// seenFrom sends a datagram, and says where the mirror saw it come from: each flow is another socket of the hub's.
+// seenFrom sends a datagram, and returns the source address that the mirror saw: each flow has a
+// socket of its own in the hub.
 func seenFrom(t *testing.T, c net.Conn) string {
 	t.Helper()
 	buf := make([]byte, 100)
@@ -50,7 +51,7 @@ func seenFrom(t *testing.T, c net.Conn) string {
 	return ""
 }
 
-func TestTheFlowOfDatagramsThatIsIdleForLongestEnds(t *testing.T) {
+func TestLongestIdleUDPFlowMakesRoom(t *testing.T) {
 	hub, _, _, _ := viftest.PairOf(t, vif.Config{}, vif.HubConfig{MaxUDPFlows: 3})
 	address := mirror(t)
 	var all []net.Conn
@@ -72,7 +73,7 @@ func TestTheFlowOfDatagramsThatIsIdleForLongestEnds(t *testing.T) {
 	require.NotEqual(t, seen[1], seenFrom(t, all[1]), "it had to make room, and is another flow now")
 }
 
-func TestFlowsOfDatagramsOfAnySize(t *testing.T) {
+func TestUDPFlowsCarryDatagramsOfAnySize(t *testing.T) {
 	viftest.Pair(t)
 	server, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
 	require.NoError(t, err)
@@ -103,8 +104,8 @@ func TestFlowsOfDatagramsOfAnySize(t *testing.T) {
 	}
 }
 
-// A refusal is of one datagram: who listens later is heard.
-func TestFlowsOfDatagramsOutliveARefusal(t *testing.T) {
+// A refusal is about one datagram: a server that listens later gets the next ones.
+func TestUDPFlowsOutliveARefusal(t *testing.T) {
 	viftest.Pair(t)
 	closed, err := net.ListenPacket("udp", netip.AddrPortFrom(viftest.Service, 0).String())
 	require.NoError(t, err)

@@ -10,7 +10,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/viftest"
 )
 
-func TestALaptopIsNoStranger(t *testing.T) {
+func TestLaptopsStreamIsAuthenticated(t *testing.T) {
 	hub, _, _ := viftest.Pair(t)
 	unauthenticated := func() int {
 		_, n := hub.Paths().Streams()

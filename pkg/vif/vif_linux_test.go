@@ -165,7 +165,7 @@ func TestClusterReachesOnlyTheInboundPort(t *testing.T) {
 	require.Error(t, err, "a port that is not the inbound port must stay closed to the cluster")
 }
 
-// A client that resets its connection in the cluster is not taken for one that ended in order.
+// The laptop can tell a client's reset in the cluster from an orderly end.
 func TestResetReachesTheLaptop(t *testing.T) {
 	hub, _, _ := viftest.Pair(t)
 	var l net.Listener
@@ -192,8 +192,9 @@ func TestResetReachesTheLaptop(t *testing.T) {
 	require.NoError(t, c.Close())
 }
 
-// Who waits in the cluster for a laptop that is gone is told so; what the laptop itself opened is there when it comes back.
-func TestRelayedFlowsOfALaptopThatIsGoneAreReset(t *testing.T) {
+// Clients in the cluster that wait for a laptop which is gone get a reset. The laptop's own
+// connections stay for when it comes back.
+func TestResetRelayedLeavesTheLaptopsOwnFlows(t *testing.T) {
 	hub, _, key := viftest.Pair(t)
 	own, err := viftest.Dial("tcp", viftest.Echo(t).String())
 	require.NoError(t, err)

@@ -12,7 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// segment is what a connection of netstack's, which the port tells from others, says.
+// segment is a segment that netstack writes on a connection; the port tells connections apart.
 type segment struct {
 	port    uint16
 	ack     uint32
@@ -35,12 +35,13 @@ func (s segment) packet() *stack.PacketBuffer {
 	return p
 }
 
-// Of what netstack writes, without any time between, this is what leaves at once, by the number acknowledged.
-func TestAcknowledgements(t *testing.T) {
+// These are the acknowledgements that leave at once, by the acknowledged number, when netstack
+// writes segments without any time between them.
+func TestBareAcknowledgementsWait(t *testing.T) {
 	for name, c := range map[string]struct {
 		written []segment
 		left    []uint32
-		later   uint32 // 0 for nothing
+		later   uint32 // 0 for none
 	}{
 		"the first is not known":            {[]segment{{ack: 1}}, []uint32{1}, 0},
 		"of a small message waits":          {[]segment{{ack: 1}, {ack: 101}}, []uint32{1}, 101},
@@ -67,10 +68,10 @@ func TestAcknowledgements(t *testing.T) {
 				p.DecRef()
 				return true
 			}
-			d.mu.Lock() // no tick meanwhile
+			d.mu.Lock() // keeps ticks out
 			for _, s := range c.written {
 				p := s.packet()
-				if !d.delay(p) {
+				if !d.holdLocked(p) {
 					var one stack.PacketBufferList
 					one.PushBack(p)
 					_, err := link.WritePackets(one)
@@ -92,8 +93,8 @@ func TestAcknowledgements(t *testing.T) {
 	}
 }
 
-// Bulk is acknowledged each 256 KiB, or when a tick comes, as long as it is bulk.
-func TestAcknowledgementsOfBulk(t *testing.T) {
+// Bulk is acknowledged once for 256 KiB, or at a tick, as long as it is bulk.
+func TestBulkIsAcknowledgedLater(t *testing.T) {
 	const step = 64 << 10
 	link := channel.New(64, 1500, "")
 	d := newDelayedAcks(link)
@@ -101,7 +102,7 @@ func TestAcknowledgementsOfBulk(t *testing.T) {
 	clock := time.Now()
 	d.now = func() time.Time { return clock }
 	ack, left := uint32(1), []uint32(nil)
-	// left gets what leaves at once, in steps of what is written here.
+	// write writes segments, and returns those that leave at once.
 	write := func(steps int, each time.Duration) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -110,7 +111,7 @@ func TestAcknowledgementsOfBulk(t *testing.T) {
 			s := segment{ack: ack}
 			ack += step
 			clock = clock.Add(each)
-			if p := s.packet(); !d.delay(p) {
+			if p := s.packet(); !d.holdLocked(p) {
 				left = append(left, uint32(i))
 			}
 		}
@@ -130,8 +131,8 @@ func TestAcknowledgementsOfBulk(t *testing.T) {
 	require.Len(t, left, 4, "what has become slow is acknowledged at once")
 }
 
-// Connections without number leave no more than so many behind, and those that are not remembered work.
-func TestManyAcknowledged(t *testing.T) {
+// The table of connections is bounded, and connections outside it work.
+func TestConnectionTableIsBounded(t *testing.T) {
 	link := channel.New(1, 1500, "")
 	d := newDelayedAcks(link)
 	defer d.Close()
@@ -139,7 +140,7 @@ func TestManyAcknowledged(t *testing.T) {
 		s := segment{port: uint16(i), ack: uint32(i), flags: header.TCPFlagPsh}
 		p := s.packet()
 		p.NetworkHeader().Slice()[12] = byte(i >> 16)
-		require.False(t, d.delays(p))
+		require.False(t, d.hold(p))
 		p.DecRef()
 	}
 	require.LessOrEqual(t, len(d.flows), ackFlows)

@@ -12,7 +12,8 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// Dial opens a TCP connection through the link. The connection has CloseWrite and Abort, which sends a RST.
+// Dial opens a TCP connection through the link. The connection has CloseWrite and Abort, which
+// sends a RST.
 func (t *Stack) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	var queue waiter.Queue
 	endpoint, failed := t.stack.NewEndpoint(tcp.ProtocolNumber, networkOf(to.Addr()), &queue)
@@ -36,7 +37,7 @@ func (t *Stack) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 		endpoint.Close()
 		return nil, fmt.Errorf("dial the laptop at %s: %s", to, failed)
 	}
-	// No keepalive: WireGuard sees to liveness.
+	// A keepalive is not needed: WireGuard sees to liveness.
 	endpoint.SocketOptions().SetDelayOption(false)
 	c := &dialedConn{tcpFlow: tcpFlow{TCPConn: gonet.NewTCPConn(&queue, endpoint), endpoint: endpoint}}
 	c.remove = t.dialed.add(to.Addr(), c.Abort)
@@ -53,7 +54,8 @@ func (t *Stack) Listen(at netip.AddrPort) (net.Listener, error) {
 	return l, nil
 }
 
-// dialedConn is a dialled connection that can be reset together with others to the same address.
+// dialedConn is a dialled connection that ResetDialed can reset together with others to the same
+// address.
 type dialedConn struct {
 	tcpFlow
 	remove func()

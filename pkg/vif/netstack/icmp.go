@@ -22,25 +22,27 @@ import (
 )
 
 const (
-	// pingIdle ends a flow of pings without traffic, and so is how late an answer may come.
+	// pingIdle ends a flow of pings without traffic. It is also how late an answer may come.
 	pingIdle = 10 * time.Second
-	maxPings = 512 // flows at once
+	maxPings = 512 // how many flows there may be at once
 )
 
-// pinger passes ICMP echo requests on with the kernel's ICMP sockets, which need no privilege where net.ipv4.ping_group_range has a group of
-// this process; elsewhere no ping is answered. Netstack would answer for anybody, and say that everybody is there.
+// pinger passes ICMP echo requests on with the kernel's ICMP sockets. They need no privilege where
+// net.ipv4.ping_group_range has a group of this process; elsewhere no ping is answered. Netstack
+// itself would answer for any address, as if every host were there.
 type pinger struct {
 	forward *forwarder
 	stack   *stack.Stack
-	own     []netip.Addr // netstack may answer for these itself
+	own     []netip.Addr // netstack answers for these itself
 	log     *slog.Logger
 	refused sync.Once
 
+	// mu guards the fields below.
 	mu    sync.Mutex
 	flows map[pingKey]*neticmp.PacketConn
 }
 
-// pingKey is one ping program. Its identifier is changed by the kernel on the way, and back.
+// pingKey is one ping program. The kernel changes its identifier on the way out, and back.
 type pingKey struct {
 	laptop, to netip.Addr
 	id         uint16
@@ -53,7 +55,7 @@ func attachPinger(s *stack.Stack, f *forwarder, own []netip.Addr, log *slog.Logg
 	s.SetTransportProtocolHandler(icmp.ProtocolNumber6, p.handle)
 }
 
-// handle says whether a message needs no more care of netstack's.
+// handle reports whether netstack has nothing more to do for a message.
 func (p *pinger) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	payload := stack.PayloadSince(pkt.TransportHeader())
 	message := payload.AsSlice()
@@ -81,7 +83,7 @@ func (p *pinger) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) b
 	return true
 }
 
-// flow is the socket for a ping program, or nil.
+// flow returns the socket for a ping program, or nil.
 func (p *pinger) flow(key pingKey) *neticmp.PacketConn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -114,7 +116,8 @@ func (p *pinger) flow(key pingKey) *neticmp.PacketConn {
 	return c
 }
 
-// answer carries replies back until none have come for a while. It is only the one who was asked that answers: the kernel sorts by identifier.
+// answer carries replies back until none has come for a while. The kernel sorts replies by
+// identifier, so they come only from the host that the laptop pinged.
 func (p *pinger) answer(key pingKey, c *neticmp.PacketConn) {
 	pooled := datagramBuffers.Get().(*[]byte)
 	defer datagramBuffers.Put(pooled)
@@ -134,7 +137,7 @@ func (p *pinger) answer(key pingKey, c *neticmp.PacketConn) {
 	}
 }
 
-// send sends a reply to the laptop in the name of the one who gave it.
+// send sends a reply to the laptop, with the address of the host that gave it.
 func (p *pinger) send(key pingKey, message []byte) tcpip.Error {
 	from, to := tcpip.AddrFromSlice(key.to.AsSlice()), tcpip.AddrFromSlice(key.laptop.AsSlice())
 	route, err := p.stack.FindRoute(nic, from, to, networkOf(key.to), false)

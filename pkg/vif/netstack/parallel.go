@@ -9,22 +9,25 @@ import (
 
 const (
 	dialTimeout = 10 * time.Second
-	// dialAgain is how long a dial may go unanswered before it is tried once more beside it, from another port. A SYN to a Service's address
-	// follows what the node remembers of its port: where an ended pod reset the port's last connection that is, for 10 s, the pod that is
-	// no more, which nobody answers for, and the kernel's own retries follow it there.
+	// dialAgain is how long a dial may go unanswered before connect dials once more, in parallel,
+	// from another source port. A node's connection tracking can remember a source port for 10 s
+	// after a pod that has ended reset the port's last connection. Retransmitted SYNs follow that
+	// entry to the pod that is gone, where nobody answers.
 	dialAgain       = 500 * time.Millisecond
 	HubDialAttempts = 3
 )
 
-// clusterDialer notices within half a minute that whom it has dialled is gone without a word, as a pod whose node is lost. There is no
-// TCP_USER_TIMEOUT: it ends a connection whose reader stands still.
+// HubDialer dials the cluster's destinations. It notices within half a minute that a peer is gone
+// without a word, as with a pod whose node is lost. It sets no TCP_USER_TIMEOUT, because that would
+// end a connection whose reader stands still.
 func HubDialer() net.Dialer {
 	return net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
 	}
 }
 
-// connect dials TCP, as often as attempts says. The first answer counts, be it a refusal.
+// connect dials TCP, up to as many times in parallel as attempts says. The first answer counts, and
+// that may be a refusal.
 func (f *forwarder) connect(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -41,7 +44,7 @@ func (f *forwarder) connect(ctx context.Context, to netip.AddrPort) (net.Conn, e
 				c, err := f.dial(ctx, "tcp", to)
 				select {
 				case answers <- answer{c, err}:
-				case <-ctx.Done(): // another was first
+				case <-ctx.Done(): // another dial was first
 					if err == nil {
 						_ = c.Close()
 					}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// silent is an address where nobody answers a SYN, because more wait there than may.
+// silent returns an address where nobody answers a SYN, because its queue of connections is full.
 func silent(t *testing.T) netip.AddrPort {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -35,8 +35,8 @@ func silent(t *testing.T) netip.AddrPort {
 	return address
 }
 
-// A Service's pod that has just ended may be silent where another would answer.
-func TestDialIsTriedAgainBesideASilentOne(t *testing.T) {
+// A Service's pod that has just ended may be silent where another pod would answer.
+func TestSilentDialIsRepeatedInParallel(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -56,7 +56,7 @@ func TestDialIsTriedAgainBesideASilentOne(t *testing.T) {
 	require.EqualValues(t, 2, attempts.Load())
 }
 
-func TestDialTellsARefusalAndTheEnd(t *testing.T) {
+func TestDialReportsARefusalAndTheEndOfItsContext(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	refusing := netip.MustParseAddrPort(l.Addr().String())

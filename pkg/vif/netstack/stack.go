@@ -27,30 +27,35 @@ import (
 
 const (
 	nic = tcpip.NICID(1)
-	// netstackQueue is how many packets may wait between netstack and WireGuard; the TCP of netstack takes more as loss.
+	// netstackQueue is how many packets may wait between netstack and WireGuard. Netstack's TCP
+	// takes further packets for lost.
 	netstackQueue = 2048
-	// timeWait is how long netstack remembers a connection that it was the first to close. It has to be short: netstack drops
-	// a SYN that meets a remembered connection, and a laptop uses its ports again within seconds. What TIME-WAIT is for
-	// (RFC 9293, 3.6.1), packets of the old connection that come late, WireGuard's replay protection and the order of a stream
-	// keep away.
+	// timeWait is how long netstack remembers a connection that it was the first to close. It has
+	// to be short: netstack drops a SYN that meets a remembered connection, and a laptop uses its
+	// ports again within seconds. TIME-WAIT exists to keep late packets of the old connection away
+	// (RFC 9293, 3.6.1); here WireGuard's replay protection and the order of a stream do that.
 	timeWait = 5 * time.Millisecond
-	// maxRTO is the longest pause between two attempts to send a segment: what waits goes on so soon after a laptop that slept is
-	// back. maxRetries keep it waiting for longer than the Session of a silent laptop lives; then the flow is reset.
+	// maxRTO is the longest pause between two attempts to send a segment. After a laptop has slept,
+	// waiting segments go on within that time. maxRetries keeps them waiting for longer than the
+	// Session of a silent laptop lives; then the flow is reset.
 	maxRTO     = 2 * time.Second
 	maxRetries = 1000
 )
 
-// netstackConfig describes a network stack and what it does with the flows that come to it.
+// Config describes a network stack, and how it treats the flows that come to it.
 type Config struct {
-	// Addresses are the stack's own. It answers pings to them itself; flows to all other addresses are forwarded.
+	// Addresses are the stack's own. It answers pings to them itself; flows to all other addresses
+	// are forwarded.
 	Addresses []netip.Addr
 	// MTU is that of the link, in bytes.
 	MTU int
 	// TakesLarge reports whether the host with an address takes large packets; nil when none does.
 	TakesLarge func(netip.Addr) bool
-	// Allow reports whether a flow may go to a destination. Required.
+	// Allow reports whether a flow may go to a destination. It is required, and is called from many
+	// goroutines.
 	Allow func(netip.Addr) bool
-	// Translate returns what is dialled in a destination's place; nil for the destination itself.
+	// Translate returns the address to dial in a destination's place; nil dials the destination
+	// itself.
 	Translate func(netip.AddrPort) netip.AddrPort
 	// Dialer opens the sockets of forwarded flows.
 	Dialer net.Dialer
@@ -62,20 +67,21 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// netStack is a tun.Device whose other side is a gVisor network stack. The stack ends the flows that come to it and
-// forwards them with ordinary sockets.
+// Stack is a tun.Device whose other side is a gVisor network stack. The stack ends the flows that
+// come to it and forwards them with ordinary sockets.
 type Stack struct {
 	mtu int
-	// takesLarge is that of the config.
+	// takesLarge is Config.TakesLarge.
 	takesLarge func(netip.Addr) bool
-	// What Read has not handed on yet: the segments of a large packet, and that packet.
+	// Read has not handed these on yet: the segments of a large packet, and that packet. They
+	// belong to the goroutine of Read.
 	pending packet.Segmenter
 	whole   []byte
 
 	link   *delayedAcks
 	stack  *stack.Stack
 	events chan tun.Event
-	ctx    context.Context // ended by Close; frees Read
+	ctx    context.Context // Close ends it, which frees Read
 	cancel context.CancelFunc
 	once   sync.Once
 
@@ -84,7 +90,8 @@ type Stack struct {
 	stop    context.CancelFunc
 }
 
-// newNetstack starts a stack. The caller, or WireGuard's device on its behalf, calls Close, and then Wait.
+// New starts a stack. The caller, or WireGuard's device on its behalf, calls Close, and then the
+// caller calls Wait. After an error there is nothing to close.
 func New(c Config) (*Stack, error) {
 	s, err := newGVisor()
 	if err != nil {
@@ -122,8 +129,8 @@ func newGVisor() (*stack.Stack, error) {
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	wait := tcpip.TCPTimeWaitTimeoutOption(timeWait)
-	// When many segments are lost at once, as at a change of path, netstack's RACK waits for a time-out for each of
-	// them. Without RACK, SACK repairs all of them within some round trips.
+	// When many segments are lost at once, as at a change of path, netstack's RACK waits for a
+	// time-out for each of them. Without RACK, SACK repairs all of them within some round trips.
 	recovery := tcpip.TCPRecovery(0)
 	longest := tcpip.TCPMaxRTOOption(maxRTO)
 	retries := tcpip.TCPMaxRetriesOption(maxRetries)
@@ -177,12 +184,12 @@ func networkOf(a netip.Addr) tcpip.NetworkProtocolNumber {
 type largeEndpoint struct{ *delayedAcks }
 
 func (e *largeEndpoint) GSOMaxSize() uint32 {
-	const headers = header.IPv4MinimumSize + header.TCPMinimumSize + 12 // with the timestamps that each segment has
+	const headers = header.IPv4MinimumSize + header.TCPMinimumSize + 12 // with a timestamp in each segment
 	mss := e.MTU() - headers
 	return (packet.MaxLarge-headers)/mss*mss + header.TCPTotalHeaderMaximumSize + 1
 }
 
-// Read waits for one packet and takes along what else is queued.
+// Read waits for one packet, and takes all other queued packets along as far as there is room.
 func (t *Stack) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
 	for n < len(bufs) {
 		if t.pending.Active() {
@@ -210,7 +217,8 @@ func (t *Stack) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) 
 	return n, nil
 }
 
-// take copies a packet, with its checksum, and returns its length; 0 when it has to be cut first.
+// take copies a packet and completes its checksum. It returns the packet's length, 0 when the
+// packet has to be cut first.
 func (t *Stack) take(pkt *stack.PacketBuffer, to []byte) int {
 	large := pkt.Size() > t.mtu
 	if large && t.takesLarge != nil {
@@ -274,7 +282,8 @@ func (t *Stack) ResetDialed(to netip.Addr) { t.dialed.reset(to) }
 // UDPFlows is the number of flows of datagrams from an address.
 func (t *Stack) UDPFlows(from netip.Addr) int { return t.forward.datagrams.count(from) }
 
-// Stop resets all flows and takes no new ones. Call it before Close, so that the resets still leave.
+// Stop resets all flows and takes no new ones. Call it before Close, so that the resets still
+// leave.
 func (t *Stack) Stop() {
 	t.stop()
 	t.forward.flows.reset(netip.Addr{})

@@ -20,11 +20,11 @@ import (
 // maxPending is how many TCP connections may wait for their dial.
 const maxPending = 4096
 
-// forwarder ends the laptops' flows in netstack and carries them on with the cluster's ordinary sockets.
+// forwarder ends the flows that come through netstack, and carries them on with ordinary sockets.
 type forwarder struct {
 	ctx       context.Context
 	allow     func(netip.Addr) bool
-	translate func(netip.AddrPort) netip.AddrPort // what is dialled in a destination's place; nil for the destination itself
+	translate func(netip.AddrPort) netip.AddrPort // the address to dial instead; nil for none
 	dialer    net.Dialer
 	// attempts is how many dials of one destination there may be at a time; 0 is 1.
 	attempts  int
@@ -38,14 +38,15 @@ func (f *forwarder) attach(s *stack.Stack) {
 	s.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(s, f.udp).HandlePacket)
 }
 
-// ends are the addresses of a flow: from a laptop, to what it dialled.
+// flowEnds returns the ends of a flow: the laptop that opened it, and the destination.
 func flowEnds(id stack.TransportEndpointID) (laptop netip.Addr, destination netip.AddrPort) {
 	laptop, _ = netip.AddrFromSlice(id.RemoteAddress.AsSlice())
 	address, _ := netip.AddrFromSlice(id.LocalAddress.AsSlice())
 	return laptop, netip.AddrPortFrom(address, id.LocalPort)
 }
 
-// tcp answers a SYN: only when the destination accepted does the laptop see the connection accepted.
+// tcp answers a SYN. The laptop sees the connection accepted only when the destination has accepted
+// it.
 func (f *forwarder) tcp(r *tcp.ForwarderRequest) {
 	laptop, destination := flowEnds(r.ID())
 	f.wg.Go(func() {
@@ -55,7 +56,8 @@ func (f *forwarder) tcp(r *tcp.ForwarderRequest) {
 		}
 		out, err := f.connect(f.ctx, destination)
 		if err != nil {
-			// Silence for a silent destination: the laptop's own time-out is the truth. Everything else is an answer.
+			// A destination that stays silent gets no answer here either: the laptop's own time-out
+			// is the truth. All other errors are an answer.
 			var timeout net.Error
 			r.Complete(!errors.As(err, &timeout) || !timeout.Timeout())
 			return
@@ -93,14 +95,16 @@ type tcpFlow struct {
 // Abort sends a RST.
 func (c *tcpFlow) Abort() { c.endpoint.Abort() }
 
-// flowTable knows the open flows of each laptop, so that they can be reset together.
+// flowTable knows the open flows of each laptop, so that they can be reset together. The zero value
+// is empty.
 type flowTable struct {
+	// mu guards the fields below.
 	mu    sync.Mutex
 	next  uint64
 	flows map[netip.Addr]map[uint64]func()
 }
 
-// add remembers how to end a flow and returns how to forget it.
+// add remembers how to end a flow, and returns how to forget it.
 func (t *flowTable) add(laptop netip.Addr, end func()) (remove func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -123,7 +127,7 @@ func (t *flowTable) add(laptop netip.Addr, end func()) (remove func()) {
 	}
 }
 
-// reset ends the flows of a laptop; of all laptops when the address is the zero value.
+// reset ends the flows of a laptop; the zero address stands for all laptops.
 func (t *flowTable) reset(laptop netip.Addr) {
 	t.mu.Lock()
 	var ending []func()

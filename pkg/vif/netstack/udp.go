@@ -17,21 +17,24 @@ import (
 )
 
 const (
-	// udpIdle ends a UDP flow without traffic. A flow of DNS is one question and its answer, and there are very many of them.
+	// udpIdle ends a UDP flow without traffic. A flow of DNS is one question and its answer, and
+	// there are very many, so that dnsIdle is shorter.
 	udpIdle = time.Minute
 	dnsIdle = 5 * time.Second
 	dnsPort = 53
-	// maxUDPFlows is how many a laptop may have; beyond it the one that has been idle for the longest ends.
+	// maxUDPFlows is how many flows a laptop may have. Beyond it the flow that has been idle for
+	// the longest ends.
 	maxUDPFlows = 1024
 )
 
-// udpFlow carries datagrams between netstack and a socket. While there is none it holds no buffer for one.
+// udpFlow carries datagrams between netstack and a socket. It holds a buffer only while there is a
+// datagram.
 type udpFlow struct {
 	endpoint tcpip.Endpoint
 	queue    *waiter.Queue
 	in       *gonet.UDPConn // the same endpoint
 	out      net.Conn
-	lastUsed atomic.Int64 // when the last datagram did, as nanoseconds of the Unix time
+	lastUsed atomic.Int64 // when the last datagram passed, in Unix nanoseconds
 	ended    chan struct{}
 	end      func()
 }
@@ -99,14 +102,14 @@ func (u *udpFlow) copy(next func(*datagram) error, to net.Conn) {
 			_, err = to.Write(d.bytes())
 		}
 		d.free()
-		// A refusal is an ICMP answer to one datagram; the flow may live on.
+		// A refusal is an ICMP answer to one datagram. The flow may live on.
 		if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 			return
 		}
 	}
 }
 
-// fromLaptop waits for a datagram of the laptop's.
+// fromLaptop waits for a datagram from the laptop.
 func (u *udpFlow) fromLaptop(d *datagram, readable <-chan struct{}) error {
 	for {
 		_, err := u.endpoint.Read(d, tcpip.ReadOptions{})
@@ -127,7 +130,7 @@ func (u *udpFlow) fromLaptop(d *datagram, readable <-chan struct{}) error {
 // datagramBuffers have room for any datagram.
 var datagramBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
-// datagram has a buffer only when something is written to it.
+// datagram has a buffer only after something was written to it.
 type datagram struct {
 	buf *[]byte
 	n   int
@@ -165,6 +168,7 @@ func (d *datagram) free() {
 type udpFlows struct {
 	limit int // 0 is maxUDPFlows
 
+	// mu guards the fields below.
 	mu  sync.Mutex
 	all map[netip.Addr][]*udpFlow
 }

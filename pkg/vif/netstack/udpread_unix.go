@@ -9,7 +9,8 @@ import (
 	"syscall"
 )
 
-// datagramsOf waits for the next datagram of a socket at each call, and takes a buffer only when there is one.
+// datagramsOf returns a function that waits for the next datagram of a socket. It takes a buffer
+// only when there is a datagram.
 func datagramsOf(socket net.Conn) func(*datagram) error {
 	c, ok := socket.(syscall.Conn)
 	if !ok {

@@ -7,7 +7,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// A message that WireGuard did not make of a packet is never bulk, whatever was in its buffer before.
+// A message that WireGuard did not make of a packet is never bulk, whatever its buffer held before.
 func TestOnlyMarkedMessagesAreBulk(t *testing.T) {
 	buffer := make([]byte, device.MaxMessageSize)
 	buffer[len(buffer)-1] = bulkMark

@@ -8,27 +8,31 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// A large packet is several segments of TCP in one, as the kernel and netstack make them when they need not care for the MTU (GSO). Its
-// checksum is only begun: that of the pseudo-header. Between two ends that understand them they go through the tunnel as they are: less
-// to do for each byte. WireGuard proves that they are whole. The kernel and netstack take such a packet as they made it.
+// A large packet is several TCP segments in one, as the kernel and netstack make them when they may
+// ignore the MTU (GSO). Its checksum is only begun: the field holds the sum of the pseudo-header.
+// Between two ends that know large packets they pass the tunnel as they are, which costs less for
+// each byte; WireGuard proves that they are intact. The kernel and netstack take such a packet as
+// they made it.
 const (
-	// maxLarge is the longest large packet. It must fit WireGuard's buffers, and as pieces what the kernel cuts at once. kernelLarge is
-	// what the kernel has to be told: it makes them shorter by more than the headers.
+	// MaxLarge is the length of the longest large packet. Such a packet must fit WireGuard's
+	// buffers and, in fragments, one GSO send. KernelLarge is the limit to give the kernel, which
+	// makes packets shorter than its limit by more than the headers.
 	MaxLarge, KernelLarge = 64300, 64512
-	// tcpChecksum is where the checksum is in a TCP header.
+	// TCPChecksum is the place of the checksum in a TCP header.
 	TCPChecksum = 16
 )
 
-// segments cuts a large packet into packets of the size that the VIF's MTU allows, with their checksums.
+// Segmenter cuts a large packet into packets that fit the VIF's MTU, and completes their checksums.
 type Segmenter struct {
 	packet            []byte
-	IPHeader, Headers int // the length of the IP header, and with that of TCP's
+	IPHeader, Headers int // the length of the IP header, and of the IP and TCP headers
 	mss               int
-	done              int // bytes of the contents
+	done              int // bytes of the contents that were written
 	count             int
 }
 
-// cutLarge prepares a packet; ok is false when it is none that can be cut.
+// NewSegmenter prepares a packet, which must not change until the last Next. ok is false when the
+// packet cannot be cut.
 func NewSegmenter(packet []byte, mss int) (s Segmenter, ok bool) {
 	protocol, transport := Transport(packet)
 	if protocol != TCP || len(transport) < header.TCPMinimumSize || mss < 1 {
@@ -42,7 +46,7 @@ func NewSegmenter(packet []byte, mss int) (s Segmenter, ok bool) {
 // Active reports whether there are segments to come. The zero value has none.
 func (s *Segmenter) Active() bool { return s.packet != nil }
 
-// next writes the next segment to a buffer and returns its length, 0 when there was none left.
+// Next writes the next segment to a buffer and returns its length, 0 when there are no more.
 func (s *Segmenter) Next(to []byte) int {
 	contents := s.packet[s.Headers+s.done:]
 	if len(contents) == 0 {
@@ -65,7 +69,7 @@ func (s *Segmenter) Next(to []byte) int {
 	return len(packet)
 }
 
-// setLength makes an IP header fit its packet, the count-th of several.
+// SetLength makes an IP header fit its packet, which is the count-th segment of a large one.
 func SetLength(packet []byte, ip, count int) {
 	if packet[0]>>4 == 6 {
 		binary.BigEndian.PutUint16(packet[4:], uint16(len(packet)-ip))
@@ -90,7 +94,8 @@ func beginChecksum(packet []byte, ip int) {
 	binary.BigEndian.PutUint16(packet[ip+TCPChecksum:], sum)
 }
 
-// finishChecksum completes a checksum that has only been begun; it is at a place of what begins at start. It says whether there is such a place.
+// FinishChecksum completes a checksum that is only begun. The checksum covers the bytes from start,
+// and is at place in them. FinishChecksum reports whether the packet has such a place.
 func FinishChecksum(packet []byte, start, place int) bool {
 	if start+place+2 > len(packet) {
 		return false

@@ -11,7 +11,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// largePacket is one as the kernel or netstack make it: with options, and a checksum that has only been begun.
+// largePacket is a large packet as the kernel or netstack makes it: with options, and a checksum
+// that is only begun.
 func largePacket(six bool, contents []byte) []byte {
 	const options = 12
 	from, to := tcpip.AddrFromSlice([]byte{198, 18, 0, 2}), tcpip.AddrFromSlice([]byte{10, 99, 0, 1})
@@ -66,7 +67,7 @@ func TestLargePacketsAreCut(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeCut(t *testing.T) {
+func TestOtherPacketsAreNotCut(t *testing.T) {
 	whole := largePacket(false, contentsOf(40000))
 	for name, packet := range map[string][]byte{"nothing": {}, "half a header": whole[:30], "no contents": whole[:52]} {
 		_, ok := NewSegmenter(packet, 1000)
@@ -76,7 +77,8 @@ func TestWhatCannotBeCut(t *testing.T) {
 	require.False(t, ok, "segments without a size")
 }
 
-// FuzzCutLarge: whatever a packet says of itself, the cutting ends, and makes nothing larger.
+// FuzzCutLarge gives made-up packets to the Segmenter. Cutting must end, and must not make a packet
+// larger.
 func FuzzCutLarge(f *testing.F) {
 	f.Add(largePacket(false, contentsOf(3000)), uint16(1000))
 	f.Add(largePacket(true, contentsOf(3000)), uint16(1))
@@ -95,7 +97,7 @@ func FuzzCutLarge(f *testing.F) {
 	})
 }
 
-// contentsOf are n bytes that do not repeat soon.
+// contentsOf returns n bytes that do not repeat soon.
 func contentsOf(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)

@@ -12,19 +12,21 @@ const (
 	udp      = 17
 	fragment = 44 // IPv6's extension header
 	icmp6    = 58
-	// icmpHeader is what comes before the packet that an ICMP error is about.
+	// icmpHeader is the length of an ICMP header, in bytes. The packet that an ICMP error is about
+	// follows it.
 	icmpHeader = 8
 )
 
-// Out changes a packet of the laptop's to what it is in the cluster.
+// Out changes a packet that the laptop sends to its form in the cluster.
 func (t Table) Out(packet []byte) { rewrite(packet, false, t.Real) }
 
-// In changes a packet of the cluster's to what it is on the laptop.
+// In changes a packet from the cluster to its form on the laptop.
 func (t Table) In(packet []byte) { rewrite(packet, true, t.Seen) }
 
-// rewrite changes one address of a packet. An ICMP error holds the packet that it is about, which went the other way: there it is the other
-// address. Checksums are changed by what changes and not made anew, so that a packet that is broken stays broken. It returns
-// what has changed, for the checksum of an ICMP error around this packet.
+// rewrite changes one address of a packet. An ICMP error holds the packet that it is about. That
+// one went the other way, so rewrite changes its other address. It updates checksums by the
+// difference and does not compute them anew, so that a corrupt packet stays corrupt. It returns the
+// changes, for the checksum of an ICMP error around this packet.
 func rewrite(packet []byte, source bool, to func(netip.Addr) netip.Addr) (changes []change) {
 	h := parse(packet)
 	if h.version == 0 {
@@ -56,15 +58,16 @@ func rewrite(packet []byte, source bool, to func(netip.Addr) netip.Addr) (change
 	return changes
 }
 
-// change is what was at a place, and what is there now.
+// change is the bytes of a place before and now.
 type change struct{ old, now []byte }
 
-// headers are the parts of an IP packet that may have to be changed. They are the packet's own bytes.
+// headers are the parts of an IP packet that may have to be changed. They are the packet's own
+// bytes.
 type headers struct {
-	version             int // 4, 6, or 0: not a packet
+	version             int // 4 or 6; 0 for bytes that are not a packet
 	source, destination []byte
 	protocol            byte
-	transport           []byte // empty in all fragments but the first
+	transport           []byte // empty in all fragments except the first
 }
 
 func parse(packet []byte) (h headers) {
@@ -86,7 +89,7 @@ func parse(packet []byte) (h headers) {
 			return h
 		}
 		h = headers{version: 6, source: packet[8:24], destination: packet[24:40], protocol: packet[6], transport: packet[40:]}
-		// Other extension headers do not come through the VIF: the laptop's filter knows none.
+		// Other extension headers do not come through the VIF: the laptop's firewall admits none.
 		if h.protocol == fragment && len(h.transport) >= 8 {
 			first := binary.BigEndian.Uint16(h.transport[2:])&^7 == 0
 			h.protocol, h.transport = h.transport[0], h.transport[8:]
@@ -98,22 +101,23 @@ func parse(packet []byte) (h headers) {
 	return h
 }
 
-// transportSum is the checksum that covers the addresses. ICMP's over IPv4 does not.
+// transportSum returns the checksum that covers the addresses. ICMP's over IPv4 does not.
 func (h headers) transportSum() (sum, bool) {
 	switch {
 	case h.protocol == tcp && len(h.transport) >= 18:
 		return sum{field: h.transport[16:18]}, true
 	case h.protocol == udp && len(h.transport) >= 8:
 		s := sum{field: h.transport[6:8], udp: true}
-		return s, h.version == 6 || s.field[0]|s.field[1] != 0 // over IPv4, 0 means that there is none
+		return s, h.version == 6 || s.field[0]|s.field[1] != 0 // over IPv4, 0 means that there is no checksum
 	case h.protocol == icmp6 && h.version == 6 && len(h.transport) >= 4:
 		return sum{field: h.transport[2:4]}, true
 	}
 	return sum{}, false
 }
 
-// isError says whether there is a packet in this one: in ICMP's destination unreachable, source quench, redirect, time exceeded and
-// parameter problem, and in ICMPv6's errors.
+// isError reports whether the packet is an ICMP error, which holds another packet: ICMP's
+// destination unreachable, source quench, redirect, time exceeded and parameter problem, and
+// ICMPv6's errors.
 func (h headers) isError() bool {
 	if len(h.transport) < icmpHeader {
 		return false
@@ -133,7 +137,8 @@ type sum struct {
 	udp   bool
 }
 
-// take changes the checksum by what has changed under it (RFC 1624, equation 3). Each change begins at an even place.
+// take updates the checksum for changes of the bytes under it (RFC 1624, equation 3). Each change
+// begins at an even place.
 func (s sum) take(changes ...change) change {
 	before := bytes.Clone(s.field)
 	total := uint32(^binary.BigEndian.Uint16(s.field))

@@ -1,5 +1,6 @@
-// Package remap shows networks of the cluster at other addresses on the laptop, one to one and without any state, because the laptop has
-// a network of its own at the cluster's addresses. It changes packets and nothing else; DNS answers are dnsproxy's business.
+// Package remap shows networks of the cluster at other addresses on the laptop, one to one and
+// without any state. That is for a laptop that has a network of its own at the cluster's addresses.
+// The package changes packets only; dnsproxy changes DNS answers. Start with Table.
 package remap
 
 import (
@@ -8,13 +9,14 @@ import (
 	"net/netip"
 )
 
-// Pair is a network as it is in the cluster, and where the laptop sees it. Both have the same size.
+// Pair is a network of the cluster, and the addresses at which the laptop sees it. Both have the
+// same size.
 type Pair struct{ Real, Seen netip.Prefix }
 
-// String is how a user writes it.
+// String is the pair in a user's notation.
 func (p Pair) String() string { return p.Real.String() + "=" + p.Seen.String() }
 
-// Check says what is wrong with a pair.
+// Check returns an error for an invalid pair.
 func (p Pair) Check() error {
 	if p.Real.Addr().Is4() != p.Seen.Addr().Is4() || p.Real.Bits() != p.Seen.Bits() {
 		return fmt.Errorf("%s and %s are not of the same size and kind", p.Real, p.Seen)
@@ -28,10 +30,10 @@ func (p Pair) Check() error {
 	return nil
 }
 
-// Table is some pairs. No two of their networks overlap.
+// Table is a set of pairs. Their networks do not overlap.
 type Table []Pair
 
-// Check says what is wrong with a table.
+// Check returns an error for each fault of a table.
 func (t Table) Check() error {
 	var all []error
 	for i, p := range t {
@@ -45,7 +47,7 @@ func (t Table) Check() error {
 	return errors.Join(all...)
 }
 
-// Seen is where the laptop sees an address of the cluster.
+// Seen is the laptop's address for an address of the cluster.
 func (t Table) Seen(a netip.Addr) netip.Addr {
 	for _, p := range t {
 		if p.Real.Contains(a) {
@@ -55,7 +57,7 @@ func (t Table) Seen(a netip.Addr) netip.Addr {
 	return a
 }
 
-// Real is the cluster's address that the laptop sees as a.
+// Real is the cluster's address for an address that the laptop sees.
 func (t Table) Real(a netip.Addr) netip.Addr {
 	for _, p := range t {
 		if p.Seen.Contains(a) {

@@ -63,7 +63,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// What the laptop sends arrives in the cluster whole, and what comes back is from the address that the laptop knows.
+// A packet that the laptop sends arrives in the cluster intact, and the answer comes from the
+// address that the laptop knows.
 func TestPackets(t *testing.T) {
 	for name, protocol := range map[string]tcpip.TransportProtocolNumber{"TCP": tcp, "UDP": udp, "echo": icmp4, "echo, IPv6": icmp6} {
 		for _, ends := range []struct{ laptop, real, seen netip.Addr }{{laptop4, real4, seen4}, {laptop6, real6, seen6}, {laptop4, elsewhere, elsewhere}} {
@@ -82,7 +83,7 @@ func TestPackets(t *testing.T) {
 	}
 }
 
-// A program hears of an error only when the packet in it is one that it sent.
+// A program gets an ICMP error only when the packet in it is one that the program sent.
 func TestErrors(t *testing.T) {
 	for _, ends := range []struct {
 		laptop, real, seen netip.Addr
@@ -101,7 +102,7 @@ func TestErrors(t *testing.T) {
 				table.In(p)
 				require.Equal(t, failure(from.seen, ends.laptop, sent), p, "from %s", from.real)
 			}
-			// The other way: the laptop refuses a datagram.
+			// In the other direction the laptop refuses a datagram.
 			came := packet(ends.seen, ends.laptop, protocol, []byte("x"))
 			p := failure(ends.laptop, ends.seen, came)
 			table.Out(p)
@@ -117,7 +118,7 @@ func router(laptop netip.Addr) netip.Addr {
 	return netip.MustParseAddr("fd30::11")
 }
 
-func TestChecksumThatIsNone(t *testing.T) {
+func TestMissingUDPChecksumStaysMissing(t *testing.T) {
 	p := packet(laptop4, seen4, udp, []byte("x"))
 	p[26], p[27] = 0, 0
 	table.Out(p)
@@ -137,7 +138,8 @@ func TestLaterFragmentsHaveNoChecksum(t *testing.T) {
 	require.True(t, h.IsChecksumValid())
 }
 
-// FuzzPackets: no bytes are too strange, nothing but addresses and checksums changes, and what is not ours stays as it is.
+// FuzzPackets gives made-up bytes to both directions. Only addresses and checksums may change, and
+// bytes that are not a packet must stay as they are.
 func FuzzPackets(f *testing.F) {
 	for _, p := range []tcpip.TransportProtocolNumber{tcp, udp, icmp4} {
 		f.Add(packet(laptop4, seen4, p, []byte("payload")))
@@ -161,7 +163,7 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// packet is a whole IP packet with right checksums.
+// packet is a whole IP packet with correct checksums.
 func packet(from, to netip.Addr, protocol tcpip.TransportProtocolNumber, payload []byte) []byte {
 	var transport []byte
 	switch protocol {

@@ -17,43 +17,56 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/packet"
 )
 
-// wire carries messages to one other end: a stream, or an address that a UDP socket sends to.
+// Wire carries messages to one other end: a stream, or an address that a UDP socket sends to. It is
+// the seam between WireGuard's bind and the transports.
 type Wire interface {
 	conn.Endpoint
-	// send may drop messages, as any network may; an error says that none will arrive.
+	// Send may drop messages, as any network may. An error means that none of them will arrive.
+	// Send does not keep the messages. It is safe for several goroutines.
 	Send(messages [][]byte) error
 }
 
-// pathBind is a conn.Bind of many wires at once. The hub answers a laptop on the wire that WireGuard roamed to: that of the last
-// authentic message. A laptop has one peer and several ways to it, and chooses for each message itself.
+// bind is a conn.Bind of many wires at once. The hub answers a laptop on the wire that WireGuard
+// roamed to, which is the one of the last authentic message. A laptop has one peer and several
+// paths to it, and chooses one for each message.
 type bind struct {
 	chunks chan *chunk
-	// direct takes streams that a receiver of WireGuard's shall read itself, while it has one that is free.
+	// direct takes streams that one of WireGuard's receivers is to read itself, while a receiver is
+	// free.
 	direct chan *StreamWire
-	// choose is the laptop's choice; nil in the hub.
+	// choose returns the laptop's path for the next message; it is nil in the hub.
 	choose func() Wire
 	// probe takes the messages that are not WireGuard's. It must not keep them.
 	probe func(from Wire, message []byte)
-	// strangers are the hub's.
+	// unauth has the hub's streams without proof of a laptop.
 	unauth unauthStreams
 
+	// mu guards the fields below.
 	mu      sync.Mutex
-	closing chan struct{} // closed by Close, made anew by Open
+	closing chan struct{} // Close closes it, Open makes a new one
 	streams map[string]*StreamWire
 	count   uint64
 	socket  *udpSocket // nil when no datagrams are taken
-	changed sync.Cond  // signalled when socket or closing changes
+	changed sync.Cond  // signals a change of socket or closing
 }
 
+// newBind makes a bind that WireGuard opens and closes. choose is nil in the hub; probe is required.
 func newBind(choose func() Wire, probe func(Wire, []byte)) *bind {
 	closed := make(chan struct{})
 	close(closed)
-	b := &bind{choose: choose, probe: probe, chunks: make(chan *chunk, 16), direct: make(chan *StreamWire), closing: closed, streams: map[string]*StreamWire{}}
+	b := &bind{
+		choose:  choose,
+		probe:   probe,
+		chunks:  make(chan *chunk, 16),
+		direct:  make(chan *StreamWire),
+		closing: closed,
+		streams: map[string]*StreamWire{},
+	}
 	b.changed.L = &b.mu
 	return b
 }
 
-// useSocket makes this the socket that datagrams are taken from; nil is for none.
+// useSocket sets the socket that datagrams are taken from; nil is for none.
 func (b *bind) useSocket(u *udpSocket) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -61,7 +74,7 @@ func (b *bind) useSocket(u *udpSocket) {
 	b.changed.Broadcast()
 }
 
-// lostSocket is told of a socket that was closed.
+// socketClosed forgets a socket that was closed.
 func (b *bind) socketClosed(u *udpSocket) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -70,7 +83,7 @@ func (b *bind) socketClosed(u *udpSocket) {
 	}
 }
 
-// awaitSocket waits for a socket of a family; it returns nil when closing is closed.
+// awaitSocket waits for a socket of a family. It returns nil when closing is closed.
 func (b *bind) awaitSocket(family int, closing chan struct{}) *udpSocket {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -91,7 +104,7 @@ func (b *bind) awaitSocket(family int, closing chan struct{}) *udpSocket {
 type chunk struct {
 	buf      []byte
 	messages [][]byte // slices of buf
-	next     int      // the first message not yet handed on
+	next     int      // the first message that WireGuard does not have yet
 	from     conn.Endpoint
 }
 
@@ -110,7 +123,8 @@ func (c *chunk) put() {
 	}
 }
 
-// deliver hands a chunk to WireGuard, and says whether it was taken.
+// deliver hands a chunk to WireGuard, and reports whether WireGuard took it. It owns the chunk in
+// any case.
 func (b *bind) deliver(c *chunk, done <-chan struct{}) bool {
 	b.mu.Lock()
 	closing := b.closing
@@ -125,7 +139,8 @@ func (b *bind) deliver(c *chunk, done <-chan struct{}) bool {
 	return false
 }
 
-// serve carries messages over rw until it ends or ctx does, and closes rw. opened, if any, is called when messages can be sent.
+// serve carries messages over rw until it ends or ctx does, and closes rw. It calls opened, which
+// may be nil, when messages can be sent.
 func (b *bind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func(*StreamWire)) error {
 	b.mu.Lock()
 	b.count++
@@ -163,14 +178,14 @@ func (b *bind) serve(ctx context.Context, rw io.ReadWriteCloser, opened func(*St
 	return err
 }
 
-// proved is told of the wire that authentic messages of WireGuard's have come on.
+// authenticated notes the wire that WireGuard's authentic messages came on.
 func (b *bind) authenticated(name string) {
 	if s := b.stream(name); s != nil {
 		b.unauth.authenticate(s)
 	}
 }
 
-// open says whether the wire of that name is still there. An address has no end.
+// open reports whether the wire with a name is still there. An address never closes.
 func (b *bind) open(name string) bool {
 	if _, err := netip.ParseAddrPort(name); err == nil {
 		return true
@@ -178,7 +193,7 @@ func (b *bind) open(name string) bool {
 	return b.stream(name) != nil
 }
 
-// stream is that of a name; nil when it has ended.
+// stream returns the stream with a name; nil when it has ended.
 func (b *bind) stream(name string) *StreamWire {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -204,10 +219,11 @@ func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	return append(receivers, b.receiveDatagrams(udp4, b.closing), b.receiveDatagrams(udp6, b.closing)), 0, nil
 }
 
-// directStreams is how many streams WireGuard reads itself, two a laptop. The others, of more laptops, take the way of the chunks.
+// directStreams is how many streams WireGuard reads itself: two for each of two laptops. The
+// streams of more laptops go through chunks.
 const directStreams = 4
 
-// receiveStreams reads one stream after the other.
+// receiveStreams is one of WireGuard's receivers: it reads one stream after the other.
 func (b *bind) receiveStreams(closing chan struct{}) conn.ReceiveFunc {
 	var s *StreamWire
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
@@ -224,7 +240,7 @@ func (b *bind) receiveStreams(closing chan struct{}) conn.ReceiveFunc {
 				if !errors.Is(err, errFrameTooLong) {
 					err = readError(err)
 				}
-				s.ended <- err
+				s.reader.ended <- err
 				s = nil
 			}
 			if n > 0 {
@@ -234,7 +250,8 @@ func (b *bind) receiveStreams(closing chan struct{}) conn.ReceiveFunc {
 	}
 }
 
-// receiver hands chunks on, message by message, to WireGuard's buffers.
+// receiver is the one of WireGuard's receivers that copies chunks, message by message, to
+// WireGuard's buffers.
 func (b *bind) receiver(closing chan struct{}) conn.ReceiveFunc {
 	var current *chunk
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
@@ -307,7 +324,8 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 
 var errNoPath = errors.New("no tunnel is open to this peer")
 
-// ParseEndpoint knows one name, which a laptop gives to WireGuard: where messages go is chosen later.
+// ParseEndpoint knows the one name that a laptop gives to WireGuard. Send chooses where messages
+// go.
 func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	if s == ChosenEndpoint {
 		return chosenEndpoint{}, nil
@@ -317,6 +335,7 @@ func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 
 func (b *bind) BatchSize() int { return packet.BatchSize }
 
+// ChosenEndpoint is the only endpoint that a laptop configures in WireGuard.
 const ChosenEndpoint = "chosen"
 
 type chosenEndpoint struct{}

@@ -6,41 +6,52 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/packet"
 )
 
-// A stream keeps everything in order, also what waits in the kernels and the API server on the way: megabytes of bulk, seconds on a slow
-// line. So a laptop whose path is a stream opens a second one beside it, the express lane, for the packets of flows that send little
-// (see sorter). The lane belongs to its stream: WireGuard sees one endpoint, and the lane ends with the stream. While it is not there, or
-// silent, all goes on the stream. A stream becomes a lane by a probe that says so, which nobody but the laptop can seal.
-// laneAfter is how long a stream is the path before it gets a lane: most laptops have found a direct path by then.
+// A stream keeps the order of everything, and that includes all data queued in the kernels and the
+// API server on the way: megabytes of bulk, which take seconds on a slow line. So a laptop whose
+// path is a stream opens a second one beside it, the express stream, for the packets of flows that
+// send little (tundev.Classifier tells them apart).
+//
+// The express stream belongs to its parent stream: WireGuard sees one endpoint, and the express
+// stream ends with its parent. While it is missing or silent, all messages go on the parent. A
+// stream becomes an express stream by a probe that says so, and only the laptop can seal that
+// probe.
+//
+// Gain: the latency of small requests beside bulk over a stream. Cost: a second stream to each
+// laptop. The figures are in docs/performance.md.
+//
+// expressAfter is how long a stream is the path before it gets an express stream. Most laptops have
+// found a direct path by then.
 const expressAfter = time.Second
 
-// wantsLane says whether a stream is the path, has been it for a moment, and the hub knows lanes.
-func (l *PathSelector) WantsExpress(of *StreamWire) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	w := l.active.Load()
-	return !l.noExpress && w != nil && w.Wire == Wire(of) && w.knowsExpress && time.Since(l.since) > expressAfter
+// WantsExpress reports whether a stream has been the path for a moment, and the hub knows express
+// streams.
+func (ps *PathSelector) WantsExpress(parent *StreamWire) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.active.Load()
+	return !ps.noExpress && p != nil && p.Wire == Wire(parent) && p.knowsExpress && time.Since(ps.since) > expressAfter
 }
 
-// laneAnswered begins to use a lane, or goes on; l.mu is held.
-func (l *PathSelector) expressAnsweredLocked(w *path, says Probe) {
-	if says.Features&FeatureExpress != 0 && says.Instance == l.instance {
-		w.parent.express.Store(w.Wire.(*StreamWire))
+// expressAnsweredLocked begins to use an express stream, or goes on using it.
+func (ps *PathSelector) expressAnsweredLocked(p *path, pong Probe) {
+	if pong.Features&FeatureExpress != 0 && pong.Instance == ps.instance {
+		p.parent.express.Store(p.Wire.(*StreamWire))
 	}
 }
 
-// laneSilent stops using a lane that does not answer; l.mu is held.
-func (l *PathSelector) expressSilentLocked(w *path) {
-	w.parent.express.CompareAndSwap(w.Wire.(*StreamWire), nil)
+// expressSilentLocked stops using an express stream that does not answer.
+func (ps *PathSelector) expressSilentLocked(p *path) {
+	p.parent.express.CompareAndSwap(p.Wire.(*StreamWire), nil)
 }
 
-// sendInLanes sends each message on the stream or on its lane.
+// sendClassified sends each message on the stream or on its express stream.
 func (s *StreamWire) sendClassified(messages [][]byte) error {
-	lane := s.express.Load()
-	if lane == nil {
+	express := s.express.Load()
+	if express == nil {
 		return s.Send(messages)
 	}
-	var express, bulk [packet.BatchSize][]byte
-	e, b := express[:0], bulk[:0]
+	var small, large [packet.BatchSize][]byte
+	e, b := small[:0], large[:0]
 	for _, m := range messages {
 		if packet.IsBulk(m) {
 			b = append(b, m)
@@ -48,7 +59,7 @@ func (s *StreamWire) sendClassified(messages [][]byte) error {
 			e = append(e, m)
 		}
 	}
-	if len(e) > 0 && lane.Send(e) != nil {
+	if len(e) > 0 && express.Send(e) != nil {
 		if err := s.Send(e); err != nil {
 			return err
 		}
@@ -59,20 +70,21 @@ func (s *StreamWire) sendClassified(messages [][]byte) error {
 	return s.Send(b)
 }
 
-// endpoint is what WireGuard shall answer to.
+// endpoint is the endpoint that WireGuard is to answer to.
 func (s *StreamWire) endpoint() *StreamWire {
-	if of := s.parent.Load(); of != nil {
-		return of
+	if parent := s.parent.Load(); parent != nil {
+		return parent
 	}
 	return s
 }
 
-// leave takes a stream that ended out of its pair. The hub ends the lane with its stream, as the laptop does.
+// unlink separates a stream that ended from its express stream or parent. The hub ends an express
+// stream with its parent, as the laptop does.
 func (s *StreamWire) unlink() {
-	if of := s.parent.Load(); of != nil {
-		of.express.CompareAndSwap(s, nil)
+	if parent := s.parent.Load(); parent != nil {
+		parent.express.CompareAndSwap(s, nil)
 	}
-	if lane := s.express.Swap(nil); lane != nil {
-		lane.Close()
+	if express := s.express.Swap(nil); express != nil {
+		express.Close()
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// A hub of an older version does not know lanes, and is not given one.
-func TestLanesAreForHubsThatKnowThem(t *testing.T) {
+// A hub of an older version does not know express streams, and gets none.
+func TestOlderHubsGetNoExpressStream(t *testing.T) {
 	private, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	p, err := NewProber(private, private.Public(), private.Public())

@@ -8,165 +8,179 @@ import (
 	"time"
 )
 
-// The VIF's MTU is that of a stream, so that a change of path changes nothing for the TCP inside. A datagram is not that large: over
-// UDP a message is cut into pieces of one size, which the kernel can take as one (GSO) and give back as one (GRO), each with this
-// header: type, number of pieces, which of them, bytes of padding in the last one, and 4 bytes that tell messages apart.
-// IP's own fragments would do the same, but firewalls and load balancers drop them.
+// The VIF's MTU is that of a stream, so that a change of path changes nothing for the TCP inside. A
+// datagram is smaller: over UDP a message is cut into fragments of one size, which the kernel takes
+// as one (GSO) and gives back as one (GRO). Each fragment has this header: type, number of
+// fragments, index, bytes of padding in the last one, and 4 bytes that tell messages apart. IP's
+// own fragments would do the same, but firewalls and load balancers drop them.
 const (
 	FragmentType       = 7
 	fragmentHeaderSize = 8
-	maxFragments       = 64 // what GSO takes at once
-	// maxDatagram is a UDP payload that fits the smallest MTU of IPv6, 1280: it arrives anywhere.
+	maxFragments       = 64 // the most that GSO takes at once
+	// MaxDatagram is a UDP payload that fits the smallest MTU of IPv6, 1280: it arrives anywhere.
 	MaxDatagram = 1232
-	// An end that has lost pieces lately says so in its probes, and then gets one more of each message of so many pieces or more: the XOR
-	// of the others, which makes up for any one that is lost. Without it a message is lost with each of its pieces: of 14, on a link
-	// that loses one datagram in a hundred, one in eight.
+	// A parity fragment is the XOR of a message's other fragments, and makes up for any one of
+	// them. An end that has lost fragments within lossMemory asks for them in its probes, and then
+	// gets one with each message of at least parityFrom fragments.
+	//
+	// Gain: without parity a message is lost with any of its fragments; of 14 fragments, on a link
+	// that loses one datagram in a hundred, that is one message in eight. Cost: one more datagram a
+	// message, and the XOR (BenchmarkFragments), only while fragments get lost. The figures are in
+	// docs/performance.md.
 	parityFrom = 4
 	lossMemory = 10 * time.Second
-	// underWay is how many messages of one sender may be incomplete at once. Pieces hardly overtake each other.
+	// inFlight is how many messages of one sender may be incomplete at once. Fragments hardly
+	// overtake each other.
 	inFlight = 16
 )
 
 func isFragment(m []byte) bool { return len(m) > fragmentHeaderSize && m[0] == FragmentType }
 
-// piecesOf says in how many pieces a message of so many bytes is cut, and how long they are.
-func fragmentsOf(message int) (pieces, size int) {
-	pieces = (message + MaxDatagram - fragmentHeaderSize - 1) / (MaxDatagram - fragmentHeaderSize)
-	return pieces, fragmentHeaderSize + (message+pieces-1)/pieces
+// fragmentsOf returns the number of fragments for a message of so many bytes, and the length of a
+// fragment.
+func fragmentsOf(message int) (fragments, size int) {
+	fragments = (message + MaxDatagram - fragmentHeaderSize - 1) / (MaxDatagram - fragmentHeaderSize)
+	return fragments, fragmentHeaderSize + (message+fragments-1)/fragments
 }
 
-// cut appends the pieces of a message to buf, one after the other, with a spare one if asked to, and says how many and how long they are. It
-// appends nothing when there is no room without making buf anew.
-func appendFragments(buf, message []byte, id uint32, spare bool) (_ []byte, sent, size int) {
-	pieces, size := fragmentsOf(len(message))
+// appendFragments appends the fragments of a message to buf, one after the other, with a parity
+// fragment if parity is set. It returns how many fragments there are, and how long one is. When buf
+// has no room it appends nothing.
+func appendFragments(buf, message []byte, id uint32, parity bool) (_ []byte, sent, size int) {
+	fragments, size := fragmentsOf(len(message))
 	payload := size - fragmentHeaderSize
-	if sent = pieces; spare && pieces >= parityFrom {
+	if sent = fragments; parity && fragments >= parityFrom {
 		sent++
 	}
 	if sent > maxFragments || cap(buf)-len(buf) < sent*size {
 		return buf, 0, 0
 	}
-	pad := pieces*payload - len(message)
+	pad := fragments*payload - len(message)
 	header := func(index int) {
-		buf = append(buf, FragmentType, byte(pieces), byte(index), byte(pad))
+		buf = append(buf, FragmentType, byte(fragments), byte(index), byte(pad))
 		buf = binary.BigEndian.AppendUint32(buf, id)
 	}
 	start := len(buf)
-	for i := range pieces {
+	for i := range fragments {
 		header(i)
 		n := min(payload, len(message))
 		buf = append(buf, message[:n]...)
 		message = message[n:]
 	}
 	buf = append(buf, make([]byte, pad)...)
-	if sent == pieces {
+	if sent == fragments {
 		return buf, sent, size
 	}
-	header(pieces)
+	header(fragments)
 	sum := buf[len(buf) : len(buf)+payload]
 	copy(sum, buf[start+fragmentHeaderSize:])
-	for i := 1; i < pieces; i++ {
+	for i := 1; i < fragments; i++ {
 		subtle.XORBytes(sum, sum, buf[start+i*size+fragmentHeaderSize:][:payload])
 	}
 	return buf[:len(buf)+payload], sent, size
 }
 
-// joiner puts the pieces of one sender together again. It believes nothing: what comes out is for WireGuard to judge.
+// reassembler puts the fragments of one sender together again. It trusts nothing: WireGuard judges
+// the messages.
 type reassembler struct {
 	messages   [inFlight]partial
-	lastLoss   atomic.Int64 // when a piece was missed last, in Unix nanoseconds; 0 for never
-	sendParity atomic.Bool  // the other end asks for spare pieces
+	lastLoss   atomic.Int64 // when a fragment was last missing, in Unix nanoseconds; 0 for never
+	sendParity atomic.Bool  // the other end asks for parity fragments
 }
 
-// loses says whether pieces were lost lately.
-func (j *reassembler) loses(now time.Time) bool {
-	at := j.lastLoss.Load()
+// loses reports whether fragments were lost lately.
+func (r *reassembler) loses(now time.Time) bool {
+	at := r.lastLoss.Load()
 	return at != 0 && now.Sub(time.Unix(0, at)) < lossMemory
 }
 
-// assembly is a message that is not yet complete.
+// partial is an incomplete message.
 type partial struct {
 	id       uint32
-	count    int // 0: not in use
-	size     int // of a piece's payload
+	count    int // of fragments; 0 for an unused place
+	size     int // of a fragment's payload
 	pad      int
-	received uint64 // one bit for each piece, and for the spare one after them
+	received uint64 // a bit for each fragment, and one for the parity fragment
 	done     bool
 	contents []byte
 }
 
-// add takes a piece and returns the message that it completes, if it does; the next add may overwrite it.
-func (j *reassembler) add(piece []byte) []byte {
-	pieces, index, pad, id, payload := int(piece[1]), int(piece[2]), int(piece[3]), binary.BigEndian.Uint32(piece[4:]), piece[fragmentHeaderSize:]
-	total := pieces*len(payload) - pad
-	if pieces == 0 || pieces > maxFragments || index > pieces || index == 64 || pad >= len(payload) || total > MaxMessage {
+// add takes a fragment, and returns the message that it completes, if any. The next add may
+// overwrite that message.
+func (r *reassembler) add(fragment []byte) []byte {
+	fragments, index, pad := int(fragment[1]), int(fragment[2]), int(fragment[3])
+	id, payload := binary.BigEndian.Uint32(fragment[4:]), fragment[fragmentHeaderSize:]
+	total := fragments*len(payload) - pad
+	if fragments == 0 || fragments > maxFragments || index > fragments || index == 64 || pad >= len(payload) || total > MaxMessage {
 		return nil
 	}
-	a := j.partialOf(partial{id: id, count: pieces, size: len(payload), pad: pad})
-	if a.done {
+	p := r.partialOf(partial{id: id, count: fragments, size: len(payload), pad: pad})
+	if p.done {
 		return nil
 	}
-	if need := (pieces + 1) * len(payload); len(a.contents) < need {
-		a.contents = make([]byte, need)
+	if need := (fragments + 1) * len(payload); len(p.contents) < need {
+		p.contents = make([]byte, need)
 	}
-	copy(a.contents[index*a.size:], payload)
-	a.received |= 1 << index
-	if bits.OnesCount64(a.received) < pieces {
+	copy(p.contents[index*p.size:], payload)
+	p.received |= 1 << index
+	if bits.OnesCount64(p.received) < fragments {
 		return nil
 	}
-	a.done = true
-	if missing := bits.TrailingZeros64(^a.received); missing < pieces {
-		j.lastLoss.Store(time.Now().UnixNano())
-		a.restore(missing)
+	p.done = true
+	if missing := bits.TrailingZeros64(^p.received); missing < fragments {
+		r.lastLoss.Store(time.Now().UnixNano())
+		p.restore(missing)
 	}
-	return a.contents[:total]
+	return p.contents[:total]
 }
 
-// skip takes note of a message that is complete, by its first piece: what comes of it later is not a new one.
-func (j *reassembler) skip(first []byte) {
-	j.partialOf(partial{id: binary.BigEndian.Uint32(first[4:]), count: int(first[1]), size: len(first) - fragmentHeaderSize, pad: int(first[3])}).done = true
+// skip notes, by its first fragment, a message that is complete already. Its later fragments do not
+// begin a new message.
+func (r *reassembler) skip(first []byte) {
+	r.partialOf(partial{id: binary.BigEndian.Uint32(first[4:]), count: int(first[1]), size: len(first) - fragmentHeaderSize, pad: int(first[3])}).done = true
 }
 
-// assembly finds the place of a message.
-func (j *reassembler) partialOf(of partial) *partial {
-	a := &j.messages[of.id%inFlight]
-	if a.count != of.count || a.id != of.id || a.size != of.size || a.pad != of.pad {
-		if a.count != 0 && !a.done { // that one is lost
-			j.lastLoss.Store(time.Now().UnixNano())
+// partialOf finds the place of a message.
+func (r *reassembler) partialOf(of partial) *partial {
+	p := &r.messages[of.id%inFlight]
+	if p.count != of.count || p.id != of.id || p.size != of.size || p.pad != of.pad {
+		if p.count != 0 && !p.done { // the former message is lost
+			r.lastLoss.Store(time.Now().UnixNano())
 		}
-		of.contents = a.contents
-		*a = of
+		of.contents = p.contents
+		*p = of
 	}
-	return a
+	return p
 }
 
-// restore makes a lost piece of all the others.
-func (a *partial) restore(missing int) {
-	lost := a.contents[missing*a.size:][:a.size]
+// restore computes a lost fragment from all the others.
+func (p *partial) restore(missing int) {
+	lost := p.contents[missing*p.size:][:p.size]
 	clear(lost)
-	for i := range a.count + 1 {
+	for i := range p.count + 1 {
 		if i != missing {
-			subtle.XORBytes(lost, lost, a.contents[i*a.size:][:a.size])
+			subtle.XORBytes(lost, lost, p.contents[i*p.size:][:p.size])
 		}
 	}
 }
 
-// joinInOrder puts a message together of which all pieces lie in datagrams, each of that size, one after the other. It returns its length and
-// that of the pieces, 0 when they do not.
+// reassembleInOrder puts a message together whose fragments lie one after the other in datagrams,
+// each of the given size. It returns the message's length and the fragments' length; both are 0
+// when the fragments do not lie so.
 func reassembleInOrder(packet, datagrams []byte, size int) (n, taken int) {
 	head := datagrams[:fragmentHeaderSize]
-	pieces, pad, payload := int(head[1]), int(head[3]), size-fragmentHeaderSize
-	taken, n = pieces*size, pieces*payload-pad
-	if head[2] != 0 || pieces == 0 || taken > len(datagrams) || pad >= payload || n > len(packet) {
+	fragments, pad, payload := int(head[1]), int(head[3]), size-fragmentHeaderSize
+	taken, n = fragments*size, fragments*payload-pad
+	if head[2] != 0 || fragments == 0 || taken > len(datagrams) || pad >= payload || n > len(packet) {
 		return 0, 0
 	}
-	for i := 1; i < pieces; i++ {
+	for i := 1; i < fragments; i++ {
 		h := datagrams[i*size : i*size+fragmentHeaderSize]
 		if h[0] != FragmentType || h[1] != head[1] || int(h[2]) != i || h[3] != head[3] || [4]byte(h[4:]) != [4]byte(head[4:]) {
 			return 0, 0
 		}
 	}
-	for i := range pieces {
+	for i := range fragments {
 		copy(packet[i*payload:n], datagrams[i*size+fragmentHeaderSize:(i+1)*size])
 	}
 	return n, taken

@@ -10,22 +10,22 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// streamMTU is the VIF's.
+// streamMTU is the VIF's MTU.
 const streamMTU = 16000
 
-func noise(n int) []byte {
+func randomBytes(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
 	return b
 }
 
-// pieces cuts a message into slices of their own.
-func pieces(t *testing.T, message []byte, id uint32) [][]byte {
+// pieces cuts a message into fragments, each in memory of its own.
+func cutMessage(t *testing.T, message []byte, id uint32) [][]byte {
 	t.Helper()
-	return piecesAnd(t, message, id, false)
+	return cutWith(t, message, id, false)
 }
 
-func piecesAnd(t *testing.T, message []byte, id uint32, spare bool) [][]byte {
+func cutWith(t *testing.T, message []byte, id uint32, spare bool) [][]byte {
 	t.Helper()
 	buf, n, size := appendFragments(make([]byte, 0, gsoBytes), message, id, spare)
 	require.Len(t, buf, n*size)
@@ -36,10 +36,10 @@ func piecesAnd(t *testing.T, message []byte, id uint32, spare bool) [][]byte {
 	return all
 }
 
-func TestPiecesMakeTheMessageAgain(t *testing.T) {
+func TestFragmentsMakeTheMessageAgain(t *testing.T) {
 	for _, size := range []int{MaxDatagram + 1, 2*MaxDatagram - 1, 2*(MaxDatagram-fragmentHeaderSize) + 1, streamMTU + 32, 60000} {
-		message := noise(size)
-		all := pieces(t, message, 7)
+		message := randomBytes(size)
+		all := cutMessage(t, message, 7)
 		for _, p := range all {
 			require.LessOrEqual(t, len(p), MaxDatagram)
 			require.Len(t, p, len(all[0]), "all are as long, for GSO")
@@ -61,16 +61,16 @@ func TestPiecesMakeTheMessageAgain(t *testing.T) {
 			require.False(t, j.loses(time.Now()))
 		}
 	}
-	_, n, _ := appendFragments(make([]byte, 0, gsoBytes), noise(MaxMessage), 1, false)
+	_, n, _ := appendFragments(make([]byte, 0, gsoBytes), randomBytes(MaxMessage), 1, false)
 	require.Zero(t, n, "there is no room for the headers of the longest message")
-	_, n, _ = appendFragments(make([]byte, 0, 20000), noise(streamMTU), 1, false)
+	_, n, _ = appendFragments(make([]byte, 0, 20000), randomBytes(streamMTU), 1, false)
 	require.NotZero(t, n)
-	_, n, _ = appendFragments(make([]byte, 15000, 20000), noise(streamMTU), 1, false)
+	_, n, _ = appendFragments(make([]byte, 15000, 20000), randomBytes(streamMTU), 1, false)
 	require.Zero(t, n, "no room is left")
 }
 
-func TestPiecesInOrder(t *testing.T) {
-	message := noise(streamMTU)
+func TestFragmentsInOrder(t *testing.T) {
+	message := randomBytes(streamMTU)
 	train, n, size := appendFragments(make([]byte, 0, gsoBytes), message, 7, false)
 	train = append(train, "what comes after them"...)
 	packet := make([]byte, MaxMessage)
@@ -89,9 +89,10 @@ func TestPiecesInOrder(t *testing.T) {
 	}
 }
 
-// FuzzPiecesInOrder: what a train of datagrams says of itself is not believed.
-func FuzzPiecesInOrder(f *testing.F) {
-	train, _, size := appendFragments(make([]byte, 0, gsoBytes), noise(5000), 7, false)
+// FuzzReassembleInOrder gives made-up trains of datagrams to reassembleInOrder, which must not
+// trust their headers.
+func FuzzReassembleInOrder(f *testing.F) {
+	train, _, size := appendFragments(make([]byte, 0, gsoBytes), randomBytes(5000), 7, false)
 	f.Add(train, uint16(size))
 	f.Fuzz(func(t *testing.T, train []byte, size uint16) {
 		if first := train[:min(int(size), len(train))]; !isFragment(first) {
@@ -104,9 +105,9 @@ func FuzzPiecesInOrder(f *testing.F) {
 	})
 }
 
-func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
-	a, b := noise(5000), noise(9000)
-	as, bs := pieces(t, a, 1), pieces(t, b, 2)
+func TestFragmentsOfSeveralMessagesAtOnce(t *testing.T) {
+	a, b := randomBytes(5000), randomBytes(9000)
+	as, bs := cutMessage(t, a, 1), cutMessage(t, b, 2)
 	var j reassembler
 	var got [][]byte
 	for i := range max(len(as), len(bs)) {
@@ -121,7 +122,7 @@ func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
 	assert.Equal(t, [][]byte{a, b}, got)
 
 	t.Run("with a spare one, any one may be lost", func(t *testing.T) {
-		bs := piecesAnd(t, b, 2, true)
+		bs := cutWith(t, b, 2, true)
 		for lost := range bs {
 			var j reassembler
 			var got [][]byte
@@ -139,7 +140,7 @@ func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
 		var j reassembler
 		j.skip(bs[0])
 		require.Nil(t, j.add(bs[len(bs)-1]), "nobody waits for the others")
-		require.Nil(t, j.add(pieces(t, b, 2+inFlight)[0]))
+		require.Nil(t, j.add(cutMessage(t, b, 2+inFlight)[0]))
 		require.False(t, j.loses(time.Now()))
 	})
 
@@ -149,7 +150,7 @@ func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
 			require.Nil(t, j.add(p))
 		}
 		var got []byte
-		for _, p := range pieces(t, b, 1+inFlight) { // in the place of the other one
+		for _, p := range cutMessage(t, b, 1+inFlight) { // it takes the place of the other message
 			got = j.add(p)
 		}
 		require.Equal(t, b, got)
@@ -157,9 +158,10 @@ func TestPiecesOfSeveralMessagesAtOnce(t *testing.T) {
 	})
 }
 
-// FuzzJoin: whatever comes, nothing breaks, no message is longer than one can be, and the memory is bounded.
-func FuzzJoin(f *testing.F) {
-	buf, _, size := appendFragments(make([]byte, 0, gsoBytes), noise(3000), 9, false)
+// FuzzReassemble gives made-up fragments to a reassembler. No message may be longer than
+// WireGuard's, and the memory must stay bounded.
+func FuzzReassemble(f *testing.F) {
+	buf, _, size := appendFragments(make([]byte, 0, gsoBytes), randomBytes(3000), 9, false)
 	f.Add(buf, uint16(size))
 	f.Add([]byte{FragmentType, 64, 63, 255, 0, 0, 0, 1, 2}, uint16(9))
 	f.Add([]byte{FragmentType, 0, 0, 0, 0, 0, 0, 1, 2, FragmentType, 1, 0, 0, 0, 0, 0, 1, 2}, uint16(9))

@@ -15,77 +15,98 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// DirectUDP is the transport of datagrams that go to the hub without anything between.
+// DirectUDP is the transport of datagrams that go straight to the hub.
 const DirectUDP = "direct-udp"
 
 const (
 	selectorTick = 100 * time.Millisecond
-	// probeActive is the time between two pings on the path in use, probeSpare on one that could be, and probeFirst where an answer
-	// would change something. Where none comes the time grows up to probeRare.
+	// pingActive is the pause between two pings on the path in use, pingSpare on a path that works,
+	// and pingFirst where an answer would change something. Where no answer comes the pause grows
+	// to pingRare.
 	pingActive = 500 * time.Millisecond
 	pingSpare  = 5 * time.Second
 	pingFirst  = 250 * time.Millisecond
 	pingRare   = 10 * time.Second
 	// silentAfter is how long after an unanswered ping a direct path is left.
 	silentAfter = 1500 * time.Millisecond
-	// A direct path is taken after so many answers in a row; one that had been left must prove itself for longer.
+	// A direct path is used after pongsFirst answers in a row. One that was left once needs
+	// pongsAgain.
 	pongsFirst, pongsAgain = 2, 10
-	// renewAfter is how long after the loss of all direct paths their socket is made anew: what on the way remembers the old one (a NAT,
-	// a load balancer) may lead it astray for ever.
+	// renewAfter is how long after the loss of all direct paths their socket is replaced. A NAT or
+	// a load balancer on the way may send the old socket's datagrams astray for ever.
 	renewAfter = 15 * time.Second
 )
 
-// Path is the way that a laptop's messages take now.
+// Path is the path that a laptop's messages take now.
 type Path struct {
-	// Transport is DirectUDP or what Config.Dial called its stream; empty when there is no way.
+	// Transport is DirectUDP or the name that Config.Dial gave its stream; empty when there is no
+	// path.
 	Transport string
-	// Address is where datagrams go.
+	// Address is where datagrams go; empty for a stream.
 	Address string
 	Since   time.Time
-	RTT     time.Duration // of the last probe; 0 when not measured yet
+	RTT     time.Duration // of the last probe; 0 before the first answer
 }
 
-// ladder holds all ways from a laptop to the hub, probes each, and chooses the best that works: a direct one, else the stream.
+// PathSelector is the laptop's end of all paths. It sends probes on each path to the hub, and
+// chooses the best that works: a direct one, else a stream. Make it with NewPathSelector, give its
+// Bind to WireGuard, and call Run.
 type PathSelector struct {
 	log    *slog.Logger
 	prober *Prober
-	// moved says that messages take another way, restarted that another process answers as the hub.
+	// pathChanged receives when messages begin to take another path, and hubRestarted when another
+	// process answers as the hub.
 	pathChanged, hubRestarted chan struct{}
 
+	bind  *bind
+	large largePackets
+	// noExpress is set before Run.
+	noExpress bool
+	// active is the path in use. It is written with mu held and read without.
+	active atomic.Pointer[path]
+
+	// mu guards the fields below.
 	mu       sync.Mutex
-	paths    []*path // the better ones first
+	paths    []*path // the preferred ones first
 	pings    map[uint64]pendingPing
-	lastPing uint64 // of the last ping
-	instance uint64 // the hub's process
-	since    time.Time
-	active   atomic.Pointer[path]
-
-	// setLarge tells the interface whether it may send large packets; nil when it makes none.
-	setLarge func(bool)
-	// unmapped says that no network is seen elsewhere: with checksums that have only begun remap cannot do.
-	largeAllowed atomic.Bool
-
-	noExpress    bool // set before Run
-	bind         *bind
-	targets      []netip.AddrPort
-	socket       *udpSocket
-	reassemblers map[netip.AddrPort]*reassembler
-	directLost   time.Time // when the last direct way that worked was lost; zero while one works, and when none ever did
+	lastPing uint64    // the number of the last ping
+	instance uint64    // the hub's process that answered last
+	since    time.Time // when the active path became active
+	direct   directPaths
 }
 
-// way is one path and what is known of it.
+// largePackets is whether the laptop's interface may send large packets.
+type largePackets struct {
+	// set tells the interface; nil when it makes none.
+	set func(bool)
+	// allowed is set while no network is remapped: remap cannot complete checksums that are only
+	// begun.
+	allowed atomic.Bool
+}
+
+// directPaths is what the direct paths have in common.
+type directPaths struct {
+	targets      []netip.AddrPort // from SetDirect
+	socket       *udpSocket
+	reassemblers map[netip.AddrPort]*reassembler
+	// lost is when the last direct path that worked was lost; zero while one works, and before the
+	// first.
+	lost time.Time
+}
+
+// path is one path and what is known about it.
 type path struct {
 	Wire
 	transport       string
-	address         netip.AddrPort // of a direct one
+	address         netip.AddrPort // of a direct path
 	rtt             time.Duration
 	pongs           int       // in a row
-	pongsNeeded     int       // answers to be taken
-	unansweredSince time.Time // since when a ping is unanswered; zero when none is
-	nextPing        time.Time // when to ask again
+	pongsNeeded     int       // pongs until the path is used
+	unansweredSince time.Time // when the first unanswered ping was sent; zero for none
+	nextPing        time.Time // when to send the next ping
 	pause           time.Duration
-	knowsExpress    bool        // of a stream: the hub knows lanes
-	parent          *StreamWire // of a lane, which is no path of its own: where it belongs
+	knowsExpress    bool        // the hub knows express streams
+	parent          *StreamWire // set for an express stream, which is no path of its own
 }
 
 type pendingPing struct {
@@ -93,11 +114,12 @@ type pendingPing struct {
 	sentAt time.Time
 }
 
-func (w *path) direct() bool { return w.address.IsValid() }
-func (w *path) works() bool  { return !w.direct() || w.pongs >= w.pongsNeeded }
+func (p *path) direct() bool { return p.address.IsValid() }
+func (p *path) works() bool  { return !p.direct() || p.pongs >= p.pongsNeeded }
 
-// newPathSelector makes a selector for the laptop with a private key, and the hub with a public key. setLarge tells the
-// interface whether it may send large packets; nil when it makes none. log is required.
+// NewPathSelector makes a selector for the laptop with a private key, and the hub with a public
+// key. setLarge tells the interface whether it may send large packets; nil when the interface makes
+// none. log is required. There is nothing to close: Run frees what it opens.
 func NewPathSelector(private, hub wgkey.Key, setLarge func(bool), log *slog.Logger) (*PathSelector, error) {
 	p, err := NewProber(private, hub, private.Public())
 	if err != nil {
@@ -107,130 +129,139 @@ func NewPathSelector(private, hub wgkey.Key, setLarge func(bool), log *slog.Logg
 }
 
 func newSelector(p *Prober, setLarge func(bool), log *slog.Logger) *PathSelector {
-	l := &PathSelector{
-		log: log, prober: p, setLarge: setLarge, pings: map[uint64]pendingPing{}, reassemblers: map[netip.AddrPort]*reassembler{},
-		pathChanged: make(chan struct{}, 1), hubRestarted: make(chan struct{}, 1),
+	ps := &PathSelector{
+		log:          log,
+		prober:       p,
+		pathChanged:  make(chan struct{}, 1),
+		hubRestarted: make(chan struct{}, 1),
+		large:        largePackets{set: setLarge},
+		pings:        map[uint64]pendingPing{},
+		direct:       directPaths{reassemblers: map[netip.AddrPort]*reassembler{}},
 	}
-	l.bind = newBind(l.Current, l.handlePong)
-	return l
+	ps.bind = newBind(ps.Current, ps.handlePong)
+	return ps
 }
 
 // Bind is what WireGuard sends and receives with.
-func (l *PathSelector) Bind() conn.Bind { return l.bind }
+func (ps *PathSelector) Bind() conn.Bind { return ps.bind }
 
-// PathChanged receives when messages begin to take another path.
-func (l *PathSelector) PathChanged() <-chan struct{} { return l.pathChanged }
+// PathChanged receives when messages begin to take another path. One value may stand for several
+// changes.
+func (ps *PathSelector) PathChanged() <-chan struct{} { return ps.pathChanged }
 
-// HubRestarted receives when another process answers as the hub, for the first one too.
-func (l *PathSelector) HubRestarted() <-chan struct{} { return l.hubRestarted }
+// HubRestarted receives when another process answers as the hub, and for the first process too.
+func (ps *PathSelector) HubRestarted() <-chan struct{} { return ps.hubRestarted }
 
-// AllowLarge says whether large packets may be sent at all. Remapped networks rule them out: remap cannot complete
-// checksums that are only begun.
-func (l *PathSelector) AllowLarge(allowed bool) {
-	if was := l.largeAllowed.Swap(allowed); was && !allowed && l.setLarge != nil {
-		l.setLarge(false)
+// AllowLarge says whether large packets may be sent at all. Remapped networks rule them out: remap
+// cannot complete checksums that are only begun.
+func (ps *PathSelector) AllowLarge(allowed bool) {
+	if was := ps.large.allowed.Swap(allowed); was && !allowed && ps.large.set != nil {
+		ps.large.set(false)
 	}
 }
 
 // DisableExpress rules express streams out. Call it before Run.
-func (l *PathSelector) DisableExpress() { l.noExpress = true }
+func (ps *PathSelector) DisableExpress() { ps.noExpress = true }
 
-// Serve carries messages over rw until it ends or ctx does, and closes rw. It calls opened when messages can be sent.
-func (l *PathSelector) Serve(ctx context.Context, rw io.ReadWriteCloser, opened func(*StreamWire)) error {
-	return l.bind.serve(ctx, rw, opened)
+// Serve carries messages over rw until it ends or ctx does, and closes rw. It calls opened when
+// messages can be sent.
+func (ps *PathSelector) Serve(ctx context.Context, rw io.ReadWriteCloser, opened func(*StreamWire)) error {
+	return ps.bind.serve(ctx, rw, opened)
 }
 
-// takes is what the hub may send: no large packets while pieces are lost, because all of a packet is lost with one, but spare pieces there.
-func (l *PathSelector) features(w Wire, now time.Time) (takes byte) {
-	if l.setLarge != nil && l.largeAllowed.Load() && !loses(l.Current(), now) {
-		takes |= FeatureLarge
+// features are the features that the next ping offers to the hub. The hub must not send large
+// packets while fragments get lost, because a packet is lost with any of its fragments; it is asked
+// for parity fragments then.
+func (ps *PathSelector) features(w Wire, now time.Time) (offer byte) {
+	if ps.large.set != nil && ps.large.allowed.Load() && !loses(ps.Current(), now) {
+		offer |= FeatureLarge
 	}
 	if loses(w, now) {
-		takes |= FeatureParity
+		offer |= FeatureParity
 	}
-	return takes
+	return offer
 }
 
-// loses says whether pieces were lost lately on a wire.
+// loses reports whether fragments were lost lately on a wire.
 func loses(w Wire, now time.Time) bool {
 	u, ok := w.(*datagramWire)
 	return ok && u.reassembler != nil && u.reassembler.loses(now)
 }
 
-// choose is where the next message goes.
-func (l *PathSelector) Current() Wire {
-	if w := l.active.Load(); w != nil {
-		return w.Wire
+// Current is the wire of the next message; nil when there is no path.
+func (ps *PathSelector) Current() Wire {
+	if p := ps.active.Load(); p != nil {
+		return p.Wire
 	}
 	return nil
 }
 
-func (l *PathSelector) Path() Path {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	w := l.active.Load()
-	if w == nil {
+func (ps *PathSelector) Path() Path {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.active.Load()
+	if p == nil {
 		return Path{}
 	}
-	p := Path{Transport: w.transport, Since: l.since, RTT: w.rtt}
-	if w.direct() {
-		p.Address = w.address.String()
+	now := Path{Transport: p.transport, Since: ps.since, RTT: p.rtt}
+	if p.direct() {
+		now.Address = p.address.String()
 	}
-	return p
+	return now
 }
 
 // AddStream adds a stream of a transport until remove is called.
-func (l *PathSelector) AddStream(s *StreamWire, transport string) (remove func()) {
-	return l.add(&path{Wire: s, transport: transport})
+func (ps *PathSelector) AddStream(s *StreamWire, transport string) (remove func()) {
+	return ps.add(&path{Wire: s, transport: transport})
 }
 
 // AddExpress adds a stream as the express stream beside another one, until remove is called.
-func (l *PathSelector) AddExpress(s, of *StreamWire) (remove func()) {
-	removeWay := l.add(&path{Wire: s, parent: of})
-	return func() { removeWay(); of.express.CompareAndSwap(s, nil) }
+func (ps *PathSelector) AddExpress(s, parent *StreamWire) (remove func()) {
+	removePath := ps.add(&path{Wire: s, parent: parent})
+	return func() { removePath(); parent.express.CompareAndSwap(s, nil) }
 }
 
-// add adds a stream or a lane until remove is called.
-func (l *PathSelector) add(w *path) (remove func()) {
-	l.mu.Lock()
-	l.paths = append(l.paths, w)
-	l.mu.Unlock()
-	l.tick(time.Now())
+// add adds a path until remove is called.
+func (ps *PathSelector) add(p *path) (remove func()) {
+	ps.mu.Lock()
+	ps.paths = append(ps.paths, p)
+	ps.mu.Unlock()
+	ps.tick(time.Now())
 	return func() {
-		l.mu.Lock()
-		l.paths = slices.DeleteFunc(l.paths, func(o *path) bool { return o == w })
-		l.mu.Unlock()
-		l.selectBest(time.Now())
+		ps.mu.Lock()
+		ps.paths = slices.DeleteFunc(ps.paths, func(o *path) bool { return o == p })
+		ps.mu.Unlock()
+		ps.selectBest(time.Now())
 	}
 }
 
-// silent says for how long the stream has not answered.
-func (l *PathSelector) Unanswered(s *StreamWire) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, w := range l.paths {
-		if w.Wire == Wire(s) && !w.unansweredSince.IsZero() {
-			return time.Since(w.unansweredSince)
+// Unanswered is for how long a stream has not answered a ping.
+func (ps *PathSelector) Unanswered(s *StreamWire) time.Duration {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.paths {
+		if p.Wire == Wire(s) && !p.unansweredSince.IsZero() {
+			return time.Since(p.unansweredSince)
 		}
 	}
 	return 0
 }
 
-// setDirect makes these the hub's addresses for datagrams, the preferred ones first.
-func (l *PathSelector) SetDirect(targets []netip.AddrPort) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.targets = slices.Clone(targets)
+// SetDirect makes these the hub's addresses for datagrams, the preferred ones first.
+func (ps *PathSelector) SetDirect(targets []netip.AddrPort) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.direct.targets = slices.Clone(targets)
 }
 
-// run probes until ctx ends.
-func (l *PathSelector) Run(ctx context.Context) {
+// Run sends probes until ctx ends.
+func (ps *PathSelector) Run(ctx context.Context) {
 	tick := time.NewTicker(selectorTick)
 	defer tick.Stop()
-	defer func() { l.openSocket(nil) }()
+	defer func() { ps.openSocket(nil) }()
 	for {
-		l.refreshDirect(time.Now())
-		l.tick(time.Now())
+		ps.refreshDirect(time.Now())
+		ps.tick(time.Now())
 		select {
 		case <-ctx.Done():
 			return
@@ -239,215 +270,223 @@ func (l *PathSelector) Run(ctx context.Context) {
 	}
 }
 
-// keepDirect makes the direct ways what setDirect wanted, and their socket anew when it may have gone bad.
-func (l *PathSelector) refreshDirect(now time.Time) {
-	l.mu.Lock()
+// refreshDirect brings the direct paths in line with SetDirect, and replaces their socket when it
+// may have gone bad.
+func (ps *PathSelector) refreshDirect(now time.Time) {
+	ps.mu.Lock()
 	var have []netip.AddrPort
-	for _, w := range l.paths {
-		if w.direct() {
-			have = append(have, w.address)
+	for _, p := range ps.paths {
+		if p.direct() {
+			have = append(have, p.address)
 		}
 	}
-	targets, same := l.targets, slices.Equal(have, l.targets)
-	renew := !l.directLost.IsZero() && now.Sub(l.directLost) > renewAfter
-	l.mu.Unlock()
+	targets, same := ps.direct.targets, slices.Equal(have, ps.direct.targets)
+	renew := !ps.direct.lost.IsZero() && now.Sub(ps.direct.lost) > renewAfter
+	ps.mu.Unlock()
 	if same && !renew {
 		return
 	}
 	if renew {
-		l.log.Debug("making the direct paths' socket anew")
+		ps.log.Debug("replacing the socket of the direct paths")
 	}
-	l.openSocket(targets)
+	ps.openSocket(targets)
 }
 
-// openSocket replaces the socket and the direct ways; without targets there is none.
-func (l *PathSelector) openSocket(targets []netip.AddrPort) {
-	l.mu.Lock()
-	old := l.socket
-	l.socket, l.directLost = nil, time.Time{}
-	l.paths = slices.DeleteFunc(l.paths, (*path).direct)
-	l.reassemblers = map[netip.AddrPort]*reassembler{}
-	l.mu.Unlock()
-	l.selectBest(time.Now())
+// openSocket replaces the socket and the direct paths; without targets there are none.
+func (ps *PathSelector) openSocket(targets []netip.AddrPort) {
+	ps.mu.Lock()
+	old := ps.direct.socket
+	ps.direct.socket, ps.direct.lost = nil, time.Time{}
+	ps.paths = slices.DeleteFunc(ps.paths, (*path).direct)
+	ps.direct.reassemblers = map[netip.AddrPort]*reassembler{}
+	ps.mu.Unlock()
+	ps.selectBest(time.Now())
 	if old != nil {
-		l.bind.useSocket(nil)
+		ps.bind.useSocket(nil)
 		old.close()
 	}
 	if len(targets) == 0 {
 		return
 	}
-	socket, err := listenUDP(0, l.reassemblerOf)
+	socket, err := listenUDP(0, ps.reassemblerOf)
 	if err != nil {
-		l.log.Warn("there will be no direct path", "err", err)
-		l.SetDirect(nil)
+		ps.log.Warn("no direct path: opening a UDP socket failed", "err", err)
+		ps.SetDirect(nil)
 		return
 	}
-	l.mu.Lock()
+	ps.mu.Lock()
 	var direct []*path
 	for _, t := range targets {
-		join := &reassembler{}
-		w := &path{Wire: &datagramWire{to: t, socket: socket, reassembler: join}, transport: DirectUDP, address: t, pongsNeeded: pongsFirst}
-		direct = append(direct, w)
-		l.reassemblers[t] = join
+		r := &reassembler{}
+		p := &path{Wire: &datagramWire{to: t, socket: socket, reassembler: r}, transport: DirectUDP, address: t, pongsNeeded: pongsFirst}
+		direct = append(direct, p)
+		ps.direct.reassemblers[t] = r
 	}
-	l.socket = socket
-	l.paths = append(direct, l.paths...)
-	l.mu.Unlock()
-	l.bind.useSocket(socket)
+	ps.direct.socket = socket
+	ps.paths = append(direct, ps.paths...)
+	ps.mu.Unlock()
+	ps.bind.useSocket(socket)
 }
 
-func (l *PathSelector) reassemblerOf(from netip.AddrPort) *reassembler {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.reassemblers[from]
+func (ps *PathSelector) reassemblerOf(from netip.AddrPort) *reassembler {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.direct.reassemblers[from]
 }
 
-// tick sends the pings that are due and draws the conclusions of those that were not answered.
-func (l *PathSelector) tick(now time.Time) {
+// tick sends the pings that are due, and gives up paths whose pings had no answer.
+func (ps *PathSelector) tick(now time.Time) {
 	type ping struct {
 		to      Wire
 		message []byte
 	}
 	var pings []ping
-	l.mu.Lock()
-	for _, w := range l.paths {
-		if w.direct() && !w.unansweredSince.IsZero() && now.Sub(w.unansweredSince) > silentAfter {
-			if w.works() {
-				w.pongsNeeded = pongsAgain
+	ps.mu.Lock()
+	for _, p := range ps.paths {
+		if p.direct() && !p.unansweredSince.IsZero() && now.Sub(p.unansweredSince) > silentAfter {
+			if p.works() {
+				p.pongsNeeded = pongsAgain
 			}
-			w.pongs = 0
+			p.pongs = 0
 		}
-		if w.parent != nil && !w.unansweredSince.IsZero() && now.Sub(w.unansweredSince) > silentAfter {
-			l.expressSilentLocked(w)
+		if p.parent != nil && !p.unansweredSince.IsZero() && now.Sub(p.unansweredSince) > silentAfter {
+			ps.expressSilentLocked(p)
 		}
-		if now.Before(w.nextPing) {
+		if now.Before(p.nextPing) {
 			continue
 		}
 		size := 0
-		if w.direct() {
-			size = MaxDatagram // it shows that others of that size arrive
+		if p.direct() {
+			size = MaxDatagram // a pong shows that datagrams of this size arrive
 		}
-		if w.unansweredSince.IsZero() {
-			w.unansweredSince, w.pause = now, pingFirst
+		if p.unansweredSince.IsZero() {
+			p.unansweredSince, p.pause = now, pingFirst
 		}
-		l.lastPing++
-		l.pings[l.lastPing] = pendingPing{w, now}
-		takes := l.features(w.Wire, now)
-		if w.parent != nil {
-			takes |= FeatureOnExpress
+		ps.lastPing++
+		ps.pings[ps.lastPing] = pendingPing{p, now}
+		features := ps.features(p.Wire, now)
+		if p.parent != nil {
+			features |= FeatureOnExpress
 		}
-		pings = append(pings, ping{w.Wire, l.prober.Seal(PingType, Probe{Number: l.lastPing, Features: takes}, size)})
-		if w.works() {
-			w.nextPing = now.Add(pingActive)
+		pings = append(pings, ping{p.Wire, ps.prober.Seal(PingType, Probe{Number: ps.lastPing, Features: features}, size)})
+		if p.works() {
+			p.nextPing = now.Add(pingActive)
 		} else {
-			w.nextPing = now.Add(w.pause)
-			w.pause = min(w.pause*5/4, pingRare)
+			p.nextPing = now.Add(p.pause)
+			p.pause = min(p.pause*5/4, pingRare)
 		}
 	}
-	for n, q := range l.pings {
-		if now.Sub(q.sentAt) > pingRare {
-			delete(l.pings, n)
+	for n, sent := range ps.pings {
+		if now.Sub(sent.sentAt) > pingRare {
+			delete(ps.pings, n)
 		}
 	}
-	l.mu.Unlock()
+	ps.mu.Unlock()
 	for _, p := range pings {
 		if err := p.to.Send([][]byte{p.message}); err != nil {
-			l.log.Debug("a probe was not sent", "to", p.to.DstToString(), "err", err)
+			ps.log.Debug("a probe was not sent", "address", p.to.DstToString(), "err", err)
 		}
 	}
-	l.selectBest(now)
+	ps.selectBest(now)
 }
 
-// answered takes a probe from the hub.
-func (l *PathSelector) handlePong(_ Wire, m []byte) {
-	says, ok := l.prober.Open(PongType, m)
+// handlePong takes a probe from the hub.
+func (ps *PathSelector) handlePong(_ Wire, m []byte) {
+	pong, ok := ps.prober.Open(PongType, m)
 	if !ok {
 		return
 	}
 	now := time.Now()
-	l.mu.Lock()
-	q, ok := l.pings[says.Number]
-	delete(l.pings, says.Number)
+	ps.mu.Lock()
+	sent, ok := ps.pings[pong.Number]
+	delete(ps.pings, pong.Number)
 	if !ok {
-		l.mu.Unlock()
+		ps.mu.Unlock()
 		return
 	}
-	w := q.path
-	w.rtt, w.unansweredSince = now.Sub(q.sentAt), time.Time{}
-	w.pongs++
-	if w.parent != nil {
-		l.expressAnsweredLocked(w, says)
-		l.mu.Unlock()
+	p := sent.path
+	p.rtt, p.unansweredSince = now.Sub(sent.sentAt), time.Time{}
+	p.pongs++
+	if p.parent != nil {
+		ps.expressAnsweredLocked(p, pong)
+		ps.mu.Unlock()
 		return
 	}
-	w.knowsExpress = says.Features&FeatureExpress != 0
+	p.knowsExpress = pong.Features&FeatureExpress != 0
 	switch {
-	case !w.works():
-		w.nextPing = now.Add(pingFirst)
-	case w != l.active.Load():
-		w.nextPing = now.Add(pingSpare)
+	case !p.works():
+		p.nextPing = now.Add(pingFirst)
+	case p != ps.active.Load():
+		p.nextPing = now.Add(pingSpare)
 	}
-	if u, ok := w.Wire.(*datagramWire); ok {
-		u.reassembler.sendParity.Store(says.Features&FeatureParity != 0)
+	if u, ok := p.Wire.(*datagramWire); ok {
+		u.reassembler.sendParity.Store(pong.Features&FeatureParity != 0)
 	}
-	if l.setLarge != nil && w == l.active.Load() {
-		l.setLarge(says.Features&FeatureLarge != 0 && l.largeAllowed.Load())
+	if ps.large.set != nil && p == ps.active.Load() {
+		ps.large.set(pong.Features&FeatureLarge != 0 && ps.large.allowed.Load())
 	}
-	if says.Instance != l.instance {
-		l.instance = says.Instance
-		notify(l.hubRestarted)
+	if pong.Instance != ps.instance {
+		ps.instance = pong.Instance
+		notify(ps.hubRestarted)
 	}
-	l.mu.Unlock()
-	l.selectBest(now)
+	ps.mu.Unlock()
+	ps.selectBest(now)
 }
 
-// settle makes the best way that works the active one.
-func (l *PathSelector) selectBest(now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	old := l.active.Load()
-	var best *path
-	for _, w := range l.paths {
-		if w.parent != nil || !w.works() {
-			continue
-		}
-		// A direct way is not left for another that is no better; of streams the newest is the one that is alive.
-		if best == nil || w == old && w.direct() || !best.direct() {
-			best = w
-		}
-	}
+// selectBest makes the best path that works the active one.
+func (ps *PathSelector) selectBest(now time.Time) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	old := ps.active.Load()
+	best := ps.bestLocked(old)
 	works := best != nil && best.direct()
 	switch {
 	case works:
-		l.directLost = time.Time{}
+		ps.direct.lost = time.Time{}
 	case old != nil && old.direct():
-		l.directLost = now
+		ps.direct.lost = now
 	}
 	if best == old {
 		return
 	}
 	if old != nil && old.direct() {
 		// Other addresses of the hub may still work.
-		for _, w := range l.paths {
-			if w.direct() {
-				w.nextPing, w.pause = now, pingFirst
+		for _, p := range ps.paths {
+			if p.direct() {
+				p.nextPing, p.pause = now, pingFirst
 			}
 		}
 	}
-	l.active.Store(best)
-	l.since = now
+	ps.active.Store(best)
+	ps.since = now
 	if best != nil {
-		best.nextPing = now // from now on it is watched closely
+		best.nextPing = now // from now on it gets pings more often
 	}
 	if best == nil {
-		l.log.Info("there is no path to the cluster")
+		ps.log.Info("there is no path to the cluster")
 		return
 	}
-	l.log.Info("the path to the cluster", "transport", best.transport, "to", best.DstToString(), "round trip", best.rtt)
-	notify(l.pathChanged)
+	ps.log.Info("the path to the cluster changed", "transport", best.transport, "address", best.DstToString(), "duration", best.rtt)
+	notify(ps.pathChanged)
 }
 
-// tell leaves a note in a channel; one is enough.
+// bestLocked returns the best path that works; old is the active one.
+func (ps *PathSelector) bestLocked(old *path) *path {
+	var best *path
+	for _, p := range ps.paths {
+		if p.parent != nil || !p.works() {
+			continue
+		}
+		// A direct path is not left for another one that is no better. Among streams the newest is
+		// the one that is alive.
+		if best == nil || p == old && p.direct() || !best.direct() {
+			best = p
+		}
+	}
+	return best
+}
+
+// notify leaves a value in a channel, unless one is there.
 func notify(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

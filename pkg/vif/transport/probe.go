@@ -12,28 +12,32 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// Probes ask whether a path carries messages both ways, without moving WireGuard's session to it, as any message of WireGuard's own
-// would. A laptop sends a ping, the hub answers each new one with a pong of the same size. Both are sealed with a key that only the
-// two have, made of their WireGuard keys; who does not have it gets no answer. A probe is: type, 3 zero bytes, 8 bytes that name the
-// laptop's key, and sealed the number of the ping, 8 bytes that tell the hub's process from the one before, a byte of what the sender takes, and
-// padding.
+// A probe asks whether a path carries messages both ways. It does not move WireGuard's session to
+// that path, as any message of WireGuard's own would. A laptop sends a ping, and the hub answers
+// each new ping with a pong of the same size. Both are sealed with a key that only the two have,
+// which is made of their WireGuard keys; the hub does not answer anybody else.
+//
+// A probe is: the type, 3 zero bytes, 8 bytes that name the laptop's key, and then, sealed: the
+// number of the ping, 8 bytes that tell the hub's process from the one before, a byte of features,
+// and padding.
 const (
 	PingType      = 5
 	PongType      = 6
 	probeHeader   = 12
 	probeBody     = 16
-	probeFeatures = probeBody // where that byte is; it may be missing
+	probeFeatures = probeBody // the place of the features; older ends leave them out
 	probeSeal     = 12 + 16   // nonce and tag
 	MinProbe      = probeHeader + probeBody + probeSeal
 )
 
-// What the sender of a probe takes, as bits: large packets, spare pieces because it loses some, and a second stream as an express lane. The
-// last bit says that the probe is on such a lane.
+// The features of a probe's sender, as bits. FeatureLarge: it takes large packets. FeatureParity:
+// it wants parity fragments, because it loses fragments. FeatureExpress: it knows express streams.
+// FeatureOnExpress: this probe is on an express stream.
 const FeatureLarge, FeatureParity, FeatureExpress, FeatureOnExpress = 1, 2, 4, 8
 
 func isProbe(m []byte) bool { return len(m) >= 4 && (m[0] == PingType || m[0] == PongType) }
 
-// probeID names a laptop's key in its probes.
+// LaptopID names a laptop's key in its probes.
 type LaptopID [8]byte
 
 func LaptopIDOf(laptop wgkey.Key) LaptopID {
@@ -41,7 +45,7 @@ func LaptopIDOf(laptop wgkey.Key) LaptopID {
 	return LaptopID(sum[:8])
 }
 
-// prober seals and opens the probes of one laptop.
+// Prober seals and opens the probes of one laptop. It is safe for several goroutines.
 type Prober struct {
 	id   LaptopID
 	aead cipher.AEAD
@@ -75,14 +79,14 @@ func NewProber(private, peer, laptop wgkey.Key) (*Prober, error) {
 	return &Prober{id: LaptopIDOf(laptop), aead: aead}, nil
 }
 
-// probe is what one says.
+// Probe is the contents of a probe.
 type Probe struct {
 	Number, Instance uint64
 	Features         byte
 }
 
-// seal makes a probe of so many bytes, or of the fewest that do.
-func (p *Prober) Seal(kind byte, says Probe, size int) []byte {
+// Seal makes a probe of size bytes, or of the smallest size that holds it.
+func (p *Prober) Seal(kind byte, contents Probe, size int) []byte {
 	if size < MinProbe {
 		size = MinProbe + 1
 	}
@@ -90,16 +94,16 @@ func (p *Prober) Seal(kind byte, says Probe, size int) []byte {
 	m[0] = kind
 	copy(m[4:], p.id[:])
 	body := make([]byte, cap(m)-probeHeader-probeSeal)
-	binary.BigEndian.PutUint64(body, says.Number)
-	binary.BigEndian.PutUint64(body[8:], says.Instance)
+	binary.BigEndian.PutUint64(body, contents.Number)
+	binary.BigEndian.PutUint64(body[8:], contents.Instance)
 	if len(body) > probeFeatures {
-		body[probeFeatures] = says.Features
+		body[probeFeatures] = contents.Features
 	}
 	return p.aead.Seal(m, nil, body, m[:probeHeader])
 }
 
-// open reads a probe; ok is false when it is not one of this laptop's.
-func (p *Prober) Open(kind byte, m []byte) (says Probe, ok bool) {
+// Open reads a probe; ok is false when it is not one of this laptop's.
+func (p *Prober) Open(kind byte, m []byte) (contents Probe, ok bool) {
 	if id, is := probeOf(kind, m); !is || id != p.id {
 		return Probe{}, false
 	}
@@ -107,14 +111,14 @@ func (p *Prober) Open(kind byte, m []byte) (says Probe, ok bool) {
 	if err != nil {
 		return Probe{}, false
 	}
-	says = Probe{Number: binary.BigEndian.Uint64(body), Instance: binary.BigEndian.Uint64(body[8:])}
+	contents = Probe{Number: binary.BigEndian.Uint64(body), Instance: binary.BigEndian.Uint64(body[8:])}
 	if len(body) > probeFeatures {
-		says.Features = body[probeFeatures]
+		contents.Features = body[probeFeatures]
 	}
-	return says, true
+	return contents, true
 }
 
-// probeOf says whose probe a message seems to be.
+// probeOf returns the laptop that a message names as its sender, without proof.
 func probeOf(kind byte, m []byte) (id LaptopID, ok bool) {
 	if len(m) < MinProbe || len(m) > MaxDatagram || m[0] != kind {
 		return id, false

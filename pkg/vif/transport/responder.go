@@ -18,19 +18,19 @@ import (
 )
 
 const (
-	// maxSources is how many addresses one laptop's datagrams are expected from at a time, and sourceMemory is how long
-	// an address is expected after the last probe from there.
+	// maxSources is how many addresses one laptop's datagrams are expected from at a time, and
+	// sourceMemory is how long an address is expected after the last probe from there.
 	maxSources   = 8
 	sourceMemory = time.Minute
 )
 
-// responder is the hub's end of all paths. It answers the laptops' probes, and knows from them which paths each laptop
-// has. Start it with newResponder, and give its Bind to WireGuard.
+// Responder is the hub's end of all paths. It answers the laptops' probes, and knows from them
+// which paths each laptop has. Make it with NewResponder, and give its Bind to WireGuard.
 type Responder struct {
 	log  *slog.Logger
 	key  wgkey.Key
 	bind *bind
-	// instance tells this process from the one before in the answers to probes.
+	// Instance tells this process from the one before in the answers to probes.
 	Instance uint64
 	socket   *udpSocket // nil without UDP
 	offer    byte       // the features in each answer
@@ -46,24 +46,27 @@ type Responder struct {
 type laptop struct {
 	prober *Prober // nil when its key is not a valid point
 	pings  replay.Filter
-	// Its last probe: when it came, and the features in it.
+	// pinged is when its last probe came, and features are those of that probe.
 	pinged   time.Time
 	features byte
-	// The stream that it last sent a probe on, express streams apart, and when its last probe on an express stream came.
+	// stream names the stream that it last sent a probe on, express streams apart, and
+	// expressPinged is when its last probe on an express stream came.
 	stream        string
 	expressPinged time.Time
 }
 
-// source is an address that a laptop's datagrams come from. Only a probe that the laptop sealed makes one.
+// source is an address that a laptop's datagrams come from. Only a probe that the laptop sealed
+// makes one.
 type source struct {
 	laptop      *laptop
 	seen        time.Time
 	reassembler reassembler
 }
 
-// peerPaths is what the responder sees of a laptop's paths.
+// PeerPaths is what the Responder sees of a laptop's paths.
 type PeerPaths struct {
-	// EndpointOpen reports whether the wire is open on which WireGuard last heard the laptop. An address never closes.
+	// EndpointOpen reports whether the wire is open on which WireGuard last heard from the laptop.
+	// An address never closes.
 	EndpointOpen bool
 	// StreamOpen reports whether the laptop's stream is open.
 	StreamOpen bool
@@ -71,7 +74,8 @@ type PeerPaths struct {
 	Pinged time.Time
 }
 
-// newResponder makes the hub's end for the hub's private key. The caller closes it after WireGuard's device.
+// NewResponder makes the hub's end for the hub's private key. log is required. The caller closes it
+// after WireGuard's device.
 func NewResponder(key wgkey.Key, log *slog.Logger) *Responder {
 	r := &Responder{
 		log:      log,
@@ -92,7 +96,7 @@ func (r *Responder) Bind() conn.Bind { return r.bind }
 // DisableExpress rules express streams out. Call it before WireGuard starts.
 func (r *Responder) DisableExpress() { r.offer &^= FeatureExpress }
 
-// ListenUDP takes datagrams on a port too. It is called once, before WireGuard starts.
+// ListenUDP takes datagrams on a port too. Call it at most once, before WireGuard starts.
 func (r *Responder) ListenUDP(port uint16) (err error) {
 	if r.socket, err = listenUDP(port, r.reassemblerOf); err != nil {
 		return err
@@ -147,8 +151,9 @@ func (r *Responder) TakesLarge(key wgkey.Key) bool {
 	return l != nil && l.features&FeatureLarge != 0
 }
 
-// Observe takes the name of the wire on which WireGuard last heard a laptop, and returns what is known of the laptop's
-// paths. It is called regularly: an express stream without probes is given up here.
+// Observe takes the name of the wire on which WireGuard last heard from a laptop, and returns what
+// is known about the laptop's paths. The hub calls it regularly, because it also gives up an
+// express stream that has had no probe for some time.
 func (r *Responder) Observe(key wgkey.Key, endpoint string, now time.Time) PeerPaths {
 	r.bind.authenticated(endpoint)
 	r.mu.Lock()
@@ -157,8 +162,8 @@ func (r *Responder) Observe(key wgkey.Key, endpoint string, now time.Time) PeerP
 	if l == nil {
 		return PeerPaths{}
 	}
-	if of := r.bind.stream(l.stream); of != nil && now.Sub(l.expressPinged) > silentAfter {
-		of.express.Store(nil) // it may have died without an end
+	if parent := r.bind.stream(l.stream); parent != nil && now.Sub(l.expressPinged) > silentAfter {
+		parent.express.Store(nil) // it may have died without closing
 	}
 	return PeerPaths{EndpointOpen: r.bind.open(endpoint), StreamOpen: r.bind.open(l.stream), Pinged: l.pinged}
 }
@@ -189,8 +194,8 @@ func (r *Responder) Streams() (open, unauthenticated int) {
 	return open, r.bind.unauth.count()
 }
 
-// answer takes a probe. A probe that no laptop sealed, or that has come before, gets no answer: a stranger learns
-// nothing, and nobody can make this hub send anything to others.
+// handlePing takes a probe. A probe that no laptop sealed, or that has come before, gets no answer:
+// a stranger learns nothing, and nobody can make this hub send anything to others.
 func (r *Responder) handlePing(from Wire, m []byte) {
 	id, ok := probeOf(PingType, m)
 	if !ok {
@@ -202,27 +207,27 @@ func (r *Responder) handlePing(from Wire, m []byte) {
 	if l == nil {
 		return
 	}
-	says, ok := l.prober.Open(PingType, m)
+	ping, ok := l.prober.Open(PingType, m)
 	if !ok {
 		return
 	}
-	takes := r.offer
+	features := r.offer
 	r.mu.Lock()
-	if ok = l.pings.ValidateCounter(says.Number, math.MaxUint64); ok {
-		l.pinged, l.features = time.Now(), says.Features
+	if ok = l.pings.ValidateCounter(ping.Number, math.MaxUint64); ok {
+		l.pinged, l.features = time.Now(), ping.Features
 		switch w := from.(type) {
 		case *datagramWire:
 			join := r.addSourceLocked(w.to, l)
-			join.sendParity.Store(says.Features&FeatureParity != 0)
+			join.sendParity.Store(ping.Features&FeatureParity != 0)
 			if join.loses(l.pinged) {
-				takes = FeatureParity
+				features = FeatureParity
 			}
 		case *StreamWire:
 			r.bind.unauth.authenticate(w)
-			if says.Features&FeatureOnExpress == 0 {
+			if ping.Features&FeatureOnExpress == 0 {
 				l.stream = w.id
 			} else if !l.pairLocked(w, r.bind.stream(l.stream)) {
-				takes &^= FeatureExpress
+				features &^= FeatureExpress
 			}
 		}
 	}
@@ -230,25 +235,26 @@ func (r *Responder) handlePing(from Wire, m []byte) {
 	if !ok {
 		return
 	}
-	pong := l.prober.Seal(PongType, Probe{Number: says.Number, Instance: r.Instance, Features: takes}, len(m))
+	pong := l.prober.Seal(PongType, Probe{Number: ping.Number, Instance: r.Instance, Features: features}, len(m))
 	if err := from.Send([][]byte{pong}); err != nil {
 		r.log.Debug("a probe was not answered", "address", from.DstToString(), "err", err)
 	}
 }
 
-// joinLane makes one stream of a laptop the express stream beside another, and reports whether it could. The caller
-// holds the responder's mu.
-func (l *laptop) pairLocked(lane, of *StreamWire) bool {
-	if of == nil || of == lane {
+// pairLocked makes one stream of a laptop the express stream beside another, and reports whether it
+// could. The caller holds the Responder's mu.
+func (l *laptop) pairLocked(express, parent *StreamWire) bool {
+	if parent == nil || parent == express {
 		return false
 	}
-	lane.parent.Store(of)
-	of.express.Store(lane)
+	express.parent.Store(parent)
+	parent.express.Store(express)
 	l.expressPinged = l.pinged
 	return true
 }
 
-// know remembers the latest few addresses that a laptop's datagrams come from.
+// addSourceLocked remembers an address that a laptop's datagrams come from, and forgets the oldest
+// when there are too many.
 func (r *Responder) addSourceLocked(from netip.AddrPort, l *laptop) *reassembler {
 	now := time.Now()
 	if s, ok := r.sources[from]; ok && s.laptop == l {

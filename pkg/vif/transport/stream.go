@@ -13,25 +13,27 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 )
 
-// A stream transport carries each WireGuard message as a 4-byte big-endian length and the message. A stream has no
-// datagram limit of its own, so messages may be as large as WireGuard's buffers.
+// A stream transport carries each WireGuard message as a 4-byte big-endian length and the message.
+// A stream has no datagram limit of its own, so messages may be as large as WireGuard's buffers.
 const (
 	FrameHeader = 4
 	MaxMessage  = 65535
-	// readChunk is how much one read of a stream may take: several of the largest messages.
+	// readChunk is how much one read of a stream may take, in bytes: several of the largest
+	// messages.
 	readChunk = 256 << 10
-	// sendQueue bounds what waits for a stream's writer, in bytes. Beyond it messages are dropped, so that the TCP inside
-	// sees an ordinary lossy link and not an ever longer queue.
+	// sendQueue bounds the frames that wait for a stream's writer, in bytes. Beyond it Send drops
+	// messages, so that the TCP inside sees an ordinary lossy link and not an ever longer queue.
 	sendQueue = 1 << 20
-	// sendWait is how long a sender waits for room before it drops.
+	// sendWait is how long a sender waits for room before it drops a message.
 	sendWait = 20 * time.Millisecond
-	// Messages of so many bytes together are written by their sender when the stream has been idle for a while: that saves waking the writer,
-	// and does not block.
+	// A sender writes messages of up to sendNow bytes in all itself when the stream has been idle
+	// for idleAfter. That saves waking the writer, and does not block.
 	sendNow   = 4 << 10
 	idleAfter = 2 * time.Millisecond
-	// Messages that are no longer than that pass the others: they belong to somebody who waits, or acknowledge what came.
+	// Messages of up to smallMessage bytes pass the others. They belong to a flow whose user waits,
+	// or acknowledge received data.
 	smallMessage = 1500
-	// What is no longer than that is written together with the small messages.
+	// Frames of up to joinBelow bytes in all are written together with the small messages.
 	joinBelow = 16 << 10
 	// shrinkAfter is how long a stream without anything to write keeps its buffers.
 	shrinkAfter = 5 * time.Second
@@ -39,7 +41,8 @@ const (
 
 var errFrameTooLong = errors.New("a frame is longer than a WireGuard message can be")
 
-// splitFrames cuts buf into whole frames, calls message with each, and returns the bytes of the unfinished last one.
+// splitFrames cuts buf into whole frames, calls message with each, and returns the bytes of the
+// unfinished last one.
 func splitFrames(buf []byte, message func([]byte)) (rest []byte, err error) {
 	for len(buf) >= FrameHeader {
 		n := binary.BigEndian.Uint32(buf)
@@ -55,35 +58,51 @@ func splitFrames(buf []byte, message func([]byte)) (rest []byte, err error) {
 	return buf, nil
 }
 
-// stream is one open transport, and the conn.Endpoint of the peer behind it.
+// StreamWire is one open stream, and the conn.Endpoint of the peer behind it.
 type StreamWire struct {
 	id      string
 	carrier io.ReadWriteCloser
-
-	mu       sync.Mutex
-	roomCond sync.Cond // signalled when the writer has taken from the queue
-	work     chan struct{}
-	urgent   []byte // frames of small messages that wait for the writer; they pass the others
-	queue    []byte // frames of the others
-	// The writer's buffers, and what a sender writes itself.
-	spare, spareUrgent, small []byte
-	writing                   bool      // somebody is
-	lastWrite                 time.Time // when the writer last did
-	closed                    bool
-	done                      chan struct{}
-	// Its express lane, or the stream whose lane it is; nil for none.
+	work    chan struct{} // wakes the writer
+	done    chan struct{} // closed by Close
+	// express is the express stream beside this one, and parent the stream that this one is the
+	// express stream of. Each is nil for none.
 	express, parent atomic.Pointer[StreamWire]
-	authenticated   atomic.Bool // that the other end is whom it should be; see strangers
+	authenticated   atomic.Bool // the other end has proved who it is
+	reader          streamReader
 
-	// Once WireGuard reads the stream itself: what was read before, what is not yet taken of buf, and how that ended.
-	rest     []byte
-	buf      []byte
-	from, to int
-	ended    chan error
+	// mu guards the fields below.
+	mu        sync.Mutex
+	roomCond  sync.Cond // signals that the writer has emptied the queue
+	queued    frames
+	spare     frames    // the writer's buffers, to use again
+	direct    []byte    // the buffer of a sender that writes itself; it belongs to whoever set writing
+	writing   bool      // a sender or the writer is writing
+	lastWrite time.Time // when the writer last wrote
+	closed    bool
+}
+
+// frames are frames for the writer: those of small messages, which pass the others, and the others.
+type frames struct{ small, large []byte }
+
+func (f frames) empty() bool { return len(f.small) == 0 && len(f.large) == 0 }
+
+// streamReader is the state of a stream that one of WireGuard's receivers reads itself. It belongs
+// to one goroutine at a time: first to readLoop, then to the receiver.
+type streamReader struct {
+	rest     []byte     // what readLoop read of an unfinished message
+	buf      []byte     // nil before the first read of a receiver
+	from, to int        // buf[from:to] is what the receiver has not taken yet
+	ended    chan error // gets the error at the end
 }
 
 func newStreamWire(id string, rw io.ReadWriteCloser) *StreamWire {
-	s := &StreamWire{id: id, carrier: rw, work: make(chan struct{}, 1), done: make(chan struct{}), ended: make(chan error, 1)}
+	s := &StreamWire{
+		id:      id,
+		carrier: rw,
+		work:    make(chan struct{}, 1),
+		done:    make(chan struct{}),
+		reader:  streamReader{ended: make(chan error, 1)},
+	}
 	s.roomCond.L = &s.mu
 	return s
 }
@@ -94,7 +113,8 @@ func (s *StreamWire) Carrier() io.ReadWriteCloser { return s.carrier }
 // Express is the express stream beside this one; nil for none.
 func (s *StreamWire) Express() *StreamWire { return s.express.Load() }
 
-// send queues messages for the writer, which writes all that has gathered at once. What finds no room is dropped.
+// Send queues messages for the writer, which writes all queued messages at once. It drops a message
+// that finds no room.
 func (s *StreamWire) Send(messages [][]byte) error {
 	size, smaller := 0, true
 	for _, m := range messages {
@@ -112,11 +132,11 @@ func (s *StreamWire) Send(messages [][]byte) error {
 	for _, m := range messages {
 		switch size := FrameHeader + len(m); {
 		case len(m) <= smallMessage:
-			if len(s.urgent)+size <= sendQueue {
-				s.urgent = appendFrame(s.urgent, m)
+			if len(s.queued.small)+size <= sendQueue {
+				s.queued.small = appendFrame(s.queued.small, m)
 			}
 		case s.waitForRoomLocked(size):
-			s.queue = appendFrame(s.queue, m)
+			s.queued.large = appendFrame(s.queued.large, m)
 		}
 	}
 	s.mu.Unlock()
@@ -124,22 +144,22 @@ func (s *StreamWire) Send(messages [][]byte) error {
 	return nil
 }
 
-// idle says whether nothing waits, and nothing was written lately; s.mu is held.
+// idleLocked reports whether nothing waits and nothing was written lately.
 func (s *StreamWire) idleLocked() bool {
-	return len(s.queue) == 0 && len(s.urgent) == 0 && !s.writing && time.Since(s.lastWrite) > idleAfter
+	return s.queued.empty() && !s.writing && time.Since(s.lastWrite) > idleAfter
 }
 
 func appendFrame(to, message []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(to, uint32(len(message))), message...)
 }
 
-// hasRoom says whether a sender may add to the queue, and waits a little for that; s.mu is held.
+// waitForRoomLocked waits a little for room in the queue, and reports whether there is some.
 func (s *StreamWire) waitForRoomLocked(size int) bool {
-	full := func() bool { return len(s.queue) > 0 && len(s.queue)+size > sendQueue }
+	full := func() bool { return len(s.queued.large) > 0 && len(s.queued.large)+size > sendQueue }
 	if !full() {
 		return true
 	}
-	notify(s.work) // of what was added before
+	notify(s.work) // wakes the writer for earlier frames
 	timer := time.AfterFunc(sendWait, func() { s.mu.Lock(); s.roomCond.Broadcast(); s.mu.Unlock() })
 	defer timer.Stop()
 	for deadline := time.Now().Add(sendWait); !s.closed && full(); s.roomCond.Wait() {
@@ -150,18 +170,18 @@ func (s *StreamWire) waitForRoomLocked(size int) bool {
 	return !s.closed
 }
 
-// writeNow writes in the writer's place. It unlocks s.mu.
+// writeNow writes in the writer's place. The caller has locked s.mu; writeNow unlocks it.
 func (s *StreamWire) writeNow(messages [][]byte) error {
 	s.writing = true
 	s.mu.Unlock()
-	s.small = s.small[:0]
+	s.direct = s.direct[:0]
 	for _, m := range messages {
-		s.small = appendFrame(s.small, m)
+		s.direct = appendFrame(s.direct, m)
 	}
-	err := s.write(s.small)
+	err := s.write(s.direct)
 	s.mu.Lock()
 	s.writing = false
-	waiting := len(s.queue) > 0 || len(s.urgent) > 0
+	waiting := !s.queued.empty()
 	s.mu.Unlock()
 	if err != nil {
 		s.Close()
@@ -194,22 +214,23 @@ func (s *StreamWire) writeLoop() error {
 		case <-idle.C:
 			s.shrink()
 		}
-		urgent, frames := s.take()
-		if len(urgent) == 0 && len(frames) == 0 {
+		f := s.take()
+		if f.empty() {
 			continue
 		}
-		if len(urgent) > 0 && len(frames) <= joinBelow {
-			urgent, frames = append(urgent, frames...), frames[:0]
+		if len(f.small) > 0 && len(f.large) <= joinBelow {
+			f.small, f.large = append(f.small, f.large...), f.large[:0]
 		}
-		if err := s.write(urgent); err != nil {
+		if err := s.write(f.small); err != nil {
 			return err
 		}
-		if err := s.write(frames); err != nil {
+		if err := s.write(f.large); err != nil {
 			return err
 		}
 		s.mu.Lock()
-		s.spare, s.spareUrgent, s.writing, s.lastWrite = frames[:0], urgent[:0], false, time.Now()
-		waiting := len(s.queue) > 0 || len(s.urgent) > 0
+		s.spare = frames{small: f.small[:0], large: f.large[:0]}
+		s.writing, s.lastWrite = false, time.Now()
+		waiting := !s.queued.empty()
 		s.mu.Unlock()
 		if waiting {
 			notify(s.work)
@@ -219,40 +240,40 @@ func (s *StreamWire) writeLoop() error {
 	}
 }
 
-// take gives the writer what has gathered.
-func (s *StreamWire) take() (urgent, frames []byte) {
+// take gives the writer all queued frames.
+func (s *StreamWire) take() frames {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.writing || len(s.urgent) == 0 && len(s.queue) == 0 { // a sender writes, and will tell when it is done; or all is written
-		return nil, nil
+	if s.writing || s.queued.empty() { // a sender writes, and wakes the writer afterwards; or nothing waits
+		return frames{}
 	}
-	urgent, s.urgent, s.spareUrgent = s.urgent, s.spareUrgent[:0], nil
-	frames, s.queue, s.spare = s.queue, s.spare[:0], nil
+	f := s.queued
+	s.queued, s.spare = frames{small: s.spare.small[:0], large: s.spare.large[:0]}, frames{}
+	s.writing = true
 	s.roomCond.Broadcast()
-	s.writing = len(urgent) > 0 || len(frames) > 0
-	return urgent, frames
+	return f
 }
 
-// shrink gives back the memory of a stream on which nothing waits.
+// shrink frees the buffers of a stream on which nothing waits.
 func (s *StreamWire) shrink() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.writing || len(s.queue) > 0 || len(s.urgent) > 0 {
+	if s.writing || !s.queued.empty() {
 		return
 	}
-	s.queue, s.urgent, s.spare, s.spareUrgent = nil, nil, nil, nil
+	s.queued, s.spare = frames{}, frames{}
 }
 
-// readLoop reads until one of WireGuard's receivers is free to read the stream itself, which saves waking it each time, and then waits for
-// the end.
+// readLoop reads the stream until one of WireGuard's receivers is free to read it itself, and then
+// waits for its end. A receiver that reads the stream itself need not be woken for each message.
 func (s *StreamWire) readLoop(receivers chan<- *StreamWire, probe func(Wire, []byte), deliver func(*chunk) bool) error {
 	var rest []byte
 	for {
-		s.rest = rest
+		s.reader.rest = rest
 		if s.authenticated.Load() {
 			select {
 			case receivers <- s:
-				return <-s.ended
+				return <-s.reader.ended
 			default:
 			}
 		}
@@ -293,24 +314,24 @@ func readError(err error) error {
 	return fmt.Errorf("read from the tunnel: %w", err)
 }
 
-// receive reads messages for WireGuard.
+// receive reads messages into WireGuard's buffers.
 func (s *StreamWire) receive(packets [][]byte, sizes []int, eps []conn.Endpoint, probe func(Wire, []byte)) (n int, err error) {
-	if s.buf == nil {
-		s.buf = make([]byte, readChunk)
-		s.to = copy(s.buf, s.rest)
+	if s.reader.buf == nil {
+		s.reader.buf = make([]byte, readChunk)
+		s.reader.to = copy(s.reader.buf, s.reader.rest)
 	}
 	for {
-		for n < len(packets) && s.to-s.from >= FrameHeader {
-			size := int(binary.BigEndian.Uint32(s.buf[s.from:]))
+		for n < len(packets) && s.reader.to-s.reader.from >= FrameHeader {
+			size := int(binary.BigEndian.Uint32(s.reader.buf[s.reader.from:]))
 			if size > MaxMessage {
 				return n, fmt.Errorf("%w: %d bytes", errFrameTooLong, size)
 			}
-			end := s.from + FrameHeader + size
-			if end > s.to {
+			end := s.reader.from + FrameHeader + size
+			if end > s.reader.to {
 				break
 			}
-			m := s.buf[s.from+FrameHeader : end]
-			s.from = end
+			m := s.reader.buf[s.reader.from+FrameHeader : end]
+			s.reader.from = end
 			if isProbe(m) {
 				probe(s, m)
 				continue
@@ -321,18 +342,18 @@ func (s *StreamWire) receive(packets [][]byte, sizes []int, eps []conn.Endpoint,
 		if n > 0 {
 			return n, nil
 		}
-		if s.from == s.to || len(s.buf)-s.from < FrameHeader+MaxMessage {
-			s.from, s.to = 0, copy(s.buf, s.buf[s.from:s.to]) // for the message that has begun to find room
+		if s.reader.from == s.reader.to || len(s.reader.buf)-s.reader.from < FrameHeader+MaxMessage {
+			s.reader.from, s.reader.to = 0, copy(s.reader.buf, s.reader.buf[s.reader.from:s.reader.to]) // makes room for the rest of an unfinished message
 		}
-		got, err := s.carrier.Read(s.buf[s.to:])
+		got, err := s.carrier.Read(s.reader.buf[s.reader.to:])
 		if err != nil {
 			return 0, err
 		}
-		s.to += got
+		s.reader.to += got
 	}
 }
 
-// close ends both loops; it may be called more than once.
+// Close ends both loops. It may be called more than once.
 func (s *StreamWire) Close() {
 	s.mu.Lock()
 	if !s.closed {
@@ -344,7 +365,7 @@ func (s *StreamWire) Close() {
 	_ = s.carrier.Close()
 }
 
-// The methods of conn.Endpoint. A stream has no addresses that WireGuard could use.
+// These are the methods of conn.Endpoint. A stream has no addresses that WireGuard could use.
 func (s *StreamWire) ClearSrc()           {}
 func (s *StreamWire) SrcToString() string { return "" }
 func (s *StreamWire) DstToString() string { return s.id }

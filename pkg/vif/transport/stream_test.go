@@ -42,7 +42,7 @@ func TestSplitFrames(t *testing.T) {
 		"half a message":       {append(frame("a"), 0, 0, 0, 3, 'x', 'y'), []string{"a"}, 6, nil},
 		"the longest":          {frame(longest), []string{longest}, 0, nil},
 		"one longer than that": {frame("a", longest+"x"), []string{"a"}, 0, errFrameTooLong},
-		// Said before the bytes have come: nobody waits for 4 GB.
+		// The error comes before the bytes do: nobody waits for 4 GB.
 		"a length of nonsense":   {[]byte{0xff, 0xff, 0xff, 0xff}, nil, 0, errFrameTooLong},
 		"HTTP at the wrong door": {[]byte("GET / HTTP/1.1\r\n\r\n"), nil, 0, errFrameTooLong},
 	} {
@@ -57,7 +57,8 @@ func TestSplitFrames(t *testing.T) {
 	}
 }
 
-// FuzzSplitFrames: how TCP cuts the stream must not matter, and nothing may be lost or made up.
+// FuzzSplitFrames cuts a stream of made-up bytes in two. The place of the cut must not matter, and
+// no byte may be lost or added.
 func FuzzSplitFrames(f *testing.F) {
 	f.Add(frame("handshake", "", "data"), uint16(7))
 	f.Add(append(frame("a"), 0, 0, 0, 3, 'x'), uint16(6))
@@ -85,7 +86,8 @@ func FuzzSplitFrames(f *testing.F) {
 	})
 }
 
-// A stream over a real connection: messages come out as they went in, however many and large they are; the small ones in order, and the others.
+// Over a real connection messages come out as they went in, whatever their number and size: the
+// small ones in order, and the others in order.
 func TestStreamCarriesMessages(t *testing.T) {
 	near, far := sockets(t)
 	out, in := newStreamWire("out", near), newStreamWire("in", far)
@@ -119,14 +121,14 @@ func TestStreamCarriesMessages(t *testing.T) {
 	large := func(m string) bool { return !small(m) }
 	require.True(t, slices.Equal(slices.DeleteFunc(sent, large), slices.DeleteFunc(got, large)), "the small messages")
 	out.Close()
-	out.Close() // twice is no harm
+	out.Close() // a second Close does nothing
 	require.NoError(t, <-ended)
 	require.NoError(t, <-ended, "the end of the stream is not an error")
 	in.Close()
 }
 
-// A peer that does not speak the protocol is given up, not waited for.
-// However much a read brings, WireGuard gets each message whole, in order and once, also where the buffer ends in the middle of one.
+// WireGuard gets each message intact, in order and once, whatever the size of a read, and where the
+// buffer ends inside a message too. A peer that does not speak the protocol is given up.
 func TestStreamIsReadByWireGuard(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	var sent []string
@@ -159,17 +161,17 @@ func TestStreamIsReadByWireGuard(t *testing.T) {
 	}
 }
 
-// A writer that is woken for nothing keeps its buffers for the next messages.
+// A writer that wakes up without frames keeps its buffers for the next messages.
 func TestStreamKeepsItsBuffers(t *testing.T) {
 	s := newStreamWire("one", nil)
-	s.queue, s.spare, s.spareUrgent = make([]byte, 0, 1000), make([]byte, 0, 1000), make([]byte, 0, 1000)
-	urgent, frames := s.take()
-	require.Empty(t, urgent)
-	require.Empty(t, frames)
-	require.Equal(t, []int{1000, 1000, 1000}, []int{cap(s.queue), cap(s.spare), cap(s.spareUrgent)})
+	s.queued.large = make([]byte, 0, 1000)
+	s.spare = frames{small: make([]byte, 0, 1000), large: make([]byte, 0, 1000)}
+	taken := s.take()
+	require.True(t, taken.empty())
+	require.Equal(t, []int{1000, 1000, 1000}, []int{cap(s.queued.large), cap(s.spare.large), cap(s.spare.small)})
 }
 
-// atMost brings no more than so many bytes at once.
+// atMost returns no more than most bytes from each read.
 type atMost struct {
 	io.Reader
 	most int
@@ -185,7 +187,7 @@ func TestStreamRefusesNonsense(t *testing.T) {
 	require.ErrorIs(t, err, errFrameTooLong)
 }
 
-// sockets is a connection over loopback.
+// sockets returns the two ends of a connection over loopback.
 func sockets(t *testing.T) (near, far net.Conn) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -198,5 +200,5 @@ func sockets(t *testing.T) (near, far net.Conn) {
 	return near, far
 }
 
-// timeout is for what must happen, however busy the machine is.
+// timeout bounds what must happen, on a busy machine too.
 const timeout = 20 * time.Second

@@ -18,38 +18,45 @@ import (
 )
 
 const (
-	// gsoBytes is the most that the kernel takes as one datagram to cut, with room for the headers, and gsoPieces how many it makes of it.
+	// With GSO one system call takes up to gsoBytes, headers included, and the kernel cuts them
+	// into at most gsoDatagrams datagrams.
 	gsoBytes, gsoDatagrams = 65000, 64
-	// socketBuffer is asked of the kernel for each socket and direction.
+	// socketBuffer is the buffer that each socket asks of the kernel for each direction, in bytes.
 	socketBuffer = 7 << 20
-	// trainBuffer holds all datagrams of one sender that the kernel joined, and trains is how many of these are taken at once.
+	// trainBuffer holds all datagrams that the kernel joined (GRO), in bytes, and trainsAtOnce is
+	// how many of these buffers one read fills.
 	trainBuffer, trainsAtOnce = 64 << 10, 4
-	// bindAttempts is how often a port is looked for that is free for both IP families.
+	// bindAttempts is how often listenUDP looks for a port that is free for both IP families.
 	bindAttempts = 100
 )
 
-// The IP families have a socket each: one for both would know IPv4 only where the machine has IPv6.
+// Each IP family has a socket of its own. One socket for both would know IPv4 only on machines that
+// have IPv6.
 const (
 	udp4 = iota
 	udp6
 	families
 )
 
-// udpSocket sends and receives messages as datagrams, and pieces for what is too large. The kernel takes and gives many at a time.
+// udpSocket sends and receives messages as datagrams, and messages that are too large as fragments.
+//
+// Gain: the kernel takes and gives many datagrams in one system call (GSO and GRO). Cost: a buffer
+// of 64 KiB for each train. BenchmarkSend shows the gain; the figures are in docs/performance.md.
 type udpSocket struct {
 	port        uint16
-	conns       [families]*net.UDPConn // nil where the machine has not that family
+	conns       [families]*net.UDPConn // nil for a family that the machine does not have
 	senders     [families]*netx.Sender
 	nextMessage atomic.Uint32
-	noGSO       atomic.Bool // the kernel or the network card does not cut
-	// joiner finds where the pieces of a sender are put together; it returns nil for a stranger, whose pieces are dropped.
+	noGSO       atomic.Bool // the kernel or the network card has no GSO
+	// reassemblerOf finds the reassembler for a sender's fragments. It returns nil for an unknown
+	// sender, whose fragments are dropped.
 	reassemblerOf func(netip.AddrPort) *reassembler
 }
 
-// listenUDP opens a socket, for IPv4 and IPv6 where the machine has it; port 0 is any.
-func listenUDP(port uint16, joiner func(netip.AddrPort) *reassembler) (*udpSocket, error) {
+// listenUDP opens a socket for IPv4, and for IPv6 where the machine has it. Port 0 is for any port.
+func listenUDP(port uint16, reassemblerOf func(netip.AddrPort) *reassembler) (*udpSocket, error) {
 	for attempt := 1; ; attempt++ {
-		u := &udpSocket{port: port, reassemblerOf: joiner}
+		u := &udpSocket{port: port, reassemblerOf: reassemblerOf}
 		err := u.listen()
 		if err == nil {
 			return u, nil
@@ -99,8 +106,8 @@ func (u *udpSocket) setDeadline(t time.Time) {
 	}
 }
 
-// train is datagrams of one size that lie one after the other in memory, but for the last one, which may be shorter: the kernel takes
-// them as one.
+// trainWriter collects datagrams of one size one after the other in memory; the last one may be
+// shorter. The kernel takes them as one (GSO).
 type trainWriter struct {
 	buf   []byte
 	size  int
@@ -109,7 +116,7 @@ type trainWriter struct {
 
 var trains = sync.Pool{New: func() any { return &trainWriter{buf: make([]byte, 0, gsoBytes)} }}
 
-// takes says whether so many datagrams of a size can follow.
+// fits reports whether count datagrams of a size can follow.
 func (t *trainWriter) fits(count, size int) bool {
 	return t.count == 0 || size <= t.size && len(t.buf) == t.count*t.size && (size == t.size || count == 1) &&
 		t.count+count <= gsoDatagrams && len(t.buf)+count*size <= cap(t.buf)
@@ -122,8 +129,9 @@ func (t *trainWriter) added(count, size int) {
 	t.count += count
 }
 
-// send sends messages, those that are too large in pieces, with spare ones if asked to.
-func (u *udpSocket) send(messages [][]byte, to netip.AddrPort, spare bool) error {
+// send sends messages. It cuts those that are too large into fragments, with a parity fragment if
+// parity is set.
+func (u *udpSocket) send(messages [][]byte, to netip.AddrPort, parity bool) error {
 	t := trains.Get().(*trainWriter)
 	defer trains.Put(t)
 	t.buf, t.count = t.buf[:0], 0
@@ -131,7 +139,7 @@ func (u *udpSocket) send(messages [][]byte, to netip.AddrPort, spare bool) error
 		count, size, extra := 1, len(m), false
 		if len(m) > MaxDatagram {
 			count, size = fragmentsOf(len(m))
-			if extra = spare && count >= parityFrom && count < maxFragments && (count+1)*size <= cap(t.buf); extra {
+			if extra = parity && count >= parityFrom && count < maxFragments && (count+1)*size <= cap(t.buf); extra {
 				count++
 			}
 			if count > maxFragments || count*size > cap(t.buf) {
@@ -191,18 +199,18 @@ func sendError(to netip.AddrPort, err error) error {
 	return nil
 }
 
-// udpWire is an address that a socket sends to.
+// datagramWire is an address that a socket sends to.
 type datagramWire struct {
 	to          netip.AddrPort
 	socket      *udpSocket
-	reassembler *reassembler // of what comes from there; nil for a stranger
+	reassembler *reassembler // for the sender's fragments; nil for an unknown sender
 }
 
 func (w *datagramWire) Send(messages [][]byte) error {
 	return w.socket.send(messages, w.to, w.reassembler != nil && w.reassembler.sendParity.Load())
 }
 
-// The methods of conn.Endpoint. The kernel chooses the source address.
+// These are the methods of conn.Endpoint. The kernel chooses the source address.
 func (w *datagramWire) ClearSrc()           {}
 func (w *datagramWire) SrcToString() string { return "" }
 func (w *datagramWire) DstToString() string { return w.to.String() }
@@ -210,23 +218,26 @@ func (w *datagramWire) DstToBytes() []byte  { b, _ := w.to.MarshalBinary(); retu
 func (w *datagramWire) DstIP() netip.Addr   { return w.to.Addr() }
 func (w *datagramWire) SrcIP() netip.Addr   { return netip.Addr{} }
 
-// received is datagrams of one sender that the kernel joined: all of one size, but for the last one.
+// datagramTrain is datagrams of one sender that the kernel joined (GRO). All have one size; the
+// last one may be shorter.
 type datagramTrain struct {
 	buf  []byte
 	size int
 	from netip.AddrPort
 }
 
-// datagramReader gives what comes to one socket to WireGuard, without anything between: it reads when WireGuard asks for messages.
+// datagramReader gives one socket's datagrams to WireGuard directly: it reads when WireGuard asks
+// for messages.
 type datagramReader struct {
 	bind    *bind
-	socket  *udpSocket // whose datagrams these are
+	socket  *udpSocket // the socket of the waiting datagrams
 	reader  *trainReader
 	waiting []datagramTrain
 	from    *datagramWire // the sender of the last datagram
 }
 
-// receiveDatagrams is WireGuard's way to the datagrams of one IP family, whatever socket they come to.
+// receiveDatagrams is the one of WireGuard's receivers for the datagrams of one IP family. It
+// follows the bind from socket to socket.
 func (b *bind) receiveDatagrams(family int, closing chan struct{}) conn.ReceiveFunc {
 	r := &datagramReader{bind: b}
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
@@ -251,14 +262,14 @@ func (b *bind) receiveDatagrams(family int, closing chan struct{}) conn.ReceiveF
 				select {
 				case <-closing:
 					return 0, net.ErrClosed
-				case <-time.After(time.Millisecond): // an answer by ICMP, a deadline that passed
+				case <-time.After(time.Millisecond): // after an ICMP error, or a deadline that passed
 				}
 			}
 		}
 	}
 }
 
-// take gives what was read, as far as there is room.
+// take gives WireGuard what was read, as far as there is room.
 func (r *datagramReader) take(packets [][]byte, sizes []int, eps []conn.Endpoint) (n int) {
 	for len(r.waiting) > 0 {
 		t := &r.waiting[0]
@@ -278,7 +289,8 @@ func (r *datagramReader) take(packets [][]byte, sizes []int, eps []conn.Endpoint
 	return n
 }
 
-// copyUnless copies a message of m bytes, unless it is nil because it is there already.
+// copyUnless copies a message of m bytes. It does nothing when message is nil, because the message
+// is in place already.
 func copyUnless(to, message []byte, m int) int {
 	if message != nil {
 		return copy(to, message)
@@ -286,8 +298,9 @@ func copyUnless(to, message []byte, m int) int {
 	return m
 }
 
-// next takes a datagram, or the pieces of a message that lie one after the other. It returns the length of the message that is complete with
-// that, 0 for none, and the message itself unless it has put it into packet.
+// next takes a datagram, or the fragments of a message that lie one after the other. It returns the
+// length of the message that is complete now, 0 for none, and the message itself unless next has
+// put it into packet.
 func (r *datagramReader) next(t *datagramTrain, packet []byte) (int, []byte) {
 	d := t.buf[:min(t.size, len(t.buf))]
 	if r.from == nil || r.from.to != t.from {
@@ -304,8 +317,8 @@ func (r *datagramReader) next(t *datagramTrain, packet []byte) (int, []byte) {
 	switch {
 	case isProbe(d):
 		r.bind.probe(r.from, d)
-		if join := r.socket.reassemblerOf(t.from); join != r.from.reassembler { // the probe has made it known
-			r.from = &datagramWire{to: t.from, socket: r.socket, reassembler: join}
+		if known := r.socket.reassemblerOf(t.from); known != r.from.reassembler { // the probe has made the sender known
+			r.from = &datagramWire{to: t.from, socket: r.socket, reassembler: known}
 		}
 	case isFragment(d):
 		if r.from.reassembler != nil {

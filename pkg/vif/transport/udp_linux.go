@@ -12,11 +12,12 @@ import (
 	"github.com/detour-dev/detour/pkg/netx"
 )
 
-// joinDatagrams asks the kernel to join what comes from one sender (GRO). Where it cannot, datagrams come one by one.
+// enableGRO asks the kernel to join datagrams of one sender (GRO). A kernel without GRO hands them
+// over one by one.
 func enableGRO(network, _ string, raw syscall.RawConn) error {
 	var failed error
 	err := raw.Control(func(fd uintptr) {
-		// Above the machine's limit, where this process may.
+		// This exceeds the machine's limit where this process may.
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer)
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer)
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1)
@@ -37,16 +38,17 @@ func sendTrain(s *netx.Sender, buf []byte, size int, to netip.AddrPort) error {
 	return s.Send(buf, control[:unix.CmsgSpace(2)], to)
 }
 
-// mayNotCut says whether an error means that there is no GSO: an old kernel, or a network card that makes no checksums.
+// noGSOError reports whether an error means that there is no GSO: the kernel is old, or the network
+// card makes no checksums.
 func noGSOError(err error) bool {
 	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // trainReader reads many datagrams at once.
 type trainReader struct {
-	receiver *netx.Receiver
-	came     []netx.Datagram
-	trains   []datagramTrain
+	receiver  *netx.Receiver
+	datagrams []netx.Datagram
+	trains    []datagramTrain
 }
 
 func newTrainReader(c *net.UDPConn) *trainReader {
@@ -56,11 +58,11 @@ func newTrainReader(c *net.UDPConn) *trainReader {
 // read waits for datagrams. The next read overwrites them.
 func (r *trainReader) read() ([]datagramTrain, error) {
 	var err error
-	if r.came, err = r.receiver.Receive(r.came[:0]); err != nil {
+	if r.datagrams, err = r.receiver.Receive(r.datagrams[:0]); err != nil {
 		return nil, err
 	}
 	r.trains = r.trains[:0]
-	for _, d := range r.came {
+	for _, d := range r.datagrams {
 		if len(d.Data) > 0 {
 			r.trains = append(r.trains, datagramTrain{buf: d.Data, size: groSize(d.Control, len(d.Data)), from: d.From})
 		}
@@ -68,7 +70,8 @@ func (r *trainReader) read() ([]datagramTrain, error) {
 	return r.trains, nil
 }
 
-// joinedSize is the size of the datagrams that the kernel joined; whole when it did not.
+// groSize is the size of the datagrams that the kernel joined; it is whole when the kernel joined
+// none.
 func groSize(control []byte, whole int) int {
 	for len(control) >= unix.CmsgLen(0) {
 		header, data, rest, err := unix.ParseOneSocketControlMessage(control)

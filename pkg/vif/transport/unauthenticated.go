@@ -8,23 +8,28 @@ import (
 )
 
 const (
-	// proveWithin is how long a stream may take until something comes on it that only a laptop can have made, and maxStrangers how many may
-	// be about it at a time: anybody in the cluster can open streams.
+	// Anybody in the cluster can open a stream. authTimeout is how long a stream may take until a
+	// message arrives that only a laptop can have made, and maxUnauthStreams is how many streams
+	// may wait for that at a time.
 	authTimeout      = 10 * time.Second
 	maxUnauthStreams = 64
-	// strangerChunk is how much one read of such a stream may take, unless a longer message has begun.
+	// unauthChunk is how much one read of such a stream may take, in bytes, unless a longer message
+	// has begun.
 	unauthChunk = 4 << 10
 )
 
-// strangers are the hub's streams of which it is not known yet whether a laptop is at the other end. The zero value has none.
+// unauthStreams are the hub's streams without proof that a laptop is at the other end. The zero
+// value has none.
 type unauthStreams struct {
-	timeout time.Duration // 0 is proveWithin
+	timeout time.Duration // 0 is authTimeout
 
+	// mu guards the fields below.
 	mu  sync.Mutex
-	all []*StreamWire // the oldest first
+	all []*StreamWire // oldest first
 }
 
-// add ends the stream if it is not proven in time, or the oldest when there are too many. gone is to be called when it has ended.
+// add ends the stream if no proof comes in time, and the oldest stream when there are too many. The
+// caller calls gone when the stream has ended.
 func (a *unauthStreams) add(s *StreamWire) (gone func()) {
 	within := a.timeout
 	if within == 0 {
@@ -49,7 +54,7 @@ func (a *unauthStreams) add(s *StreamWire) (gone func()) {
 	return func() { timer.Stop(); a.remove(s) }
 }
 
-// prove is told that a laptop has sent something on a stream.
+// authenticate notes that a laptop has sent a message on a stream.
 func (a *unauthStreams) authenticate(s *StreamWire) {
 	if s.authenticated.CompareAndSwap(false, true) {
 		a.remove(s)
@@ -69,7 +74,7 @@ func (a *unauthStreams) count() int {
 	return len(a.all)
 }
 
-// chunk is for the next read; rest is the message that has begun.
+// chunk returns a buffer for the next read; rest is the beginning of an unfinished message.
 func (s *StreamWire) chunk(rest []byte) *chunk {
 	if s.authenticated.Load() {
 		return newChunk(s.endpoint())

@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// visitors opens streams that say nothing, and counts those that are still open.
-func visitors(t *testing.T, bind *bind, count int) (open func() int) {
+// visitors opens streams that send nothing, and counts those that are still open.
+func silentStreams(t *testing.T, bind *bind, count int) (open func() int) {
 	t.Helper()
 	var serving sync.WaitGroup
 	var left atomic.Int64
@@ -27,10 +27,11 @@ func visitors(t *testing.T, bind *bind, count int) (open func() int) {
 	return func() int { return int(left.Load()) }
 }
 
-// Anybody in the cluster can open streams. Those that say nothing cost little, are few, and end; a laptop's stays.
-func TestStrangersComeToNothing(t *testing.T) {
+// Anybody in the cluster can open a stream. Streams that send nothing use little memory, are few,
+// and end.
+func TestUnauthenticatedStreamsAreBounded(t *testing.T) {
 	bind := newBind(nil, nil)
-	open := visitors(t, bind, 3*maxUnauthStreams)
+	open := silentStreams(t, bind, 3*maxUnauthStreams)
 	require.Eventually(t, func() bool { return open() == maxUnauthStreams }, timeout, 10*time.Millisecond, "the oldest go")
 	bind.unauth.mu.Lock()
 	defer bind.unauth.mu.Unlock()
@@ -39,16 +40,16 @@ func TestStrangersComeToNothing(t *testing.T) {
 	}
 }
 
-func TestStrangersHaveLittleTime(t *testing.T) {
+func TestUnauthenticatedStreamsTimeOut(t *testing.T) {
 	bind := newBind(nil, nil)
 	bind.unauth.timeout = 10 * time.Millisecond
-	open := visitors(t, bind, 5)
+	open := silentStreams(t, bind, 5)
 	require.Eventually(t, func() bool { return open() == 0 }, timeout, 10*time.Millisecond)
 	require.Zero(t, bind.unauth.count())
 }
 
-// A stranger may say anything, in any pieces.
-func TestStrangersMessages(t *testing.T) {
+// An unknown peer may send any messages, however they are cut.
+func TestUnauthenticatedStreamsMayCutMessagesAnyhow(t *testing.T) {
 	for _, size := range []int{0, 1, unauthChunk - FrameHeader, unauthChunk, MaxMessage} {
 		near, far := net.Pipe()
 		frame := appendFrame(appendFrame(nil, make([]byte, size)), []byte("end"))
@@ -71,7 +72,7 @@ func TestStrangersMessages(t *testing.T) {
 	}
 }
 
-// inPieces gives what there is in pieces of 1000 bytes.
+// inPieces returns its bytes in reads of at most 1000.
 type inPieces struct{ left []byte }
 
 func (p *inPieces) Read(b []byte) (int, error) {

@@ -13,16 +13,18 @@ import (
 // udpMemory is how long an answer to a datagram of the laptop's is let in, in seconds.
 const udpMemory = 5 * 60
 
-// filteredTUN keeps the cluster out of the laptop: from the tunnel it lets in answers to the laptop's own flows, new TCP
-// connections to one port, and ICMP. It needs no connection state for that: a new TCP connection is a SYN without ACK.
+// Firewall keeps the cluster out of the laptop. From the tunnel it admits answers to the laptop's
+// own flows, new TCP connections to one port, and ICMP. It needs no connection state for that: a
+// new TCP connection is a SYN without ACK.
 type Firewall struct {
 	tun.Device
-	port   uint16 // the TCP port that is open; 0 for none
+	port   uint16 // the open TCP port; 0 for none
 	flows  flowTable
-	sentAt [1 << 16]atomic.Uint32 // by local UDP port: when the laptop last sent from it, in Unix seconds
+	sentAt [1 << 16]atomic.Uint32 // for each local UDP port, when the laptop last sent from it, in Unix seconds
 }
 
-// newFilteredTUN puts the filter around a TUN; port is the TCP port that the cluster may connect to, 0 for none.
+// NewFirewall puts a Firewall around a TUN. port is the TCP port that the cluster may connect to, 0
+// for none. Close closes the TUN too.
 func NewFirewall(device tun.Device, port uint16) *Firewall {
 	return &Firewall{Device: device, port: port}
 }
@@ -81,7 +83,8 @@ func (f *Firewall) admits(pkt []byte, now uint32) bool {
 			return false
 		}
 		sent := f.sentAt[binary.BigEndian.Uint16(transport[2:])].Load()
-		// Signed: the datagram may have been sent a moment after now was read.
+		// The difference is signed, because the datagram may have been sent a moment after now was
+		// read.
 		return sent != 0 && int32(now-sent) < udpMemory
 	case packet.ICMP, packet.ICMPv6, packet.LaterUDPFragment:
 		return true

@@ -29,13 +29,13 @@ const (
 	now          = 1_800_000_000
 	sentFrom     = 40000 // the laptop sent a datagram from here just now
 	sentLongAgo  = 40001
-	sentANewDay  = 40002 // the packet's time was read a moment before this datagram's
+	sentANewDay  = 40002 // the packet's time was read a moment before the datagram's
 	neverSent    = 40003
 	ipv4Fragment = 0x2000 // more fragments follow
 )
 
-// The cluster gets nothing from the laptop that the laptop did not ask for, except a connection to the relay's port.
-func TestWhatIsLetIn(t *testing.T) {
+// The cluster can send the laptop only answers, and connections to the relay's port.
+func TestFirewallAdmits(t *testing.T) {
 	for name, c := range map[string]struct {
 		packet []byte
 		want   bool
@@ -106,8 +106,9 @@ func newFilter(port uint16) *Firewall {
 	return f
 }
 
-// The filter learns from what the laptop sends, and of a batch passes on exactly what is let in.
-func TestFilterLearnsAndSorts(t *testing.T) {
+// The firewall learns from the packets that the laptop sends, and passes on exactly the admitted
+// packets of a batch.
+func TestFirewallLearnsFromSentPackets(t *testing.T) {
 	const offset = 16
 	kernel := &kernelSide{sends: udpPacketFrom(4, 53535)}
 	f := &Firewall{Device: kernel, port: openPort}
@@ -133,7 +134,7 @@ func TestFilterLearnsAndSorts(t *testing.T) {
 	assert.Equal(t, [][]byte{answer, other}, kernel.received)
 }
 
-// kernelSide stands for the kernel's side of a TUN: it keeps what it is given.
+// kernelSide stands for the kernel's side of a TUN: it keeps the packets that are written.
 type kernelSide struct {
 	tun.Device
 	sends    []byte
@@ -152,8 +153,9 @@ func (w *kernelSide) Write(bufs [][]byte, offset int) (int, error) {
 	return len(bufs), nil
 }
 
-// FuzzFilter asks a second opinion on what is let in: gVisor's parser, which is what a kernel would see in the packet.
-func FuzzFilter(f *testing.F) {
+// FuzzFirewall compares the firewall with gVisor's parser, which sees in a packet what a kernel
+// would see.
+func FuzzFirewall(f *testing.F) {
 	for _, p := range [][]byte{
 		tcpPacket(4, openPort, syn), tcpPacket(6, 22, syn), withIPv4Options(tcpPacket(4, 22, syn)), udpPacket(4, sentFrom), udpPacket(6, neverSent),
 		fragment(tcpPacket(4, 22, syn), ipv4Fragment), withExtension(tcpPacket(6, 22, syn), 0), icmpPacket(4), nil,
@@ -266,7 +268,8 @@ func withIPv4Options(b []byte) []byte {
 	return append(out, b[20:]...)
 }
 
-// firstFragment puts an IPv6 fragment header with more fragments to come in front of the transport header.
+// firstFragment puts an IPv6 fragment header with more fragments to come in front of the transport
+// header.
 func firstFragment(b []byte) []byte {
 	out := withExtension(b, packet.ExtensionFragment)
 	out[42], out[43] = 0, 1
@@ -282,8 +285,9 @@ func withExtension(b []byte, kind byte) []byte {
 	return append(out, b[40:]...)
 }
 
-// An answer is let in for minutes after the question, and the clock may jump: only the difference counts.
-func TestUDPMemory(t *testing.T) {
+// An answer is admitted for minutes after the question, even when the clock jumps: only the
+// difference counts.
+func TestUDPAnswersAreAdmittedForMinutes(t *testing.T) {
 	f := &Firewall{}
 	for _, c := range []struct {
 		after time.Duration

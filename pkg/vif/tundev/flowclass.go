@@ -9,37 +9,40 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/packet"
 )
 
-// A flow is bulk when it has sent more than bulkAfter bytes lately, and until all that it sent is forgotten: it is forgiven so many bytes each
-// second, and has never more than bulkMost to its account. So one that sends less than it is forgiven is never bulk, and bulk that falls silent
-// stays it for 4 to 8 s. That is longer than what it sent is under way, so that nothing passes it: TCP would take what was passed for lost.
+// A flow is bulk from the moment its leaky bucket holds more than bulkAfter bytes until the bucket
+// is empty. The bucket holds at most bulkCapacity bytes and drains at drainRate bytes a second. So
+// a flow slower than drainRate is never bulk, and a silent bulk flow stays bulk for 4 to 8 s. That
+// is longer than its packets are in flight, so that it never changes streams with packets
+// outstanding, which TCP would see as reordering.
 const (
 	bulkAfter    = 128 << 10
 	bulkCapacity = 256 << 10
 	drainRate    = 32 << 10
-	// bareSize is not counted of a packet: acknowledgements of what comes are no longer.
+	// bareSize bytes of each packet do not count: bare acknowledgements are not longer.
 	bareSize = 100
-	// sorterSlots is how many flows are told apart. Two in one slot are bulk when one is.
+	// classifierSlots is how many flows are told apart. Two flows in one slot are bulk when either
+	// is.
 	classifierSlots = 4096
 )
 
-// sorter tells flows that send much from those that somebody waits for.
+// flowClassifier tells bulk flows from flows whose user waits for each packet.
 type flowClassifier struct {
 	seed  maphash.Seed
 	flows [classifierSlots]leakyBucket
 }
 
 type leakyBucket struct {
-	level int64 // bytes that are not forgiven
-	at    int64 // Unix milliseconds
+	level int64 // bytes in the bucket
+	at    int64 // when level was computed, in Unix milliseconds
 	bulk  bool
 }
 
-// isBulk counts a packet, and says whether its flow is bulk.
+// isBulk counts a packet, and reports whether its flow is bulk.
 func (s *flowClassifier) isBulk(pkt []byte, now time.Time) bool {
 	return s.flows[s.slot(pkt)].add(len(pkt), now.UnixMilli())
 }
 
-// slot is where a packet's flow is counted.
+// slot is the place where a packet's flow is counted.
 func (s *flowClassifier) slot(pkt []byte) uint64 {
 	var key [40]byte
 	protocol, transport := packet.Transport(pkt)
@@ -67,8 +70,11 @@ func (f *leakyBucket) add(size int, now int64) bool {
 	return f.bulk
 }
 
-// sortedTUN is a TUN that writes down for each packet whether it is bulk: where the message is sent that WireGuard makes of it nothing can be seen of
-// that any more. The last byte of WireGuard's buffer is free, and goes with the message.
+// Classifier is a TUN that marks each packet of a bulk flow (packet.SetClassMark), for the express
+// streams of package transport.
+//
+// Gain: the packets of other flows do not wait behind bulk on a stream transport. Cost: a hash for
+// each packet (BenchmarkClassifier). The figures are in docs/performance.md.
 type Classifier struct {
 	tun.Device
 	flows flowClassifier

@@ -11,7 +11,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/packet"
 )
 
-// ipPacket is a packet of so many bytes from a port of 198.18.0.2, or of fd00::2, to port 80.
+// ipPacket is a packet of size bytes from a port of 198.18.0.2, or of fd00::2, to port 80.
 func ipPacket(version, protocol byte, port uint16, size int) []byte {
 	p := make([]byte, size)
 	transport := 20
@@ -28,13 +28,13 @@ func ipPacket(version, protocol byte, port uint16, size int) []byte {
 	return p
 }
 
-func TestSorter(t *testing.T) {
+func TestFlowClassifier(t *testing.T) {
 	type sends struct {
 		port  uint16
 		size  int
 		count int
 		every time.Duration
-		bulk  bool // the last of them
+		bulk  bool // the class of the last packet
 	}
 	for name, all := range map[string][]sends{
 		"a request now and then":          {{1, 1000, 1000, 100 * time.Millisecond, false}},
@@ -53,7 +53,7 @@ func TestSorter(t *testing.T) {
 				t.Run(name, func(t *testing.T) {
 					s := &NewClassifier(nil).flows
 					for s.slot(ipPacket(version, protocol, 1, 44)) == s.slot(ipPacket(version, protocol, 2, 44)) {
-						s.seed = maphash.MakeSeed() // the two flows shall not be taken for one
+						s.seed = maphash.MakeSeed() // a new seed, because the two flows may share a slot
 					}
 					now := time.Unix(1e9, 0)
 					for _, each := range all {
@@ -70,7 +70,7 @@ func TestSorter(t *testing.T) {
 	}
 }
 
-func FuzzSorter(f *testing.F) {
+func FuzzFlowClassifier(f *testing.F) {
 	f.Add(ipPacket(4, packet.TCP, 1, 60))
 	f.Add(ipPacket(6, packet.UDP, 1, 60))
 	f.Add([]byte{0x45})

@@ -14,22 +14,24 @@ import (
 )
 
 const (
-	// maxFlows bounds the memory of open connections; beyond it some are forgotten.
+	// maxFlows bounds the table. When it is full, a new flow takes the place of an arbitrary one.
 	maxFlows = 1 << 16
 	// tunOffset leaves room for the header that a TUN's driver writes before a packet.
 	tunOffset = 16
 )
 
-// tcpFlowID is a TCP connection as the laptop sees it.
+// FlowID is a TCP connection as the laptop sees it.
 type FlowID struct{ Local, Remote netip.AddrPort }
 
-// flowMemory knows which TCP connections through the VIF are open, from their first and last packets.
+// flowTable knows which TCP connections through the VIF are open, from their first and last
+// packets.
 type flowTable struct {
+	// mu guards the fields below.
 	mu   sync.Mutex
-	open map[FlowID]byte // which sides have ended: 1 the laptop, 2 the other
+	open map[FlowID]byte // the sides that have ended, as bits: 1 is the laptop, 2 the other side
 }
 
-// note learns from a packet; sent says that it is the laptop's.
+// note learns from a packet; sent says that the laptop sent it.
 func (m *flowTable) note(pkt, transport []byte, sent bool) {
 	flags := transport[13]
 	if flags&(packet.FlagSYN|packet.FlagFIN|packet.FlagRST) == 0 {
@@ -85,9 +87,9 @@ func (m *flowTable) all() []FlowID {
 	return all
 }
 
-// resetFlows ends the connections that a hub which is no more had accepted. The laptop's kernel gets a packet on each that cannot
-// belong there, and answers with where the connection stands (RFC 5961); the hub that is there now does not know the connection
-// and resets it.
+// ResetFlows ends the connections that a former hub had accepted. On each the laptop's kernel gets
+// a packet that cannot belong there, and answers with the connection's state (RFC 5961). The new
+// hub does not know the connection and resets it.
 func (f *Firewall) ResetFlows() error {
 	for _, id := range f.flows.all() {
 		pkt := strayACK(id.Remote, id.Local)

@@ -20,7 +20,8 @@ type linuxInterface struct {
 	link netlink.Link
 }
 
-// createTUN makes an interface in the network of this process. The caller closes the device.
+// Open makes an interface in the network of this process. The caller closes the device. After an
+// error there is nothing to close.
 func Open(o Options) (tun.Device, HostInterface, error) {
 	device, host, err := Create(o.Name, o.MTU)
 	if errors.Is(err, os.ErrPermission) {
@@ -59,13 +60,14 @@ func (l *linuxInterface) Configure(addresses []netip.Addr, mtu int) error {
 	if err := netlink.LinkSetMTU(l.link, mtu); err != nil {
 		return fmt.Errorf("set the MTU of %s: %w", l.link.Attrs().Name, err)
 	}
-	_ = netlink.LinkSetGSOMaxSize(l.link, packet.KernelLarge) // those that are larger are cut
+	_ = netlink.LinkSetGSOMaxSize(l.link, packet.KernelLarge) // without it, larger packets are cut
 	for _, a := range addresses {
-		// No duplicate address detection: nobody else is on this link, and it would delay the first packet by seconds.
+		// Duplicate address detection would delay the first packet by seconds, and no other host is
+		// on this link.
 		address := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}
 		if err := netlink.AddrReplace(l.link, address); err != nil {
 			if a.Is6() {
-				continue // IPv6 is off on this machine; IPv4 does
+				continue // IPv6 is off on this machine, and IPv4 is enough
 			}
 			return fmt.Errorf("give %s the address %s: %w", l.link.Attrs().Name, a, err)
 		}
@@ -76,7 +78,7 @@ func (l *linuxInterface) Configure(addresses []netip.Addr, mtu int) error {
 	return l.removeOthers(addresses)
 }
 
-// removeOthers takes addresses away that the interface had for a session before.
+// removeOthers removes addresses that the interface had for an earlier session.
 func (l *linuxInterface) removeOthers(addresses []netip.Addr) error {
 	present, err := netlink.AddrList(l.link, netlink.FAMILY_ALL)
 	if err != nil {

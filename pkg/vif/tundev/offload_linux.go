@@ -15,27 +15,36 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/packet"
 )
 
-// virtioHeader is what the kernel puts before each packet, and wants there (struct virtio_net_hdr): a byte of flags, one that says whether
-// the packet is a large one, and 16 bits each for the length of all headers, of the contents of a segment, and where
-// the checksum begins and is. The numbers are the machine's own.
+// virtioHeader is the length of the header that the kernel puts before each packet, and expects
+// there (struct virtio_net_hdr): a byte of flags, a byte that tells a large packet, and 16 bits
+// each for the length of all headers, the length of a segment's contents, the start of the
+// checksummed bytes, and the place of the checksum in them. The numbers are in the machine's byte
+// order.
 const virtioHeader = 10
 
-// offloadTUN is a TUN whose large packets are passed on as they are, if the other end of the tunnel takes them.
+// offloadTUN is a TUN that passes large packets on as they are, if the other end of the tunnel
+// takes them.
+//
+// Gain: a packet of up to 64 KiB costs as much as one of the MTU in the kernel, in WireGuard and in
+// netstack. Cost: the header of each packet, which this file reads and writes. BenchmarkSegments
+// shows the price of the cut that this saves; the figures are in docs/performance.md.
 type offloadTUN struct {
 	tun.Device
 	file  *netx.File
 	mtu   int
 	large atomic.Bool
 
+	// mu guards the fields below.
 	mu      sync.Mutex
 	pending packet.Segmenter // of a large packet that the other end does not take
-	buf     []byte           // what is left of it
+	buf     []byte           // that packet
 }
 
-// smallPacket is not worth to be joined with others, in bytes.
+// smallPacket is the size up to which joining packets does not pay, in bytes.
 const smallPacket = 2 << 10
 
-// newOffloadTUN makes the most of a TUN of wireguard-go's.
+// NewOffload turns the offloads of one of wireguard-go's TUNs on. It owns the device afterwards;
+// after an error the caller still does.
 func NewOffload(device tun.Device, mtu int) (*offloadTUN, error) {
 	file, err := netx.NewFile(device.File())
 	if err != nil {
@@ -59,7 +68,7 @@ func NewOffload(device tun.Device, mtu int) (*offloadTUN, error) {
 			failed = errors.New("it has no offload header")
 			return
 		}
-		// Datagrams come one by one.
+		// Datagrams come one by one: this leaves UDP's offload off.
 		failed = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
 	})
 	if err := errors.Join(err, failed); err != nil {
@@ -68,12 +77,13 @@ func NewOffload(device tun.Device, mtu int) (*offloadTUN, error) {
 	return o, nil
 }
 
-// setLarge says whether the other end of the tunnel takes large packets, and checksums that have only been begun.
+// SetLarge says whether the other end of the tunnel takes large packets, and checksums that are
+// only begun.
 func (o *offloadTUN) SetLarge(large bool) { o.large.Store(large) }
 
 func (o *offloadTUN) BatchSize() int { return packet.BatchSize }
 
-// Read needs room for the kernel's header before a packet, as WireGuard has.
+// Read needs room for the kernel's header before a packet, as WireGuard has it.
 func (o *offloadTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -123,7 +133,7 @@ func (o *offloadTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 }
 
-// segments goes on with a large packet that has to be cut.
+// segments reads further segments of a large packet that has to be cut.
 func (o *offloadTUN) segments(bufs [][]byte, sizes []int, offset int) (n int) {
 	for n < len(bufs) && o.pending.Active() {
 		if sizes[n] = o.pending.Next(bufs[n][offset:]); sizes[n] == 0 {
@@ -135,7 +145,7 @@ func (o *offloadTUN) segments(bufs [][]byte, sizes []int, offset int) (n int) {
 	return n
 }
 
-// Write needs the same room. It may use it.
+// Write needs the same room before each packet, and may overwrite it.
 func (o *offloadTUN) Write(bufs [][]byte, offset int) (int, error) {
 	large, small := false, true
 	for _, b := range bufs {
@@ -143,7 +153,7 @@ func (o *offloadTUN) Write(bufs [][]byte, offset int) (int, error) {
 		small = small && len(b)-offset <= smallPacket
 	}
 	if !large && !small {
-		return o.Device.Write(bufs, offset) // which joins what belongs together
+		return o.Device.Write(bufs, offset) // which joins packets of a flow
 	}
 	var failed error
 	for _, b := range bufs {
@@ -162,7 +172,7 @@ func (o *offloadTUN) Write(bufs [][]byte, offset int) (int, error) {
 	return len(bufs), failed
 }
 
-// describe tells the kernel what a large packet consists of.
+// describe tells the kernel how a large packet is made up.
 func (o *offloadTUN) describe(head, pkt []byte) {
 	s, ok := packet.NewSegmenter(pkt, 1)
 	if !ok || s.Headers >= o.mtu {

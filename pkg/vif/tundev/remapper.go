@@ -8,7 +8,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/remap"
 )
 
-// remappedTUN is a TUN on whose other side some of the cluster's networks are seen at other addresses.
+// Remapper is a TUN on which the laptop sees some of the cluster's networks at other addresses.
 type Remapper struct {
 	tun.Device
 	table atomic.Pointer[remap.Table] // nil: none

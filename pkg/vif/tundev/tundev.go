@@ -6,18 +6,19 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// hostInterface is what the operating system does for a TUN. Its methods are for one goroutine at a time. To close the
-// TUN removes its addresses and routes too, so there is no Close here.
+// HostInterface is what the operating system does for a TUN. Its methods are for one goroutine at a
+// time. Closing the TUN removes the addresses and routes too, so there is no Close here.
 type HostInterface interface {
-	// Configure makes addresses all that the interface has, and brings it up. It may be called again.
+	// Configure makes addresses the whole set of the interface's addresses, and brings it up. It
+	// may be called again.
 	Configure(addresses []netip.Addr, mtu int) error
 	// SetRoutes makes routes the whole set of networks behind the interface.
 	SetRoutes(routes []netip.Prefix) error
 }
 
-// tunOptions describe the interface to make.
+// Options describe the interface to make.
 type Options struct {
-	// Name may have a %d, for which the kernel puts a number.
+	// Name may contain %d, for which the kernel puts a number.
 	Name string
 	// MTU is in bytes.
 	MTU int
@@ -25,11 +26,13 @@ type Options struct {
 	Addresses []netip.Addr
 }
 
-// tundevOpenFunc makes a network interface. The caller closes the device. After an error there is nothing to close.
+// OpenFunc makes a network interface. The caller closes the device. After an error there is nothing
+// to close.
 type OpenFunc func(Options) (tun.Device, HostInterface, error)
 
-// largePackets is implemented by a tun.Device that can hand on large packets as they are.
+// LargePackets is implemented by a tun.Device that can pass large packets on as they are.
 type LargePackets interface {
-	// SetLarge says whether the other end of the tunnel takes large packets, and checksums that are only begun.
+	// SetLarge says whether the other end of the tunnel takes large packets, and checksums that are
+	// only begun.
 	SetLarge(bool)
 }

@@ -17,12 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// service is the address that only the "cluster" has: it is on the loopback of the test's own network namespace.
+// Service is the address that only the "cluster" has: it is on the loopback of the test's own
+// network namespace.
 var Service = netip.MustParseAddr("10.99.0.1")
 
-// isolate runs the test program again inside user and network namespaces of their own, unless it is there already. The
-// TUN, the addresses and the routes of the tests are real, need no root, and never touch the machine. Call it first in
-// TestMain.
+// Isolate runs the test program again inside user and network namespaces of their own, unless it is
+// there already. The TUN, the addresses and the routes of the tests are real, need no root, and
+// never touch the machine. Call it first in TestMain.
 func Isolate() {
 	const inside = "DETOUR_TEST_IN_NAMESPACE"
 	if os.Getenv(inside) == "" {
@@ -64,13 +65,14 @@ func runInNamespaces(environment string) int {
 	return 0
 }
 
-// onLaptop runs f on a thread in the laptop's network namespace: sockets and interfaces made in it belong there.
+// OnLaptop runs f on a thread in the laptop's network namespace. Sockets and interfaces made in f
+// belong to that namespace.
 func OnLaptop(t *testing.T, f func() error) {
 	t.Helper()
 	require.NoError(t, InLaptop(f))
 }
 
-// laptopNamespace is made by the first who needs it.
+// laptopNamespace is made for the first caller.
 var laptopNamespace = sync.OnceValues(func() (*os.File, error) {
 	made := make(chan error)
 	var namespace *os.File

@@ -18,7 +18,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// patience is for what must happen, however busy the machine is.
+// Timeout bounds what must happen, on a busy machine too.
 const Timeout = 20 * time.Second
 
 var (
@@ -28,26 +28,27 @@ var (
 
 const InboundPort = 7474
 
-// pair connects a laptop with a real TUN, in a network namespace of its own, to a hub over TCP on loopback.
+// Pair connects a laptop with a real TUN, in a network namespace of its own, to a hub over TCP on
+// loopback. It returns both, and the laptop's public key.
 func Pair(t *testing.T) (*vif.Hub, *vif.Interface, wgkey.Key) {
 	hub, laptop, key, _ := PairCuttable(t)
 	return hub, laptop, key
 }
 
-// pairOver also returns a function that cuts the streams which are open.
+// PairCuttable also returns a function that cuts the open streams.
 func PairCuttable(t *testing.T) (*vif.Hub, *vif.Interface, wgkey.Key, func()) {
 	t.Helper()
 	return PairWith(t, vif.Config{})
 }
 
-// pairWith makes the laptop's end where the Config says: in the laptop's network namespace, or in a Namespace. What is given to wrap
-// them is put around the laptop's streams.
+// PairWith makes the laptop's end as the Config says: by default in the laptop's network namespace.
+// It puts the wrappers around the laptop's streams.
 func PairWith(t *testing.T, c vif.Config, wrap ...func(io.ReadWriteCloser) io.ReadWriteCloser) (*vif.Hub, *vif.Interface, wgkey.Key, func()) {
 	t.Helper()
 	return PairOf(t, c, vif.HubConfig{}, wrap...)
 }
 
-// pairOf does the same with a hub of this config.
+// PairOf is PairWith with a configuration for the hub.
 func PairOf(t *testing.T, c vif.Config, h vif.HubConfig, wrap ...func(io.ReadWriteCloser) io.ReadWriteCloser) (*vif.Hub, *vif.Interface, wgkey.Key, func()) {
 	t.Helper()
 	hubKey, err := wgkey.NewPrivate()
@@ -61,7 +62,8 @@ func PairOf(t *testing.T, c vif.Config, h vif.HubConfig, wrap ...func(io.ReadWri
 
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	// Not the test's own context: what is open must be able to end in order before the tunnel goes.
+	// This is not the test's own context, because open streams must end in order before the tunnel
+	// does.
 	ctx, stop := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	var mu sync.Mutex
@@ -113,7 +115,7 @@ func PairOf(t *testing.T, c vif.Config, h vif.HubConfig, wrap ...func(io.ReadWri
 	return hub, laptop, laptopKey.Public(), cut
 }
 
-// newHub makes a hub that knows one laptop, and takes datagrams too when it is given a port.
+// NewHubAt makes a hub that knows one laptop, and takes datagrams on a UDP port; 0 is for none.
 func NewHubAt(t *testing.T, key wgkey.Key, udp uint16, laptop wgkey.Key) *vif.Hub {
 	t.Helper()
 	return NewHubOf(t, vif.HubConfig{PrivateKey: key, UDPPort: udp}, laptop)
@@ -128,7 +130,7 @@ func NewHubOf(t *testing.T, c vif.HubConfig, laptop wgkey.Key) *vif.Hub {
 	return hub
 }
 
-// echo serves an echo on the cluster's address and half-closes after its client does.
+// Echo serves an echo on the cluster's address, which half-closes after its client does.
 func Echo(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", netip.AddrPortFrom(Service, 0).String())
@@ -155,7 +157,7 @@ func Dial(network, address string) (c net.Conn, err error) {
 	return c, err
 }
 
-// flowing checks that a connection carries bytes both ways.
+// RequireEcho checks that a connection to Echo carries bytes both ways.
 func RequireEcho(t *testing.T, c net.Conn) {
 	t.Helper()
 	require.NoError(t, c.SetDeadline(time.Now().Add(Timeout)))
@@ -167,7 +169,7 @@ func RequireEcho(t *testing.T, c net.Conn) {
 	require.Equal(t, "still there?", string(got))
 }
 
-// tcpPair is a connection over loopback.
+// TCPPair returns the two ends of a connection over loopback.
 func TCPPair(t *testing.T) (near, far net.Conn) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -180,14 +182,14 @@ func TCPPair(t *testing.T) (near, far net.Conn) {
 	return near, far
 }
 
-// randomBytes are the same n bytes each time.
+// RandomBytes returns the same n bytes each time.
 func RandomBytes(n int) []byte {
 	b := make([]byte, n)
 	_, _ = mathrand.NewChaCha8([32]byte{1}).Read(b)
 	return b
 }
 
-// framed is messages as they are on a stream.
+// Framed returns messages in their form on a stream.
 func Framed(messages ...string) (raw []byte) {
 	for _, m := range messages {
 		raw = append(binary.BigEndian.AppendUint32(raw, uint32(len(m))), m...)

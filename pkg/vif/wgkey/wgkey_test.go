@@ -8,7 +8,7 @@ import (
 )
 
 // Each side makes the same proof from its own private key, and nobody else does.
-func TestProof(t *testing.T) {
+func TestProofNeedsEitherPrivateKey(t *testing.T) {
 	var private [3]Key
 	for i := range private {
 		var err error
