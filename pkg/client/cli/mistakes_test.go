@@ -31,7 +31,7 @@ func mistaken(t *testing.T, args ...string) string {
 func TestOneSentenceForAWrongKubeconfig(t *testing.T) {
 	t.Setenv("KUBECONFIG", "/nonexistent")
 	for _, command := range []string{"list", "install", "uninstall", "connect", "run -- ls", "tail catalog", "intercept catalog --port 8080"} {
-		require.Equal(t, "KUBECONFIG names /nonexistent, which is not there: set it to a file that is, or give --kubeconfig", mistaken(t, strings.Fields(command)...), command)
+		require.Equal(t, "KUBECONFIG names /nonexistent, but no such file exists: set it to an existing file, or use --kubeconfig", mistaken(t, strings.Fields(command)...), command)
 		require.Equal(t, `context "nope" does not exist in the kubeconfig: `+"`kubectl config get-contexts` lists what there is", mistaken(t, append([]string{"--context", "nope"}, strings.Fields(command)...)...), command)
 	}
 }

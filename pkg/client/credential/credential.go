@@ -1,5 +1,6 @@
-// Package credential keeps what a user's kubeconfig has the daemon of root run or read within that user's rights: a credential plugin
-// is started by way of `detour credential`, which becomes the user before it looks at what it is to start.
+// Package credential confines what a user's kubeconfig makes the daemon of root run or read to that
+// user's rights: the daemon starts a credential plugin through `detour credential`, which becomes the
+// user before it looks at the plugin. Start with As and Run; HTTPClient is for the requests themselves.
 package credential
 
 import (
@@ -16,29 +17,33 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Command is the hidden command of detour, and Self this very program, whatever has become of its file.
 const (
+	// Command is the hidden command of detour that calls Run.
 	Command = "credential"
-	Self    = "/proc/self/exe"
-	// TokenFlag has the command print the token of a file.
+	// Self is this very program, whatever has become of its file.
+	Self = "/proc/self/exe"
+	// TokenFlag makes the command call PrintToken for a file.
 	TokenFlag = "token-file"
 )
 
-// variable holds a plugin in the environment of the command. Arguments would show the plugin's environment to everybody on the machine,
-// and as variables of their own they would mean something to a process of root.
+// variable holds a plugin in the environment of the command. Arguments would show the plugin's
+// environment to every user of the machine, and variables of its own would affect a process of root.
 const variable = "DETOUR_CREDENTIAL_PLUGIN"
 
-// tokenLife is how long a token is used before its file is read again, as client-go does.
+// tokenLife is how long a token is used before its file is read again. client-go uses the same time.
 const tokenLife = time.Minute
 
-// Account is a user of this machine, as the kernel knows a process of theirs.
+// execInfo is the variable in which client-go describes the cluster to a plugin.
+const execInfo = "KUBERNETES_EXEC_INFO"
+
+// Account is a user of this machine, as the kernel knows the user's processes.
 type Account struct {
 	UID    int   `json:"uid"`
 	GID    int   `json:"gid"`
 	Groups []int `json:"groups"`
 }
 
-// plugin is what is to be started, and as whom.
+// plugin is a program, and the account that runs it.
 type plugin struct {
 	Account     Account  `json:"account"`
 	Command     string   `json:"command"`
@@ -46,9 +51,9 @@ type plugin struct {
 	Environment []string `json:"environment"`
 }
 
-// As is a credential plugin that runs as who.
-func As(who Account, exec *api.ExecConfig) (*api.ExecConfig, error) {
-	p := plugin{Account: who, Command: exec.Command, Args: exec.Args}
+// As returns a credential plugin that runs exec as another account. It does not change exec.
+func As(account Account, exec *api.ExecConfig) (*api.ExecConfig, error) {
+	p := plugin{Account: account, Command: exec.Command, Args: exec.Args}
 	for _, v := range exec.Env {
 		p.Environment = append(p.Environment, v.Name+"="+v.Value)
 	}
@@ -62,11 +67,11 @@ func As(who Account, exec *api.ExecConfig) (*api.ExecConfig, error) {
 	return confined, nil
 }
 
-// Run becomes the user and then the plugin that the environment names. It returns only when that fails.
+// Run becomes the account and then the plugin that the environment describes. It returns only an error.
 func Run() error {
 	raw, ok := os.LookupEnv(variable)
 	if !ok {
-		return errors.New("this is for the daemon, which starts credential plugins so")
+		return errors.New("only the daemon uses this command, to start credential plugins")
 	}
 	var p plugin
 	if err := json.Unmarshal([]byte(raw), &p); err != nil {
@@ -75,17 +80,16 @@ func Run() error {
 	return p.run(os.Getenv(execInfo))
 }
 
-// execInfo is what client-go tells plugins.
-const execInfo = "KUBERNETES_EXEC_INFO"
-
-// OfTokenFile is a plugin that reads a token from a file, time and again.
+// OfTokenFile returns a plugin that reads a token from a file, again and again. detour is the path of
+// the program.
 func OfTokenFile(detour, path string) *api.ExecConfig {
 	return &api.ExecConfig{
-		Command: detour, Args: []string{Command, "--" + TokenFlag, path}, APIVersion: clientauthentication.SchemeGroupVersion.String(), InteractiveMode: api.NeverExecInteractiveMode,
+		Command: detour, Args: []string{Command, "--" + TokenFlag, path},
+		APIVersion: clientauthentication.SchemeGroupVersion.String(), InteractiveMode: api.NeverExecInteractiveMode,
 	}
 }
 
-// PrintToken is that plugin.
+// PrintToken does the work of the plugin that OfTokenFile returns.
 func PrintToken(w io.Writer, path string) error {
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -94,6 +98,8 @@ func PrintToken(w io.Writer, path string) error {
 	expires := metav1.NewTime(time.Now().Add(tokenLife))
 	return json.NewEncoder(w).Encode(clientauthentication.ExecCredential{
 		TypeMeta: metav1.TypeMeta{APIVersion: clientauthentication.SchemeGroupVersion.String(), Kind: "ExecCredential"},
-		Status:   &clientauthentication.ExecCredentialStatus{Token: strings.TrimSpace(string(raw)), ExpirationTimestamp: &expires},
+		Status: &clientauthentication.ExecCredentialStatus{
+			Token: strings.TrimSpace(string(raw)), ExpirationTimestamp: &expires,
+		},
 	})
 }

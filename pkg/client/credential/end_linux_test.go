@@ -16,11 +16,10 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 )
 
-// A request ends with its context although the plugin that is to bring its credentials hangs.
 func TestRequestEndsWithItsContextWhileItsPluginHangs(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
-	t.Cleanup(func() { // a reader waits until there is a writer
+	t.Cleanup(func() { // the plugin reads until there is a writer
 		if w, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
 			_ = w.Close()
 		}
@@ -28,7 +27,8 @@ func TestRequestEndsWithItsContextWhileItsPluginHangs(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(server.Close)
 	config := &rest.Config{Host: server.URL, ExecProvider: &api.ExecConfig{
-		APIVersion: "client.authentication.k8s.io/v1", Command: "cat", Args: []string{pipe}, InteractiveMode: api.NeverExecInteractiveMode,
+		APIVersion: "client.authentication.k8s.io/v1", Command: "cat", Args: []string{pipe},
+		InteractiveMode: api.NeverExecInteractiveMode,
 	}}
 	transport, err := rest.TransportFor(config)
 	require.NoError(t, err)
@@ -37,7 +37,7 @@ func TestRequestEndsWithItsContextWhileItsPluginHangs(t *testing.T) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL, nil)
 	require.NoError(t, err)
 	ended := make(chan error, 1)
-	go func() {
+	go func() { // the test waits for it, or fails
 		_, err := EndWithContext(transport).RoundTrip(request) //nolint:bodyclose // there is none
 		ended <- err
 	}()
@@ -49,10 +49,8 @@ func TestRequestEndsWithItsContextWhileItsPluginHangs(t *testing.T) {
 	}
 }
 
-// What comes of a request is what it would be without End.
 func TestEndWithContextPassesResultsOn(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
-	t.Cleanup(server.Close)
+	server := teapot(t)
 	response, err := (&http.Client{Transport: EndWithContext(http.DefaultTransport)}).Get(server.URL)
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())
@@ -62,7 +60,7 @@ func TestEndWithContextPassesResultsOn(t *testing.T) {
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
 }
 
-// Who asks again and again while nobody answers does not gather requests.
+// Retries while a plugin hangs must not accumulate goroutines.
 func TestEndWithContextBoundsPendingRequests(t *testing.T) {
 	blocked := &blocking{free: make(chan struct{})}
 	t.Cleanup(func() { close(blocked.free) })
@@ -80,8 +78,7 @@ func TestEndWithContextBoundsPendingRequests(t *testing.T) {
 
 // An API server behind `kubectl proxy` needs neither TLS nor credentials.
 func TestHTTPClientLeavesTheDefaultClientAlone(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
-	t.Cleanup(server.Close)
+	server := teapot(t)
 	client, err := HTTPClient(&rest.Config{Host: server.URL})
 	require.NoError(t, err)
 	require.Nil(t, http.DefaultClient.Transport)
@@ -100,4 +97,14 @@ func (b *blocking) RoundTrip(*http.Request) (*http.Response, error) {
 	b.calls.Add(1)
 	<-b.free
 	return nil, context.Canceled
+}
+
+// teapot is a server whose answer is recognized.
+func teapot(t *testing.T) *httptest.Server {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusTeapot)
+	}))
+	t.Cleanup(server.Close)
+	return server
 }

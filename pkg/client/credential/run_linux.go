@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// run gives up everything that is root's first. Only then does anything that the user named mean something.
+// run first gives up every right of root, and only then uses what the user has named.
 func (p plugin) run(info string) error {
 	runtime.LockOSThread()
 	if err := p.Account.become(); err != nil {
@@ -38,12 +38,13 @@ func (p plugin) run(info string) error {
 	return fmt.Errorf("start %s: %w", path, syscall.Exec(path, append([]string{p.Command}, p.Args...), environment))
 }
 
-// become cannot be undone: also the saved numbers change, the capabilities go with them, and no program that is started gets any back.
+// become changes the process to an account, irreversibly: it also changes the saved IDs, the
+// capabilities go with them, and no program that the process starts can regain any.
 func (a Account) become() error {
 	if a.UID == 0 {
-		return errors.New("that is root")
+		return errors.New("the account is root")
 	}
-	_, _ = unix.Setsid() // away from a terminal of root's
+	_, _ = unix.Setsid() // leave a terminal of root
 	for _, step := range []func() error{
 		func() error { return syscall.Setgroups(a.Groups) },
 		func() error { return syscall.Setresgid(a.GID, a.GID, a.GID) },
@@ -55,7 +56,7 @@ func (a Account) become() error {
 		}
 	}
 	if os.Geteuid() != a.UID || os.Getegid() != a.GID {
-		return errors.New("the kernel did not do it")
+		return errors.New("the kernel has not changed the IDs")
 	}
 	return nil
 }

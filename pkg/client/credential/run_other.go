@@ -4,7 +4,7 @@ package credential
 
 import "errors"
 
-// run is not asked here: the daemon of root serves nobody else.
+// run is not used on this platform: a daemon of root serves only root.
 func (plugin) run(string) error {
-	return errors.New("a daemon of root starts credential plugins of users on Linux only")
+	return errors.New("only on Linux can the daemon of root start the credential plugins of users")
 }

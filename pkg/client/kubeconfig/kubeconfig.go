@@ -1,5 +1,6 @@
-// Package kubeconfig packs what a command was told of the cluster, by files, flags and environment, into one kubeconfig that stands
-// alone: the daemon, another process and perhaps another user, acts with exactly the caller's access.
+// Package kubeconfig resolves the files, flags and environment of a command to one self-contained
+// kubeconfig, so that the daemon, which is another process and perhaps another user, has exactly the
+// caller's access. Start with Load on the caller's side and with Unpack on the daemon's.
 package kubeconfig
 
 import (
@@ -17,17 +18,21 @@ import (
 	"github.com/detour-dev/detour/pkg/client/credential"
 )
 
-// one is the name of the only cluster, user and context.
+// one is the name of the packed cluster, user and context.
 const one = "detour"
 
-// pluginEnvironment is what a credential plugin may need of the caller's environment.
-var pluginEnvironment = []string{"HOME", "PATH", "USER", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "AWS_PROFILE", "CLOUDSDK_CONFIG", "AZURE_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "KUBECONFIG"}
+// pluginEnvironment lists the variables of the caller that a credential plugin may need.
+var pluginEnvironment = []string{
+	"HOME", "PATH", "USER", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy",
+	"AWS_PROFILE", "CLOUDSDK_CONFIG", "AZURE_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "KUBECONFIG",
+}
 
-// Pack encodes a configuration that is loaded. Files that it names (certificates, a token that is renewed) stay files.
+// Pack encodes a loaded configuration. Files that it names, such as certificates and a rotated token,
+// stay files.
 func Pack(config *rest.Config) ([]byte, error) { return pack(config) }
 
-// PackForRoot is Pack for a daemon of root's that another user asks, which reads no files for that user: certificates are read here, and a
-// token that is renewed is read by a plugin, which runs as the user.
+// PackForRoot is Pack for a daemon of root that serves another user and reads no files for that user:
+// PackForRoot reads the certificates, and a plugin that runs as the user reads a rotated token.
 func PackForRoot(config *rest.Config) ([]byte, error) {
 	config = rest.CopyConfig(config)
 	if err := rest.LoadTLSFiles(config); err != nil {
@@ -43,7 +48,7 @@ func PackForRoot(config *rest.Config) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find the token of the kubeconfig: %w", err)
 		}
-		config.ExecProvider = credential.OfTokenFile(own, path) // the token counts more than a plugin
+		config.ExecProvider = credential.OfTokenFile(own, path) // a token takes precedence over a plugin
 		config.BearerToken, config.BearerTokenFile = "", ""
 	}
 	return pack(config)
@@ -56,15 +61,19 @@ func pack(config *rest.Config) ([]byte, error) {
 	}
 	cluster := &api.Cluster{
 		Server: config.Host, TLSServerName: config.ServerName, InsecureSkipTLSVerify: config.Insecure,
-		CertificateAuthority: config.CAFile, CertificateAuthorityData: config.CAData, DisableCompression: config.DisableCompression,
+		CertificateAuthority: config.CAFile, CertificateAuthorityData: config.CAData,
+		DisableCompression: config.DisableCompression,
 	}
 	if cluster.ProxyURL, err = proxy(config, base); err != nil {
 		return nil, err
 	}
 	user := &api.AuthInfo{
-		ClientCertificate: config.CertFile, ClientCertificateData: config.CertData, ClientKey: config.KeyFile, ClientKeyData: config.KeyData,
-		Token: config.BearerToken, TokenFile: config.BearerTokenFile, Username: config.Username, Password: config.Password,
-		Impersonate: config.Impersonate.UserName, ImpersonateUID: config.Impersonate.UID, ImpersonateGroups: config.Impersonate.Groups, ImpersonateUserExtra: config.Impersonate.Extra,
+		ClientCertificate: config.CertFile, ClientCertificateData: config.CertData,
+		ClientKey: config.KeyFile, ClientKeyData: config.KeyData,
+		Token: config.BearerToken, TokenFile: config.BearerTokenFile,
+		Username: config.Username, Password: config.Password,
+		Impersonate: config.Impersonate.UserName, ImpersonateUID: config.Impersonate.UID,
+		ImpersonateGroups: config.Impersonate.Groups, ImpersonateUserExtra: config.Impersonate.Extra,
 	}
 	if config.ExecProvider != nil {
 		user.Exec = withEnvironment(config.ExecProvider)
@@ -77,7 +86,7 @@ func pack(config *rest.Config) ([]byte, error) {
 	})
 }
 
-// Unpack is the configuration that Pack encoded.
+// Unpack decodes a configuration that Pack has encoded.
 func Unpack(raw []byte) (*rest.Config, error) {
 	if len(raw) == 0 {
 		return nil, errors.New("no kubeconfig was given")
@@ -89,8 +98,9 @@ func Unpack(raw []byte) (*rest.Config, error) {
 	return config, nil
 }
 
-// Confine keeps what Pack encoded within the rights of who, whom the daemon of root serves: plugins run as who, and files are not read.
-func Confine(raw []byte, who credential.Account) ([]byte, error) {
+// Confine limits a configuration that Pack has encoded to the rights of an account that the daemon of
+// root serves: plugins run as that account. Confine refuses a configuration that names files.
+func Confine(raw []byte, account credential.Account) ([]byte, error) {
 	config, err := clientcmd.Load(raw)
 	if err != nil {
 		return nil, fmt.Errorf("read the kubeconfig: %w", err)
@@ -102,24 +112,26 @@ func Confine(raw []byte, who credential.Account) ([]byte, error) {
 	for _, u := range config.AuthInfos {
 		paths = append(paths, u.ClientCertificate, u.ClientKey, u.TokenFile)
 		if u.AuthProvider != nil {
-			return nil, fmt.Errorf("the daemon is root's and uses no auth provider (%q) for user %d: use a credential plugin", u.AuthProvider.Name, who.UID)
+			return nil, fmt.Errorf("the daemon runs as root and uses no auth provider (%q) for user %d: use a credential plugin",
+				u.AuthProvider.Name, account.UID)
 		}
 		if u.Exec == nil {
 			continue
 		}
-		if u.Exec, err = credential.As(who, u.Exec); err != nil {
+		if u.Exec, err = credential.As(account, u.Exec); err != nil {
 			return nil, err
 		}
 	}
 	for _, p := range paths {
 		if p != "" {
-			return nil, fmt.Errorf("the daemon is root's and does not read %s for user %d: connect with the detour of the daemon's version, which reads it as you", p, who.UID)
+			return nil, fmt.Errorf("the daemon runs as root and does not read %s for user %d: connect with a detour of the daemon's version, which reads it as you",
+				p, account.UID)
 		}
 	}
 	return clientcmd.Write(*config)
 }
 
-// proxy is the HTTP proxy to the API server, of the kubeconfig or of the environment.
+// proxy returns the URL of the HTTP proxy to the API server that the kubeconfig or the environment sets.
 func proxy(config *rest.Config, base *url.URL) (string, error) {
 	find := config.Proxy
 	if find == nil {
@@ -147,7 +159,7 @@ func withEnvironment(plugin *api.ExecConfig) *api.ExecConfig {
 			plugin.Env = append(plugin.Env, api.ExecEnvVar{Name: name, Value: value})
 		}
 	}
-	// The daemon has no terminal to ask on.
+	// The daemon has no terminal for a prompt.
 	plugin.InteractiveMode = api.NeverExecInteractiveMode
 	return plugin
 }

@@ -17,10 +17,18 @@ func TestPackKeepsTheCallersAccess(t *testing.T) {
 	files := filepath.Join(t.TempDir(), "pem")
 	require.NoError(t, os.WriteFile(files, []byte("pem"), 0o600))
 	for name, config := range map[string]*rest.Config{
-		"certificates": {Host: "https://10.0.0.1:6443", TLSClientConfig: rest.TLSClientConfig{CAData: []byte("ca"), CertData: []byte("cert"), KeyData: []byte("key"), ServerName: "kubernetes"}},
-		"files":        {Host: "https://k8s.example/prefix", TLSClientConfig: rest.TLSClientConfig{CAFile: files, CertFile: files, KeyFile: files}},
-		"token":        {Host: "https://10.0.0.1:6443", BearerToken: "secret", TLSClientConfig: rest.TLSClientConfig{Insecure: true}},
-		"as another":   {Host: "https://10.0.0.1:6443", Impersonate: rest.ImpersonationConfig{UserName: "jane", Groups: []string{"devs"}}},
+		"certificates": {Host: "https://10.0.0.1:6443", TLSClientConfig: rest.TLSClientConfig{
+			CAData: []byte("ca"), CertData: []byte("cert"), KeyData: []byte("key"), ServerName: "kubernetes",
+		}},
+		"files": {Host: "https://k8s.example/prefix", TLSClientConfig: rest.TLSClientConfig{
+			CAFile: files, CertFile: files, KeyFile: files,
+		}},
+		"a token": {
+			Host: "https://10.0.0.1:6443", BearerToken: "secret", TLSClientConfig: rest.TLSClientConfig{Insecure: true},
+		},
+		"impersonation": {
+			Host: "https://10.0.0.1:6443", Impersonate: rest.ImpersonationConfig{UserName: "jane", Groups: []string{"devs"}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw, err := Pack(config)
@@ -42,7 +50,8 @@ func TestCredentialPluginGetsTheCallersEnvironment(t *testing.T) {
 	t.Setenv("HOME", "/home/jane")
 	t.Setenv("AWS_PROFILE", "staging")
 	raw, err := Pack(&rest.Config{Host: "https://10.0.0.1", ExecProvider: &api.ExecConfig{
-		Command: "aws", APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: api.IfAvailableExecInteractiveMode, Env: []api.ExecEnvVar{{Name: "AWS_PROFILE", Value: "prod"}},
+		Command: "aws", APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: api.IfAvailableExecInteractiveMode,
+		Env: []api.ExecEnvVar{{Name: "AWS_PROFILE", Value: "prod"}},
 	}})
 	require.NoError(t, err)
 	got, err := Unpack(raw)
@@ -53,7 +62,13 @@ func TestCredentialPluginGetsTheCallersEnvironment(t *testing.T) {
 }
 
 func TestProxyOfTheKubeconfigIsKept(t *testing.T) {
-	raw := []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: 'https://10.0.0.1', proxy-url: 'http://proxy.example:3128'}}]\nusers: [{name: a, user: {token: t}}]\ncontexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n")
+	raw := []byte(`apiVersion: v1
+kind: Config
+clusters: [{name: a, cluster: {server: 'https://10.0.0.1', proxy-url: 'http://proxy.example:3128'}}]
+users: [{name: a, user: {token: t}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+current-context: a
+`)
 	config, err := Unpack(raw)
 	require.NoError(t, err)
 	packed, err := Pack(config)
@@ -61,26 +76,35 @@ func TestProxyOfTheKubeconfigIsKept(t *testing.T) {
 	require.Contains(t, string(packed), "proxy-url: http://proxy.example:3128")
 }
 
-// What a daemon of root is to use for another user says all itself, and passes Confine; a token that is renewed is left to a plugin.
+// A kubeconfig for the daemon of root must be self-contained to pass Confine. A plugin reads a rotated
+// token.
 func TestPackForRoot(t *testing.T) {
 	files := filepath.Join(t.TempDir(), "pem")
 	require.NoError(t, os.WriteFile(files, []byte("pem"), 0o600))
-	who := credential.Account{UID: 12345, GID: 12345}
+	account := credential.Account{UID: 12345, GID: 12345}
 	for name, config := range map[string]*rest.Config{
-		"certificates": {Host: "https://k8s.example", TLSClientConfig: rest.TLSClientConfig{CAFile: files, CertFile: files, KeyFile: files}},
-		"a token":      {Host: "https://k8s.example", BearerToken: "pem", BearerTokenFile: files, TLSClientConfig: rest.TLSClientConfig{CAFile: files}},
-		"a plugin":     {Host: "https://k8s.example", ExecProvider: &api.ExecConfig{Command: "aws", Args: []string{"eks"}, APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: api.NeverExecInteractiveMode}},
+		"certificates": {Host: "https://k8s.example", TLSClientConfig: rest.TLSClientConfig{
+			CAFile: files, CertFile: files, KeyFile: files,
+		}},
+		"a token": {
+			Host: "https://k8s.example", BearerToken: "pem", BearerTokenFile: files,
+			TLSClientConfig: rest.TLSClientConfig{CAFile: files},
+		},
+		"a plugin": {Host: "https://k8s.example", ExecProvider: &api.ExecConfig{
+			Command: "aws", Args: []string{"eks"}, APIVersion: "client.authentication.k8s.io/v1",
+			InteractiveMode: api.NeverExecInteractiveMode,
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if config.CAFile != "" {
 				raw, err := Pack(config)
 				require.NoError(t, err)
-				_, err = Confine(raw, who)
-				require.ErrorContains(t, err, "the daemon is root's and does not read "+files)
+				_, err = Confine(raw, account)
+				require.ErrorContains(t, err, "the daemon runs as root and does not read "+files)
 			}
 			raw, err := PackForRoot(config)
 			require.NoError(t, err)
-			confined, err := Confine(raw, who)
+			confined, err := Confine(raw, account)
 			require.NoError(t, err)
 			got, err := Unpack(confined)
 			require.NoError(t, err)
