@@ -75,6 +75,7 @@ test-unit: deps ## unit tests with the race detector, and the builds for other p
 .PHONY: build-programs build-suite run-suite
 build-programs: build image $(CLUSTER) bin/bench
 	@cd integration && go build -o ../bin/program ./suite/testdata/program
+	@cd integration && go build -o ../bin/h2spec github.com/summerwind/h2spec/cmd/h2spec
 	@$(foreach v,v0.9.0 v0.1.9,go build -ldflags '$(subst $(VERSION),$v,$(LDFLAGS))' -o bin/detour-$v ./cmd/detour;)
 build-suite: build-programs $(TESTRUN)
 	@echo "== compiling the suites"
