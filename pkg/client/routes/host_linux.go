@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host lists what the laptop has a use for: the addresses of its interfaces, and where routes of any table lead; but for one interface,
-// the VIF.
+// Host returns the networks that the laptop uses: the addresses of its interfaces, and the targets
+// of the routes of all tables. It leaves out one interface, the VIF.
 func Host(except string) ([]HostNetwork, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -22,7 +22,7 @@ func Host(except string) ([]HostNetwork, error) {
 	}
 	var all []HostNetwork
 	add := func(index int, p netip.Prefix, ok, address bool) {
-		if name, known := names[index]; ok && known && name != except {
+		if name, exists := names[index]; ok && exists && name != except {
 			all = append(all, HostNetwork{Prefix: p, Interface: name, Address: address})
 		}
 	}
@@ -43,7 +43,7 @@ func Host(except string) ([]HostNetwork, error) {
 			return nil, fmt.Errorf("list the routes: %w", err)
 		}
 		for _, r := range routes {
-			// The local table has the addresses once more. A route without an interface leads nowhere.
+			// The local table repeats the addresses. A route without an interface leads nowhere.
 			if r.Table == unix.RT_TABLE_LOCAL || r.Type != unix.RTN_UNICAST || r.Dst == nil {
 				continue
 			}

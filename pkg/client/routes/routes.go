@@ -1,5 +1,6 @@
-// Package routes decides which networks lead to the VIF: the cluster's, with what the user wants otherwise, without the way to the
-// cluster itself, and without what the laptop has a use of its own for.
+// Package routes decides which networks lead to the VIF: those of the cluster, changed by what the
+// user asks for, without the path to the cluster itself, and without networks that the laptop uses.
+// Start with Overrides.Plan.
 package routes
 
 import (
@@ -14,20 +15,23 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/remap"
 )
 
-// auto leaves a choice to detour.
+// auto in place of an address lets detour choose one.
 const auto = "auto"
 
-// Overrides are what the user says about networks.
+// Overrides are the user's flags about networks.
 type Overrides struct {
-	// Also lead to the VIF, and are the cluster's even if the laptop uses them. Never do not lead there.
+	// Also are networks that lead to the VIF too, even if the laptop uses them. Never are networks
+	// that do not.
 	Also, Never []netip.Prefix
-	// Map are networks that are seen elsewhere. A pair without Seen leaves that place to detour.
+	// Map are networks of the cluster that the laptop sees at other addresses. Detour chooses the
+	// addresses of a pair without Seen.
 	Map remap.Table
-	// MapAll lets detour find other places for all networks that the laptop uses itself.
+	// MapAll lets detour map every network that the laptop uses itself.
 	MapAll bool
 }
 
-// Parse reads the values of --also-proxy, --never-proxy and --map-subnet.
+// Parse parses the values of --also-proxy, --never-proxy and --map-subnet. Its errors are sentences
+// for the user.
 func Parse(also, never, maps []string) (w Overrides, err error) {
 	if w.Also, err = prefixes("--also-proxy", also); err != nil {
 		return w, err
@@ -42,14 +46,15 @@ func Parse(also, never, maps []string) (w Overrides, err error) {
 		}
 		pair, err := parsePair(text)
 		if err != nil {
-			return w, fmt.Errorf("--map-subnet %s %w: write for example --map-subnet 10.96.0.0/16=198.19.0.0/16, 10.96.0.0/16=auto, or auto", visible(text), err)
+			return w, fmt.Errorf("--map-subnet %s %w: write for example --map-subnet 10.96.0.0/16=198.19.0.0/16, "+
+				"10.96.0.0/16=auto, or auto", visible(text), err)
 		}
 		w.Map = append(w.Map, pair)
 	}
 	return w, nil
 }
 
-// parsePair reads CIDR=CIDR or CIDR=auto. Its errors follow the text in a sentence.
+// parsePair parses CIDR=CIDR or CIDR=auto. Its errors continue a sentence that begins with the text.
 func parsePair(text string) (pair remap.Pair, err error) {
 	from, to, ok := strings.Cut(text, "=")
 	notPair := errors.New("is not CIDR=CIDR")
@@ -61,14 +66,14 @@ func parsePair(text string) (pair remap.Pair, err error) {
 			return pair, notPair
 		}
 		if err := pair.Check(); err != nil {
-			return pair, fmt.Errorf("does not go (%w)", err)
+			return pair, fmt.Errorf("cannot be used (%w)", err)
 		}
 	}
 	pair.Real = pair.Real.Masked()
 	return pair, nil
 }
 
-// visible is a text as a sentence shows it, also when it is empty.
+// visible returns a text as a sentence shows it: an empty text as two quotes.
 func visible(text string) string {
 	if text == "" {
 		return `""`
@@ -76,6 +81,7 @@ func visible(text string) string {
 	return text
 }
 
+// prefixes parses networks and addresses of one flag.
 func prefixes(flag string, texts []string) (all []netip.Prefix, err error) {
 	for _, text := range texts {
 		p, err := netip.ParsePrefix(text)
@@ -90,30 +96,53 @@ func prefixes(flag string, texts []string) (all []netip.Prefix, err error) {
 	return all, nil
 }
 
-// Cluster is what is known of the cluster.
+// Cluster is what Plan needs to know of the cluster.
 type Cluster struct {
 	Subnets []netip.Prefix
-	// Nodes are addresses of nodes in Subnets. They are reached as they were before.
+	// Nodes are addresses of nodes inside Subnets. The laptop reaches them as it did before.
 	Nodes []netip.Addr
-	// Server are the addresses of the API server, or of the proxy to it. The tunnel must not lead into itself.
+	// Server are the addresses of the API server, or of the proxy in front of it. They must not lead
+	// into the tunnel, because the tunnel goes there.
 	Server []netip.Addr
 }
 
-// Plan is what leads to the VIF.
+// Plan is the decision: which networks lead to the VIF, and which are mapped.
 type Plan struct {
 	Routes []netip.Prefix
 	Remap  remap.Table
 }
 
-// Plan decides, and says which networks collide with the laptop's. Those are not in the plan. Places that it finds for networks are noted
-// in the overrides, so that the next plan has the same.
+// Plan decides which networks lead to the VIF. It returns the networks of the cluster that collide
+// with networks of the laptop; they are not in the plan. It notes the addresses that it chooses for
+// mapped networks in the overrides, so that the next plan has the same.
 func (w *Overrides) Plan(c Cluster, host []HostNetwork) (Plan, []Collision, error) {
+	real, collisions, err := w.clusterSet(c, host)
+	if err != nil {
+		return Plan{}, nil, err
+	}
+	for i := range w.Map {
+		if err := w.place(i, c, host); err != nil {
+			return Plan{}, nil, err
+		}
+	}
+	if err := w.Map.Check(); err != nil {
+		return Plan{}, nil, fmt.Errorf("--map-subnet: %w", err)
+	}
+	seen, err := w.seenSet(real)
+	if err != nil {
+		return Plan{}, nil, err
+	}
+	return Plan{Routes: outrank(seen.Prefixes(), host), Remap: slices.Clone(w.Map)}, collisions, nil
+}
+
+// clusterSet returns the addresses of the cluster that lead to the VIF, before any mapping.
+func (w *Overrides) clusterSet(c Cluster, host []HostNetwork) (*netipx.IPSet, []Collision, error) {
 	var collisions []Collision
 	set := new(netipx.IPSetBuilder)
 	for _, subnet := range c.Subnets {
-		part, err := w.ofUse(subnet, c)
+		part, err := w.undecided(subnet, c)
 		if err != nil {
-			return Plan{}, nil, err
+			return nil, nil, err
 		}
 		users := usersOf(part, host)
 		switch {
@@ -122,7 +151,7 @@ func (w *Overrides) Plan(c Cluster, host []HostNetwork) (Plan, []Collision, erro
 			w.Map = append(w.Map, remap.Pair{Real: subnet.Masked()})
 		default:
 			for _, h := range users {
-				collisions = append(collisions, Collision{subnet, h})
+				collisions = append(collisions, Collision{Subnet: subnet, Host: h})
 			}
 			continue
 		}
@@ -140,18 +169,15 @@ func (w *Overrides) Plan(c Cluster, host []HostNetwork) (Plan, []Collision, erro
 	for _, a := range c.Server {
 		set.Remove(a)
 	}
-	for i := range w.Map {
-		if err := w.place(i, c, host); err != nil {
-			return Plan{}, nil, err
-		}
-	}
-	if err := w.Map.Check(); err != nil {
-		return Plan{}, nil, fmt.Errorf("--map-subnet: %w", err)
-	}
-	real, err := set.IPSet()
+	all, err := set.IPSet()
 	if err != nil {
-		return Plan{}, nil, fmt.Errorf("the networks of the cluster: %w", err)
+		return nil, nil, fmt.Errorf("the networks of the cluster: %w", err)
 	}
+	return all, collisions, nil
+}
+
+// seenSet replaces the mapped parts of a set by the addresses at which the laptop sees them.
+func (w *Overrides) seenSet(real *netipx.IPSet) (*netipx.IPSet, error) {
 	var seen netipx.IPSetBuilder
 	seen.AddSet(real)
 	for _, pair := range w.Map {
@@ -164,14 +190,15 @@ func (w *Overrides) Plan(c Cluster, host []HostNetwork) (Plan, []Collision, erro
 	}
 	all, err := seen.IPSet()
 	if err != nil {
-		return Plan{}, nil, fmt.Errorf("the networks of the cluster: %w", err)
+		return nil, fmt.Errorf("the networks of the cluster: %w", err)
 	}
-	return Plan{Routes: over(all.Prefixes(), host), Remap: slices.Clone(w.Map)}, collisions, nil
+	return all, nil
 }
 
-// over makes routes longer than those that the laptop has within them, by cutting these in two: the longer one counts, and the system
-// refuses a second one of the same length. It is what the user wants; other collisions are not in routes.
-func over(routes []netip.Prefix, host []HostNetwork) []netip.Prefix {
+// outrank splits routes so that they are longer than the laptop's own routes inside them. The system
+// prefers the longer route, and refuses a second route of the same length. Only networks that the
+// user asked for get here with a collision.
+func outrank(routes []netip.Prefix, host []HostNetwork) []netip.Prefix {
 	for _, h := range host {
 		p := h.Prefix.Masked()
 		around := func(r netip.Prefix) bool { return r.Bits() <= p.Bits() && r.Contains(p.Addr()) }
@@ -186,7 +213,7 @@ func over(routes []netip.Prefix, host []HostNetwork) []netip.Prefix {
 	return slices.Compact(routes)
 }
 
-// within is the part of a set that lies in a network.
+// within returns the part of a set that lies in a network.
 func within(set *netipx.IPSet, network netip.Prefix) []netip.Prefix {
 	var b netipx.IPSetBuilder
 	b.AddSet(set)
@@ -198,8 +225,9 @@ func within(set *netipx.IPSet, network netip.Prefix) []netip.Prefix {
 	return part.Prefixes()
 }
 
-// ofUse is the part of a network of the cluster's for which nothing else is wished.
-func (w *Overrides) ofUse(subnet netip.Prefix, c Cluster) (*netipx.IPSet, error) {
+// undecided returns the part of a cluster's network that no override and no address of the cluster
+// itself covers.
+func (w *Overrides) undecided(subnet netip.Prefix, c Cluster) (*netipx.IPSet, error) {
 	var part netipx.IPSetBuilder
 	part.AddPrefix(subnet)
 	for _, all := range [][]netip.Addr{c.Nodes, c.Server} {

@@ -26,14 +26,14 @@ func addrs(texts ...string) (all []netip.Addr) {
 
 func TestPlan(t *testing.T) {
 	laptop := []HostNetwork{
-		{netip.MustParsePrefix("0.0.0.0/0"), "wlan0", false},
-		{netip.MustParsePrefix("0.0.0.0/1"), "vpn0", false},
-		{netip.MustParsePrefix("2000::/3"), "wlan0", false},
-		{netip.MustParsePrefix("192.168.1.7/24"), "wlan0", true},
-		{netip.MustParsePrefix("192.168.1.0/24"), "wlan0", false},
+		{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Interface: "wlan0"},
+		{Prefix: netip.MustParsePrefix("0.0.0.0/1"), Interface: "vpn0"},
+		{Prefix: netip.MustParsePrefix("2000::/3"), Interface: "wlan0"},
+		{Prefix: netip.MustParsePrefix("192.168.1.7/24"), Interface: "wlan0", Address: true},
+		{Prefix: netip.MustParsePrefix("192.168.1.0/24"), Interface: "wlan0"},
 	}
-	lan := append(laptop[:len(laptop):len(laptop)], HostNetwork{netip.MustParsePrefix("10.96.5.7/24"), "eth0", true}, HostNetwork{netip.MustParsePrefix("10.96.5.0/24"), "eth0", false})
-	vpn := append(laptop[:len(laptop):len(laptop)], HostNetwork{netip.MustParsePrefix("10.0.0.0/8"), "vpn0", false})
+	lan := append(laptop[:len(laptop):len(laptop)], HostNetwork{Prefix: netip.MustParsePrefix("10.96.5.7/24"), Interface: "eth0", Address: true}, HostNetwork{Prefix: netip.MustParsePrefix("10.96.5.0/24"), Interface: "eth0"})
+	vpn := append(laptop[:len(laptop):len(laptop)], HostNetwork{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Interface: "vpn0"})
 	subnets := []string{"10.96.0.0/16", "10.244.0.0/24", "fd96::/112"}
 	for name, c := range map[string]struct {
 		also, never, maps []string
@@ -63,7 +63,7 @@ func TestPlan(t *testing.T) {
 		"the LAN stays":                    {never: []string{"10.96.5.0/24"}, subnets: []string{"10.96.4.0/23"}, host: lan, want: "10.96.4.0/24"},
 		"the LAN is given up":              {also: []string{"10.96.0.0/16"}, host: lan, want: "10.96.0.0/16 10.96.5.0/25 10.96.5.128/25 10.244.0.0/24 fd96::/112"},
 		"the LAN itself is given up":       {also: []string{"10.96.5.0/24"}, subnets: []string{"10.244.0.0/24"}, host: lan, want: "10.96.5.0/25 10.96.5.128/25 10.244.0.0/24"},
-		"only the API server is the LAN's": {subnets: []string{"10.96.5.0/31"}, server: []string{"10.96.5.0"}, host: []HostNetwork{{netip.MustParsePrefix("10.96.5.0/32"), "eth0", false}}, want: "10.96.5.1/32"},
+		"only the API server is the LAN's": {subnets: []string{"10.96.5.0/31"}, server: []string{"10.96.5.0"}, host: []HostNetwork{{Prefix: netip.MustParsePrefix("10.96.5.0/32"), Interface: "eth0"}}, want: "10.96.5.1/32"},
 
 		"seen elsewhere":             {maps: []string{"10.96.0.0/16=198.19.0.0/16"}, host: lan, want: "10.244.0.0/24 198.19.0.0/16 fd96::/112", remap: "10.96.0.0/16=198.19.0.0/16"},
 		"a part is seen elsewhere":   {maps: []string{"10.96.5.0/24=172.20.1.0/24"}, subnets: []string{"10.96.4.0/23"}, host: lan, want: "10.96.4.0/24 172.20.1.0/24", remap: "10.96.5.0/24=172.20.1.0/24"},
@@ -73,12 +73,12 @@ func TestPlan(t *testing.T) {
 		"places are found for all":   {maps: []string{"auto"}, host: vpn, want: "100.64.0.0/24 198.19.0.0/16 fd96::/112", remap: "10.96.0.0/16=198.19.0.0/16 10.244.0.0/24=100.64.0.0/24"},
 		"auto, and nothing to do":    {maps: []string{"auto"}, host: laptop, want: "10.96.0.0/16 10.244.0.0/24 fd96::/112"},
 		"IPv6": {
-			maps: []string{"auto"}, host: []HostNetwork{{netip.MustParsePrefix("fd96::1/64"), "wlan0", true}, {netip.MustParsePrefix("fd64:6574::/96"), "wlan0", false}},
+			maps: []string{"auto"}, host: []HostNetwork{{Prefix: netip.MustParsePrefix("fd96::1/64"), Interface: "wlan0", Address: true}, {Prefix: netip.MustParsePrefix("fd64:6574::/96"), Interface: "wlan0"}},
 			want: "10.96.0.0/16 10.244.0.0/24 fd64:6574::1:0:0/112", remap: "fd96::/112=fd64:6574::1:0:0/112",
 		},
 
 		"the place is taken too":           {maps: []string{"10.96.0.0/16=192.168.0.0/16"}, host: lan, fails: "192.168.0.0/16 is in use on this laptop itself (interface wlan0 has the address 192.168.1.7/24)"},
-		"the place is the cluster's":       {maps: []string{"10.96.0.0/16=10.244.0.0/16"}, host: laptop, fails: "10.244.0.0/24 is a network of the cluster's too"},
+		"the place is the cluster's":       {maps: []string{"10.96.0.0/16=10.244.0.0/16"}, host: laptop, fails: "10.244.0.0/24 is a network of the cluster too"},
 		"two at one place":                 {maps: []string{"10.96.0.0/16=198.19.0.0/16", "10.97.0.0/16=198.19.0.0/16"}, host: laptop, fails: "overlap"},
 		"no place is large enough":         {maps: []string{"10.0.0.0/8=auto"}, host: vpn, fails: "name one with --map-subnet 10.0.0.0/8=CIDR"},
 		"a network of nonsense":            {also: []string{"10.1.2.3.4/8"}, fails: "--also-proxy 10.1.2.3.4/8 is not a network"},
@@ -115,17 +115,17 @@ func TestPlan(t *testing.T) {
 			assert.Equal(t, c.collisions, strings.Join(said, ", "))
 			again, _, err := w.Plan(cluster, c.host)
 			require.NoError(t, err)
-			assert.Equal(t, plan, again, "the places stay")
+			assert.Equal(t, plan, again, "mapped addresses stay")
 		})
 	}
 }
 
 func TestExplain(t *testing.T) {
-	lan := Collision{netip.MustParsePrefix("10.96.0.0/16"), HostNetwork{netip.MustParsePrefix("10.96.5.7/24"), "eth0", true}}
-	vpn := Collision{netip.MustParsePrefix("10.244.0.0/24"), HostNetwork{netip.MustParsePrefix("10.0.0.0/8"), "vpn0", false}}
+	lan := Collision{Subnet: netip.MustParsePrefix("10.96.0.0/16"), Host: HostNetwork{Prefix: netip.MustParsePrefix("10.96.5.7/24"), Interface: "eth0", Address: true}}
+	vpn := Collision{Subnet: netip.MustParsePrefix("10.244.0.0/24"), Host: HostNetwork{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Interface: "vpn0"}}
 	assert.EqualError(t, Explain([]Collision{lan}), "the cluster's network 10.96.0.0/16 (interface eth0 has the address 10.96.5.7/24) is in use on this laptop: "+
-		"see the cluster's at other addresses with --map-subnet auto, keep the laptop's with --never-proxy 10.96.5.0/24, take the cluster's instead with --also-proxy 10.96.0.0/16, "+
+		"map the cluster's to other addresses with --map-subnet auto, keep the laptop's with --never-proxy 10.96.5.0/24, use the cluster's instead with --also-proxy 10.96.0.0/16, "+
 		"or connect without root (--rootless), where the laptop's networks do not matter")
 	assert.ErrorContains(t, Explain([]Collision{lan, vpn}), "the cluster's networks 10.96.0.0/16 (interface eth0 has the address 10.96.5.7/24) and 10.244.0.0/24 (interface vpn0 has the route 10.0.0.0/8) are in use on this laptop: ")
-	assert.ErrorContains(t, Explain([]Collision{lan, vpn}), "--never-proxy 10.96.5.0/24 --never-proxy 10.244.0.0/24, take the cluster's instead with --also-proxy 10.96.0.0/16 --also-proxy 10.244.0.0/24,")
+	assert.ErrorContains(t, Explain([]Collision{lan, vpn}), "--never-proxy 10.96.5.0/24 --never-proxy 10.244.0.0/24, use the cluster's instead with --also-proxy 10.96.0.0/16 --also-proxy 10.244.0.0/24,")
 }
