@@ -2,11 +2,8 @@ package cli
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,20 +17,6 @@ import (
 	"github.com/detour-dev/detour/pkg/inject"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
-
-var update = flag.Bool("update", false, "write testdata/*.golden anew")
-
-// golden compares with a file of testdata: people and scripts read this output, so that a change to it is a change for them.
-func golden(t *testing.T, name string, got []byte) {
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		require.NoError(t, os.MkdirAll("testdata", 0o755))
-		require.NoError(t, os.WriteFile(path, got, 0o644))
-	}
-	want, err := os.ReadFile(path)
-	require.NoError(t, err, "run the test with -update")
-	assert.Equal(t, string(want), string(got))
-}
 
 // printed is what a command prints with -o output.
 func printed(t *testing.T, output string, value any, people func(io.Writer)) []byte {
@@ -54,9 +37,7 @@ func connected() *daemonv1.StatusResponse {
 }
 
 func TestPrintStatus(t *testing.T) {
-	local := time.Local
-	time.Local = time.UTC
-	t.Cleanup(func() { time.Local = local })
+	inUTC(t)
 	intercepting := connected()
 	intercepting.Intercepts = []*daemonv1.Intercept{
 		{Name: "catalog-8080", Namespace: "shop", Service: "catalog", Port: "http", LocalPort: 8080, Workload: "deployment/catalog", Phase: "Active", Agents: "2/2", Redirect: inject.ViaNftables, Message: "deployment/catalog sends its traffic to eve@thinkpad", ContainerPort: 8080},
@@ -89,9 +70,7 @@ func TestPrintStatus(t *testing.T) {
 }
 
 func TestPrintList(t *testing.T) {
-	local := time.Local
-	time.Local = time.UTC
-	t.Cleanup(func() { time.Local = local })
+	inUTC(t)
 	since := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	for name, rows := range map[string][]listRow{
 		"list": {

@@ -2,6 +2,7 @@ package environment
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -60,20 +61,34 @@ func WriteFile(path string, content []byte) error {
 	if old, err := os.Stat(path); err == nil && !old.Mode().IsRegular() {
 		return fmt.Errorf("write %s: it is not a regular file: choose another path", path)
 	}
+	if err := replaceFile(path, content); err != nil {
+		return fmt.Errorf("write %s: %w", path, withoutPath(err))
+	}
+	return nil
+}
+
+// replaceFile writes a new file and moves it over the old one, which keeps its content if that fails.
+func replaceFile(path string, content []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".detour-*") // of mode 0600
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return err
 	}
-	defer os.Remove(f.Name())
+	defer os.Remove(f.Name()) // it does not exist any more if everything went well
 	_, err = f.Write(content)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return err
 	}
-	return nil
+	return os.Rename(f.Name(), path)
+}
+
+// withoutPath removes the name of the temporary file from err: it means nothing to the user.
+func withoutPath(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
 }
