@@ -2,7 +2,6 @@ package relay
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -78,8 +77,8 @@ func tlsPair(t testing.TB) (client, server *Conn, below *countingConn) {
 		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 	}
 	handshake := make(chan error, 1)
-	go func() { handshake <- server.HandshakeContext(context.Background()) }()
-	require.NoError(t, client.HandshakeContext(context.Background()))
+	go func() { handshake <- server.HandshakeContext(t.Context()) }()
+	require.NoError(t, client.HandshakeContext(t.Context()))
 	require.NoError(t, <-handshake)
 	below.mu.Lock()
 	defer below.mu.Unlock()

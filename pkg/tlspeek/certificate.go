@@ -15,29 +15,31 @@ import (
 	"time"
 )
 
-// Certificate is the certificate and key of a Secret that is mounted, and changes with it.
+// Certificate is the certificate and key of a mounted Secret. It follows the Secret when Refresh is called. Its methods may
+// be called concurrently.
 type Certificate struct {
-	Secret string // its name
+	Secret string // the name
 	dir    string
 
-	mu       sync.Mutex
-	err      error
-	pair     tls.Certificate
-	raw      []byte   // both files
-	previous [][]byte // DER of the certificates that the app may show now
-	configs  map[string]*tls.Config
+	// mu guards the fields below.
+	mu      sync.Mutex
+	err     error // why the certificate cannot be used
+	pair    tls.Certificate
+	raw     []byte                 // both files
+	current [][]byte               // DER of the certificates that the app may present now
+	configs map[string]*tls.Config // by the protocol inside TLS
 }
 
-// NewCertificate reads tls.crt and tls.key below dir.
+// NewCertificate reads tls.crt and tls.key in dir, where the Secret is mounted. Problem tells whether that worked.
 func NewCertificate(secret, dir string) *Certificate {
 	c := &Certificate{Secret: secret, dir: dir}
 	c.Refresh()
 	return c
 }
 
-// Refresh reads the files again and says whether anything is different.
+// Refresh reads the files again, and reports whether anything has changed.
 func (c *Certificate) Refresh() (changed bool) {
-	pair, raw, err := read(c.dir)
+	pair, raw, err := readPair(c.dir)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
@@ -48,17 +50,18 @@ func (c *Certificate) Refresh() (changed bool) {
 	if bytes.Equal(raw, c.raw) {
 		return false
 	}
-	// An app may go on for a while with what it read when it started.
+	// An app may go on with the certificate that it read when it started.
 	der := pair.Certificate[0]
-	if n := len(c.previous); n == 0 || !bytes.Equal(c.previous[n-1], der) {
-		c.previous = append(c.previous[max(0, n-1):], der)
+	if n := len(c.current); n == 0 || !bytes.Equal(c.current[n-1], der) {
+		c.current = append(c.current[max(0, n-1):], der)
 	}
 	c.err, c.pair, c.raw, c.configs = nil, pair, raw, map[string]*tls.Config{}
 	return true
 }
 
-func read(dir string) (pair tls.Certificate, raw []byte, err error) {
-	// The kubelet changes both files at once, by moving this link.
+// readPair reads the certificate and its key, and returns them parsed and as they are.
+func readPair(dir string) (pair tls.Certificate, raw []byte, err error) {
+	// The kubelet changes both files at once by moving this link.
 	if real, err := filepath.EvalSymlinks(filepath.Join(dir, "..data")); err == nil {
 		dir = real
 	}
@@ -76,7 +79,7 @@ func read(dir string) (pair tls.Certificate, raw []byte, err error) {
 	return pair, append(public, private...), nil
 }
 
-// Get is the certificate, or why it cannot be used.
+// Get returns the certificate, or why it cannot be used.
 func (c *Certificate) Get() (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -90,11 +93,11 @@ func (c *Certificate) Get() (*tls.Certificate, error) {
 	return &pair, nil
 }
 
-// Is says whether a certificate is this one, or the one before it.
-func (c *Certificate) Is(other *x509.Certificate) bool {
+// Matches reports whether a certificate is this one or the one before it.
+func (c *Certificate) Matches(other *x509.Certificate) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, der := range c.previous {
+	for _, der := range c.current {
 		if bytes.Equal(der, other.Raw) {
 			return true
 		}
@@ -102,8 +105,8 @@ func (c *Certificate) Is(other *x509.Certificate) bool {
 	return false
 }
 
-// Config is that of a server with this certificate, which speaks one protocol inside; none when it is empty. It stays the same as long as the
-// certificate does, so that clients can resume.
+// Config returns the configuration of a server with this certificate that speaks one protocol inside TLS (ALPN), or any if
+// protocol is empty. It stays the same as long as the certificate does, so that clients can resume their sessions.
 func (c *Certificate) Config(protocol string) *tls.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -117,7 +120,7 @@ func (c *Certificate) Config(protocol string) *tls.Config {
 	return c.configs[protocol]
 }
 
-// Problem says in words why the certificate cannot be used; nothing when it can.
+// Problem returns a sentence that says why the certificate cannot be used, or nothing if it can.
 func (c *Certificate) Problem() string {
 	if _, err := c.Get(); err != nil {
 		return fmt.Sprintf("Secret %s cannot be used: %s", c.Secret, err)
@@ -125,28 +128,29 @@ func (c *Certificate) Problem() string {
 	return ""
 }
 
-// Try says in words why an app at the other end of conn cannot be served with this certificate in front of it; nothing when it can, or
-// when it does not speak TLS.
-func (c *Certificate) Try(ctx context.Context, conn net.Conn) string {
+// Check connects to the app at the other end of conn, and returns a sentence that says why the agent cannot answer in its
+// place with this certificate. It returns nothing if the agent can, or if the app does not speak TLS. It closes conn
+// after a successful handshake only.
+func (c *Certificate) Check(ctx context.Context, conn net.Conn) string {
 	certificate, err := c.Get()
 	if err != nil {
 		return c.Problem()
 	}
-	name := "" // an app may have several
+	name := "" // the app may choose its certificate by name
 	if names := certificate.Leaf.DNSNames; len(names) > 0 {
 		name = strings.Replace(names[0], "*", "any", 1)
 	}
-	up, err := Connect(ctx, conn, name, nil, c.Is)
+	secured, err := Connect(ctx, conn, name, nil, c.Matches)
 	switch {
 	case err == nil:
-		_ = up.Close()
+		_ = secured.Close()
 		return ""
 	case errors.Is(err, ErrNotTLS):
 		return ""
 	case errors.Is(err, ErrOtherCertificate):
-		return "the app shows another certificate than that of Secret " + c.Secret
+		return "the app presents another certificate than that of Secret " + c.Secret
 	case errors.Is(err, ErrClientCertificate):
-		return "the app asks for a certificate of its clients, which nobody else can show in their place"
+		return "the app requires client certificates, which the agent cannot present in the clients' place"
 	default:
 		return err.Error()
 	}

@@ -14,13 +14,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// write puts a certificate where the kubelet would: behind a link that is moved.
-func write(t *testing.T, dir string, certificate tls.Certificate) {
+// writeSecret puts a certificate where the kubelet would: behind a link that it moves.
+func writeSecret(t *testing.T, dir string, certificate tls.Certificate) {
 	version, err := os.MkdirTemp(dir, "..version")
 	require.NoError(t, err)
 	private, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
 	require.NoError(t, err)
-	for name, block := range map[string]*pem.Block{"tls.crt": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}, "tls.key": {Type: "PRIVATE KEY", Bytes: private}} {
+	for name, block := range map[string]*pem.Block{
+		"tls.crt": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]},
+		"tls.key": {Type: "PRIVATE KEY", Bytes: private},
+	} {
 		require.NoError(t, os.WriteFile(filepath.Join(version, name), pem.EncodeToMemory(block), 0o600))
 		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
 			require.NoError(t, os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)))
@@ -36,32 +39,33 @@ func TestCertificateFollowsItsSecret(t *testing.T) {
 	assert.Equal(t, "Secret web-tls cannot be used: it has no tls.crt", c.Problem())
 	assert.False(t, c.Refresh())
 
-	first, second, third := newCertificate(t, time.Now().Add(time.Hour)), newCertificate(t, time.Now().Add(time.Hour)), newCertificate(t, time.Now().Add(-time.Hour))
-	write(t, dir, first)
+	first, second := newCertificate(t, time.Now().Add(time.Hour)), newCertificate(t, time.Now().Add(time.Hour))
+	expired := newCertificate(t, time.Now().Add(-time.Hour))
+	writeSecret(t, dir, first)
 	assert.True(t, c.Refresh())
-	assert.False(t, c.Refresh(), "nothing is new")
+	assert.False(t, c.Refresh(), "nothing has changed")
 	assert.Empty(t, c.Problem())
-	assert.True(t, c.Is(first.Leaf))
-	assert.False(t, c.Is(second.Leaf))
+	assert.True(t, c.Matches(first.Leaf))
+	assert.False(t, c.Matches(second.Leaf))
 	config := c.Config("h2")
 	assert.Equal(t, []string{"h2"}, config.NextProtos)
 	assert.Empty(t, c.Config("").NextProtos)
-	assert.Same(t, config, c.Config("h2"), "or no session could be resumed")
+	assert.Same(t, config, c.Config("h2"), "otherwise no client could resume its session")
 
-	write(t, dir, second)
+	writeSecret(t, dir, second)
 	assert.True(t, c.Refresh())
 	got, err := c.Get()
 	require.NoError(t, err)
 	assert.Equal(t, second.Certificate, got.Certificate)
 	assert.NotSame(t, config, c.Config("h2"))
-	assert.True(t, c.Is(first.Leaf), "an app goes on with what it read when it started")
-	assert.True(t, c.Is(second.Leaf))
+	assert.True(t, c.Matches(first.Leaf), "the app may still present the certificate that it read when it started")
+	assert.True(t, c.Matches(second.Leaf))
 
-	write(t, dir, third)
+	writeSecret(t, dir, expired)
 	assert.True(t, c.Refresh())
 	assert.Contains(t, c.Problem(), "Secret web-tls cannot be used: its certificate expired at ")
-	assert.False(t, c.Is(first.Leaf))
-	assert.True(t, c.Is(second.Leaf))
+	assert.False(t, c.Matches(first.Leaf))
+	assert.True(t, c.Matches(second.Leaf))
 
 	require.NoError(t, os.Remove(filepath.Join(dir, "..data", "tls.key")))
 	assert.True(t, c.Refresh())
@@ -71,10 +75,10 @@ func TestCertificateFollowsItsSecret(t *testing.T) {
 	assert.Equal(t, "Secret web-tls cannot be used: its tls.crt and tls.key are not a certificate and its key", c.Problem())
 }
 
-func TestTry(t *testing.T) {
+func TestCheckTellsWhyAnAppCannotBeServed(t *testing.T) {
 	mine, other := newCertificate(t, time.Now().Add(time.Hour)), newCertificate(t, time.Now().Add(time.Hour))
 	dir := t.TempDir()
-	write(t, dir, mine)
+	writeSecret(t, dir, mine)
 	c := NewCertificate("web-tls", dir)
 	server := func(config *tls.Config) func(net.Conn) {
 		return func(c net.Conn) {
@@ -83,24 +87,39 @@ func TestTry(t *testing.T) {
 			_, _ = s.Read(make([]byte, 1))
 		}
 	}
-	for name, try := range map[string]struct {
+	const clientCertificates = "the app requires client certificates, which the agent cannot present in the clients' place"
+	for name, test := range map[string]struct {
 		handle func(net.Conn)
 		want   string
 	}{
-		"its certificate": {server(&tls.Config{Certificates: []tls.Certificate{mine}}), ""},
-		"by its name": {server(&tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		"the same certificate": {handle: server(&tls.Config{Certificates: []tls.Certificate{mine}})},
+		"the same certificate by its name": {handle: server(&tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			if h.ServerName == "catalog.shop" {
 				return &mine, nil
 			}
 			return &other, nil
-		}}), ""},
-		"another":                    {server(&tls.Config{Certificates: []tls.Certificate{other}}), "the app shows another certificate than that of Secret web-tls"},
-		"client certificates":        {server(&tls.Config{Certificates: []tls.Certificate{mine}, ClientAuth: tls.RequestClientCert}), "the app asks for a certificate of its clients, which nobody else can show in their place"},
-		"client certificates in 1.2": {server(&tls.Config{Certificates: []tls.Certificate{mine}, ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}), "the app asks for a certificate of its clients, which nobody else can show in their place"},
-		"no TLS":                     {func(c net.Conn) { _, _ = c.Read(make([]byte, 1000)); _, _ = c.Write([]byte("HTTP/1.1 400")) }, ""},
+		}})},
+		"another certificate": {
+			handle: server(&tls.Config{Certificates: []tls.Certificate{other}}),
+			want:   "the app presents another certificate than that of Secret web-tls",
+		},
+		"client certificates": {
+			handle: server(&tls.Config{Certificates: []tls.Certificate{mine}, ClientAuth: tls.RequestClientCert}),
+			want:   clientCertificates,
+		},
+		"client certificates in TLS 1.2": {
+			handle: server(&tls.Config{
+				Certificates: []tls.Certificate{mine}, ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12,
+			}),
+			want: clientCertificates,
+		},
+		"no TLS": {handle: func(c net.Conn) {
+			_, _ = c.Read(make([]byte, 1000))
+			_, _ = c.Write([]byte("HTTP/1.1 400"))
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			assert.Equal(t, try.want, c.Try(t.Context(), dial(t, listen(t, try.handle))))
+			assert.Equal(t, test.want, c.Check(t.Context(), dial(t, listen(t, test.handle))))
 		})
 	}
 }

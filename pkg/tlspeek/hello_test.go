@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// hello is what a real client says first.
-func hello(t testing.TB, config *tls.Config) []byte {
+// clientHello returns the ClientHello of a real client.
+func clientHello(t testing.TB, config *tls.Config) []byte {
 	here, there := net.Pipe()
 	defer there.Close()
 	go func() {
@@ -29,86 +29,96 @@ func hello(t testing.TB, config *tls.Config) []byte {
 	return b[:n]
 }
 
-// source is a connection that says what is read from a reader.
-type source struct {
+// readerConn is a connection that reads from a reader.
+type readerConn struct {
 	net.Conn
 	io.Reader
 }
 
-func (s source) Read(b []byte) (int, error) { return s.Reader.Read(b) }
+func (c readerConn) Read(b []byte) (int, error) { return c.Reader.Read(b) }
 
-// However the bytes come, the ClientHello is understood, and not one byte is lost for whoever goes on.
+// ReadHello understands the ClientHello however its bytes arrive, and returns every byte that it has read.
 func TestReadHello(t *testing.T) {
-	said := hello(t, &tls.Config{ServerName: "catalog.shop", NextProtos: []string{"h2", "http/1.1"}})
+	hello := clientHello(t, &tls.Config{ServerName: "catalog.shop", NextProtos: []string{"h2", "http/1.1"}})
 	for name, c := range map[string]struct {
-		first []byte
-		rest  io.Reader
+		prefix []byte
+		rest   io.Reader
 	}{
-		"at once":                 {said, strings.NewReader("")},
-		"read here":               {nil, bytes.NewReader(said)},
-		"byte by byte":            {said[:1], iotest.OneByteReader(bytes.NewReader(said[1:]))},
-		"with what follows":       {append(append([]byte{}, said...), "and more"...), strings.NewReader("")},
-		"cut where the body ends": {said[:5], bytes.NewReader(said[5:])},
+		"at once":                {prefix: hello, rest: strings.NewReader("")},
+		"without a prefix":       {rest: bytes.NewReader(hello)},
+		"byte by byte":           {prefix: hello[:1], rest: iotest.OneByteReader(bytes.NewReader(hello[1:]))},
+		"with more bytes behind": {prefix: append(bytes.Clone(hello), "and more"...), rest: strings.NewReader("")},
+		"cut behind the header":  {prefix: hello[:5], rest: bytes.NewReader(hello[5:])},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h, seen, err := ReadHello(source{Reader: c.rest}, c.first)
+			h, read, err := ReadHello(readerConn{Reader: c.rest}, c.prefix)
 			require.NoError(t, err)
 			assert.Equal(t, "catalog.shop", h.Name())
 			assert.Equal(t, []string{"h2", "http/1.1"}, h.Protocols())
-			left, _ := io.ReadAll(c.rest)
-			want := said
-			if len(c.first) > len(said) {
-				want = c.first
+			rest, _ := io.ReadAll(c.rest)
+			want := hello
+			if len(c.prefix) > len(hello) {
+				want = c.prefix
 			}
-			assert.Equal(t, string(want), string(seen)+string(left))
+			assert.Equal(t, string(want), string(read)+string(rest))
 		})
 	}
-	for name, b := range map[string]string{"nothing": "", "half": string(said[:100]), "HTTP": "GET / HTTP/1.1\r\nHost: a\r\n\r\n", "another record": "\x17\x03\x03\x00\x01a"} {
+	for name, b := range map[string]string{
+		"nothing":            "",
+		"half a ClientHello": string(hello[:100]),
+		"HTTP":               "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+		"another record":     "\x17\x03\x03\x00\x01a",
+	} {
 		t.Run(name, func(t *testing.T) {
-			h, seen, err := ReadHello(source{Reader: strings.NewReader(b)}, nil)
+			h, read, err := ReadHello(readerConn{Reader: strings.NewReader(b)}, nil)
 			require.ErrorIs(t, err, ErrNoHello)
 			assert.Nil(t, h)
-			assert.Equal(t, b, string(seen), "what was read passes on")
+			assert.Equal(t, b, string(read), "every byte that was read is returned")
 		})
 	}
-	t.Run("a client that says no more", func(t *testing.T) {
+	t.Run("a client that sends nothing more", func(t *testing.T) {
 		failed := errors.New("deadline")
-		_, seen, err := ReadHello(source{Reader: iotest.ErrReader(failed)}, said[:7])
+		_, read, err := ReadHello(readerConn{Reader: iotest.ErrReader(failed)}, hello[:7])
 		require.ErrorIs(t, err, failed)
-		assert.Equal(t, said[:7], seen)
+		assert.Equal(t, hello[:7], read)
 	})
 }
 
-func TestHelloTakes(t *testing.T) {
+func TestSupportsCertificate(t *testing.T) {
 	certificate := newCertificate(t, time.Now().Add(time.Hour))
 	read := func(config *tls.Config) *Hello {
-		h, _, err := ReadHello(source{Reader: strings.NewReader("")}, hello(t, config))
+		h, _, err := ReadHello(readerConn{Reader: strings.NewReader("")}, clientHello(t, config))
 		require.NoError(t, err)
 		return h
 	}
 	assert.NoError(t, read(&tls.Config{ServerName: "catalog.shop"}).SupportsCertificate(&certificate))
-	assert.NoError(t, read(&tls.Config{ServerName: "another.name"}).SupportsCertificate(&certificate), "the name is between client and app")
-	assert.Error(t, read(&tls.Config{ServerName: "catalog.shop", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}).SupportsCertificate(&certificate))
-	assert.Error(t, read(&tls.Config{ServerName: "catalog.shop", MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}}).SupportsCertificate(&certificate))
+	assert.NoError(t, read(&tls.Config{ServerName: "another.name"}).SupportsCertificate(&certificate), "the server name is between client and app")
+	assert.Error(t, read(&tls.Config{
+		ServerName: "catalog.shop", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11,
+	}).SupportsCertificate(&certificate))
+	assert.Error(t, read(&tls.Config{
+		ServerName: "catalog.shop", MaxVersion: tls.VersionTLS12,
+		CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256},
+	}).SupportsCertificate(&certificate))
 }
 
-// FuzzReadHello: any pod of the cluster chooses these bytes. All of them are there for whoever goes on.
+// FuzzReadHello feeds bytes that any pod of the cluster can choose. Every byte that was read is returned.
 func FuzzReadHello(f *testing.F) {
-	f.Add(hello(f, &tls.Config{ServerName: "catalog.shop"}), 7)
-	f.Add(hello(f, &tls.Config{ServerName: "catalog.shop", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12}), 100)
+	f.Add(clientHello(f, &tls.Config{ServerName: "catalog.shop"}), 7)
+	f.Add(clientHello(f, &tls.Config{ServerName: "catalog.shop", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12}), 100)
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"), 0)
 	f.Add([]byte("\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"), 3)
 	f.Fuzz(func(t *testing.T, b []byte, cut int) {
 		if cut < 0 || cut > len(b) {
 			return
 		}
-		rest := bytes.NewReader(b[cut:])
-		h, seen, err := ReadHello(source{Reader: rest}, b[:cut])
+		source := bytes.NewReader(b[cut:])
+		h, read, err := ReadHello(readerConn{Reader: source}, b[:cut])
 		if (h == nil) != (err != nil) {
-			t.Fatal("neither a hello nor an error, or both")
+			t.Fatal("there must be either a hello or an error")
 		}
-		left, _ := io.ReadAll(rest)
-		if !bytes.Equal(b, append(seen, left...)) {
+		rest, _ := io.ReadAll(source)
+		if !bytes.Equal(b, append(read, rest...)) {
 			t.Fatal("bytes were lost or changed")
 		}
 		if h != nil {

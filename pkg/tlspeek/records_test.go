@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// sampleHello is what a real client says first.
+// sampleHello returns the ClientHello of a real client.
 func sampleHello(t testing.TB) []byte {
 	here, there := net.Pipe()
 	defer there.Close()
@@ -23,13 +23,17 @@ func sampleHello(t testing.TB) []byte {
 	return b[:n]
 }
 
-func TestStartsTLS(t *testing.T) {
+func TestStartsTLSTakesAnyPrefixOfAClientHello(t *testing.T) {
 	real := sampleHello(t)
 	for n := 1; n <= len(real); n++ {
 		require.True(t, StartsTLS(real[:n]), "the first %d bytes", n)
 	}
 	for name, b := range map[string]string{
-		"nothing": "", "HTTP": "GET / HTTP/1.1\r\n", "SSLv2": "\x80\x2e\x01\x03\x01", "an alert": "\x15\x03\x01\x00\x02\x02\x28", "a ServerHello": "\x16\x03\x03\x00\x40\x02",
+		"nothing":         "",
+		"HTTP":            "GET / HTTP/1.1\r\n",
+		"SSLv2":           "\x80\x2e\x01\x03\x01",
+		"an alert":        "\x15\x03\x01\x00\x02\x02\x28",
+		"a ServerHello":   "\x16\x03\x03\x00\x40\x02",
 		"another version": "\x16\x02\x00",
 	} {
 		assert.False(t, StartsTLS([]byte(b)), name)
@@ -38,8 +42,13 @@ func TestStartsTLS(t *testing.T) {
 
 func TestAnswersTLS(t *testing.T) {
 	for b, want := range map[string]bool{
-		"\x16\x03\x03\x00\x40\x02": true, "\x15\x03\x01\x00\x02\x02\x28": true, "HTTP/1.0 400 Bad Request\r\n": false, "\x16": false, "": false, "\x00\x00\x12\x04": false,
+		"\x16\x03\x03\x00\x40\x02":     true, // a ServerHello
+		"\x15\x03\x01\x00\x02\x02\x28": true, // an alert
+		"HTTP/1.0 400 Bad Request\r\n": false,
+		"\x16":                         false,
+		"":                             false,
+		"\x00\x00\x12\x04":             false,
 	} {
-		assert.Equal(t, want, AnswersTLS([]byte(b)), "%q", b)
+		assert.Equal(t, want, answersTLS([]byte(b)), "%q", b)
 	}
 }

@@ -1,5 +1,6 @@
-// Package tlspeek is TLS as somebody in the middle has to know it: what a client asks for, what an app answers, and the certificate
-// that the two may be shown.
+// Package tlspeek looks into TLS connections between a client and an app: what the client asks for (ReadHello), whether and how
+// the app answers (Connect, ServerSpeaksTLS), and the app's certificate, with which the agent answers in its place
+// (Certificate). Start from [ReadHello].
 package tlspeek
 
 import (
@@ -12,28 +13,33 @@ import (
 )
 
 var (
-	// ErrNotTLS says that a server does not speak TLS.
+	// ErrNotTLS means that a server does not speak TLS.
 	ErrNotTLS = errors.New("the server does not speak TLS")
-	// ErrClientCertificate says that a server wants to see its client's certificate, which nobody can show in the client's place.
-	ErrClientCertificate = errors.New("the server asks for a certificate of its client")
-	// ErrOtherCertificate says that a server shows another certificate than the expected one.
-	ErrOtherCertificate = errors.New("the server shows another certificate")
+	// ErrClientCertificate means that a server requires a client certificate, which nobody can present in the client's
+	// place.
+	ErrClientCertificate = errors.New("the server requires a client certificate")
+	// ErrOtherCertificate means that a server presents another certificate than the expected one.
+	ErrOtherCertificate = errors.New("the server presents another certificate")
 )
 
-// Connect makes a TLS connection to a server over conn: for a name, with the first of protocols that the server takes (ALPN), if
-// accept says yes to its certificate. Who answers for the server's identity is accept alone.
-func Connect(ctx context.Context, conn net.Conn, name string, protocols []string, accept func(*x509.Certificate) bool) (*tls.Conn, error) {
-	heard := &hearing{Conn: conn}
-	c := tls.Client(heard, &tls.Config{
+// Connect makes a TLS connection over conn to the server of a name, with the first of protocols that the server supports
+// (ALPN). accept alone decides whether the server's certificate is the right one. After an error conn is not closed.
+func Connect(
+	ctx context.Context, conn net.Conn, name string, protocols []string, accept func(*x509.Certificate) bool,
+) (*tls.Conn, error) {
+	first := &firstBytes{Conn: conn}
+	c := tls.Client(first, &tls.Config{
 		ServerName: name, NextProtos: protocols, MinVersion: tls.VersionTLS12,
-		InsecureSkipVerify: true, // VerifyConnection does it
+		InsecureSkipVerify: true, // VerifyConnection verifies instead
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if !accept(s.PeerCertificates[0]) {
 				return ErrOtherCertificate
 			}
 			return nil
 		},
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return nil, ErrClientCertificate },
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return nil, ErrClientCertificate
+		},
 	})
 	err := c.HandshakeContext(ctx)
 	switch {
@@ -41,35 +47,35 @@ func Connect(ctx context.Context, conn net.Conn, name string, protocols []string
 		return c, nil
 	case errors.Is(err, ErrClientCertificate), errors.Is(err, ErrOtherCertificate):
 		return nil, err
-	case !AnswersTLS(heard.first[:heard.n]):
+	case !answersTLS(first.bytes[:first.n]):
 		return nil, fmt.Errorf("%w: %w", ErrNotTLS, err)
 	default:
-		return nil, fmt.Errorf("the TLS handshake with the server: %w", err)
+		return nil, fmt.Errorf("make the TLS handshake with the server: %w", err)
 	}
 }
 
-// hearing remembers the first bytes that were read.
-type hearing struct {
+// firstBytes keeps the first bytes that are read.
+type firstBytes struct {
 	net.Conn
-	first [2]byte
+	bytes [2]byte
 	n     int
 }
 
-func (h *hearing) Read(b []byte) (int, error) {
-	n, err := h.Conn.Read(b)
-	h.n += copy(h.first[h.n:], b[:n])
+func (f *firstBytes) Read(b []byte) (int, error) {
+	n, err := f.Conn.Read(b)
+	f.n += copy(f.bytes[f.n:], b[:n])
 	return n, err
 }
 
-// ServerSpeaksTLS says whether the server at the other end of conn speaks TLS. It closes conn.
+// ServerSpeaksTLS reports whether the server at the other end of conn speaks TLS. It closes conn.
 func ServerSpeaksTLS(ctx context.Context, conn net.Conn) bool {
 	defer conn.Close()
 	c, err := Connect(ctx, conn, "", nil, func(*x509.Certificate) bool { return true })
 	if err == nil {
-		_ = c.Close() // in order: the server need not complain
+		_ = c.Close() // an orderly end: the server has no error to log
 	}
 	return !errors.Is(err, ErrNotTLS)
 }
 
-// NetConn is the connection below.
-func (h *hearing) NetConn() net.Conn { return h.Conn }
+// NetConn returns the connection below.
+func (f *firstBytes) NetConn() net.Conn { return f.Conn }

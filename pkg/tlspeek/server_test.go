@@ -20,7 +20,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 10 * time.Second
+// patience bounds the waits of the tests.
+const patience = 30 * time.Second
 
 func newCertificate(t testing.TB, notAfter time.Time) tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -35,7 +36,7 @@ func newCertificate(t testing.TB, notAfter time.Time) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// listen gives every connection to handle and returns the address.
+// listen handles each connection with handle, and returns the address.
 func listen(t *testing.T, handle func(net.Conn)) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -64,7 +65,7 @@ func dial(t *testing.T, address string) net.Conn {
 	return c
 }
 
-// Only what answers in TLS speaks it, whatever else it answers.
+// A server speaks TLS if its answer is TLS, even if the handshake fails.
 func TestServerSpeaksTLS(t *testing.T) {
 	certificate := newCertificate(t, time.Now().Add(time.Hour))
 	server := func(change func(*tls.Config)) func(net.Conn) {
@@ -76,26 +77,30 @@ func TestServerSpeaksTLS(t *testing.T) {
 			_, _ = io.Copy(io.Discard, s)
 		}
 	}
-	says := func(what string) func(net.Conn) {
+	answer := func(text string) func(net.Conn) {
 		return func(c net.Conn) {
 			_, _ = c.Read(make([]byte, 4<<10))
-			_, _ = io.WriteString(c, what)
+			_, _ = io.WriteString(c, text)
 		}
 	}
 	for name, c := range map[string]struct {
 		handle func(net.Conn)
 		want   bool
 	}{
-		"TLS 1.3":               {server(func(*tls.Config) {}), true},
-		"TLS 1.2":               {server(func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }), true},
-		"TLS 1.1":               {server(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }), true},
-		"client certificates":   {server(func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert }), true},
-		"no certificate at all": {server(func(c *tls.Config) { c.Certificates = nil }), true},
-		"HTTP":                  {says("HTTP/1.1 400 Bad Request\r\n\r\n"), false},
-		"HTTP/2":                {says("\x00\x00\x12\x04\x00\x00\x00\x00\x00"), false},
-		"Redis":                 {says("-ERR unknown command\r\n"), false},
-		"an end":                {func(net.Conn) {}, false},
-		"silence":               {func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, false},
+		"TLS 1.3": {handle: server(func(*tls.Config) {}), want: true},
+		"TLS 1.2": {handle: server(func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }), want: true},
+		"TLS 1.1": {handle: server(func(c *tls.Config) {
+			c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+		}), want: true},
+		"client certificates": {handle: server(func(c *tls.Config) {
+			c.ClientAuth = tls.RequireAnyClientCert
+		}), want: true},
+		"no certificate at all": {handle: server(func(c *tls.Config) { c.Certificates = nil }), want: true},
+		"HTTP":                  {handle: answer("HTTP/1.1 400 Bad Request\r\n\r\n"), want: false},
+		"HTTP/2":                {handle: answer("\x00\x00\x12\x04\x00\x00\x00\x00\x00"), want: false},
+		"Redis":                 {handle: answer("-ERR unknown command\r\n"), want: false},
+		"the connection closes": {handle: func(net.Conn) {}, want: false},
+		"silence":               {handle: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, want: false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()

@@ -17,10 +17,18 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 10 * time.Second
+// patience bounds the waits of the tests.
+const patience = 30 * time.Second
 
-func TestFrames(t *testing.T) {
-	frames := []Frame{{Data, 1, []byte("question")}, {Data, 1<<32 - 1, bytes.Repeat([]byte("x"), MaxPayload)}, {Data, 2, []byte{}}, {Refused, 7, []byte{}}, {Ping, 0, []byte{}}, {Pong, 0, []byte{}}}
+func TestFramesCrossTheWire(t *testing.T) {
+	frames := []Frame{
+		{Kind: Data, Flow: 1, Payload: []byte("request")},
+		{Kind: Data, Flow: 1<<32 - 1, Payload: bytes.Repeat([]byte("x"), MaxPayload)},
+		{Kind: Data, Flow: 2, Payload: []byte{}},
+		{Kind: Refused, Flow: 7, Payload: []byte{}},
+		{Kind: Ping, Payload: []byte{}},
+		{Kind: Pong, Payload: []byte{}},
+	}
 	var wire []byte
 	for _, f := range frames {
 		wire = f.Append(wire)
@@ -34,13 +42,14 @@ func TestFrames(t *testing.T) {
 	_, err := Read(r, buffer)
 	require.ErrorIs(t, err, io.EOF)
 	_, err = Read(bytes.NewReader([]byte("GET / HTTP/1.1\r\n")), buffer)
-	require.ErrorContains(t, err, "no kind")
+	require.ErrorContains(t, err, "does not exist")
 	_, err = Read(bytes.NewReader(wire[:10]), buffer)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }
 
+// FuzzRead checks that each frame that can be read is written back the same.
 func FuzzRead(f *testing.F) {
-	f.Add(Frame{Data, 5, []byte("question")}.Append(nil))
+	f.Add(Frame{Data, 5, []byte("request")}.Append(nil))
 	f.Add(Frame{Pong, 0, nil}.Append([]byte{2, 0, 0, 0, 1, 0, 0}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, buffer := bytes.NewReader(b), make([]byte, MaxPayload)
@@ -53,12 +62,12 @@ func FuzzRead(f *testing.F) {
 			again = frame.Append(again)
 		}
 		if !bytes.HasPrefix(b, again) {
-			t.Fatal("what is written is not what was read")
+			t.Fatal("the frames are not written as they were read")
 		}
 	})
 }
 
-func TestFlows(t *testing.T) {
+func TestFlowsDropTheOldestAtTheirLimit(t *testing.T) {
 	var mu sync.Mutex
 	var dropped []string
 	count := 0
@@ -82,8 +91,8 @@ func TestFlows(t *testing.T) {
 	assert.Equal(t, 1, get("a"))
 	assert.Equal(t, 2, get("b"))
 	assert.Equal(t, 1, get("a"))
-	assert.Equal(t, 3, get("c"), "the limit is met")
-	assert.Equal(t, []string{"b2"}, dropped, "and the one that was silent for the longest goes")
+	assert.Equal(t, 3, get("c"), "the limit is reached")
+	assert.Equal(t, []string{"b2"}, dropped, "the flow that was silent for longest is dropped")
 	f.Touch("a")
 	assert.Equal(t, 2, f.Len())
 	_, err := f.Get("d", make)
@@ -94,23 +103,23 @@ func TestFlows(t *testing.T) {
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
-func TestIdleFlowsAreForgotten(t *testing.T) {
+func TestFlowsDropIdleFlows(t *testing.T) {
 	gone := make(chan string, 10)
 	f := NewFlows(20*time.Millisecond, 10, func(k string, _ int) { gone <- k })
 	defer f.Close()
-	for range 2 { // also after all were gone
+	for range 2 { // the second time after all flows were dropped
 		_, err := f.Get("a", func() (int, error) { return 1, nil })
 		require.NoError(t, err)
 		select {
 		case k := <-gone:
 			assert.Equal(t, "a", k)
 		case <-time.After(patience):
-			t.Fatal("it is still there")
+			t.Fatal("the flow was not dropped")
 		}
 	}
 }
 
-func TestReceive(t *testing.T) {
+func TestReceiveReportsDatagramsAndRefusals(t *testing.T) {
 	server, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	c, err := net.Dial("udp", server.LocalAddr().String())
@@ -119,29 +128,29 @@ func TestReceive(t *testing.T) {
 	go func() {
 		ended <- Receive(c, func(b []byte) { got <- string(b) }, func() { refused <- true })
 	}()
-	for _, said := range []string{"one", "", "three"} { // an empty datagram is one
-		_, err = server.WriteTo([]byte(said), c.LocalAddr())
+	for _, text := range []string{"one", "", "three"} { // an empty datagram counts
+		_, err = server.WriteTo([]byte(text), c.LocalAddr())
 		require.NoError(t, err)
 		select {
 		case g := <-got:
-			assert.Equal(t, said, g)
+			assert.Equal(t, text, g)
 		case <-time.After(patience):
-			t.Fatal("nothing came")
+			t.Fatal("no datagram arrived")
 		}
 	}
 	require.NoError(t, server.Close())
-	_, err = c.Write([]byte("anybody?"))
+	_, err = c.Write([]byte("refused"))
 	require.NoError(t, err)
 	select {
 	case <-refused:
 	case <-time.After(patience):
-		t.Fatal("nobody was told")
+		t.Fatal("the refusal was not reported")
 	}
 	require.NoError(t, c.Close())
 	select {
 	case err := <-ended:
 		require.ErrorIs(t, err, net.ErrClosed)
 	case <-time.After(patience):
-		t.Fatal("it did not end")
+		t.Fatal("Receive did not end")
 	}
 }

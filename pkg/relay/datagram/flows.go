@@ -6,18 +6,21 @@ import (
 	"time"
 )
 
-// IdleTimeout is how long a flow may be silent before it is forgotten, MaxFlows how many there may be; then the one that was silent for the longest goes.
+// IdleTimeout is how long a flow may be silent before it is dropped. MaxFlows is how many flows are kept: a new one replaces
+// the one that was silent for longest.
 const (
 	IdleTimeout = time.Minute
 	MaxFlows    = 4096
 )
 
-// Flows remembers something for each flow until it has been idle.
+// Flows keeps a value for each flow, such as a socket, until the flow was idle for a while. Its methods may be called
+// concurrently.
 type Flows[K comparable, V any] struct {
 	idle  time.Duration
 	limit int
 	drop  func(K, V)
 
+	// mu guards the fields below.
 	mu     sync.Mutex
 	all    map[K]*flow[V]
 	timer  *time.Timer
@@ -29,12 +32,14 @@ type flow[V any] struct {
 	last  time.Time
 }
 
-// NewFlows makes flows that give what they forget to drop, which must not come back to them.
+// NewFlows returns an empty set of up to limit flows. It calls drop with each flow that it drops; drop must not call the
+// methods of the set. The caller ends it with Close.
 func NewFlows[K comparable, V any](idle time.Duration, limit int, drop func(K, V)) *Flows[K, V] {
 	return &Flows[K, V]{idle: idle, limit: limit, drop: drop, all: map[K]*flow[V]{}}
 }
 
-// Get is what is remembered of a flow, which has just been used. What is not there is made, unless that fails or the flows are closed.
+// Get returns the value of a flow, and notes that the flow was used. For a new flow it calls make. It returns the error of
+// make, or net.ErrClosed after Close.
 func (f *Flows[K, V]) Get(k K, make func() (V, error)) (v V, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -50,7 +55,7 @@ func (f *Flows[K, V]) Get(k K, make func() (V, error)) (v V, err error) {
 		return v, err
 	}
 	if len(f.all) >= f.limit {
-		f.dropOldest()
+		f.dropOldestLocked()
 	}
 	f.all[k] = &flow[V]{value: v, last: now}
 	if f.timer == nil {
@@ -59,7 +64,7 @@ func (f *Flows[K, V]) Get(k K, make func() (V, error)) (v V, err error) {
 	return v, nil
 }
 
-// Touch says that a flow has just been used.
+// Touch notes that a flow was used.
 func (f *Flows[K, V]) Touch(k K) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -68,14 +73,14 @@ func (f *Flows[K, V]) Touch(k K) {
 	}
 }
 
-// Len is how many there are.
+// Len returns the number of flows.
 func (f *Flows[K, V]) Len() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.all)
 }
 
-// Close drops all flows, and makes no more.
+// Close drops all flows. No flow is added afterwards.
 func (f *Flows[K, V]) Close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -84,18 +89,18 @@ func (f *Flows[K, V]) Close() {
 		f.timer.Stop()
 	}
 	for k := range f.all {
-		f.forget(k)
+		f.dropLocked(k)
 	}
 }
 
-func (f *Flows[K, V]) forget(k K) {
+func (f *Flows[K, V]) dropLocked(k K) {
 	if known := f.all[k]; known != nil {
 		delete(f.all, k)
 		f.drop(k, known.value)
 	}
 }
 
-func (f *Flows[K, V]) dropOldest() {
+func (f *Flows[K, V]) dropOldestLocked() {
 	var oldest K
 	var last time.Time
 	for k, known := range f.all {
@@ -103,15 +108,16 @@ func (f *Flows[K, V]) dropOldest() {
 			oldest, last = k, known.last
 		}
 	}
-	f.forget(oldest)
+	f.dropLocked(oldest)
 }
 
+// sweep drops the flows that were idle for too long, and runs again while there are flows.
 func (f *Flows[K, V]) sweep() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for k, known := range f.all {
 		if time.Since(known.last) >= f.idle {
-			f.forget(k)
+			f.dropLocked(k)
 		}
 	}
 	if len(f.all) > 0 && !f.closed {

@@ -11,12 +11,14 @@ import (
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, MaxPayload); return &b }}
 
-// Receive gives each datagram that comes on a connected socket to use, and says by refused that a peer's machine has nobody for what was sent
-// last. It ends when the socket is closed. It waits without a buffer, because most flows are silent most of the time.
+// Receive calls use with each datagram that arrives on a connected socket, and refused when the peer's machine has reported
+// that nothing listens there. It ends when the socket is closed.
+//
+// It takes a buffer of 64 KiB from a pool only while there is a datagram, because most flows are silent most of the time.
 func Receive(c net.Conn, use func([]byte), refused func()) error {
 	s, ok := c.(syscall.Conn)
 	if !ok {
-		return errors.New("datagrams come from sockets only")
+		return errors.New("datagrams can only be received from a socket")
 	}
 	raw, err := s.SyscallConn()
 	if err != nil {

@@ -161,7 +161,7 @@ func (p *port) look(ctx context.Context, number uint16) {
 	if p.certificate == nil {
 		now.tls = tlspeek.ServerSpeaksTLS(ctx, conn)
 	} else {
-		now.problem = p.certificate.Try(ctx, conn)
+		now.problem = p.certificate.Check(ctx, conn)
 	}
 }
 

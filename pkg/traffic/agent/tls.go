@@ -63,7 +63,7 @@ func (a *agent) serveTLS(ctx context.Context, client *net.TCPConn, port uint16, 
 		return false
 	}
 	s := &secured{agent: a, port: port, name: hello.Name()}
-	if s.app, err = tlspeek.Connect(dialing, raw, s.name, hello.Protocols(), p.certificate.Is); err != nil {
+	if s.app, err = tlspeek.Connect(dialing, raw, s.name, hello.Protocols(), p.certificate.Matches); err != nil {
 		a.log.Debug("a client's TLS passes unread", "port", port, "err", err)
 		_ = raw.Close()
 		return false
@@ -162,7 +162,7 @@ func (s *secured) dialApp(ctx context.Context, raw net.Conn) (*tls.Conn, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, appTimeout)
 	defer cancel()
-	return tlspeek.Connect(ctx, raw, s.name, protocols, s.agent.ports[s.port].certificate.Is)
+	return tlspeek.Connect(ctx, raw, s.name, protocols, s.agent.ports[s.port].certificate.Matches)
 }
 
 // dialLaptop speaks TLS with the process on the laptop. The way there is authenticated and encrypted already, so whatever certificate

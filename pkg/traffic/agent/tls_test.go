@@ -212,11 +212,11 @@ func TestTLSThatCannotBeLookedInto(t *testing.T) {
 		client  func(*tls.Config)
 		problem string
 	}{
-		"another certificate": {func(c *tls.Config) { c.Certificates = []tls.Certificate{other} }, func(c *tls.Config) { c.RootCAs = otherRoots }, "the app shows another certificate than that of Secret web-tls"},
+		"another certificate": {func(c *tls.Config) { c.Certificates = []tls.Certificate{other} }, func(c *tls.Config) { c.RootCAs = otherRoots }, "the app presents another certificate than that of Secret web-tls"},
 		"client certificates": {
 			func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert },
 			func(c *tls.Config) { c.Certificates = []tls.Certificate{other} },
-			"the app asks for a certificate of its clients, which nobody else can show in their place",
+			"the app requires client certificates, which the agent cannot present in the clients' place",
 		},
 		"an old client": {func(c *tls.Config) { c.MinVersion = tls.VersionTLS10 }, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }, ""},
 		"another name": {
