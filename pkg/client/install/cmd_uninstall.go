@@ -137,7 +137,9 @@ func (o *uninstallOptions) removeRelease(ctx context.Context) error {
 		return err
 	}
 	remove := action.NewUninstall(helm)
-	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, o.timeout, "foreground"
+	// LegacyStrategy polls. The status watcher may end its wait while one object's state is still
+	// unknown, and then fails because that object "still exists".
+	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.LegacyStrategy, o.timeout, "foreground"
 	if _, err := remove.Run(wellknown.TrafficManager); errors.Is(err, driver.ErrReleaseNotFound) {
 		o.result.Action = actionNone
 		return o.removeOrphans(ctx)
