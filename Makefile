@@ -80,8 +80,9 @@ build-programs: build image $(CLUSTER) bin/bench
 build-suite: build-programs $(TESTRUN)
 	@echo "== compiling the suites"
 	@cd integration && ../$(TESTRUN) build -o ../bin/suite ./suite/... ./cluster/...
+# Tests that call kit.Parallel wait for each other in the kit, hence -parallel.
 run-suite:
-	@integration/run.sh $(CURDIR)/$(TESTRUN) run -v -timeout 50m bin/suite
+	@integration/run.sh $(CURDIR)/$(TESTRUN) run -v -timeout 50m -parallel 100 bin/suite
 
 .PHONY: test-integration
 test-integration: deps ## the suites on a real cluster, which is started for them and stopped afterwards
@@ -103,13 +104,20 @@ bench: ## measure the data path beside the plain route, on a local cluster; prin
 	@integration/run.sh bin/bench -root $(CURDIR)
 
 .PHONY: lint
-lint: ## format, vet, linters, generated files and go.mod up to date
+lint: ## format, vet, linters, generated files, and go.mod up to date
 	@echo "== lint (the first run builds the linter, about 4 minutes)"
 	$(LINT) run ./...
 	cd integration && $(LINT) run --config $(CURDIR)/.golangci.yml ./...
+	.ci/comments
+	go mod verify
 	go mod tidy -diff
-	cd integration && go mod tidy -diff
+	cd integration && go mod verify && go mod tidy -diff
 	.ci/generated
+
+# Not a part of lint: the database of vulnerabilities is on the internet, and it changes without a commit.
+.PHONY: vuln
+vuln: ## look for known vulnerabilities in what the product calls (needs https://vuln.go.dev)
+	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
 
 .PHONY: generate
 generate: ## protobuf, deepcopy, CRDs, RBAC, the reference of the commands

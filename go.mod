@@ -2,6 +2,8 @@ module github.com/detour-dev/detour
 
 go 1.26.3
 
+toolchain go1.26.8
+
 require (
 	github.com/go-logr/logr v1.4.4
 	github.com/godbus/dbus/v5 v5.2.4

@@ -3,6 +3,8 @@ module github.com/detour-dev/detour/integration
 
 go 1.26.3
 
+toolchain go1.26.8
+
 replace github.com/detour-dev/detour => ../
 
 require (
