@@ -40,7 +40,8 @@ func components() []component {
 	}
 }
 
-// Build makes the programs that are not in the cache yet. source is the directory integration/cluster/build.
+// Build makes the programs that are not in the cache yet. source is the directory
+// integration/cluster/build.
 func (c *Cluster) Build(ctx context.Context, source string, log *slog.Logger) error {
 	for _, comp := range components() {
 		dir, err := c.build(ctx, source, comp, log)
@@ -54,8 +55,8 @@ func (c *Cluster) Build(ctx context.Context, source string, log *slog.Logger) er
 	return nil
 }
 
-// ArgoRollouts makes the controller of Argo Rollouts, if it is not in the cache yet, and says where it is and where its module has the custom
-// resources. Only their test needs it.
+// ArgoRollouts makes the controller of Argo Rollouts, if it is not in the cache yet, and says where
+// it is and where its module has the custom resources. Only their test needs it.
 func (c *Cluster) ArgoRollouts(ctx context.Context, source string, log *slog.Logger) (controller, definitions string, err error) {
 	const module = "github.com/argoproj/argo-rollouts"
 	const version = "v1.10.1"
@@ -109,7 +110,8 @@ func (c *Cluster) build(ctx context.Context, source string, comp component, log 
 	return dir, nil
 }
 
-// binDir is named after what the programs are made of, so that any checkout with the same source finds them.
+// binDir is named after what the programs are made of, so that any checkout with the same source
+// finds them.
 func (c *Cluster) binDir(module string) (string, error) {
 	h := sha256.New()
 	for _, name := range []string{"go.mod", "go.sum", "main.go"} {

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A module under build/ must want the version that its component says, and of Kubernetes all that belongs to it: with newer ones it does not
-// build, which is seen only where no cache has it.
+// A module under build/ must want the version that its component says, and of Kubernetes all that
+// belongs to it: with newer ones it does not build, which is seen only where no cache has it.
 func TestModulesAreOfTheirVersions(t *testing.T) {
 	for module, version := range map[string]string{"kubernetes": Version, "coredns": components()[2].version} {
 		path := map[string]string{"kubernetes": "k8s.io/kubernetes", "coredns": "github.com/coredns/coredns"}[module]

@@ -1,6 +1,7 @@
-// Package cluster runs a real Kubernetes on this machine for the suites: etcd, API server, controller-manager, scheduler,
-// and per node kubelet, containerd, kube-proxy and CNI, with CoreDNS as a pod. The control plane and each node live in network
-// namespaces of their own; the host (and any laptop) reaches only the API server and the nodes, as in real life.
+// Package cluster runs a real Kubernetes on this machine for the suites: etcd, API server,
+// controller-manager, scheduler, and per node kubelet, containerd, kube-proxy and CNI, with CoreDNS
+// as a pod. The control plane and each node live in network namespaces of their own; the host (and
+// any laptop) reaches only the API server and the nodes, as in real life.
 package cluster
 
 import (
@@ -12,7 +13,8 @@ import (
 // Version is the Kubernetes that is run. Later ones refuse cgroup v1.
 const Version = "v1.34.4"
 
-// Addresses in the cluster, dual-stack, IPv4 first. Two clusters have the same, as clusters often do.
+// Addresses in the cluster, dual-stack, IPv4 first. Two clusters have the same, as clusters often
+// do.
 const (
 	podCIDRs     = "10.244.0.0/16,fd44::/56"
 	serviceCIDRs = "10.96.0.0/16,fd96::/112"
@@ -31,7 +33,8 @@ type Cluster struct {
 	number int // from 1
 }
 
-// Default is the cluster of this user: in $DETOUR_CLUSTER_DIR, or in $DETOUR_CACHE, or in ~/.cache/detour.
+// Default is the cluster of this user: in $DETOUR_CLUSTER_DIR, or in $DETOUR_CACHE, or in
+// ~/.cache/detour.
 func Default() (*Cluster, error) {
 	cache := os.Getenv("DETOUR_CACHE")
 	if cache == "" {
@@ -48,7 +51,8 @@ func Default() (*Cluster, error) {
 	return &Cluster{Dir: dir, Cache: cache, Nodes: 2, number: 1}, nil
 }
 
-// Second is another one beside it, of one node, for what a user of two clusters does. It has no laptops.
+// Second is another one beside it, of one node, for what a user of two clusters does. It has no
+// laptops.
 func Second() (*Cluster, error) {
 	c, err := Default()
 	if err != nil {
@@ -66,7 +70,8 @@ func (c *Cluster) name() string {
 	return fmt.Sprintf("detour%d", c.number)
 }
 
-// controlPlane is the network namespace of the control plane and of the bridge that joins all others.
+// controlPlane is the network namespace of the control plane and of the bridge that joins all
+// others.
 func (c *Cluster) controlPlane() string { return c.name() + "-cp" }
 
 // hostLink is the host's leg on that bridge.

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// Down ends every process of the cluster and takes away its mounts, namespaces, links and files. The built programs stay.
+// Down ends every process of the cluster and takes away its mounts, namespaces, links and files.
+// The built programs stay.
 func (c *Cluster) Down(log *slog.Logger) error {
 	if c.number == 1 {
 		if err := c.removeLaptops(); err != nil {
@@ -51,7 +52,8 @@ func (c *Cluster) Down(log *slog.Logger) error {
 	return nil
 }
 
-// unmount takes away the mounts below the directory, deepest first; the pods' network namespaces are among them.
+// unmount takes away the mounts below the directory, deepest first; the pods' network namespaces
+// are among them.
 func (c *Cluster) unmount() error {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {

@@ -13,13 +13,15 @@ import (
 	"time"
 )
 
-// MaxLaptops is how many laptops there is room for: their names must stay valid names of links, at most 15 letters.
+// MaxLaptops is how many laptops there is room for: their names must stay valid names of links, at
+// most 15 letters.
 const MaxLaptops = 100
 
 // laptopPrefix is what the names of all laptops, and of nothing else, start with.
 const laptopPrefix = "detour-laptop"
 
-// LaptopName is the name of the i-th laptop's network namespace, of its link on the fabric's bridge and of its directory.
+// LaptopName is the name of the i-th laptop's network namespace, of its link on the fabric's bridge
+// and of its directory.
 func LaptopName(i int) string { return laptopPrefix + strconv.Itoa(i) }
 
 // LaptopAddress is the address of the i-th laptop on the fabric; i counts from 0.
@@ -30,14 +32,15 @@ func (c *Cluster) LaptopAddress(i int) netip.Addr {
 // LaptopDir is where the i-th laptop's files are.
 func (c *Cluster) LaptopDir(i int) string { return c.path(LaptopName(i)) }
 
-// LaptopResolvConf is the file that is /etc/resolv.conf in the i-th laptop. RemoveLaptop knows what runs in the laptop by this
-// mount, also when a crash left nothing else of it.
+// LaptopResolvConf is the file that is /etc/resolv.conf in the i-th laptop. RemoveLaptop knows what
+// runs in the laptop by this mount, also when a crash left nothing else of it.
 func (c *Cluster) LaptopResolvConf(i int) string {
 	return filepath.Join(c.LaptopDir(i), "resolv.conf")
 }
 
-// JoinLaptop makes the i-th laptop's network namespace, with a link to the fabric and no route but to the API server and the
-// nodes: a network that would lead to pods, services, the host or another laptop would hide that a tunnel does not work.
+// JoinLaptop makes the i-th laptop's network namespace, with a link to the fabric and no route but
+// to the API server and the nodes: a network that would lead to pods, services, the host or another
+// laptop would hide that a tunnel does not work.
 func (c *Cluster) JoinLaptop(ctx context.Context, i int) error {
 	if i < 0 || i >= MaxLaptops {
 		return fmt.Errorf("there is no laptop %d: they count from 0 to %d", i, MaxLaptops-1)
@@ -80,10 +83,12 @@ func (c *Cluster) RouteLaptop(ctx context.Context, i int, to netip.Addr) error {
 	return run("nsenter", "--net="+netnsPath(LaptopName(i)), "--", "ip", "route", "replace", to.String()+"/32", "dev", "eth0", "src", c.LaptopAddress(i).String())
 }
 
-// HostAddress is the host's address on the fabric. Laptops do not reach it, unless RouteLaptop says so.
+// HostAddress is the host's address on the fabric. Laptops do not reach it, unless RouteLaptop says
+// so.
 func (c *Cluster) HostAddress() netip.Addr { return netip.MustParseAddr(c.address(thisHost)) }
 
-// runningNodes are the nodes the cluster was started with, which need not be as many as this Cluster would start.
+// runningNodes are the nodes the cluster was started with, which need not be as many as this
+// Cluster would start.
 func (c *Cluster) runningNodes() []node {
 	running := *c
 	if raw, err := os.ReadFile(c.path("up")); err == nil {
@@ -94,8 +99,8 @@ func (c *Cluster) runningNodes() []node {
 	return running.nodes()
 }
 
-// RemoveLaptop ends every process in the i-th laptop and takes away its link, namespaces and files. It is no error when there is
-// nothing, or only a part.
+// RemoveLaptop ends every process in the i-th laptop and takes away its link, namespaces and files.
+// It is no error when there is nothing, or only a part.
 func (c *Cluster) RemoveLaptop(i int) error {
 	name := LaptopName(i)
 	deadline := time.Now().Add(10 * time.Second)
@@ -110,7 +115,8 @@ func (c *Cluster) RemoveLaptop(i int) error {
 		kill(pids, syscall.SIGKILL)
 		waitGone(pids, time.Second)
 	}
-	// The kernel takes the link away too, with the namespace, but some time later: a new laptop could not have the name yet.
+	// The kernel takes the link away too, with the namespace, but some time later: a new laptop
+	// could not have the name yet.
 	if err := run("nsenter", "--net="+netnsPath(c.controlPlane()), "--", "ip", "link", "show", name); err == nil {
 		if err := run("nsenter", "--net="+netnsPath(c.controlPlane()), "--", "ip", "link", "del", name); err != nil {
 			return err
@@ -129,8 +135,8 @@ func (c *Cluster) RemoveLaptop(i int) error {
 	return nil
 }
 
-// removeLaptops takes away all laptops. The directories count too: a namespace's name made in another mount namespace is not
-// visible here.
+// removeLaptops takes away all laptops. The directories count too: a namespace's name made in
+// another mount namespace is not visible here.
 func (c *Cluster) removeLaptops() error {
 	spaces, _ := filepath.Glob(netnsPath(laptopPrefix + "*"))
 	dirs, _ := filepath.Glob(c.path(laptopPrefix + "*"))
@@ -146,8 +152,9 @@ func (c *Cluster) removeLaptops() error {
 	return nil
 }
 
-// inLaptop lists the processes in a laptop's network namespace or in its mount namespace, this process excepted: it may have
-// threads there. A process may have left one of the two, and after a crash only one may be known.
+// inLaptop lists the processes in a laptop's network namespace or in its mount namespace, this
+// process excepted: it may have threads there. A process may have left one of the two, and after a
+// crash only one may be known.
 func inLaptop(name string) []int {
 	space, spaceErr := os.Stat(netnsPath(name))
 	var pids []int

@@ -27,10 +27,11 @@ func (c *Cluster) startNode(n node) error {
 	if err := c.cgroup(n.ns); err != nil {
 		return err
 	}
-	// ptp and not bridge: each pod has a routed link of its own, so that service rules see traffic between two pods of one node
-	// without br_netfilter. The ranges are the node's; the controller manager gives them out in the order of the nodes' arrival, so
-	// they are read from the node by the kubelet's runtime hook through the conf template.
-	// The logs of pods lie apart, or each kubelet would delete the other's as those of pods that are gone.
+	// ptp and not bridge: each pod has a routed link of its own, so that service rules see traffic
+	// between two pods of one node without br_netfilter. The ranges are the node's; the controller
+	// manager gives them out in the order of the nodes' arrival, so they are read from the node by
+	// the kubelet's runtime hook through the conf template. The logs of pods lie apart, or each
+	// kubelet would delete the other's as those of pods that are gone.
 	files := map[string]string{
 		filepath.Join(dir, "cni.tmpl"): fmt.Sprintf(`{
   "cniVersion": "0.4.0", "name": "pods",

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// start runs a program in a network namespace, in the background, and records its pid. nsenter and not "ip netns exec": the
-// latter remounts /sys, and the kubelet would not find its cgroups.
+// start runs a program in a network namespace, in the background, and records its pid. nsenter and
+// not "ip netns exec": the latter remounts /sys, and the kubelet would not find its cgroups.
 func (c *Cluster) start(name, ns string, args ...string) error {
 	log, err := os.Create(c.path("logs", name+".log"))
 	if err != nil {
@@ -51,13 +51,15 @@ func (c *Cluster) recorded() map[string]int {
 	return running
 }
 
-// owns says whether a process is of this cluster: its command line names the cluster's directory. A recycled pid does not.
+// owns reports whether a process is of this cluster: its command line names the cluster's
+// directory. A recycled pid does not.
 func (c *Cluster) owns(pid int) bool {
 	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
 	return err == nil && strings.Contains(string(raw), c.Dir+"/")
 }
 
-// strays are processes of the cluster that no pid file names: containerd's shims, and what a crash left.
+// strays are processes of the cluster that no pid file names: containerd's shims, and what a crash
+// left.
 func (c *Cluster) strays() []int {
 	var pids []int
 	entries, _ := os.ReadDir("/proc")

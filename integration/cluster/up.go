@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// Up starts the cluster and waits until its nodes are ready. It does nothing when the cluster is already there, and clears
-// away what a crash left. source is the directory integration/cluster/build.
+// Up starts the cluster and waits until its nodes are ready. It does nothing when the cluster is
+// already there, and clears away what a crash left. source is the directory
+// integration/cluster/build.
 func (c *Cluster) Up(ctx context.Context, source string, log *slog.Logger) error {
 	if c.healthy() {
 		return nil
@@ -75,7 +76,7 @@ func (c *Cluster) Up(ctx context.Context, source string, log *slog.Logger) error
 	return os.WriteFile(c.path("up"), []byte(fmt.Sprint(c.Nodes)), 0o644)
 }
 
-// healthy says whether this cluster is up with the wanted number of nodes and answers.
+// healthy reports whether this cluster is up with the wanted number of nodes and answers.
 func (c *Cluster) healthy() bool {
 	raw, err := os.ReadFile(c.path("up"))
 	if err != nil || string(raw) != fmt.Sprint(c.Nodes) || len(c.recorded()) < 4+3*c.Nodes {
@@ -126,15 +127,17 @@ func (c *Cluster) Kubectl(args ...string) error {
 	return run(c.path("bin", "kubectl"), append([]string{"--kubeconfig", c.Kubeconfig(), "--cache-dir", c.path("kubectl-cache")}, args...)...)
 }
 
-// network joins the namespaces with a bridge in the control plane's; the host has one leg on it and no route further.
+// network joins the namespaces with a bridge in the control plane's; the host has one leg on it and
+// no route further.
 func (c *Cluster) network() error {
 	var b strings.Builder
 	in := func(ns, line string) { fmt.Fprintf(&b, "nsenter --net=/run/netns/%s -- %s\n", ns, line) }
 	controlPlane, apiServer, apiServer6 := c.controlPlane(), c.apiServer(), c.address6(apiServerHost)
 	fmt.Fprintf(&b, "ip netns add %s\n", controlPlane)
 	in(controlPlane, "ip link set lo up")
-	// With an address of its own: else it takes the lowest of its ports', and when that port leaves, as a laptop does, all others go on
-	// sending to an address that is nobody's for up to a minute.
+	// With an address of its own: else it takes the lowest of its ports', and when that port
+	// leaves, as a laptop does, all others go on sending to an address that is nobody's for up to a
+	// minute.
 	in(controlPlane, "ip link add fabric address "+fabricAddress+" type bridge")
 	in(controlPlane, "ip addr add "+apiServer+"/24 dev fabric")
 	in(controlPlane, "ip -6 addr add "+apiServer6+"/64 dev fabric nodad")

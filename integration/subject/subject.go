@@ -1,5 +1,6 @@
-// Package subject is a service that does what services do, for the suites to intercept: HTTP/1 and HTTP/2 without TLS, bodies of
-// any size, server-sent events, WebSockets and all four kinds of gRPC calls. Whatever it answers says who it is.
+// Package subject is a service that does what services do, for the suites to intercept: HTTP/1 and
+// HTTP/2 without TLS, bodies of any size, server-sent events, WebSockets and all four kinds of gRPC
+// calls. Whatever it answers says who it is.
 package subject
 
 import (
@@ -119,8 +120,9 @@ type Zeros struct{}
 
 func (Zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
-// lines answers each line on a stream that was opened as for a WebSocket over HTTP/2 (RFC 8441). Who passes the stream on does not look into it, and
-// the library for WebSockets does not know of it.
+// lines answers each line on a stream that was opened as for a WebSocket over HTTP/2 (RFC 8441).
+// Who passes the stream on does not look into it, and the library for WebSockets does not know of
+// it.
 func lines(w http.ResponseWriter, r *http.Request, name string) {
 	c := http.NewResponseController(w)
 	if c.Flush() != nil {

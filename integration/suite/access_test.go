@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -17,78 +18,51 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/detour-dev/detour/integration/cluster"
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// as returns a kubeconfig of the cluster for other credentials, which are flags of "kubectl config set-credentials".
-func as(t *testing.T, credentials ...string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "kubeconfig")
-	raw, err := os.ReadFile(os.Getenv("KUBECONFIG"))
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(path, raw, 0o600))
-	name := kubectl(t, "config", "view", "-o", "jsonpath={.clusters[0].name}")
-	kubectl(t, append([]string{"--kubeconfig", path, "config", "set-credentials", "someone"}, credentials...)...)
-	kubectl(t, "--kubeconfig", path, "config", "set-context", "someone", "--cluster", name, "--user", "someone")
-	kubectl(t, "--kubeconfig", path, "config", "use-context", "someone")
-	return path
-}
-
-// developer makes a service account in shop and returns a kubeconfig with its token.
-func developer(t *testing.T, name string) string {
-	t.Helper()
-	kubectl(t, "-n", "shop", "create", "serviceaccount", name)
-	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "serviceaccount", name) })
-	return as(t, "--token="+kubectl(t, "-n", "shop", "create", "token", name))
-}
-
-// refused runs detour, which must fail with one sentence, and returns it.
-func refused(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := command("detour", args...)
-	require.Error(t, err, out)
-	lines := strings.Split(out, "\n")
-	last := lines[len(lines)-1]
-	require.True(t, strings.HasPrefix(last, "detour: "), out)
-	require.NotContains(t, strings.TrimPrefix(last, "detour: "), "rpc error", out)
-	return last
-}
-
-// A developer who has the shipped role in shop, and nothing else in the cluster, does all of the main job there and nothing elsewhere.
+// A developer who has the shipped role in the shop, and no other right in the cluster, can do the
+// whole main job there and nothing elsewhere.
 func TestDeveloperWithTheShippedRole(t *testing.T) {
-	other(t)
-	mine := developer(t, "jane")
-	kubectl(t, "-n", "shop", "create", "rolebinding", "jane", "--clusterrole=detour-user", "--serviceaccount=shop:jane")
-	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "jane") })
-	port := laptopService(t)
+	kit.Parallel(t, kit.Changes(kit.Machine, kit.Catalog), kit.Uses(kit.Frontend, kit.Target))
+	kit.DeployTarget(t)
+	mine := kit.Developer(t, "jane")
+	port := kit.ServePage(t)
 
-	require.Contains(t, detour(t, "--kubeconfig", mine, "list", "-n", "shop"), "catalog")
-	detour(t, "--kubeconfig", mine, "intercept", "catalog", "--port", port, "-n", "shop")
-	t.Cleanup(func() { _, _ = command("detour", "quit") })
-	require.Equal(t, "laptop", inCluster())
-	require.Contains(t, detour(t, "--kubeconfig", mine, "status"), "catalog")
-	detour(t, "--kubeconfig", mine, "leave", "catalog")
-	require.Equal(t, "cluster", inCluster())
-	detour(t, "quit")
+	require.Contains(t, kit.Detour(t, "--kubeconfig", mine, "list", "-n", "shop"), "catalog")
+	kit.Detour(t, "--kubeconfig", mine, "intercept", "catalog", "--port", port, "-n", "shop")
+	t.Cleanup(func() { _, _ = kit.Run("detour", "quit") })
+	require.Equal(t, "laptop", kit.ClusterEdition())
+	require.Contains(t, kit.Detour(t, "--kubeconfig", mine, "status"), "catalog")
+	kit.Detour(t, "--kubeconfig", mine, "leave", "catalog")
+	require.Equal(t, "cluster", kit.ClusterEdition())
+	kit.Detour(t, "quit")
 
-	for _, args := range [][]string{{"connect", "-n", "other"}, {"intercept", "target", "--port", port + ":http", "-n", "other"}, {"list", "-n", "other"}} {
-		said := refused(t, append(args, "--kubeconfig", mine)...)
+	for _, args := range [][]string{{"connect", "-n", "other"}, {
+		"intercept", "target", "--port", port + ":http", "-n",
+		"other",
+	}, {"list", "-n", "other"}} {
+		said := kit.DetourFails(t, append(args, "--kubeconfig", mine)...)
 		require.Contains(t, said, "detour-user", "it says what is missing")
 		require.Contains(t, said, "other")
 	}
-	require.Contains(t, refused(t, "install", "--image", managerImage, "--kubeconfig", mine), "administrator")
-	require.Equal(t, "not connected", detour(t, "status"))
+	require.Contains(t, kit.DetourFails(t, "install", "--image", kit.ManagerImage, "--kubeconfig", mine),
+		"administrator")
+	require.Equal(t, "not connected", kit.Detour(t, "status"))
 }
 
 func TestDeveloperWithoutARole(t *testing.T) {
-	joe := developer(t, "joe")
+	kit.Parallel(t, kit.Changes(kit.Machine))
+	joe := kit.ServiceAccount(t, "joe")
 	for _, command := range []string{"install", "uninstall"} {
-		require.Contains(t, refused(t, command, "--kubeconfig", joe), "this needs an administrator of the cluster")
+		require.Contains(t, kit.DetourFails(t, command, "--kubeconfig", joe),
+			"this needs an administrator of the cluster")
 	}
-	said := refused(t, "connect", "-n", "shop", "--kubeconfig", joe)
+	said := kit.DetourFails(t, "connect", "-n", "shop", "--kubeconfig", joe)
 	require.Contains(t, said, "system:serviceaccount:shop:joe")
 	require.Contains(t, said, "detour-user")
-	require.Equal(t, "not connected", detour(t, "status"))
-	require.NotContains(t, kubectl(t, "get", "sessions", "-A"), "joe")
+	require.Equal(t, "not connected", kit.Detour(t, "status"))
+	require.NotContains(t, kit.Kubectl(t, "get", "sessions", "-A"), "joe")
 }
 
 // expired makes a client certificate of the cluster's own authority that was valid until yesterday.
@@ -110,7 +84,10 @@ func expired(t *testing.T) (cert, key string) {
 	mine, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "jane", Organization: []string{"system:masters"}}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{
+			CommonName:   "jane",
+			Organization: []string{"system:masters"},
+		}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-24 * time.Hour),
 	}, authority, &mine.PublicKey, signer)
 	require.NoError(t, err)
@@ -124,58 +101,71 @@ func expired(t *testing.T) (cert, key string) {
 }
 
 func TestExpiredCredentials(t *testing.T) {
+	kit.Parallel(t, kit.Changes(kit.Machine))
 	cert, key := expired(t)
-	config := as(t, "--client-certificate="+cert, "--client-key="+key)
+	config := kit.KubeconfigWith(t, "--client-certificate="+cert, "--client-key="+key)
 	for _, args := range [][]string{{"connect", "-n", "shop"}, {"list", "-n", "shop"}} {
-		require.Contains(t, refused(t, append(args, "--kubeconfig", config)...), "expired")
+		require.Contains(t, kit.DetourFails(t, append(args, "--kubeconfig", config)...), "expired")
 	}
 }
 
 func TestOtherVersion(t *testing.T) {
-	of := func(version string) string { // the Makefile builds them
+	kit.Parallel(t, kit.Changes(kit.Machine))
+	of := func(version string) string { // the Makefile builds these
 		return filepath.Join(os.Getenv("DETOUR_ROOT"), "bin", "detour-"+version)
 	}
 	newer := of("v0.9.0")
-	said, err := command(newer, "connect", "-n", "shop")
+	said, err := kit.Run(newer, "connect", "-n", "shop")
 	require.Error(t, err)
 	require.Contains(t, said, "v0.9.0")
 	require.Contains(t, said, "install the same version")
-	require.Equal(t, "not connected", detour(t, "status"))
-	require.NotContains(t, kubectl(t, "get", "sessions", "-A"), "shop")
+	require.Equal(t, "not connected", kit.Detour(t, "status"))
+	require.Empty(t, kit.SessionsOf(t, kit.HostName(t)))
 
-	// One of the same series works, and the command of one with the daemon of the other.
+	// A version of the same series works, also the command of one version with the daemon of the
+	// other.
 	same := of("v0.1.9")
-	said, err = command(same, "connect", "-n", "shop")
+	said, err = kit.Run(same, "connect", "-n", "shop")
 	require.NoError(t, err, said)
-	t.Cleanup(func() { _, _ = command("detour", "quit") })
-	require.Contains(t, detour(t, "status"), "connected")
-	versions := detour(t, "version")
+	t.Cleanup(func() { _, _ = kit.Run("detour", "quit") })
+	require.Contains(t, kit.Detour(t, "status"), "connected")
+	versions := kit.Detour(t, "version")
 	require.Contains(t, versions, "v0.1.9")
 	require.Contains(t, versions, "v0.1.0")
 }
 
 func TestNoSuchNamespace(t *testing.T) {
+	kit.Parallel(t, kit.Changes(kit.Machine))
 	for _, command := range []string{"connect", "list"} {
-		require.Contains(t, refused(t, command, "-n", "nowhere"), `namespace "nowhere" does not exist`)
+		require.Contains(t, kit.DetourFails(t, command, "-n", "nowhere"), `namespace "nowhere" does not exist`)
 	}
 }
 
-// Anybody may read the key in another's Session. Who claims it gets nothing, and the other keeps all.
+// Everybody may read the key in another developer's Session. A session that claims such a key gets
+// nothing, and the other session keeps everything.
 func TestKeyOfAnother(t *testing.T) {
-	connected(t)
-	shop := kubectl(t, "-n", "shop", "get", "sessions", "-o", "jsonpath={.items[*].metadata.name} {.items[*].spec.clientVersion} {.items[*].spec.publicKey}")
+	kit.Parallel(t, kit.Uses(kit.Machine, kit.Catalog))
+	kit.Connect(t)
+	shop := kit.Kubectl(t, "-n", "shop", "get", "session", kit.MachineSession(), "-o",
+		"jsonpath={.metadata.name} {.spec.clientVersion} {.spec.publicKey}")
 	first := strings.Fields(shop)
 	require.Len(t, first, 3)
 	claim := filepath.Join(t.TempDir(), "session.yaml")
-	require.NoError(t, os.WriteFile(claim, []byte("apiVersion: detour.dev/v1alpha1\nkind: Session\nmetadata: {name: claim, namespace: default}\nspec: {publicKey: "+first[2]+", clientVersion: "+first[1]+", user: bob, host: bob}\n"), 0o600))
-	kubectl(t, "create", "-f", claim)
-	t.Cleanup(func() { kubectl(t, "delete", "-f", claim, "--ignore-not-found") })
+	manifest := fmt.Sprintf(`
+apiVersion: detour.dev/v1alpha1
+kind: Session
+metadata: {name: claim, namespace: default}
+spec: {publicKey: %s, clientVersion: %s, user: bob, host: bob}
+`, first[2], first[1])
+	require.NoError(t, os.WriteFile(claim, []byte(manifest), 0o600))
+	kit.Kubectl(t, "create", "-f", claim)
+	t.Cleanup(func() { kit.Kubectl(t, "delete", "-f", claim, "--ignore-not-found") })
 	status := func() string {
-		return kubectl(t, "-n", "default", "get", "session", "claim", "-o", "jsonpath={.status}")
+		return kit.Query(t, "default", "session claim", "{.status}")
 	}
-	require.Eventually(t, func() bool { return strings.Contains(status(), "KeyTaken") }, 30*time.Second, 100*time.Millisecond)
+	kit.Eventually(t, func() bool { return strings.Contains(status(), "KeyTaken") })
 	require.Contains(t, status(), "session "+first[0]+" in namespace shop owns this public key")
 	require.NotContains(t, status(), "addresses")
 	require.NotContains(t, status(), `"connected":true`)
-	require.Equal(t, "cluster", edition(t, "http://catalog.shop"))
+	require.Equal(t, "cluster", kit.Edition(t, "http://catalog.shop"))
 }

@@ -1,57 +1,34 @@
 package suite
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// catalogPods says what must not change of pods to which an agent is attached.
+// catalogPods returns everything of the catalog's pods that must not change when an agent is
+// attached to them.
 func catalogPods(t *testing.T) string {
 	t.Helper()
-	return kubectl(t, "-n", "shop", "get", "pods", "-l", "app=catalog", "--sort-by=.metadata.name", "-o",
-		`jsonpath={range .items[*]}{.metadata.uid} {.status.startTime} {.status.containerStatuses[*].containerID} {.status.containerStatuses[*].state.running.startedAt} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
+	return kit.Query(t, "shop", "pods -l app=catalog --sort-by=.metadata.name",
+		`{range .items[*]}{.metadata.uid} {.status.startTime} {.status.containerStatuses[*].containerID} {.status.containerStatuses[*].state.running.startedAt} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
 }
 
-// attachedAgents are the processes of agents in ephemeral containers, where the nodes are this machine.
-func attachedAgents(t *testing.T) []int {
-	t.Helper()
-	var pids []int
-	for _, pid := range processes(t, "/traffic-agent", "agent") {
-		environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-		if err == nil && bytes.Contains(environment, []byte(`"attached":`)) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// attachedEnd waits until no attached agent runs: they end by themselves. Meanwhile it does something again and again.
-func attachedEnd(t *testing.T, meanwhile func()) {
-	t.Helper()
-	require.Eventually(t, func() bool {
-		meanwhile()
-		states := kubectl(t, "-n", "shop", "get", "pods", "-o", "jsonpath={.items[*].status.ephemeralContainerStatuses[*].state.running}")
-		return states == "" && len(attachedAgents(t)) == 0
-	}, 2*time.Minute, 500*time.Millisecond, "the attached agents end")
-}
-
-// The agent is put into running pods and nothing of them is restarted. The kubelet's probes go on to reach the app, and pods that come later
-// are attached to as well.
+// The agent is attached to running pods, and nothing of them is restarted. The kubelet's probes
+// still reach the app, and agents are attached to new pods as well.
 func TestAttach(t *testing.T) {
-	withoutAgent(t, "catalog")
-	connected(t)
+	kit.Parallel(t, kit.Changes(kit.Catalog), kit.Uses(kit.Machine))
+	kit.RemoveAgent(t, "catalog")
+	kit.Connect(t)
 	var probes atomic.Int64
-	port := laptopServer(t, "0", func(w http.ResponseWriter, r *http.Request) {
+	port := kit.Serve(t, "0", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" {
 			probes.Add(1)
 			http.Error(w, "the laptop is not what is probed", http.StatusInternalServerError)
@@ -60,24 +37,27 @@ func TestAttach(t *testing.T) {
 		fmt.Fprint(w, `{"edition":"laptop"}`)
 	})
 	before := catalogPods(t)
-	end := load(t, "http://catalog.shop/", false)
+	end := kit.Load(t, "http://catalog.shop/", false)
 
-	require.Contains(t, detour(t, "intercept", "catalog", "--port", port, "--attach"), "by attach, agents 3/3")
+	require.Contains(t, kit.Detour(t, "intercept", "catalog", "--port", port, "--attach"), "by attach, agents 3/3")
 	for range 20 {
-		require.Equal(t, "laptop", edition(t, "http://catalog.shop/"))
+		require.Equal(t, "laptop", kit.Edition(t, "http://catalog.shop/"))
 	}
-	require.Regexp(t, `catalog +80/http +deployment/catalog +yes, by attach `, detour(t, "list", "-n", "shop"))
+	require.Regexp(t, `catalog +80/http +deployment/catalog +yes, by attach `, kit.Detour(t, "list", "-n", "shop"))
 	require.Equal(t, before, catalogPods(t), "nothing was restarted")
 
 	t.Run("a pod that is new", func(t *testing.T) {
-		kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=4")
+		kit.Kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=4")
 		t.Cleanup(func() {
-			kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=3")
-			require.Eventually(t, func() bool { return len(running(t, "catalog")) == 3 }, time.Minute, 200*time.Millisecond)
+			kit.Kubectl(t, "-n", "shop", "scale", "deployment/catalog", "--replicas=3")
+			kit.Eventually(t, func() bool { return len(kit.RunningPods(t, "catalog")) == 3 })
 		})
-		require.Eventually(t, func() bool { return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts"), "4/4") }, time.Minute, 200*time.Millisecond)
+		kit.Eventually(t, func() bool {
+			return strings.Contains(kit.Kubectl(t, "-n", "shop", "get", "intercepts"),
+				"4/4")
+		})
 		for range 20 {
-			require.Equal(t, "laptop", edition(t, "http://catalog.shop/"))
+			require.Equal(t, "laptop", kit.Edition(t, "http://catalog.shop/"))
 		}
 	})
 	n, failures := end()
@@ -85,90 +65,101 @@ func TestAttach(t *testing.T) {
 	require.Greater(t, n, 100)
 
 	t.Run("an agent that is killed", func(t *testing.T) {
-		agents := attachedAgents(t)
+		agents := kit.AttachedAgents(t)
 		if len(agents) == 0 {
 			t.Skip("the nodes are not this machine")
 		}
 		for _, pid := range agents {
 			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 		}
-		// A process is gone when the kernel has closed its sockets, and with the one for netlink has taken the redirection away.
+		// A process is gone when the kernel has closed its sockets. With the netlink socket the
+		// redirection goes too.
 		for _, pid := range agents {
-			require.Eventually(t, func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH }, time.Minute, time.Millisecond)
+			kit.Eventually(t, func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 		}
-		require.Eventually(t, func() bool {
-			return len(attachedAgents(t)) == len(agents) && edition(t, "http://catalog.shop/") == "laptop"
-		}, time.Minute, 50*time.Millisecond, "agents are attached again, and no request fails")
+		kit.Eventually(t, func() bool {
+			return len(kit.AttachedAgents(t)) == len(agents) && kit.Edition(t, "http://catalog.shop/") == "laptop"
+		}, "agents are attached again, and no request fails")
 	})
 
-	detour(t, "leave", "catalog")
+	kit.Detour(t, "leave", "catalog")
 	for range 20 {
-		require.Equal(t, "cluster", edition(t, "http://catalog.shop/"))
+		require.Equal(t, "cluster", kit.Edition(t, "http://catalog.shop/"))
 	}
 	require.Zero(t, probes.Load(), "the kubelet's probes are the app's")
 	require.NotContains(t, catalogPods(t), "False", "all pods are ready")
 }
 
-// A laptop that vanishes, and one that leaves and comes again: nobody else's request fails, and none of the pods is restarted.
+// A laptop vanishes, or leaves and comes again. No request of anybody else fails, and no pod is
+// restarted.
 func TestAttachAgain(t *testing.T) {
-	withoutAgent(t, "catalog")
-	alice := newDeveloper(t, "alice")
-	client := outside(t, "catalog")
+	kit.Parallel(t, kit.Changes(kit.Catalog))
+	kit.RemoveAgent(t, "catalog")
+	alice := kit.NewCatalogLaptop(t, "alice")
+	client := kit.NodeTransports(t, "catalog")
 	before := catalogPods(t)
-	alice.detour("connect", "-n", "shop")
-	w := watchWith(t, client, "")
+	alice.Detour("connect", "-n", "shop")
+	w := kit.MonitorCatalog(t, client, "")
 	one := &http.Client{Transport: client(0)}
 	answers := func(who string) func() bool {
-		return func() bool { got, err := askAs(one, "alice"); return err == nil && got == who }
+		return func() bool { got, err := kit.AskCatalog(one, "alice"); return err == nil && got == who }
 	}
 	attach := func() {
-		require.Contains(t, alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "--attach", "-n", "shop"), "by attach, agents 3/3")
-		require.Eventually(t, answers("alice"), patience, 50*time.Millisecond)
+		require.Contains(t, alice.Detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice",
+			"--attach", "-n", "shop"), "by attach, agents 3/3")
+		kit.Eventually(t, answers("alice"))
 	}
 	kept := &http.Client{Transport: client(1)}
 	nobody := func() {
-		got, err := askAs(kept, "")
+		got, err := kit.AskCatalog(kept, "")
 		require.NoError(t, err)
 		require.Equal(t, "cluster", got)
 	}
 	leave := func() {
-		alice.detour("leave", "catalog")
-		require.Eventually(t, answers("cluster"), patience, 50*time.Millisecond)
+		alice.Detour("leave", "catalog")
+		kit.Eventually(t, answers("cluster"))
 	}
 
 	attach()
 	nobody() // on a connection that leads to the agent from now on
-	pid := alice.daemonPID()
+	pid := alice.DaemonPID()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
-	require.Eventually(t, answers("cluster"), patience, 50*time.Millisecond, "the app answers for a laptop that is silent")
-	require.Eventually(t, func() bool { return strings.Contains(kubectl(t, "-n", "shop", "get", "intercepts"), "LaptopGone") }, 30*time.Second, 200*time.Millisecond)
+	kit.Eventually(t, answers("cluster"), "the app answers for a laptop that is silent")
+	kit.Eventually(t, func() bool {
+		return strings.Contains(kit.Kubectl(t, "-n", "shop", "get", "intercepts"),
+			"LaptopGone")
+	})
 	require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
-	require.Eventually(t, answers("alice"), 30*time.Second, 50*time.Millisecond, "the laptop is taken up again")
+	kit.Eventually(t, answers("alice"), "the laptop is taken up again")
 	leave()
-	attach() // while the agents still wait for that
+	attach() // while the agents still wait for a laptop
 	leave()
-	attachedEnd(t, nobody) // although a client keeps its connection: it is asked to open another
+	kit.WaitForAttachedAgentsToEnd(t, nobody) // although a client keeps its connection: the agent tells it to open another
 	attach()
 	leave()
 	require.Equal(t, before, catalogPods(t), "nothing was restarted")
 
-	for _, a := range w.ended() {
-		require.Equal(t, "cluster", a.got)
+	all := w.Stop()
+	for _, one := range all {
+		require.Equal(t, "cluster", one.Edition)
 	}
-	require.Greater(t, len(w.answers), 100)
+	require.Greater(t, len(all), 100)
 }
 
 func TestAttachRefused(t *testing.T) {
-	connected(t)
-	file := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/tokenless.yaml")
-	kubectl(t, "apply", "-f", file)
-	t.Cleanup(func() { kubectl(t, "delete", "-f", file) })
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/tokenless", "--timeout=120s")
-	require.Contains(t, refused(t, "intercept", "tokenless", "--port", "18080:http", "--attach"), "has no service account token")
-	require.Contains(t, refused(t, "intercept", "tokenless", "--port", "18080:datagrams", "--attach"), "is a UDP port, and an attached agent can take over TCP ports only: leave out --attach")
+	kit.Connect(t)
+	file := kit.Testdata("tokenless.yaml")
+	kit.Kubectl(t, "apply", "-f", file)
+	t.Cleanup(func() { kit.Kubectl(t, "delete", "-f", file) })
+	kit.WaitForRollout(t, "shop", "deployment/tokenless")
+	require.Contains(t, kit.DetourFails(t, "intercept", "tokenless", "--port", "18080:http", "--attach"),
+		"has no service account token")
+	require.Contains(t, kit.DetourFails(t, "intercept", "tokenless", "--port", "18080:datagrams", "--attach"),
+		"is a UDP port, and an attached agent can take over TCP ports only: leave out --attach")
 
-	kubectl(t, "label", "namespace", "shop", "pod-security.kubernetes.io/enforce=baseline")
-	t.Cleanup(func() { kubectl(t, "label", "namespace", "shop", "pod-security.kubernetes.io/enforce-") })
-	withoutAgent(t, "frontend")
-	require.Contains(t, refused(t, "intercept", "frontend", "--port", "18080", "--attach"), "the cluster does not let the agent be attached")
+	kit.Kubectl(t, "label", "namespace", "shop", "pod-security.kubernetes.io/enforce=baseline")
+	t.Cleanup(func() { kit.Kubectl(t, "label", "namespace", "shop", "pod-security.kubernetes.io/enforce-") })
+	kit.RemoveAgent(t, "frontend")
+	require.Contains(t, kit.DetourFails(t, "intercept", "frontend", "--port", "18080", "--attach"),
+		"the cluster does not let the agent be attached")
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -18,19 +17,22 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// echoServer is a pod that sends datagrams back, with addresses of both families where the cluster has both. It returns the pod's.
+// echoServer deploys a pod that sends datagrams back, with addresses of both families if the
+// cluster has both. It returns the pod's addresses.
 func echoServer(t *testing.T) (pods []string) {
 	t.Helper()
-	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/echo.yaml")
-	kubectl(t, "apply", "-f", manifest)
-	t.Cleanup(func() { kubectl(t, "delete", "--wait=false", "-f", manifest) })
-	kubectl(t, "-n", "echo", "rollout", "status", "deployment/echo", "--timeout=120s")
-	return strings.Fields(kubectl(t, "-n", "echo", "get", "pod", "-l", "app=echo", "-o", "jsonpath={.items[0].status.podIPs[*].ip}"))
+	manifest := kit.Testdata("echo.yaml")
+	kit.Kubectl(t, "apply", "-f", manifest)
+	t.Cleanup(func() { kit.Kubectl(t, "delete", "--wait=false", "-f", manifest) })
+	kit.WaitForRollout(t, "echo", "deployment/echo")
+	return strings.Fields(kit.Query(t, "echo", "pod -l app=echo", "{.items[0].status.podIPs[*].ip}"))
 }
 
-// ping says whether an echo request is answered.
+// ping reports whether an address answers an echo request.
 func ping(t *testing.T, to string, wait time.Duration) bool {
 	t.Helper()
 	network, protocol, kind := "ip4:icmp", 1, icmp.Type(ipv4.ICMPTypeEcho)
@@ -53,14 +55,14 @@ func ping(t *testing.T, to string, wait time.Duration) bool {
 		}
 		answer, err := icmp.ParseMessage(protocol, buf[:n])
 		if err != nil || from.String() != to || answer.Type != ipv4.ICMPTypeEchoReply && answer.Type != ipv6.ICMPTypeEchoReply {
-			continue // somebody else's
+			continue // the reply to another process
 		}
 		require.Equal(t, sent, answer.Body)
 		return true
 	}
 }
 
-// echoes says whether a datagram comes back, from a port that was not used before.
+// echoes reports whether a datagram from a new port comes back.
 func echoes(t *testing.T, address string) bool {
 	t.Helper()
 	c, err := net.Dial("udp", address)
@@ -75,11 +77,13 @@ func echoes(t *testing.T, address string) bool {
 }
 
 func TestDatagramsAndPings(t *testing.T) {
+	kit.Parallel(t, kit.Uses(kit.Machine))
 	pods := echoServer(t)
-	connected(t)
-	service := clusterIP(t, "echo", "echo")
-	// Until the node's kube-proxy knows the service, all that its first datagrams' port sends is lost (conntrack keeps that).
-	require.Eventually(t, func() bool { return echoes(t, net.JoinHostPort(service, "7")) }, time.Minute, time.Millisecond)
+	kit.Connect(t)
+	service := kit.ClusterIP(t, "echo", "echo")
+	// A datagram that is sent before the node's kube-proxy knows the service is lost, and so are
+	// all later ones from the same port: conntrack remembers the destination.
+	kit.Eventually(t, func() bool { return echoes(t, net.JoinHostPort(service, "7")) })
 
 	t.Run("10000 datagrams of QUIC's size, and none is lost", func(t *testing.T) {
 		c, err := net.Dial("udp", net.JoinHostPort(service, "7"))
@@ -148,7 +152,7 @@ func TestDatagramsAndPings(t *testing.T) {
 		if len(pods) < 2 {
 			t.Skip("this cluster has only one family")
 		}
-		m, err := ask(resolver(t), "udp", question{name: "echo.echo.", kind: dns.TypeAAAA})
+		m, err := kit.AskDNS(kit.Resolver(t), "udp", kit.Question{Name: "echo.echo.", Type: dns.TypeAAAA})
 		require.NoError(t, err)
 		require.Len(t, m.Answer, 1)
 		service := m.Answer[0].(*dns.AAAA).AAAA.String()

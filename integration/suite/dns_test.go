@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,32 +14,13 @@ import (
 	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// question is what both are asked. local says that the laptop must know the answer itself.
-type question struct {
-	name  string
-	kind  uint16
-	local bool
-}
-
-// resolver is the laptop's DNS server, as any program finds it.
-func resolver(t *testing.T) string {
-	t.Helper()
-	c, err := dns.ClientConfigFromFile("/etc/resolv.conf")
-	require.NoError(t, err)
-	require.Len(t, c.Servers, 1)
-	return net.JoinHostPort(c.Servers[0], "53")
-}
-
-func ask(server, network string, q question) (*dns.Msg, error) {
-	c := &dns.Client{Net: network, Timeout: 5 * time.Second}
-	m, _, err := c.Exchange(new(dns.Msg).SetQuestion(q.name, q.kind).SetEdns0(4096, false), server)
-	return m, err
-}
-
-// said is an answer without what may differ: the order, the TTL, the zone's serial number, and capitals.
-func said(m *dns.Msg) string {
+// normalize returns a DNS response as text, without the parts that may differ: the order, the TTL,
+// the zone's serial number, and capitals.
+func normalize(m *dns.Msg) string {
 	text := func(all []dns.RR) string {
 		var lines []string
 		for _, rr := range all {
@@ -57,32 +37,35 @@ func said(m *dns.Msg) string {
 		slices.Sort(lines)
 		return strings.Join(lines, "\n  ")
 	}
-	return fmt.Sprintf("%s\nanswer:\n  %s\nauthority:\n  %s\nadditional:\n  %s", dns.RcodeToString[m.Rcode], text(m.Answer), text(m.Ns), text(m.Extra))
+	return fmt.Sprintf("%s\nanswer:\n  %s\nauthority:\n  %s\nadditional:\n  %s", dns.RcodeToString[m.Rcode],
+		text(m.Answer), text(m.Ns), text(m.Extra))
 }
 
-// compare asks CoreDNS and the laptop the same, until they agree: CoreDNS's own cache is a moment behind.
-func compare(t *testing.T, coredns string, all []question) {
+// compare sends the same questions to CoreDNS and to the laptop until both agree: CoreDNS's own
+// cache may be a moment behind.
+func compare(t *testing.T, coredns string, all []kit.Question) {
 	t.Helper()
-	laptop := resolver(t)
+	laptop := kit.Resolver(t)
 	local := 0
 	deadline := time.Now().Add(30 * time.Second)
 	for i, q := range all {
 		network := []string{"udp", "tcp"}[i%2]
 		for {
-			want, err := ask(coredns, network, q)
+			want, err := kit.AskDNS(coredns, network, q)
 			if err != nil && time.Now().Before(deadline) {
 				continue // a datagram may be lost
 			}
 			require.NoError(t, err, "%v", q)
-			got, err := ask(laptop, network, q)
+			got, err := kit.AskDNS(laptop, network, q)
 			require.NoError(t, err, "%v", q)
-			if said(want) != said(got) && time.Now().Before(deadline) {
+			if normalize(want) != normalize(got) && time.Now().Before(deadline) {
 				time.Sleep(200 * time.Millisecond)
 				continue
 			}
-			assert.Equal(t, said(want), said(got), "%s %s", q.name, dns.TypeToString[q.kind])
-			// CoreDNS's kubernetes plugin says that it is no recursive resolver. The proxy is one.
-			assert.Equal(t, q.local, got.RecursionAvailable, "whether %s %s is known on the laptop", q.name, dns.TypeToString[q.kind])
+			assert.Equal(t, normalize(want), normalize(got), "%s %s", q.Name, dns.TypeToString[q.Type])
+			// CoreDNS's kubernetes plugin denies that it is a recursive resolver. The proxy is one.
+			assert.Equal(t, q.Local, got.RecursionAvailable, "whether %s %s is known on the laptop", q.Name,
+				dns.TypeToString[q.Type])
 			if got.RecursionAvailable {
 				local++
 			}
@@ -92,14 +75,14 @@ func compare(t *testing.T, coredns string, all []question) {
 	t.Logf("%d questions, %d of them answered on the laptop", len(all), local)
 }
 
-// dnsQuestions are the questions about shop, each name with each type.
-func dnsQuestions(t *testing.T) (all []question) {
+// dnsQuestions returns the questions about the shop: each name with each type.
+func dnsQuestions(t *testing.T) (all []kit.Question) {
 	const suffix = ".shop.svc.cluster.local."
 	ip := func(name string) string {
-		return kubectl(t, "-n", "shop", "get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
+		return kit.Kubectl(t, "-n", "shop", "get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
 	}
 	pod := func(namespace, selector string) string {
-		return kubectl(t, "-n", namespace, "get", "pod", "-l", selector, "-o", "jsonpath={.items[0].status.podIP}")
+		return kit.Kubectl(t, "-n", namespace, "get", "pod", "-l", selector, "-o", "jsonpath={.items[0].status.podIP}")
 	}
 	dashed := func(ip string) string { return strings.ReplaceAll(ip, ".", "-") }
 	reverse := func(ip string) string {
@@ -108,70 +91,86 @@ func dnsQuestions(t *testing.T) (all []question) {
 		return name
 	}
 	db, catalog := pod("shop", "app=db"), pod("shop", "app=catalog")
-	here := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeCNAME, dns.TypeTXT, dns.TypeMX, dns.TypeHTTPS, dns.TypeNS, dns.TypePTR}
+	here := []uint16{
+		dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeCNAME, dns.TypeTXT, dns.TypeMX, dns.TypeHTTPS,
+		dns.TypeNS, dns.TypePTR,
+	}
 	there := []uint16{dns.TypeANY, dns.TypeSOA, dns.TypeNAPTR, dns.TypeCAA}
 	for _, name := range []string{
-		"catalog", "CataLog", "db", "db-0.db", "DB-1.db", "db-2.db", dashed(db) + ".db", dashed(db) + ".db-read", "db-0.db-read", dashed(catalog) + ".catalog", "10-1-2-3.catalog",
-		"bare", "db-0.bare", "empty", "x.empty", "both", "eager", "slow-0.eager", "strict", "slow-0.strict", "hand", "four.hand", "six.hand", "192-0-2-2.hand", "192-0-2-3.hand", "2001-db8--0.hand",
-		"_http._tcp.catalog", "_HTTP._tcp.catalog", "http.tcp.catalog", "_http._udp.catalog", "_grpc._tcp.catalog", "_sql._tcp.db", "_bulk._tcp.db", "_dns._udp.both", "_dns._tcp.both", "_http._tcp.alias",
-		"alias", "chain", "pod", "nowhere", "ping", "absent", "x.absent", "a.b.c.catalog", "*", "_http._tcp.absent", "x.alias",
+		"catalog", "CataLog", "db", "db-0.db", "DB-1.db", "db-2.db", dashed(db) + ".db", dashed(db) + ".db-read",
+		"db-0.db-read", dashed(catalog) + ".catalog", "10-1-2-3.catalog", "bare", "db-0.bare", "empty", "x.empty",
+		"both", "eager", "slow-0.eager", "strict", "slow-0.strict", "hand", "four.hand", "six.hand",
+		"192-0-2-2.hand", "192-0-2-3.hand", "2001-db8--0.hand", "_http._tcp.catalog", "_HTTP._tcp.catalog",
+		"http.tcp.catalog", "_http._udp.catalog", "_grpc._tcp.catalog", "_sql._tcp.db", "_bulk._tcp.db",
+		"_dns._udp.both", "_dns._tcp.both", "_http._tcp.alias", "alias", "chain", "pod", "nowhere", "ping",
+		"absent", "x.absent", "a.b.c.catalog", "*", "_http._tcp.absent", "x.alias",
 	} {
 		for _, kind := range here {
-			all = append(all, question{name + suffix, kind, true})
+			all = append(all, kit.Question{Name: name + suffix, Type: kind, Local: true})
 		}
 		for _, kind := range there {
-			all = append(all, question{name + suffix, kind, false})
+			all = append(all, kit.Question{Name: name + suffix, Type: kind, Local: false})
 		}
 	}
 	for _, name := range []string{"outside", "elsewhere"} {
 		for _, kind := range here {
-			all = append(all, question{name + suffix, kind, kind != dns.TypeA && kind != dns.TypeAAAA})
+			all = append(all, kit.Question{
+				Name: name + suffix, Type: kind,
+				Local: kind != dns.TypeA && kind != dns.TypeAAAA,
+			})
 		}
 	}
 	for _, kind := range slices.Concat(here, there) {
-		all = append(all,
-			question{"shop.svc.cluster.local.", kind, false}, question{"svc.cluster.local.", kind, false},
-			question{"target.other.svc.cluster.local.", kind, false}, question{"_bulk._tcp.target.other.svc.cluster.local.", kind, false}, question{"absent.other.svc.cluster.local.", kind, false},
-			question{dashed(db) + ".shop.pod.cluster.local.", kind, false}, question{"x.shop.pod.cluster.local.", kind, false},
-			question{"dns-version.cluster.local.", kind, false}, question{"ns.dns.cluster.local.", kind, false})
+		for _, name := range []string{
+			"shop.svc.cluster.local.", "svc.cluster.local.", "target.other.svc.cluster.local.",
+			"_bulk._tcp.target.other.svc.cluster.local.", "absent.other.svc.cluster.local.",
+			dashed(db) + ".shop.pod.cluster.local.", "x.shop.pod.cluster.local.",
+			"dns-version.cluster.local.", "ns.dns.cluster.local.",
+		} {
+			all = append(all, kit.Question{Name: name, Type: kind})
+		}
 	}
-	// What no search path's name can be is refused here, in CoreDNS's words.
+	// A name that no search path can produce is refused on the laptop, with CoreDNS's response.
 	for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeTXT} {
-		all = append(all, question{"catalog.nowhere.svc.cluster.local.", kind, true}, question{"www.example.com.svc.cluster.local.", kind, true}, question{"www.example.com.cluster.local.", kind, true})
+		for _, name := range []string{
+			"catalog.nowhere.svc.cluster.local.", "www.example.com.svc.cluster.local.", "www.example.com.cluster.local.",
+		} {
+			all = append(all, kit.Question{Name: name, Type: kind, Local: true})
+		}
 	}
 	for _, kind := range []uint16{dns.TypePTR, dns.TypeA} {
 		for _, address := range []string{ip("catalog"), ip("db-read")} {
-			all = append(all, question{reverse(address), kind, kind == dns.TypePTR})
+			all = append(all, kit.Question{Name: reverse(address), Type: kind, Local: kind == dns.TypePTR})
 		}
 		for _, address := range []string{db, pod("other", "app=target"), "10.96.0.1", "10.96.255.254"} {
-			all = append(all, question{reverse(address), kind, false})
+			all = append(all, kit.Question{Name: reverse(address), Type: kind, Local: false})
 		}
 	}
 	return all
 }
 
-// What the laptop says of the cluster's names is what CoreDNS says, record by record, for a developer who has no more than the shipped role.
+// The laptop answers questions about the cluster's names exactly as CoreDNS does, record by record,
+// for a developer who has only the shipped role.
 func TestDNSEqualsCoreDNS(t *testing.T) {
-	other(t)
-	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/dns.yaml")
-	kubectl(t, "apply", "-f", manifest)
-	t.Cleanup(func() { kubectl(t, "delete", "--ignore-not-found", "--wait=false", "-f", manifest) })
-	kubectl(t, "-n", "shop", "rollout", "status", "statefulset/db", "--timeout=120s")
-	require.Eventually(t, func() bool {
-		return len(strings.Fields(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=slow", "-o", "jsonpath={.items[*].status.podIP}"))) == 2
-	}, 60*time.Second, 200*time.Millisecond)
+	kit.Parallel(t, kit.Changes(kit.Machine), kit.Uses(kit.Catalog, kit.Target))
+	kit.DeployTarget(t)
+	manifest := kit.Testdata("dns.yaml")
+	kit.Kubectl(t, "apply", "-f", manifest)
+	t.Cleanup(func() { kit.Kubectl(t, "delete", "--ignore-not-found", "--wait=false", "-f", manifest) })
+	kit.WaitForRollout(t, "shop", "statefulset/db")
+	kit.Eventually(t, func() bool {
+		return len(strings.Fields(kit.Query(t, "shop", "pods -l app=slow", "{.items[*].status.podIP}"))) == 2
+	})
 
-	mine := developer(t, "dora")
-	kubectl(t, "-n", "shop", "create", "rolebinding", "dora", "--clusterrole=detour-user", "--serviceaccount=shop:dora")
-	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "dora") })
-	detour(t, "--kubeconfig", mine, "connect", "-n", "shop")
-	t.Cleanup(func() { _, _ = command("detour", "quit") })
-	coredns := kubectl(t, "-n", "kube-system", "get", "service", "kube-dns", "-o", "jsonpath={.spec.clusterIP}") + ":53"
-	laptop := resolver(t)
-	a := func(name string) question { return question{name, dns.TypeA, true} }
+	mine := kit.Developer(t, "dora")
+	kit.Detour(t, "--kubeconfig", mine, "connect", "-n", "shop")
+	t.Cleanup(func() { _, _ = kit.Run("detour", "quit") })
+	coredns := kit.Query(t, "kube-system", "service kube-dns", "{.spec.clusterIP}") + ":53"
+	laptop := kit.Resolver(t)
+	a := func(name string) kit.Question { return kit.Question{Name: name, Type: dns.TypeA, Local: true} }
 	answer := func(name string) []string {
 		var all []string
-		m, err := ask(laptop, "udp", a(name))
+		m, err := kit.AskDNS(laptop, "udp", a(name))
 		if err != nil {
 			return nil
 		}
@@ -182,85 +181,105 @@ func TestDNSEqualsCoreDNS(t *testing.T) {
 		}
 		return all
 	}
-	require.Eventually(t, func() bool { m, err := ask(laptop, "udp", a("catalog.")); return err == nil && m.RecursionAvailable }, patience, 50*time.Millisecond, "the watches are whole")
+	kit.Eventually(t, func() bool {
+		m, err := kit.AskDNS(laptop, "udp", a("catalog."))
+		return err == nil && m.RecursionAvailable
+	}, "the watches are whole")
 
 	compare(t, coredns, dnsQuestions(t))
 
 	t.Run("a name is there as soon as it is created", func(t *testing.T) {
 		require.Empty(t, answer("fresh."), "and its absence is remembered by CoreDNS")
-		_, err := ask(coredns, "udp", a("fresh.shop.svc.cluster.local."))
+		_, err := kit.AskDNS(coredns, "udp", a("fresh.shop.svc.cluster.local."))
 		require.NoError(t, err)
-		kubectl(t, "-n", "shop", "create", "service", "clusterip", "fresh", "--tcp=80")
+		kit.Kubectl(t, "-n", "shop", "create", "service", "clusterip", "fresh", "--tcp=80")
 		created := time.Now()
-		require.Eventually(t, func() bool { return len(answer("fresh.")) == 1 }, patience, 5*time.Millisecond)
+		kit.Eventually(t, func() bool { return len(answer("fresh.")) == 1 })
 		t.Logf("resolved %s after kubectl was done", time.Since(created).Round(time.Millisecond))
-		compare(t, coredns, []question{a("fresh.shop.svc.cluster.local."), {"fresh.shop.svc.cluster.local.", dns.TypeSRV, true}})
-		kubectl(t, "-n", "shop", "delete", "service", "fresh")
+		compare(t, coredns, []kit.Question{a("fresh.shop.svc.cluster.local."), {
+			Name: "fresh.shop.svc.cluster.local.",
+			Type: dns.TypeSRV, Local: true,
+		}})
+		kit.Kubectl(t, "-n", "shop", "delete", "service", "fresh")
 		deleted := time.Now()
-		require.Eventually(t, func() bool { return len(answer("fresh.")) == 0 }, patience, 5*time.Millisecond)
+		kit.Eventually(t, func() bool { return len(answer("fresh.")) == 0 })
 		t.Logf("gone %s after kubectl was done", time.Since(deleted).Round(time.Millisecond))
-		compare(t, coredns, []question{a("fresh.shop.svc.cluster.local."), {"fresh.shop.svc.cluster.local.", dns.TypeSRV, true}})
+		compare(t, coredns, []kit.Question{a("fresh.shop.svc.cluster.local."), {
+			Name: "fresh.shop.svc.cluster.local.",
+			Type: dns.TypeSRV, Local: true,
+		}})
 	})
 
 	t.Run("endpoints move", func(t *testing.T) {
 		before := answer("db-0.db.")
 		require.Len(t, before, 1)
-		kubectl(t, "-n", "shop", "delete", "pod", "db-0")
-		kubectl(t, "-n", "shop", "rollout", "status", "statefulset/db", "--timeout=120s")
-		require.Eventually(t, func() bool { now := answer("db-0.db."); return len(now) == 1 && now[0] != before[0] }, 30*time.Second, 50*time.Millisecond)
-		kubectl(t, "-n", "shop", "scale", "statefulset/db", "--replicas=3")
-		kubectl(t, "-n", "shop", "rollout", "status", "statefulset/db", "--timeout=120s")
-		require.Eventually(t, func() bool { return len(answer("db.")) == 3 && len(answer("db-2.db.")) == 1 }, patience, 50*time.Millisecond)
-		kubectl(t, "-n", "shop", "delete", "service", "both")
-		kubectl(t, "-n", "shop", "patch", "service", "alias", "--type=merge", "-p", `{"spec":{"externalName":"db-read.shop.svc.cluster.local"}}`)
+		kit.Kubectl(t, "-n", "shop", "delete", "pod", "db-0")
+		kit.WaitForRollout(t, "shop", "statefulset/db")
+		kit.Eventually(t, func() bool { now := answer("db-0.db."); return len(now) == 1 && now[0] != before[0] })
+		kit.Kubectl(t, "-n", "shop", "scale", "statefulset/db", "--replicas=3")
+		kit.WaitForRollout(t, "shop", "statefulset/db")
+		kit.Eventually(t, func() bool { return len(answer("db.")) == 3 && len(answer("db-2.db.")) == 1 })
+		kit.Kubectl(t, "-n", "shop", "delete", "service", "both")
+		kit.Kubectl(t, "-n", "shop", "patch", "service", "alias", "--type=merge", "-p",
+			`{"spec":{"externalName":"db-read.shop.svc.cluster.local"}}`)
 		compare(t, coredns, dnsQuestions(t))
 	})
 
 	t.Run("short names are those of a pod", func(t *testing.T) {
-		for _, c := range []question{
-			{"catalog.", dns.TypeA, true},
-			{"CATALOG.shop.", dns.TypeA, true},
-			{"catalog.shop.svc.", dns.TypeA, true},
-			{"db-1.db.", dns.TypeA, true},
-			{"db-1.db.shop.", dns.TypeA, true},
-			{"_sql._tcp.db.", dns.TypeSRV, true},
-			{"_sql._tcp.db.shop.", dns.TypeSRV, true},
-			{"target.other.", dns.TypeA, false},
-			{"_bulk._tcp.target.other.", dns.TypeSRV, false},
-			{"target.other.svc.", dns.TypeA, false},
+		for _, c := range []kit.Question{
+			{Name: "catalog.", Type: dns.TypeA, Local: true},
+			{Name: "CATALOG.shop.", Type: dns.TypeA, Local: true},
+			{Name: "catalog.shop.svc.", Type: dns.TypeA, Local: true},
+			{Name: "db-1.db.", Type: dns.TypeA, Local: true},
+			{Name: "db-1.db.shop.", Type: dns.TypeA, Local: true},
+			{Name: "_sql._tcp.db.", Type: dns.TypeSRV, Local: true},
+			{Name: "_sql._tcp.db.shop.", Type: dns.TypeSRV, Local: true},
+			{Name: "target.other.", Type: dns.TypeA, Local: false},
+			{Name: "_bulk._tcp.target.other.", Type: dns.TypeSRV, Local: false},
+			{Name: "target.other.svc.", Type: dns.TypeA, Local: false},
 		} {
-			m, err := ask(laptop, "udp", c)
+			m, err := kit.AskDNS(laptop, "udp", c)
 			require.NoError(t, err)
-			require.NotEmpty(t, m.Answer, c.name)
-			assert.Equal(t, c.name, m.Answer[0].Header().Name)
-			assert.Equal(t, c.local, m.RecursionAvailable, c.name)
+			require.NotEmpty(t, m.Answer, c.Name)
+			assert.Equal(t, c.Name, m.Answer[0].Header().Name)
+			assert.Equal(t, c.Local, m.RecursionAvailable, c.Name)
 		}
 	})
 }
 
-// While a watch is broken, and for who may not watch, the cluster's DNS is asked, and names resolve all the same.
+// While a watch is broken, and for a user who may not watch, the proxy asks the cluster's DNS, and
+// names still resolve.
 func TestDNSWithoutTheRight(t *testing.T) {
-	mine := developer(t, "dan")
-	kubectl(t, "-n", "shop", "create", "role", "dan", "--verb=*", "--resource=sessions.detour.dev,intercepts.detour.dev,services,pods")
-	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "role", "dan") })
-	kubectl(t, "-n", "shop", "create", "rolebinding", "dan", "--role=dan", "--serviceaccount=shop:dan")
-	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "dan") })
-	detour(t, "--kubeconfig", mine, "connect", "-n", "shop")
-	t.Cleanup(func() { _, _ = command("detour", "quit") })
-	laptop := resolver(t)
-	for _, name := range []string{"catalog.", "catalog.shop.", "catalog.shop.svc.cluster.local.", "kubernetes.default."} {
-		m, err := ask(laptop, "udp", question{name: name, kind: dns.TypeA})
+	kit.Parallel(t, kit.Changes(kit.Machine))
+	mine := kit.ServiceAccount(t, "dan")
+	kit.Kubectl(t, "-n", "shop", "create", "role", "dan", "--verb=*",
+		"--resource=sessions.detour.dev,intercepts.detour.dev,services,pods")
+	t.Cleanup(func() { kit.Kubectl(t, "-n", "shop", "delete", "role", "dan") })
+	kit.Kubectl(t, "-n", "shop", "create", "rolebinding", "dan", "--role=dan", "--serviceaccount=shop:dan")
+	t.Cleanup(func() { kit.Kubectl(t, "-n", "shop", "delete", "rolebinding", "dan") })
+	kit.Detour(t, "--kubeconfig", mine, "connect", "-n", "shop")
+	t.Cleanup(func() { _, _ = kit.Run("detour", "quit") })
+	laptop := kit.Resolver(t)
+	for _, name := range []string{
+		"catalog.", "catalog.shop.", "catalog.shop.svc.cluster.local.",
+		"kubernetes.default.",
+	} {
+		m, err := kit.AskDNS(laptop, "udp", kit.Question{Name: name, Type: dns.TypeA})
 		require.NoError(t, err)
 		require.Len(t, m.Answer, 1, name)
 		require.False(t, m.RecursionAvailable, name)
 	}
 }
 
-// What is not the cluster's is not told to it, and what is the cluster's is told to nobody else.
+// The cluster's DNS is never asked for a name outside the cluster, and no other DNS server is asked
+// for a name of the cluster.
 func TestNamesStayOnTheirSide(t *testing.T) {
-	logs := func() string { return kubectl(t, "-n", "kube-system", "logs", "-l", "k8s-app=kube-dns", "--tail=-1") }
-	secret := fmt.Sprintf("secret%d", time.Now().UnixNano()) // no other test asks for that
-	other(t)
+	kit.Parallel(t, kit.Changes(kit.Machine))
+	logs := func() string {
+		return kit.Kubectl(t, "-n", "kube-system", "logs", "-l", "k8s-app=kube-dns", "--tail=-1")
+	}
+	secret := fmt.Sprintf("secret%d", time.Now().UnixNano()) // a name of this run only
+	kit.DeployTarget(t)
 	before, err := os.ReadFile("/etc/resolv.conf")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.WriteFile("/etc/resolv.conf", before, 0o644)) })
@@ -277,23 +296,28 @@ func TestNamesStayOnTheirSide(t *testing.T) {
 	})}
 	go func() { _ = server.ActivateAndServe() }()
 	t.Cleanup(func() { _ = packets.Close() })
-	require.NoError(t, os.WriteFile("/etc/resolv.conf", []byte("nameserver "+office+"\nsearch "+secret+".test\n"), 0o644))
+	require.NoError(t, os.WriteFile("/etc/resolv.conf", []byte("nameserver "+office+"\nsearch "+secret+".test\n"),
+		0o644))
 
-	mine := developer(t, "nina")
-	kubectl(t, "-n", "shop", "create", "rolebinding", "nina", "--clusterrole=detour-user", "--serviceaccount=shop:nina")
-	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "nina") })
-	detour(t, "--kubeconfig", mine, "connect", "-n", "shop")
-	t.Cleanup(func() { _, _ = command("detour", "quit") })
-	laptop := resolver(t)
-	require.Eventually(t, func() bool {
-		m, err := ask(laptop, "udp", question{name: "catalog.", kind: dns.TypeA})
+	mine := kit.Developer(t, "nina")
+	kit.Detour(t, "--kubeconfig", mine, "connect", "-n", "shop")
+	t.Cleanup(func() { _, _ = kit.Run("detour", "quit") })
+	laptop := kit.Resolver(t)
+	kit.Eventually(t, func() bool {
+		m, err := kit.AskDNS(laptop, "udp", kit.Question{Name: "catalog.", Type: dns.TypeA})
 		return err == nil && m.RecursionAvailable
-	}, patience, 50*time.Millisecond, "the watches are whole")
+	}, "the watches are whole")
 
-	for _, name := range []string{"catalog", "catalog.shop", "catalog.shop.svc.cluster.local", "absent.shop.svc.cluster.local", "target.other", "target.other.svc.cluster.local"} {
+	for _, name := range []string{
+		"catalog", "catalog.shop", "catalog.shop.svc.cluster.local",
+		"absent.shop.svc.cluster.local", "target.other", "target.other.svc.cluster.local",
+	} {
 		_, _ = exec.Command("getent", "ahosts", name).Output()
 	}
-	for _, name := range []string{"www." + secret + ".com", "private." + secret + ".test", "www." + secret + ".com.shop.svc.cluster.local", "private." + secret + ".test.svc.cluster.local"} {
+	for _, name := range []string{
+		"www." + secret + ".com", "private." + secret + ".test",
+		"www." + secret + ".com.shop.svc.cluster.local", "private." + secret + ".test.svc.cluster.local",
+	} {
 		_, _ = exec.Command("getent", "ahosts", name).Output()
 	}
 	mu.Lock()
@@ -307,7 +331,8 @@ func TestNamesStayOnTheirSide(t *testing.T) {
 	}
 	var said string
 	logged := func() bool { said = logs(); return strings.Contains(said, "target.other.svc.cluster.local.") }
-	for deadline := time.Now().Add(20 * time.Second); !logged() && time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !logged() && time.Now().Before(deadline); {
+		time.Sleep(200 * time.Millisecond)
 	}
 	if !strings.Contains(said, " NOERROR ") {
 		t.Skip("this cluster's DNS does not log what it is asked")

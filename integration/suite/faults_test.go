@@ -11,13 +11,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// full puts a file system without any room in place of a directory.
+// full mounts a file system without any room in place of a directory.
 func full(t *testing.T, dir string) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(dir, 0o755))
@@ -32,35 +33,38 @@ func full(t *testing.T, dir string) {
 	require.ErrorIs(t, err, syscall.ENOSPC)
 }
 
-// Without room for logs and notes the daemon works all the same, unless it could not put back what it would change.
+// Without room for logs and notes the daemon still works, unless it could not restore what it would
+// change.
 func TestFullDisk(t *testing.T) {
+	kit.Parallel(t, kit.Changes(kit.Machine), kit.Uses(kit.Catalog))
 	t.Run("in namespaces", func(t *testing.T) {
-		u := ordinaryUser(t)
-		full(t, u.runtime+"/state/detour")
-		u.detour("connect", "-n", "shop")
-		defer u.try("quit")
+		u := kit.NewUser(t)
+		full(t, u.RuntimeDir+"/state/detour")
+		u.Detour("connect", "-n", "shop")
+		defer u.Try("quit")
 		for range 3 {
-			require.Equal(t, "cluster", editionOf(u.inside("curl", "-sS", "--max-time", "10", "http://catalog.shop/")))
+			require.Equal(t, "cluster", kit.EditionOf(u.Inside("curl", "-sS", "--max-time", "10",
+				"http://catalog.shop/")))
 		}
-		require.Contains(t, u.detour("status"), "connected")
-		u.detour("quit")
-		requireNothingRuns(t)
+		require.Contains(t, u.Detour("status"), "connected")
+		u.Detour("quit")
+		u.WaitForNoProcess()
 	})
 	t.Run("of the whole laptop", func(t *testing.T) {
-		before := hostState(t)
+		before := kit.HostState(t)
 		full(t, os.Getenv("DETOUR_STATE_DIR"))
-		said := refused(t, "connect", "-n", "shop")
+		said := kit.DetourFails(t, "connect", "-n", "shop")
 		require.Contains(t, said, "keep a copy of /etc/resolv.conf")
 		require.Contains(t, said, "no space left on device")
-		require.Equal(t, before, hostState(t))
-		require.Equal(t, "not connected", detour(t, "status"))
+		require.Equal(t, before, kit.HostState(t))
+		require.Equal(t, "not connected", kit.Detour(t, "status"))
 	})
 }
 
-// asRoot runs detour where a daemon of root's is for all to find.
+// asRoot runs detour as root, with the daemon's socket in the place where every user finds it.
 func asRoot(args ...string) (string, error) { return asRootFor("", args...) }
 
-// asRootFor is that by way of sudo, with the number of who called it.
+// asRootFor is asRoot by way of sudo: uid is the number of the user who called sudo.
 func asRootFor(uid string, args ...string) (string, error) {
 	cmd := exec.Command("detour", args...)
 	for _, v := range os.Environ() {
@@ -75,31 +79,34 @@ func asRootFor(uid string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// One has the whole laptop on the cluster's network, the other an own one; neither sees or ends the other's.
+// Root has the whole laptop on the cluster's network, and a user has a network of their own.
+// Neither sees or ends the other's session.
 func TestTwoUsersOnOneLaptop(t *testing.T) {
+	kit.Parallel(t, kit.Changes(kit.Machine), kit.Uses(kit.Catalog))
 	root := asRoot
-	u := ordinaryUser(t)
+	u := kit.NewUser(t)
 	out, err := root("connect", "-n", "shop")
 	require.NoError(t, err, out)
 	t.Cleanup(func() { _, _ = root("quit") })
-	require.Equal(t, "not connected", u.detour("status"))
-	u.detour("connect", "-n", "shop")
-	t.Cleanup(func() { u.try("quit") })
-	require.Equal(t, "cluster", editionOf(u.inside("curl", "-sS", "--max-time", "10", "http://catalog.shop/")))
-	require.Len(t, strings.Split(kubectl(t, "-n", "shop", "get", "sessions", "-o", "name"), "\n"), 2)
-	u.detour("quit")
-	requireNothingRuns(t)
-	page, err := get(http.DefaultClient, "http://"+clusterIP(t, "shop", "catalog"))
+	require.Equal(t, "not connected", u.Detour("status"))
+	u.Detour("connect", "-n", "shop")
+	t.Cleanup(func() { u.Try("quit") })
+	require.Equal(t, "cluster", kit.EditionOf(u.Inside("curl", "-sS", "--max-time", "10", "http://catalog.shop/")))
+	require.Len(t, kit.SessionsOf(t, kit.HostName(t)), 1)
+	require.Len(t, kit.SessionsOf(t, u.HostName()), 1)
+	u.Detour("quit")
+	u.WaitForNoProcess()
+	page, err := kit.Get(http.DefaultClient, "http://"+kit.ClusterIP(t, "shop", "catalog"))
 	require.NoError(t, err)
-	require.Equal(t, "cluster", editionOf(page))
-	_, complaint, code := u.try("connect", "-n", "shop", "--rootless=false")
+	require.Equal(t, "cluster", kit.EditionOf(page))
+	_, complaint, code := u.Try("connect", "-n", "shop", "--rootless=false")
 	require.Equal(t, 1, code)
 	require.Contains(t, complaint, "the daemon belongs to another user")
 	out, err = root("quit")
 	require.NoError(t, err, out)
 }
 
-// listener is the process that listens on a unix socket.
+// listener returns the process that listens on a unix socket.
 func listener(t *testing.T, socket string) (pid int) {
 	t.Helper()
 	c, err := net.Dial("unix", socket)
@@ -115,69 +122,70 @@ func listener(t *testing.T, socket string) (pid int) {
 	return pid
 }
 
-// A daemon that a user has started with sudo is root's, and runs and reads what the user's kubeconfig names as the user.
+// A daemon that a user has started with sudo is root's. It runs the plugins and reads the files
+// that the user's kubeconfig names as that user.
 func TestRootsDaemonServesItsUser(t *testing.T) {
-	u := ordinaryUser(t)
-	developer(t, "sue")
-	kubectl(t, "-n", "shop", "create", "rolebinding", "sue", "--clusterrole=detour-user", "--serviceaccount=shop:sue")
-	t.Cleanup(func() { kubectl(t, "-n", "shop", "delete", "rolebinding", "sue") })
-	file := func(name, content string, mode os.FileMode) {
-		path := filepath.Join(u.dir, name)
-		require.NoError(t, os.WriteFile(path, []byte(content), mode))
-		require.NoError(t, os.Chown(path, person, person))
-	}
-	authority, err := base64.StdEncoding.DecodeString(kubectl(t, "config", "view", "--flatten", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
+	kit.Parallel(t, kit.Changes(kit.Machine), kit.Uses(kit.Catalog))
+	u := kit.NewUser(t)
+	kit.Developer(t, "sue")
+	authority, err := base64.StdEncoding.DecodeString(kit.Kubectl(t, "config", "view", "--flatten", "--raw", "-o",
+		"jsonpath={.clusters[0].cluster.certificate-authority-data}"))
 	require.NoError(t, err)
-	file("ca.crt", string(authority), 0o600)
-	file("token", kubectl(t, "-n", "shop", "create", "token", "sue"), 0o600)
-	file("bin/get-token", `#!/bin/sh
+	u.WriteFile("ca.crt", string(authority), 0o600)
+	u.WriteFile("token", kit.Kubectl(t, "-n", "shop", "create", "token", "sue"), 0o600)
+	u.WriteFile("bin/get-token", `#!/bin/sh
 id -u >> "$HOME/calls"
 printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s","expirationTimestamp":"%s"}}' "$(cat "$HOME/token")" "$(date -u -d '+2 sec' +%FT%TZ)"
 `, 0o700)
 	page := func() {
 		t.Helper()
-		text, err := get(http.DefaultClient, "http://"+clusterIP(t, "shop", "catalog"))
+		text, err := kit.Get(http.DefaultClient, "http://"+kit.ClusterIP(t, "shop", "catalog"))
 		require.NoError(t, err)
-		require.Equal(t, "cluster", editionOf(text))
+		require.Equal(t, "cluster", kit.EditionOf(text))
 	}
 	calls := func() []string {
-		raw, _ := os.ReadFile(filepath.Join(u.dir, "calls"))
+		raw, _ := os.ReadFile(filepath.Join(u.Dir, "calls"))
 		return strings.Fields(string(raw))
 	}
 	for _, c := range []struct{ name, user string }{
 		{"a token in a file", "tokenFile: token"},
-		{"a credential plugin", "exec: {apiVersion: client.authentication.k8s.io/v1, command: get-token, interactiveMode: Never}"},
+		{
+			"a credential plugin",
+			"exec: {apiVersion: client.authentication.k8s.io/v1, command: get-token, interactiveMode: Never}",
+		},
 	} {
-		file("kubeconfig", "apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: '"+kubectl(t, "config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")+
-			"', certificate-authority: ca.crt}}]\nusers: [{name: a, user: {"+c.user+"}}]\ncontexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n", 0o600)
-		out, err := asRootFor(strconv.Itoa(person), "daemon", "--detach")
+		u.WriteFile("kubeconfig",
+			"apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: '"+kit.Kubectl(t, "config", "view",
+				"-o", "jsonpath={.clusters[0].cluster.server}")+
+				"', certificate-authority: ca.crt}}]\nusers: [{name: a, user: {"+c.user+"}}]\ncontexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n", 0o600)
+		out, err := asRootFor(strconv.Itoa(u.UID), "daemon", "--detach")
 		require.NoError(t, err, out)
 		t.Cleanup(func() { _, _ = asRoot("quit") })
-		require.Eventually(t, func() bool { _, err := os.Stat("/run/detour/daemon.sock"); return err == nil }, patience, 20*time.Millisecond)
-		u.detour("connect", "-n", "shop")
+		kit.Eventually(t, func() bool { _, err := os.Stat("/run/detour/daemon.sock"); return err == nil })
+		u.Detour("connect", "-n", "shop")
 		page()
 		if strings.HasPrefix(c.user, "exec") {
 			first := len(calls())
-			require.Eventually(t, func() bool { return len(calls()) >= first+2 }, 60*time.Second, 200*time.Millisecond, "the token is renewed")
+			kit.Eventually(t, func() bool { return len(calls()) >= first+2 }, "the token is renewed")
 			for _, uid := range calls() {
-				require.Equal(t, strconv.Itoa(person), uid)
+				require.Equal(t, strconv.Itoa(u.UID), uid)
 			}
 			page()
 		}
-		u.detour("quit")
+		u.Detour("quit")
 	}
-	before := hostState(t)
+	before := kit.HostState(t)
 	out, err := asRoot("connect", "-n", "shop")
 	require.NoError(t, err, out)
 	t.Cleanup(func() { _, _ = asRoot("quit") })
 	require.NoError(t, syscall.Kill(listener(t, "/run/detour/daemon.sock"), syscall.SIGKILL))
-	require.Eventually(t, func() bool {
-		_, complaint, _ := u.try("status")
+	kit.Eventually(t, func() bool {
+		_, complaint, _ := u.Try("status")
 		return strings.Contains(complaint, "run `sudo detour status`")
-	}, patience, 100*time.Millisecond)
+	})
 	out, err = asRoot("status")
 	require.NoError(t, err, out)
-	require.Eventually(t, func() bool { return hostState(t) == before }, patience, 20*time.Millisecond)
-	_, complaint, _ := u.try("status")
+	kit.Eventually(t, func() bool { return kit.HostState(t) == before })
+	_, complaint, _ := u.Try("status")
 	require.Empty(t, complaint)
 }

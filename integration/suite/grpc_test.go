@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/detour-dev/detour/integration/suite/kit"
 	stockv1 "github.com/detour-dev/detour/rpc/examples/stock/v1"
 )
 
@@ -22,20 +23,23 @@ func (laptopStock) Count(context.Context, *stockv1.CountRequest) (*stockv1.Count
 	return &stockv1.CountResponse{Count: 1, ServedBy: "laptop"}, nil
 }
 
-// A gRPC client keeps one connection for ever. It moves to the laptop and back as soon as it has read that it should, and no call fails.
+// A gRPC client keeps one connection for ever. It moves to the laptop and back as soon as it has
+// read that it should, and no call fails.
 func TestGRPCClientsMove(t *testing.T) {
-	connected(t)
-	l, port := laptopListener(t, "0")
+	kit.Parallel(t, kit.Changes(kit.Stock), kit.Uses(kit.Machine, kit.Catalog, kit.Frontend))
+	kit.Connect(t)
+	l, port := kit.Listen(t, "0")
 	server := grpc.NewServer()
 	stockv1.RegisterStockServiceServer(server, laptopStock{})
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(l) })
 	t.Cleanup(func() { server.Stop(); serving.Wait() })
-	// The first time, for the agent to be there: a rollout ends connections anyway.
-	detour(t, "intercept", "stock", "--port", port)
-	detour(t, "leave", "stock")
+	// The first intercept rolls the agent out, which ends connections anyway.
+	kit.Detour(t, "intercept", "stock", "--port", port)
+	kit.Detour(t, "leave", "stock")
 
-	conn, err := grpc.NewClient("passthrough:///stock.shop:9090", grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///stock.shop:9090",
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	client := stockv1.NewStockServiceClient(conn)
@@ -59,16 +63,16 @@ func TestGRPCClientsMove(t *testing.T) {
 	})
 	moves := func(laptop bool) {
 		t.Helper()
-		// A call that crosses the request to move is answered where the connection still leads.
-		require.Eventually(t, func() bool { return laptop == (servedBy() == "laptop") }, patience, 5*time.Millisecond)
-		require.Eventually(t, func() bool { return laptop == strings.Contains(inClusterPage(), `"stock_from":"laptop"`) }, patience, 5*time.Millisecond,
+		// A call that is on its way when the client is told to move is answered by the old edition.
+		kit.Eventually(t, func() bool { return laptop == (servedBy() == "laptop") })
+		kit.Eventually(t, func() bool { return laptop == strings.Contains(kit.ClusterPage(), `"stock_from":"laptop"`) },
 			"the catalog in the cluster keeps a connection too")
 	}
 	for range 3 {
 		moves(false)
-		detour(t, "intercept", "stock", "--port", port)
+		kit.Detour(t, "intercept", "stock", "--port", port)
 		moves(true)
-		detour(t, "leave", "stock")
+		kit.Detour(t, "leave", "stock")
 	}
 	moves(false)
 	stop()

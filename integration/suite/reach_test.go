@@ -9,32 +9,33 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// other is a namespace with a service of two ports, target, that is not the one we connect to. It stays there for the tests that follow.
-func other(t *testing.T) {
-	t.Helper()
-	kubectl(t, "apply", "-f", filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/target.yaml"))
-	kubectl(t, "-n", "other", "rollout", "status", "deployment/target", "--timeout=120s")
-}
-
 func TestLaptopReachesTheCluster(t *testing.T) {
-	other(t)
-	connected(t)
-	ip := kubectl(t, "-n", "shop", "get", "service", "catalog", "-o", "jsonpath={.spec.clusterIP}")
-	pod := kubectl(t, "-n", "shop", "get", "pod", "-l", "app=catalog", "-o", "jsonpath={.items[0].status.podIP}")
-	for _, url := range []string{"http://" + ip + "/", "http://" + pod + ":8080/", "http://catalog/", "http://catalog.shop/", "http://catalog.shop.svc/", "http://catalog.shop.svc.cluster.local/"} {
-		require.Equal(t, "cluster", edition(t, url), url)
+	kit.Parallel(t, kit.Uses(kit.Machine, kit.Catalog, kit.Target))
+	kit.DeployTarget(t)
+	kit.Connect(t)
+	ip := kit.Query(t, "shop", "service catalog", "{.spec.clusterIP}")
+	pod := kit.Query(t, "shop", "pod -l app=catalog", "{.items[0].status.podIP}")
+	for _, url := range []string{
+		"http://" + ip + "/", "http://" + pod + ":8080/", "http://catalog/",
+		"http://catalog.shop/", "http://catalog.shop.svc/", "http://catalog.shop.svc.cluster.local/",
+	} {
+		require.Equal(t, "cluster", kit.Edition(t, url), url)
 	}
-	for _, url := range []string{"http://target.other/", "http://target.other.svc/", "http://target.other.svc.cluster.local/"} {
-		page, err := get(http.DefaultClient, url)
+	for _, url := range []string{
+		"http://target.other/", "http://target.other.svc/",
+		"http://target.other.svc.cluster.local/",
+	} {
+		page, err := kit.Get(http.DefaultClient, url)
 		require.NoError(t, err)
 		require.Contains(t, page, "a small answer", url)
 	}
@@ -74,7 +75,7 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 	})
 
 	t.Run("500 connections at once", func(t *testing.T) {
-		target := kubectl(t, "-n", "other", "get", "service", "target", "-o", "jsonpath={.spec.clusterIP}") + ":80"
+		target := kit.Query(t, "other", "service target", "{.spec.clusterIP}") + ":80"
 		var opened, asked sync.WaitGroup
 		opened.Add(500)
 		failures := make(chan error, 500)
@@ -87,7 +88,7 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 					return
 				}
 				defer c.Close()
-				opened.Wait() // all are open before the first says anything
+				opened.Wait() // all connections are open before the first one sends anything
 				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 				fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: target\r\nConnection: close\r\n\r\n")
 				answer, err := io.ReadAll(c)
@@ -104,8 +105,9 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 	})
 }
 
-// Routes, addresses and resolver are the same before and after, whatever happened in between.
+// Routes, addresses and resolver are the same before and after a session, however it ends.
 func TestLaptopIsPutBack(t *testing.T) {
+	kit.Parallel(t, kit.Changes(kit.Machine))
 	state := func() string {
 		var all string
 		for _, args := range [][]string{{"route", "show", "table", "all"}, {"-brief", "address"}, {"rule"}} {
@@ -118,35 +120,37 @@ func TestLaptopIsPutBack(t *testing.T) {
 		return all + string(resolver)
 	}
 	before := state()
-	t.Cleanup(func() { _, _ = command("detour", "quit") }) // when one of them fails while it is connected
+	t.Cleanup(func() { _, _ = kit.Run("detour", "quit") }) // if one of them fails while it is connected
 	for name, end := range map[string]func(){
-		"after quit":            func() { detour(t, "quit") },
-		"after Ctrl-C":          func() { require.NoError(t, syscall.Kill(daemonPID(t), syscall.SIGINT)); waitForDaemon(t) },
-		"after kill -9":         func() { require.NoError(t, syscall.Kill(daemonPID(t), syscall.SIGKILL)); detour(t, "status") },
+		"after quit": func() { kit.Detour(t, "quit") },
+		"after Ctrl-C": func() {
+			require.NoError(t, syscall.Kill(kit.DaemonPID(t),
+				syscall.SIGINT))
+			kit.WaitForDaemonExit(t)
+		},
+		"after kill -9": func() {
+			require.NoError(t, syscall.Kill(kit.DaemonPID(t),
+				syscall.SIGKILL))
+			kit.Detour(t, "status")
+		},
 		"after an interruption": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			if end == nil {
 				cmd := exec.Command("detour", "connect", "-n", "shop")
 				require.NoError(t, cmd.Start())
-				time.Sleep(150 * time.Millisecond) // somewhere in the middle, unless it is quicker
+				time.Sleep(150 * time.Millisecond) // in the middle of connecting, unless that is quicker
 				_ = cmd.Process.Signal(os.Interrupt)
 				_ = cmd.Wait()
-				detour(t, "quit")
+				kit.Detour(t, "quit")
 			} else {
-				detour(t, "connect", "-n", "shop")
+				kit.Detour(t, "connect", "-n", "shop")
 				require.NotEqual(t, before, state())
 				end()
 			}
-			// Of a daemon that is killed the kernel takes the interface away, a moment later.
-			require.Eventually(t, func() bool { return state() == before }, patience, 20*time.Millisecond)
+			// The kernel removes the interface of a killed daemon a moment later.
+			kit.Eventually(t, func() bool { return state() == before })
 			require.Equal(t, before, state())
 		})
 	}
-}
-
-// waitForDaemon waits until no daemon runs.
-func waitForDaemon(t *testing.T) {
-	t.Helper()
-	require.Eventually(t, func() bool { return len(daemons(t)) == 0 }, patience, 50*time.Millisecond)
 }

@@ -3,32 +3,32 @@ package suite
 import (
 	"bytes"
 	"encoding/json"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// queue is testdata/queue.yaml on the cluster.
+// queue is the queue of testdata/queue.yaml on the cluster, with its workers.
 type queue struct{ t *testing.T }
 
 func newQueue(t *testing.T) queue {
-	file := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/queue.yaml")
-	kubectl(t, "apply", "-f", file)
-	t.Cleanup(func() { kubectl(t, "delete", "-f", file, "--wait=false") })
+	file := kit.Testdata("queue.yaml")
+	kit.Kubectl(t, "apply", "-f", file)
+	t.Cleanup(func() { kit.Kubectl(t, "delete", "-f", file, "--wait=false") })
 	for _, name := range []string{"queue", "worker"} {
-		kubectl(t, "-n", "shop", "rollout", "status", "deployment/"+name, "--timeout=120s")
+		kit.WaitForRollout(t, "shop", "deployment/"+name)
 	}
 	return queue{t}
 }
 
-// publish puts in messages until stop is called, which returns how many. It does so in the cluster, so that no tunnel matters.
+// publish publishes messages until stop is called, which returns their number. It runs in the
+// cluster, so that no tunnel matters.
 func (q queue) publish() (stop func() int) {
 	q.t.Helper()
 	cmd := exec.Command("kubectl", "-n", "shop", "exec", "-i", "deployment/queue", "--", "/queue", "publish")
@@ -46,11 +46,12 @@ func (q queue) publish() (stop func() int) {
 	}
 }
 
-// done says by whom each message was done.
+// done returns for each message the workers that did it.
 func (q queue) done() map[string][]string {
 	q.t.Helper()
 	var all [][2]string
-	require.NoError(q.t, json.Unmarshal([]byte(kubectl(q.t, "-n", "shop", "exec", "deployment/queue", "--", "/queue", "done")), &all))
+	require.NoError(q.t, json.Unmarshal([]byte(kit.Kubectl(q.t, "-n", "shop", "exec", "deployment/queue", "--",
+		"/queue", "done")), &all))
 	by := map[string][]string{}
 	for _, m := range all {
 		by[m[0]] = append(by[m[0]], m[1])
@@ -58,7 +59,7 @@ func (q queue) done() map[string][]string {
 	return by
 }
 
-// count is how many messages somebody has done.
+// count returns how many messages a worker has done.
 func (q queue) count(who string) int {
 	n := 0
 	for _, by := range q.done() {
@@ -73,10 +74,10 @@ func (q queue) count(who string) int {
 
 func (q queue) eventually(what string, condition func() bool) {
 	q.t.Helper()
-	require.Eventually(q.t, condition, 90*time.Second, 500*time.Millisecond, what)
+	kit.Eventually(q.t, condition, what)
 }
 
-// workOnLaptop starts a worker that stop ends as a person does.
+// workOnLaptop starts a worker on the laptop. stop ends it as a person would.
 func workOnLaptop(t *testing.T) (stop func()) {
 	t.Helper()
 	var errs bytes.Buffer
@@ -90,42 +91,44 @@ func workOnLaptop(t *testing.T) (stop func()) {
 	}
 }
 
-// A worker that takes its work from a queue is replaced, given back, and restored after the laptop vanished: every message is done exactly
-// once, by the laptop alone while it replaces the worker, and by nobody after it vanished and before the worker is restored.
+// A worker that takes messages from a queue is replaced, given back, and restored after the laptop
+// has vanished. Every message is done exactly once: by the laptop alone while it replaces the
+// worker, and by nobody from the moment the laptop vanishes until the worker is restored.
 func TestReplaceQueueWorker(t *testing.T) {
-	detour(t, "install", "--image", managerImage, "--set", "sessionTTL=10s")
-	t.Cleanup(func() { detour(t, "install", "--image", managerImage, "--set", "sessionTTL=10m") })
+	kit.Detour(t, "install", "--image", kit.ManagerImage, "--set", "sessionTTL=10s")
+	t.Cleanup(func() { kit.Detour(t, "install", "--image", kit.ManagerImage, "--set", "sessionTTL=10m") })
 	q := newQueue(t)
-	connected(t)
+	kit.Connect(t)
 	stop := q.publish()
 	q.eventually("the cluster works", func() bool { return q.count("cluster") > 20 })
 
-	require.Regexp(t, `(?m)^- +- +deployment/worker +with --mode replace`, detour(t, "list", "-n", "shop"))
-	out := detour(t, "intercept", "worker", "--mode", "replace")
+	require.Regexp(t, `(?m)^- +- +deployment/worker +with --mode replace`, kit.Detour(t, "list", "-n", "shop"))
+	out := kit.Detour(t, "intercept", "worker", "--mode", "replace")
 	require.Contains(t, out, "replaced: container worker of deployment/worker does not run (pods 2/2)")
 	before := q.count("cluster")
 	endWork := workOnLaptop(t)
 	q.eventually("the laptop works", func() bool { return q.count("laptop") > 20 })
-	require.Contains(t, kubectl(t, "-n", "shop", "get", "intercepts"), "Replace")
-	require.Contains(t, detour(t, "status"), "mode replace: container worker does not run")
-	kubectl(t, "-n", "shop", "scale", "deployment/worker", "--replicas=3")
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/worker", "--timeout=120s")
-	require.Contains(t, kubectl(t, "-n", "shop", "logs", "deployment/worker"), "a laptop does its work")
+	require.Contains(t, kit.Kubectl(t, "-n", "shop", "get", "intercepts"), "Replace")
+	require.Contains(t, kit.Detour(t, "status"), "mode replace: container worker does not run")
+	kit.Kubectl(t, "-n", "shop", "scale", "deployment/worker", "--replicas=3")
+	kit.WaitForRollout(t, "shop", "deployment/worker")
+	require.Contains(t, kit.Kubectl(t, "-n", "shop", "logs", "deployment/worker"), "a laptop does its work")
 	more := q.count("laptop") + 20
 	q.eventually("the laptop goes on", func() bool { return q.count("laptop") > more })
 	require.Equal(t, before, q.count("cluster"), "no worker of the cluster has done anything")
 
-	require.Contains(t, detour(t, "leave", "worker"), "left: deployment/worker, its container worker runs again")
+	require.Contains(t, kit.Detour(t, "leave", "worker"), "left: deployment/worker, its container worker runs again")
 	endWork()
 	q.eventually("the cluster works again", func() bool { return q.count("cluster") > before+20 })
-	require.NotContains(t, kubectl(t, "-n", "shop", "get", "deployment/worker", "-o", "yaml"), "detour.dev", "the workload is as its owner wrote it")
+	require.NotContains(t, kit.Kubectl(t, "-n", "shop", "get", "deployment/worker", "-o", "yaml"), "detour.dev",
+		"the workload is as its owner wrote it")
 
-	detour(t, "intercept", "deployment/worker", "--mode", "replace")
+	kit.Detour(t, "intercept", "deployment/worker", "--mode", "replace")
 	before = q.count("cluster")
-	require.NoError(t, syscall.Kill(daemonPID(t), syscall.SIGKILL))
+	require.NoError(t, syscall.Kill(kit.DaemonPID(t), syscall.SIGKILL))
 	q.eventually("the intercept says so", func() bool {
 		n := q.count("cluster")
-		columns := kubectl(t, "-n", "shop", "get", "intercepts")
+		columns := kit.Kubectl(t, "-n", "shop", "get", "intercepts")
 		if !strings.Contains(columns, "nobody does the replaced container's work") {
 			return false
 		}
@@ -134,11 +137,14 @@ func TestReplaceQueueWorker(t *testing.T) {
 	})
 	q.eventually("the cluster works after the session's end", func() bool { return q.count("cluster") > before+20 })
 
-	connected(t)
-	detour(t, "intercept", "worker", "--mode", "replace", "--ttl", "15s")
+	kit.Connect(t)
+	kit.Detour(t, "intercept", "worker", "--mode", "replace", "--ttl", "15s")
 	before = q.count("cluster")
 	q.eventually("the cluster works after the intercept's time", func() bool { return q.count("cluster") > before+20 })
-	q.eventually("the intercept is gone", func() bool { return kubectl(t, "-n", "shop", "get", "intercepts", "-o", "name") == "" })
+	q.eventually("the intercept is gone", func() bool {
+		return kit.Kubectl(t, "-n", "shop", "get", "intercepts", "-o",
+			"name") == ""
+	})
 
 	n := stop()
 	q.eventually("all is done", func() bool { return len(q.done()) == n })
@@ -148,68 +154,53 @@ func TestReplaceQueueWorker(t *testing.T) {
 	t.Logf("%d messages, %d of them done by the laptop", n, q.count("laptop"))
 }
 
-// A service's app is replaced, with its traffic: no request fails on the way there and back, and none is answered by a pod meanwhile.
+// A service's app is replaced together with its traffic. No request fails on the way there and
+// back, and no pod answers a request meanwhile.
 func TestReplaceService(t *testing.T) {
 	t.Parallel()
-	withoutAgent(t, "catalog")
-	connected(t)
-	port := laptopService(t)
-	require.Contains(t, refused(t, "intercept", "catalog", "--mode", "replace"), "catalog is also a service")
-	require.Contains(t, refused(t, "intercept", "nothing", "--mode", "replace"), "there is no Deployment, StatefulSet or DaemonSet nothing")
-	require.Contains(t, refused(t, "intercept", "catalog", "--port", port, "--mode", "replace", "--container", "web"), "it has no container web: it has catalog")
-	end := load(t, "http://catalog.shop/", false)
-	detour(t, "intercept", "catalog", "--port", port, "--mode", "replace")
+	kit.Parallel(t, kit.Changes(kit.Catalog), kit.Uses(kit.Machine))
+	kit.RemoveAgent(t, "catalog")
+	kit.Connect(t)
+	port := kit.ServePage(t)
+	require.Contains(t, kit.DetourFails(t, "intercept", "catalog", "--mode", "replace"), "catalog is also a service")
+	require.Contains(t, kit.DetourFails(t, "intercept", "nothing", "--mode", "replace"),
+		"there is no Deployment, StatefulSet or DaemonSet nothing")
+	require.Contains(t, kit.DetourFails(t, "intercept", "catalog", "--port", port, "--mode", "replace", "--container",
+		"web"), "it has no container web: it has catalog")
+	end := kit.Load(t, "http://catalog.shop/", false)
+	kit.Detour(t, "intercept", "catalog", "--port", port, "--mode", "replace")
 	for range 20 {
-		require.Equal(t, "laptop", edition(t, "http://catalog.shop/"))
+		require.Equal(t, "laptop", kit.Edition(t, "http://catalog.shop/"))
 	}
-	require.Empty(t, running(t, "catalog"))
-	detour(t, "leave", "catalog")
+	require.Empty(t, kit.RunningPods(t, "catalog"))
+	kit.Detour(t, "leave", "catalog")
 	for range 20 {
-		require.Equal(t, "cluster", edition(t, "http://catalog.shop/"))
+		require.Equal(t, "cluster", kit.Edition(t, "http://catalog.shop/"))
 	}
 	n, failures := end()
 	require.Empty(t, failures)
 	require.Greater(t, n, 100)
 }
 
-// A pod that is made while no traffic-manager can tell that it is replaced runs the app; it is replaced as soon as there is one.
+// A pod that is made while no traffic-manager runs starts the app, because nobody can tell it that
+// it is replaced. It is replaced as soon as a traffic-manager runs.
 func TestReplaceWhileTheManagerIsAway(t *testing.T) {
 	newQueue(t)
-	connected(t)
-	detour(t, "intercept", "worker", "--mode", "replace")
-	t.Cleanup(func() { // all other tests need it, also when this one fails
-		kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=1")
-		kubectl(t, "-n", "detour-system", "rollout", "status", "deployment/traffic-manager", "--timeout=120s")
+	kit.Connect(t)
+	kit.Detour(t, "intercept", "worker", "--mode", "replace")
+	t.Cleanup(func() { // all other tests need it, also if this one fails
+		kit.Kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=1")
+		kit.WaitForRollout(t, "detour-system", "deployment/traffic-manager")
 	})
-	kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=0")
-	kubectl(t, "-n", "detour-system", "wait", "--for=delete", "pod", "-l", "app=traffic-manager", "--timeout=120s")
-	require.Empty(t, running(t, "worker"))
-	pod := strings.Fields(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=worker", "-o", "name"))[0]
-	kubectl(t, "-n", "shop", "delete", pod)
-	require.Eventually(t, func() bool { return len(running(t, "worker")) == 1 }, 30*time.Second, 500*time.Millisecond)
-	kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=1")
-	require.Eventually(t, func() bool { return len(running(t, "worker")) == 0 }, 90*time.Second, 500*time.Millisecond)
-	require.Eventually(t, func() bool { return strings.Contains(detour(t, "status"), "Active") }, 60*time.Second, 500*time.Millisecond)
-	detour(t, "leave", "worker")
-	require.Len(t, running(t, "worker"), 2)
-}
-
-// running are the pods of an app in which it runs itself.
-func running(t *testing.T, app string) []string {
-	t.Helper()
-	var list struct {
-		Items []struct {
-			Metadata struct{ Name string }
-			Spec     struct{ Containers []struct{ Command []string } }
-			Status   struct{ Phase string }
-		}
-	}
-	require.NoError(t, json.Unmarshal([]byte(kubectl(t, "-n", "shop", "get", "pods", "-l", "app="+app, "-o", "json")), &list))
-	var names []string
-	for _, p := range list.Items {
-		if p.Spec.Containers[0].Command[0] != "/traffic-agent" && p.Status.Phase != "Succeeded" && p.Status.Phase != "Failed" {
-			names = append(names, p.Metadata.Name)
-		}
-	}
-	return names
+	kit.Kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=0")
+	kit.Kubectl(t, "-n", "detour-system", "wait", "--for=delete", "pod", "-l", "app=traffic-manager", "--timeout=120s")
+	require.Empty(t, kit.RunningPods(t, "worker"))
+	pod := strings.Fields(kit.Kubectl(t, "-n", "shop", "get", "pods", "-l", "app=worker", "-o", "name"))[0]
+	kit.Kubectl(t, "-n", "shop", "delete", pod)
+	kit.Eventually(t, func() bool { return len(kit.RunningPods(t, "worker")) == 1 })
+	kit.Kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=1")
+	kit.Eventually(t, func() bool { return len(kit.RunningPods(t, "worker")) == 0 })
+	kit.Eventually(t, func() bool { return strings.Contains(kit.Detour(t, "status"), "Active") })
+	kit.Detour(t, "leave", "worker")
+	require.Len(t, kit.RunningPods(t, "worker"), 2)
 }

@@ -20,85 +20,36 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/detour-dev/detour/integration/subject"
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// withSubject runs the subject in the cluster. It stays there for the tests that follow, with its agents.
-func withSubject(t *testing.T) (manifest string) {
-	t.Helper()
-	manifest = filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/subject.yaml")
-	kubectl(t, "apply", "-f", manifest)
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/subject", "--timeout=120s")
-	return manifest
-}
-
-// listen opens a port of the laptop.
-func (d *developerLaptop) listen(port int) (l net.Listener) {
-	d.t.Helper()
-	require.NoError(d.t, d.Do(func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		return err
-	}))
-	return l
-}
-
-// subject runs a subject on the laptop that says the developer's name, until stop.
-func (d *developerLaptop) subject(name string) (stop func()) {
-	d.t.Helper()
-	l := d.listen(18080)
-	var serving sync.WaitGroup
-	serving.Go(func() { _ = subject.Serve(l, name) })
-	stop = func() { _ = l.Close(); serving.Wait() }
-	d.t.Cleanup(stop)
-	return stop
-}
-
-// clients of both versions that keep their connections.
-func clientsOf(t *testing.T) map[string]*http.Client {
-	t.Helper()
-	one, two := new(http.Protocols), new(http.Protocols)
-	one.SetHTTP1(true)
-	two.SetUnencryptedHTTP2(true)
-	all := map[string]*http.Client{}
-	for version, protocols := range map[string]*http.Protocols{"HTTP/1.1": one, "HTTP/2.0": two} {
-		transport := &http.Transport{Protocols: protocols, MaxIdleConnsPerHost: 1}
-		t.Cleanup(transport.CloseIdleConnections)
-		all[version] = &http.Client{Transport: transport, Timeout: 30 * time.Second}
-	}
-	return all
-}
-
-// say makes a request to the subject and returns the status and the answer.
-func say(t *testing.T, c *http.Client, method, path, who string, body io.Reader) (int, string) {
-	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, "http://subject.shop"+path, body)
-	require.NoError(t, err)
-	if who != "" {
-		r.Header.Set("x-dev", who)
-	}
-	answer, err := c.Do(r)
-	require.NoError(t, err)
-	defer answer.Body.Close()
-	page, err := io.ReadAll(answer.Body)
-	require.NoError(t, err)
-	return answer.StatusCode, string(page)
-}
-
-// seen is what the subject sees of a request with all that a request can have, and what its client sees of the answer.
-func seen(t *testing.T, c *http.Client, who string) string {
+// transcript returns what the subject sees of a request that has everything a request can have, and
+// what the client sees of the response.
+func transcript(t *testing.T, c *http.Client, who string) string {
 	t.Helper()
 	var b strings.Builder
-	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
+	early := func(code int, h textproto.MIMEHeader) error {
 		fmt.Fprintln(&b, code, h)
 		return nil
-	}})
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://subject.shop/seen?x=1;y&z=%2f%41", struct{ io.Reader }{strings.NewReader("body")})
+	}
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: early})
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://subject.shop/seen?x=1;y&z=%2f%41",
+		struct{ io.Reader }{strings.NewReader("body")})
 	require.NoError(t, err)
 	r.Host = "preview.shop:8080"
 	r.Trailer = http.Header{"X-Total": {"7"}}
 	r.Header = http.Header{
-		"Forwarded": {"for=1.2.3.4;proto=https"}, "X-Forwarded-For": {"1.2.3.4", "5.6.7.8"}, "X-Forwarded-Host": {"shop.example"}, "X-Forwarded-Proto": {"https"},
-		"Proxy-Authorization": {"Basic eA=="}, "Te": {"trailers"}, "Via": {"1.1 proxy"}, "User-Agent": {""}, "Cookie": {"a=b; c=d"}, "X-Empty": {""}, "X-Dev": {who},
+		"Forwarded":           {"for=1.2.3.4;proto=https"},
+		"X-Forwarded-For":     {"1.2.3.4", "5.6.7.8"},
+		"X-Forwarded-Host":    {"shop.example"},
+		"X-Forwarded-Proto":   {"https"},
+		"Proxy-Authorization": {"Basic eA=="},
+		"Te":                  {"trailers"},
+		"Via":                 {"1.1 proxy"},
+		"User-Agent":          {""},
+		"Cookie":              {"a=b; c=d"},
+		"X-Empty":             {""},
+		"X-Dev":               {who},
 	}
 	answer, err := c.Do(r)
 	require.NoError(t, err)
@@ -110,25 +61,27 @@ func seen(t *testing.T, c *http.Client, who string) string {
 	return b.String()
 }
 
-// Clients as people have them find a personally intercepted service as if nothing stood before it.
+// To the clients that people use, a personally intercepted service behaves as if no agent stood
+// before it.
 func TestRealClients(t *testing.T) {
-	manifest := withSubject(t)
-	alice := newIdleDeveloper(t, 0)
-	stopped := alice.subject("alice")
-	connected(t)
+	kit.Parallel(t, kit.Changes(kit.Subject), kit.Uses(kit.Machine))
+	manifest := kit.DeploySubject(t)
+	alice := kit.NewLaptop(t)
+	stopped := alice.ServeSubject("alice")
+	kit.Connect(t)
 	before := map[string]string{}
-	for version, client := range clientsOf(t) {
-		before[version] = seen(t, client, "carol")
+	for version, client := range kit.Clients(t) {
+		before[version] = transcript(t, client, "carol")
 	}
-	alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	alice.Detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
 	served := map[string]string{"alice": "alice", "bob": "cluster"}
 
 	t.Run("nobody sees a difference", func(t *testing.T) {
-		for version, client := range clientsOf(t) {
+		for version, client := range kit.Clients(t) {
 			require.Contains(t, before[version], "for=1.2.3.4")
 			require.Contains(t, before[version], "X-Total:[7]", "the trailers of the request")
-			for _, who := range []string{"carol", "alice"} { // as long, because the answer says its length
-				require.Equal(t, before[version], strings.ReplaceAll(seen(t, client, who), who, "carol"))
+			for _, who := range []string{"carol", "alice"} { // marks of the same length, because the response tells its length
+				require.Equal(t, before[version], strings.ReplaceAll(transcript(t, client, who), who, "carol"))
 			}
 		}
 	})
@@ -145,10 +98,13 @@ func TestRealClients(t *testing.T) {
 			"HTTP/2.0 PUT /a?b=c 3145728":  {"-T", file, "--http2-prior-knowledge"},
 		} {
 			for who, by := range served {
-				out, err := command("curl", append([]string{"-sS", "--max-time", "20", "-H", "x-dev: " + who, "http://subject.shop/a?b=c"}, args...)...)
+				out, err := kit.Run("curl", append([]string{
+					"-sS", "--max-time", "20", "-H", "x-dev: " + who,
+					"http://subject.shop/a?b=c",
+				}, args...)...)
 				require.NoError(t, err, out)
 				require.Equal(t, by+" "+want, out)
-				out, err = command("curl", "-sS", "--max-time", "20", "-I", "-H", "x-dev: "+who, "http://subject.shop/")
+				out, err = kit.Run("curl", "-sS", "--max-time", "20", "-I", "-H", "x-dev: "+who, "http://subject.shop/")
 				require.NoError(t, err, out)
 				require.Contains(t, out, "Served-By: "+by)
 			}
@@ -157,24 +113,25 @@ func TestRealClients(t *testing.T) {
 
 	t.Run("its owner applies it again", func(t *testing.T) {
 		deployment := func(fields string) string {
-			return kubectl(t, "-n", "shop", "get", "deployment/subject", "-o", "jsonpath="+fields)
+			return kit.Kubectl(t, "-n", "shop", "get", "deployment/subject", "-o", "jsonpath="+fields)
 		}
-		pods := podsOf(t, "subject", "{{.metadata.uid}} ")
+		pods := kit.Pods(t, "subject", "{{.metadata.uid}} ")
 		gitops := []string{"--server-side", "--force-conflicts", "--field-manager=gitops"}
 		for _, way := range [][]string{nil, gitops} {
 			apply := slices.Concat([]string{"apply", "-f", manifest}, way)
 			spec := deployment("{.spec}")
-			kubectl(t, apply...) // the first of a kind may take or leave kubectl's note of what was applied
+			kit.Kubectl(t, apply...) // the first apply of each kind may add or drop kubectl's annotation
 			require.Equal(t, spec, deployment("{.spec}"))
 			generation := deployment("{.metadata.generation}")
-			kubectl(t, apply...)
-			kubectl(t, slices.Concat([]string{"diff", "-f", manifest}, way)...) // to which any difference is an error
+			kit.Kubectl(t, apply...)
+			kit.Kubectl(t, slices.Concat([]string{"diff", "-f", manifest},
+				way)...) // fails if there is any difference
 			require.Equal(t, generation, deployment("{.metadata.generation}"), way)
 		}
-		require.Equal(t, pods, podsOf(t, "subject", "{{.metadata.uid}} "))
-		for _, client := range clientsOf(t) {
+		require.Equal(t, pods, kit.Pods(t, "subject", "{{.metadata.uid}} "))
+		for _, client := range kit.Clients(t) {
 			for who, by := range served {
-				_, page := say(t, client, http.MethodGet, "/", who, nil)
+				_, page := kit.AskSubject(t, client, http.MethodGet, "/", who, nil)
 				require.True(t, strings.HasPrefix(page, by+" "), page)
 			}
 		}
@@ -182,11 +139,14 @@ func TestRealClients(t *testing.T) {
 
 	t.Run("nghttp and h2load", func(t *testing.T) {
 		for who, by := range served {
-			out, err := command("nghttp", "-t", "20", "-H", "x-dev: "+who, "http://subject.shop/a")
+			out, err := kit.Run("nghttp", "-t", "20", "-H", "x-dev: "+who, "http://subject.shop/a")
 			require.NoError(t, err, out)
 			require.Equal(t, by+" HTTP/2.0 GET /a 0", out)
 			for _, version := range [][]string{nil, {"--h1"}} {
-				out, err = command("h2load", append([]string{"-n", "2000", "-c", "8", "-m", "10", "-H", "x-dev: " + who, "http://subject.shop/"}, version...)...)
+				out, err = kit.Run("h2load", append([]string{
+					"-n", "2000", "-c", "8", "-m", "10", "-H", "x-dev: " + who,
+					"http://subject.shop/",
+				}, version...)...)
 				require.NoError(t, err, out)
 				require.Contains(t, out, "2000 succeeded, 0 failed, 0 errored, 0 timeout")
 				require.Contains(t, out, "2000 2xx")
@@ -195,11 +155,14 @@ func TestRealClients(t *testing.T) {
 	})
 
 	t.Run("large heads", func(t *testing.T) {
-		for version, client := range clientsOf(t) {
+		for version, client := range kit.Clients(t) {
 			for who, by := range served {
-				for size, want := range map[int]int{500 << 10: http.StatusOK, 2 << 20: http.StatusRequestHeaderFieldsTooLarge} {
+				for size, want := range map[int]int{
+					500 << 10: http.StatusOK,
+					2 << 20:   http.StatusRequestHeaderFieldsTooLarge,
+				} {
 					if version == "HTTP/2.0" && want != http.StatusOK {
-						continue // Go's client does not send what the server does not take
+						continue // Go's client does not send headers that the server refuses
 					}
 					r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://subject.shop/head", nil)
 					require.NoError(t, err)
@@ -231,7 +194,8 @@ func TestRealClients(t *testing.T) {
 			if i == 49 {
 				connection = "close"
 			}
-			fmt.Fprintf(&asked, "PUT /%d HTTP/1.1\r\nHost: subject\r\nX-Dev: %s\r\nConnection: %s\r\nContent-Length: 3\r\n\r\nabc", i, who, connection)
+			fmt.Fprintf(&asked,
+				"PUT /%d HTTP/1.1\r\nHost: subject\r\nX-Dev: %s\r\nConnection: %s\r\nContent-Length: 3\r\n\r\nabc", i, who, connection)
 			fmt.Fprintf(&wanted, "%s HTTP/1.1 PUT /%d 3\n", served[who], i)
 		}
 		_, err = c.Write(asked.Bytes())
@@ -248,32 +212,36 @@ func TestRealClients(t *testing.T) {
 	})
 
 	t.Run("a body of 1 GB", func(t *testing.T) {
-		before := agentMemory(t, "VmRSS")
+		before := kit.AgentMemory(t, "VmRSS")
 		exec := func(args ...string) string {
-			return kubectl(t, append([]string{"-n", "shop", "exec", "deployment/subject", "-c", "subject", "--", "/subject"}, args...)...)
+			return kit.Kubectl(t, append([]string{
+				"-n", "shop", "exec", "deployment/subject", "-c", "subject", "--",
+				"/subject",
+			}, args...)...)
 		}
-		const many = 64 << 20 // more than an agent may have
+		const many = 64 << 20 // more than the memory that an agent may use
 		for who, by := range served {
 			for version, size := range map[string]int{"1": 1 << 30, "2": many} {
 				out := exec("upload", version, "http://subject.shop/sum", strconv.Itoa(size), who)
 				require.True(t, strings.HasPrefix(out, fmt.Sprint(by, " ", size, " ")), out)
-				require.Equal(t, fmt.Sprint(by, " ", many), exec("download", version, fmt.Sprint("http://subject.shop/zeros?", many), who))
+				require.Equal(t, fmt.Sprint(by, " ", many),
+					exec("download", version, fmt.Sprint("http://subject.shop/zeros?", many), who))
 			}
 		}
-		after := agentMemory(t, "VmHWM")
+		after := kit.AgentMemory(t, "VmHWM")
 		t.Logf("the largest agent of the subject: %d KiB before, %d KiB at most meanwhile", before, after)
 		require.Less(t, after, 64<<10, "KiB; %d before: the bodies were kept", before)
 	})
 
 	t.Run("nobody answers for a laptop with --on-failure error", func(t *testing.T) {
-		alice.detour("leave", "subject")
-		alice.detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "--on-failure", "error")
+		alice.Detour("leave", "subject")
+		alice.Detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "--on-failure", "error")
 		stopped()
-		for version, client := range clientsOf(t) {
+		for version, client := range kit.Clients(t) {
 			for range 3 {
-				status, _ := say(t, client, http.MethodGet, "/", "alice", nil)
+				status, _ := kit.AskSubject(t, client, http.MethodGet, "/", "alice", nil)
 				require.Equal(t, http.StatusServiceUnavailable, status, version)
-				status, page := say(t, client, http.MethodGet, "/", "bob", nil)
+				status, page := kit.AskSubject(t, client, http.MethodGet, "/", "bob", nil)
 				require.Equal(t, http.StatusOK, status)
 				require.Contains(t, page, "cluster "+version)
 			}
@@ -281,69 +249,45 @@ func TestRealClients(t *testing.T) {
 	})
 }
 
-// agentMemory is the largest figure of the agents in front of the subject, in KiB: the nodes are on this machine.
-func agentMemory(t *testing.T, figure string) (largest int) {
-	t.Helper()
-	uids := strings.Fields(kubectl(t, "-n", "shop", "get", "pods", "-l", "app=subject", "-o", "jsonpath={.items[*].metadata.uid}"))
-	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	require.NoError(t, err)
-	for _, path := range all {
-		line, err := os.ReadFile(path)
-		if err != nil || string(line) != "/traffic-agent\x00agent\x00" {
-			continue
-		}
-		group, err := os.ReadFile(filepath.Join(filepath.Dir(path), "cgroup"))
-		require.NoError(t, err)
-		ours := false
-		for _, uid := range uids {
-			ours = ours || strings.Contains(strings.ReplaceAll(string(group), "_", "-"), uid)
-		}
-		if !ours {
-			continue
-		}
-		status, err := os.ReadFile(filepath.Join(filepath.Dir(path), "status"))
-		require.NoError(t, err)
-		_, rest, _ := strings.Cut(string(status), figure+":")
-		kib, err := strconv.Atoi(strings.Fields(rest)[0])
-		require.NoError(t, err)
-		largest = max(largest, kib)
-	}
-	require.NotZero(t, largest, "no agent of the subject's runs on this machine")
-	return largest
-}
-
-// Every condition decides by itself and with others, the most specific first, for both versions of HTTP; and a wiretap sees all of it.
+// Each condition decides by itself and together with others, the most specific one first, for both
+// versions of HTTP. A wiretap sees all requests.
 func TestMatches(t *testing.T) {
-	withSubject(t)
-	connected(t)
-	for i, c := range []struct {
+	kit.Parallel(t, kit.Changes(kit.Subject), kit.Uses(kit.Machine))
+	kit.DeploySubject(t)
+	kit.Connect(t)
+	for _, c := range []struct {
 		name string
 		args []string
 	}{
-		{"alice", []string{"--path", "/only"}},
-		{"bob", []string{"--path-prefix", "/api", "--query", "debug", "--query", "dev~=b.b", "--header", "x-dev~=(the )?b.b"}},
-		{"carol", []string{"--method", "POST,PUT", "--header", "x-dev"}},
+		{name: "alice", args: []string{"--path", "/only"}},
+		{name: "bob", args: []string{
+			"--path-prefix", "/api", "--query", "debug", "--query", "dev~=b.b", "--header", "x-dev~=(the )?b.b",
+		}},
+		{name: "carol", args: []string{"--method", "POST,PUT", "--header", "x-dev"}},
 	} {
-		d := newIdleDeveloper(t, i)
-		d.subject(c.name)
-		d.detour(append([]string{"intercept", "subject", "--port", "18080", "-n", "shop"}, c.args...)...)
+		d := kit.NewLaptop(t)
+		d.ServeSubject(c.name)
+		d.Detour(append([]string{"intercept", "subject", "--port", "18080", "-n", "shop"}, c.args...)...)
 	}
-	tapping := newIdleDeveloper(t, 3)
+	tapping := kit.NewLaptop(t)
 	copies := make(chan string, 100)
-	tap := &http.Server{Protocols: new(http.Protocols), ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		n, _ := io.Copy(io.Discard, r.Body)
-		copies <- fmt.Sprintf("%s %s %s %d", r.Proto, r.Method, r.URL.RequestURI(), n)
-		w.WriteHeader(http.StatusTeapot)
-	})}
+	tap := &http.Server{
+		Protocols: new(http.Protocols), ReadHeaderTimeout: 10 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n, _ := io.Copy(io.Discard, r.Body)
+			copies <- fmt.Sprintf("%s %s %s %d", r.Proto, r.Method, r.URL.RequestURI(), n)
+			w.WriteHeader(http.StatusTeapot)
+		}),
+	}
 	tap.Protocols.SetHTTP1(true)
 	tap.Protocols.SetUnencryptedHTTP2(true)
-	l := tapping.listen(18080)
+	l := tapping.Listen()
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = tap.Serve(l) })
 	t.Cleanup(func() { _ = tap.Close(); serving.Wait() })
-	tapping.detour("intercept", "subject", "--port", "18080", "--mode", "wiretap", "-n", "shop")
+	tapping.Detour("intercept", "subject", "--port", "18080", "--mode", "wiretap", "-n", "shop")
 
-	for version, client := range clientsOf(t) {
+	for version, client := range kit.Clients(t) {
 		for _, c := range []struct{ method, path, who, want string }{
 			{"GET", "/only", "", "alice"},
 			{"POST", "/only?x=y", "bob", "alice"},
@@ -366,7 +310,7 @@ func TestMatches(t *testing.T) {
 				body = strings.Repeat("x", 50000)
 			}
 			line := fmt.Sprintf("%s %s %s %d", version, c.method, c.path, len(body))
-			_, page := say(t, client, c.method, c.path, c.who, strings.NewReader(body))
+			_, page := kit.AskSubject(t, client, c.method, c.path, c.who, strings.NewReader(body))
 			require.Equal(t, c.want+" "+line+"\n", page)
 			select {
 			case copied := <-copies:
@@ -376,17 +320,21 @@ func TestMatches(t *testing.T) {
 			}
 		}
 	}
-	list := detour(t, "list", "-n", "shop")
-	require.Regexp(t, `(?m)^subject +80/http +deployment/subject +yes, by targetPort +\S+ +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(intercept|wiretap) +`, list)
-	for _, of := range []string{"intercept +path /only", `intercept +header x-dev~=\(the \)\?b\.b, query debug, query dev~=b\.b, paths under /api`, "intercept +header x-dev, method POST or PUT", "wiretap +copies of all requests"} {
+	list := kit.Detour(t, "list", "-n", "shop")
+	require.Regexp(t,
+		`(?m)^subject +80/http +deployment/subject +yes, by targetPort +\S+ +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(intercept|wiretap) +`, list)
+	for _, of := range []string{
+		"intercept +path /only",
+		`intercept +header x-dev~=\(the \)\?b\.b, query debug, query dev~=b\.b, paths under /api`, "intercept +header x-dev, method POST or PUT", "wiretap +copies of all requests",
+	} {
 		require.Regexp(t, `(?m) \S+ +`+of+`$`, list)
 	}
 
-	require.NotContains(t, tapping.detour("status"), "dropped")
+	require.NotContains(t, tapping.Detour("status"), "dropped")
 	require.NoError(t, tap.Close())
-	for _, client := range clientsOf(t) {
-		_, _ = say(t, client, http.MethodGet, "/", "", nil)
+	for _, client := range kit.Clients(t) {
+		_, _ = kit.AskSubject(t, client, http.MethodGet, "/", "", nil)
 	}
-	require.Eventually(t, func() bool { return strings.Contains(tapping.detour("status"), "2 copies were dropped") }, 30*time.Second, 500*time.Millisecond)
-	require.Contains(t, kubectl(t, "-n", "shop", "get", "intercepts", "-o", "jsonpath={.items[*].status.dropped}"), "2")
+	kit.Eventually(t, func() bool { return strings.Contains(tapping.Detour("status"), "2 copies were dropped") })
+	require.Contains(t, kit.Query(t, "shop", "intercepts", "{.items[*].status.dropped}"), "2")
 }

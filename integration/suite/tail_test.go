@@ -18,11 +18,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/detour-dev/detour/integration/suite/kit"
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 
-// tailing is a `detour tail -o json` that runs.
-type tailing struct {
+// tail is a running `detour tail -o json`.
+type tail struct {
 	t   *testing.T
 	cmd *exec.Cmd
 
@@ -37,9 +38,9 @@ type tailLine struct {
 	raw                                             string
 }
 
-func startTail(t *testing.T, service string) *tailing {
+func startTail(t *testing.T, service string) *tail {
 	t.Helper()
-	tail := &tailing{t: t, cmd: exec.Command("detour", "tail", service, "-o", "json"), done: make(chan struct{})}
+	tail := &tail{t: t, cmd: exec.Command("detour", "tail", service, "-o", "json"), done: make(chan struct{})}
 	out, err := tail.cmd.StdoutPipe()
 	require.NoError(t, err)
 	complaints, err := tail.cmd.StderrPipe()
@@ -63,12 +64,12 @@ func startTail(t *testing.T, service string) *tailing {
 	return tail
 }
 
-// until does something again and again until a line like that has come, and returns it.
-func (l *tailing) until(do func(), like func(tailLine) bool) (found tailLine) {
+// until calls do again and again until a line matches, and returns that line.
+func (l *tail) until(do func(), like func(tailLine) bool) (found tailLine) {
 	l.t.Helper()
-	require.Eventually(l.t, func() bool {
+	kit.Eventually(l.t, func() bool {
 		do()
-		time.Sleep(300 * time.Millisecond) // agents gather for a moment
+		time.Sleep(300 * time.Millisecond) // agents send their reports in batches
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for _, line := range l.lines {
@@ -78,28 +79,30 @@ func (l *tailing) until(do func(), like func(tailLine) bool) (found tailLine) {
 			}
 		}
 		return false
-	}, patience, time.Millisecond)
+	})
 	return found
 }
 
 // stop is Ctrl-C.
-func (l *tailing) stop() {
+func (l *tail) stop() {
 	l.t.Helper()
 	require.NoError(l.t, l.cmd.Process.Signal(syscall.SIGINT))
 	<-l.done
 	require.NoError(l.t, l.cmd.Wait())
 }
 
-// tail shows who answered which request and why, and no value of a header or a query.
+// `detour tail` shows who answered which request and why, and never the value of a header or of a
+// query.
 func TestTail(t *testing.T) {
-	alice := newDeveloper(t, "alice")
-	connected(t)
-	withoutAgent(t, "frontend")
-	require.Contains(t, refused(t, "tail", "frontend"), "no pod of service frontend has the traffic-agent")
-	require.Contains(t, refused(t, "tail", "nothing"), "service nothing does not exist")
-	require.Contains(t, refused(t, "tail", "catalog", "--port", "99"), "has no port 99")
+	kit.Parallel(t, kit.Changes(kit.Catalog, kit.Frontend), kit.Uses(kit.Machine))
+	alice := kit.NewCatalogLaptop(t, "alice")
+	kit.Connect(t)
+	kit.RemoveAgent(t, "frontend")
+	require.Contains(t, kit.DetourFails(t, "tail", "frontend"), "no pod of service frontend has the traffic-agent")
+	require.Contains(t, kit.DetourFails(t, "tail", "nothing"), "service nothing does not exist")
+	require.Contains(t, kit.DetourFails(t, "tail", "catalog", "--port", "99"), "has no port 99")
 
-	alice.detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
+	alice.Detour("intercept", "catalog", "--port", "18080", "--header", "x-dev=alice", "-n", "shop")
 	tail := startTail(t, "catalog")
 	ask := func(who string) func() {
 		return func() {
@@ -120,8 +123,8 @@ func TestTail(t *testing.T) {
 	tail.until(ask("none"), func(l tailLine) bool {
 		return l.ServedBy == "cluster" && l.Path == "/" && l.Why == "no intercept matched"
 	})
-	require.NoError(t, alice.service.Process.Kill())
-	_ = alice.service.Wait() // until then it may still take a request
+	require.NoError(t, alice.Catalog.Process.Kill())
+	_ = alice.Catalog.Wait() // until it has exited it may still accept a request
 	tail.until(ask("alice"), func(l tailLine) bool {
 		return l.ServedBy == "cluster" && l.Why == line.Laptop+"'s laptop is unreachable: fell back"
 	})
@@ -134,14 +137,15 @@ func TestTail(t *testing.T) {
 
 	t.Run("only the daemon is told", func(t *testing.T) {
 		var s struct{ Subnets []netip.Prefix }
-		require.NoError(t, json.Unmarshal([]byte(detour(t, "status", "-o", "json")), &s))
+		require.NoError(t, json.Unmarshal([]byte(kit.Detour(t, "status", "-o", "json")), &s))
 		var hub netip.Addr
 		for _, p := range s.Subnets {
 			if p.IsSingleIP() && p.Addr().Is4() {
 				hub = p.Addr()
 			}
 		}
-		conn, err := grpc.NewClient("passthrough:///"+netip.AddrPortFrom(hub, 7475).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient("passthrough:///"+netip.AddrPortFrom(hub, 7475).String(),
+			grpc.WithTransportCredentials(insecure.NewCredentials()))
 		require.NoError(t, err)
 		defer conn.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -162,7 +166,7 @@ func TestTail(t *testing.T) {
 			line, _ := bufio.NewReader(out).ReadString('\n')
 			first <- line
 		}()
-		require.Eventually(t, func() bool { ask("none")(); return len(first) > 0 }, patience, 200*time.Millisecond)
+		kit.Eventually(t, func() bool { ask("none")(); return len(first) > 0 })
 		require.Regexp(t, `^\d\d:\d\d:\d\d\.\d{3} GET     /  +200  +\S+s  cluster  no intercept matched\n$`, <-first)
 		require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 		require.NoError(t, cmd.Wait())

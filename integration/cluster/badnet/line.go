@@ -18,8 +18,9 @@ const (
 	lineOffset = 16
 )
 
-// Line is a link between two network namespaces that carries whole packets, whatever is in them: TCP sees its losses and its delay as they are.
-// All methods may be called at any time, from any goroutine.
+// Line is a link between two network namespaces that carries whole packets, whatever is in them:
+// TCP sees its losses and its delay as they are. All methods may be called at any time, from any
+// goroutine.
 type Line struct {
 	ends    [2]tun.Device
 	ways    [2]*way
@@ -27,8 +28,8 @@ type Line struct {
 	running sync.WaitGroup
 }
 
-// NewLine makes an interface of that name in each of two namespaces; in and out run a function in one of them. The interfaces have no addresses
-// and no routes, and go with Close.
+// NewLine makes an interface of that name in each of two namespaces; in and out run a function in
+// one of them. The interfaces have no addresses and no routes, and go with Close.
 func NewLine(ctx context.Context, name string, in, out func(func() error) error) (*Line, error) {
 	l := &Line{}
 	for i, inside := range []func(func() error) error{in, out} {
@@ -57,8 +58,8 @@ func NewLine(ctx context.Context, name string, in, out func(func() error) error)
 	return l, nil
 }
 
-// Set makes a round trip take delay, each direction carry so many bits a second, hold back what it cannot carry for at most queue, and lose
-// that share of the packets. A rate of 0 is no limit.
+// Set makes a round trip take delay, each direction carry so many bits a second, hold back what it
+// cannot carry for at most queue, and lose that share of the packets. A rate of 0 is no limit.
 func (l *Line) Set(delay time.Duration, bitsPerSecond int64, queue time.Duration, loss float64) {
 	for _, w := range l.ways {
 		w.mu.Lock()

@@ -40,7 +40,8 @@ func (w *weather) wait(done <-chan struct{}) bool {
 	}
 }
 
-// link is one direction of the network, which all connections share. Its zero value has neither delay nor limit.
+// link is one direction of the network, which all connections share. Its zero value has neither
+// delay nor limit.
 type link struct {
 	mu      sync.Mutex
 	delay   time.Duration
@@ -72,8 +73,9 @@ func (l *link) arrival() time.Time {
 	return time.Now().Add(l.delay)
 }
 
-// reserve takes the link for so many bytes, after those who took it before. It gives the time when they are sent, and a channel
-// that says that the rate is another one meanwhile and the reservation void.
+// reserve takes the link for so many bytes, after those who took it before. It gives the time when
+// they are sent, and a channel that says that the rate is another one meanwhile and the reservation
+// void.
 func (l *link) reserve(bytes int) (time.Time, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// backlog is how long a datagram waits at most for those before it on a narrow link; what would wait longer is lost.
+	// backlog is how long a datagram waits at most for those before it on a narrow link; what would
+	// wait longer is lost.
 	backlog = 100 * time.Millisecond
 	// inFlight is how many datagrams may be on their way in each direction.
 	inFlight = 1 << 14
@@ -20,8 +21,8 @@ const (
 	socketBuffer = 4 << 20
 )
 
-// PacketRelay passes datagrams on to a target, and its answers back, as a NAT does: each sender gets a port of its own. All methods
-// may be called at any time, from any goroutine.
+// PacketRelay passes datagrams on to a target, and its answers back, as a NAT does: each sender
+// gets a port of its own. All methods may be called at any time, from any goroutine.
 type PacketRelay struct {
 	conn     *net.UDPConn
 	target   *net.UDPAddr
@@ -51,7 +52,8 @@ type flying struct {
 	data    []byte
 }
 
-// ListenPacket starts a relay of datagrams from the address listen to the address target; the rest is as with Listen.
+// ListenPacket starts a relay of datagrams from the address listen to the address target; the rest
+// is as with Listen.
 func ListenPacket(ctx context.Context, listen, target string) (*PacketRelay, error) {
 	to, err := net.ResolveUDPAddr("udp", target)
 	if err != nil {
@@ -92,7 +94,8 @@ func (r *PacketRelay) Delay(d time.Duration) {
 	r.down.set(func(l *packetLink) { l.delay = d - d/2 })
 }
 
-// Rate limits each direction to so many bits a second, for all senders together; 0 is no limit, as at first.
+// Rate limits each direction to so many bits a second, for all senders together; 0 is no limit, as
+// at first.
 func (r *PacketRelay) Rate(bitsPerSecond int64) {
 	r.both(func(l *packetLink) { l.rate, l.free = bitsPerSecond, time.Time{} })
 }

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// A pipe holds at most depth pieces of at most piece bytes: 4 MiB. A sender that is faster than the network then has to wait, as
-// it would for a full window.
+// A pipe holds at most depth pieces of at most piece bytes: 4 MiB. A sender that is faster than the
+// network then has to wait, as it would for a full window.
 const (
 	piece = 8 << 10
 	depth = 512
@@ -134,8 +134,8 @@ func (p *pipe) put(what parcel) bool {
 	}
 }
 
-// write gives the other side what arrives. When that side does not take it any more, the pair is reset, but not before what it
-// said last has gone back.
+// write gives the other side what arrives. When that side does not take it any more, the pair is
+// reset, but not before what it said last has gone back.
 func (p *pipe) write(back *pipe) {
 	done := p.pair.ctx.Done()
 	end := p.deliver(done)
@@ -152,7 +152,8 @@ func (p *pipe) write(back *pipe) {
 	p.pair.reset()
 }
 
-// deliver writes until the stream ends, and says how; goesOn when it has not ended but cannot be written.
+// deliver writes until the stream ends, and says how; goesOn when it has not ended but cannot be
+// written.
 func (p *pipe) deliver(done <-chan struct{}) ending {
 	for {
 		var what parcel

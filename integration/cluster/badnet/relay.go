@@ -1,5 +1,6 @@
-// Package badnet is a bad network for the suites: relays of TCP and UDP that can be slow, narrow, silent, lossy or broken, changed at any time. It
-// needs neither privileges nor tc, and it is in the way of the connections only that were told to go through it.
+// Package badnet is a bad network for the suites: relays of TCP and UDP that can be slow, narrow,
+// silent, lossy or broken, changed at any time. It needs neither privileges nor tc, and it is in
+// the way of the connections only that were told to go through it.
 package badnet
 
 import (
@@ -12,7 +13,8 @@ import (
 	"time"
 )
 
-// Relay passes TCP connections on to a target. All methods may be called at any time, from any goroutine.
+// Relay passes TCP connections on to a target. All methods may be called at any time, from any
+// goroutine.
 type Relay struct {
 	listener net.Listener
 	target   string
@@ -25,9 +27,10 @@ type Relay struct {
 	pairs map[*pair]struct{}
 }
 
-// Listen starts a relay from the address listen (port 0 for any) to the address target. It lives until ctx ends or Close. It
-// listens in the network namespace of the calling thread, as in laptop.Do, but calls the target from that of the process: so
-// routes that a program under test makes in its laptop do not bend the relay's own way to the target.
+// Listen starts a relay from the address listen (port 0 for any) to the address target. It lives
+// until ctx ends or Close. It listens in the network namespace of the calling thread, as in
+// laptop.Do, but calls the target from that of the process: so routes that a program under test
+// makes in its laptop do not bend the relay's own way to the target.
 func Listen(ctx context.Context, listen, target string) (*Relay, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", listen)
@@ -48,21 +51,24 @@ func Listen(ctx context.Context, listen, target string) (*Relay, error) {
 // Addr is where the relay listens, as host:port.
 func (r *Relay) Addr() string { return r.listener.Addr().String() }
 
-// Delay makes a round trip d longer than it is without, half of it each way. It is for bytes, not for the handshake of TCP, which
-// the kernel does. What is on its way keeps the delay it set off with.
+// Delay makes a round trip d longer than it is without, half of it each way. It is for bytes, not
+// for the handshake of TCP, which the kernel does. What is on its way keeps the delay it set off
+// with.
 func (r *Relay) Delay(d time.Duration) {
 	r.up.setDelay(d / 2)
 	r.down.setDelay(d - d/2)
 }
 
-// Rate limits each direction to so many bits a second, for all connections together; 0 is no limit, as at first.
+// Rate limits each direction to so many bits a second, for all connections together; 0 is no limit,
+// as at first.
 func (r *Relay) Rate(bitsPerSecond int64) {
 	r.up.setRate(bitsPerSecond)
 	r.down.setRate(bitsPerSecond)
 }
 
-// Stall makes the relay pass nothing, neither bytes nor ends of connections, until it is called with false. Connections stay open
-// and new ones are accepted, as when a laptop sleeps or a NAT forgets it. What was being written at that moment may still arrive.
+// Stall makes the relay pass nothing, neither bytes nor ends of connections, until it is called
+// with false. Connections stay open and new ones are accepted, as when a laptop sleeps or a NAT
+// forgets it. What was being written at that moment may still arrive.
 func (r *Relay) Stall(stalled bool) { r.weather.stall(stalled) }
 
 // Cut resets all connections, on both sides, also when stalled. New ones are served.

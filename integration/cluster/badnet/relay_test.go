@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -248,9 +249,13 @@ func TestAClientOfAnAbsentTargetIsReset(t *testing.T) {
 }
 
 func TestCloseLeavesNothingRunning(t *testing.T) {
-	target := serve(t, func(conn *net.TCPConn) { // takes nothing, so that the relay blocks in a write
+	var handlers sync.WaitGroup
+	resume := make(chan struct{})
+	target := serve(t, func(conn *net.TCPConn) { // reads nothing at first, so that the relay blocks in a write
+		handlers.Add(1)
+		defer handlers.Done()
 		defer conn.Close()
-		time.Sleep(500 * time.Millisecond)
+		<-resume
 		_, _ = io.Copy(io.Discard, conn)
 	})
 	before := goleak.IgnoreCurrent()
@@ -269,6 +274,8 @@ func TestCloseLeavesNothingRunning(t *testing.T) {
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 	_, err = net.Dial("tcp", r.Addr())
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
+	close(resume)
+	handlers.Wait()
 	goleak.VerifyNone(t, before)
 	r.Close() // again
 }

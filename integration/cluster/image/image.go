@@ -1,5 +1,5 @@
-// Package image writes container images without a registry or an engine: static binaries in one layer, as a tarball that
-// `ctr images import` reads.
+// Package image writes container images without a registry or an engine: static binaries in one
+// layer, as a tarball that `ctr images import` reads.
 package image
 
 import (

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Do runs f in the laptop's network namespace, on a thread that nothing else runs on meanwhile. Sockets that f opens stay there
-// for good. Goroutines that f starts, and with them name lookups and http.Transport, run outside; files are the machine's.
+// Do runs f in the laptop's network namespace, on a thread that nothing else runs on meanwhile.
+// Sockets that f opens stay there for good. Goroutines that f starts, and with them name lookups
+// and http.Transport, run outside; files are the machine's.
 func (l *Laptop) Do(f func() error) (err error) {
 	runtime.LockOSThread()
 	outside, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
@@ -42,7 +43,8 @@ func (l *Laptop) Do(f func() error) (err error) {
 	return f()
 }
 
-// DialContext connects from the laptop; it is made for http.Transport. The address is an IP address, see Do.
+// DialContext connects from the laptop; it is made for http.Transport. The address is an IP
+// address, see Do.
 func (l *Laptop) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	err = l.Do(func() error {
 		var d net.Dialer

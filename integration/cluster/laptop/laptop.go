@@ -18,7 +18,8 @@ import (
 	"github.com/detour-dev/detour/integration/cluster"
 )
 
-// Laptop is a network namespace and a mount namespace, and the files in them that are not the machine's.
+// Laptop is a network namespace, a mount namespace and a UTS namespace, and the files in them that
+// are not the machine's.
 type Laptop struct {
 	number  int
 	cluster *cluster.Cluster
@@ -26,12 +27,14 @@ type Laptop struct {
 	holder  *exec.Cmd
 	hold    io.Closer // the holder's standard input: it ends when this is closed
 	mounts  string    // the mount namespace, as a file
+	uts     string    // the namespace of the host name, as a file
 	once    sync.Once
 	closed  error
 }
 
-// New makes the i-th laptop of the default cluster, which must be up, and clears away what a crash left of it. While another
-// process has that laptop New waits for it, because the tests of several packages run at the same time.
+// New makes the i-th laptop of the default cluster, which must be up, and clears away what a crash
+// left of it. While another process has that laptop New waits for it, because the tests of several
+// packages run at the same time.
 func New(ctx context.Context, i int) (*Laptop, error) {
 	c, err := cluster.Default()
 	if err != nil {
@@ -61,7 +64,8 @@ func (l *Laptop) build(ctx context.Context) error {
 			return err
 		}
 	}
-	// Nobody answers there, and the kernel says so at once: a test that forgot to choose a resolver does not hang.
+	// Nobody answers there, and the kernel says so at once: a test that forgot to choose a resolver
+	// does not hang.
 	if err := l.SetResolver(netip.MustParseAddr("127.0.0.1")); err != nil {
 		return err
 	}
@@ -71,14 +75,14 @@ func (l *Laptop) build(ctx context.Context) error {
 	return l.startHolder(ctx)
 }
 
-// prepare is what the holder runs. The names of other network namespaces are dropped: a mount of a name in here would keep a
-// laptop or a pod alive that is removed outside.
-const prepare = `mount --bind "$1" /etc/resolv.conf && { umount --all --lazy --types nsfs; echo ready; exec cat; }`
+// prepare is what the holder runs. The names of other network namespaces are dropped: a mount of a
+// name in here would keep a laptop or a pod alive that is removed outside.
+const prepare = `echo "$0" > /proc/sys/kernel/hostname && mount --bind "$1" /etc/resolv.conf && { umount --all --lazy --types nsfs; echo ready; exec cat; }`
 
-// startHolder makes the mount namespace. It lives as long as its holder, which ends with the process that made it, even if that
-// is killed: then the holder's input ends.
+// startHolder makes the mount namespace. It lives as long as its holder, which ends with the
+// process that made it, even if that is killed: then the holder's input ends.
 func (l *Laptop) startHolder(ctx context.Context) error {
-	cmd := exec.Command("nsenter", "--net="+l.netns(), "--", "unshare", "--mount", "--propagation", "private", "--",
+	cmd := exec.Command("nsenter", "--net="+l.netns(), "--", "unshare", "--uts", "--mount", "--propagation", "private", "--",
 		"sh", "-c", prepare, l.Name(), l.cluster.LaptopResolvConf(l.number))
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -105,10 +109,11 @@ func (l *Laptop) startHolder(ctx context.Context) error {
 		return fmt.Errorf("mount the resolver configuration: %s", strings.TrimSpace(complaint.String()))
 	}
 	l.mounts = fmt.Sprintf("/proc/%d/ns/mnt", cmd.Process.Pid)
+	l.uts = fmt.Sprintf("/proc/%d/ns/uts", cmd.Process.Pid)
 	return nil
 }
 
-// Name is that of the network namespace, for "ip netns".
+// Name is the laptop's host name, and the name of its network namespace for "ip netns".
 func (l *Laptop) Name() string { return cluster.LaptopName(l.number) }
 
 // Address is the laptop's own on the fabric.
@@ -125,7 +130,8 @@ func (l *Laptop) StateDir() string { return filepath.Join(l.cluster.LaptopDir(l.
 
 func (l *Laptop) netns() string { return "/run/netns/" + l.Name() }
 
-// SetResolver makes these the nameservers in the laptop's /etc/resolv.conf, as a new Wi-Fi would. At first it is 127.0.0.1.
+// SetResolver makes these the nameservers in the laptop's /etc/resolv.conf, as a new Wi-Fi would.
+// At first it is 127.0.0.1.
 func (l *Laptop) SetResolver(servers ...netip.Addr) error {
 	var b strings.Builder
 	for _, s := range servers {
@@ -144,20 +150,22 @@ func (l *Laptop) ResolvConf() (string, error) {
 	return string(raw), err
 }
 
-// Reach lets the laptop reach one more address on the fabric, such as cluster.HostAddress for a relay on the host.
+// Reach lets the laptop reach one more address on the fabric, such as cluster.HostAddress for a
+// relay on the host.
 func (l *Laptop) Reach(ctx context.Context, to netip.Addr) error {
 	return l.cluster.RouteLaptop(ctx, l.number, to)
 }
 
-// Command prepares a program that runs inside. It starts in / (and not in cmd.Dir: entering the mounts changes it), with the
-// laptop's own environment. Whatever it leaves in the background ends with the laptop.
+// Command prepares a program that runs inside. It starts in / (and not in cmd.Dir: entering the
+// mounts changes it), with the laptop's own environment. Whatever it leaves in the background ends
+// with the laptop.
 func (l *Laptop) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	if strings.Contains(name, "/") {
 		if full, err := filepath.Abs(name); err == nil {
 			name = full
 		}
 	}
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + l.netns(), "--mount=" + l.mounts, "--", name}, args...)...)
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + l.netns(), "--uts=" + l.uts, "--mount=" + l.mounts, "--", name}, args...)...)
 	for _, v := range os.Environ() {
 		key, _, _ := strings.Cut(v, "=")
 		if key == "KUBECONFIG" || key == "HOME" || strings.HasPrefix(key, "DETOUR_") || strings.HasPrefix(key, "XDG_") {
@@ -169,8 +177,9 @@ func (l *Laptop) Command(ctx context.Context, name string, args ...string) *exec
 	return cmd
 }
 
-// Kubeconfig writes a copy of the administrator's kubeconfig and returns where. A server that is not empty replaces the URL of
-// the API server, such as with that of a relay; its certificate is still verified as the API server's.
+// Kubeconfig writes a copy of the administrator's kubeconfig and returns where. A server that is
+// not empty replaces the URL of the API server, such as with that of a relay; its certificate is
+// still verified as the API server's.
 func (l *Laptop) Kubeconfig(server string) (string, error) {
 	raw, err := os.ReadFile(l.cluster.Kubeconfig())
 	if err != nil {

@@ -213,7 +213,8 @@ func TestARelayIsInTheWay(t *testing.T) {
 func TestCloseLeavesNothing(t *testing.T) {
 	c := local(t)
 	l := boot(t, first)
-	// A daemon, one that left the mounts, one that left the network, and one that we are the parent of.
+	// A daemon, one that left the mounts, one that left the network, and one that we are the parent
+	// of.
 	pids := strings.Fields(run(t, l, "sh", "-c", `
 		setsid sleep 1001 >/dev/null 2>&1 & echo $!
 		unshare --mount sleep 1002 >/dev/null 2>&1 & echo $!
@@ -232,7 +233,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 	require.NoError(t, l.Close()) // again
 }
 
-// runs says whether a process is alive; not every init collects the orphans that have ended at once.
+// runs reports whether a process is alive; not every init collects the orphans that have ended at
+// once.
 func runs(pid string) bool {
 	stat, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
@@ -291,7 +293,8 @@ func TestOneLaptopIsNotTakenTwice(t *testing.T) {
 	require.NotEmpty(t, run(t, l, "ip", "link", "show", "eth0"))
 }
 
-// A laptop that leaves takes nothing along that the others need: the fabric's address stays whatever addresses the laptops' links have.
+// A laptop that leaves takes nothing along that the others need: the fabric's address stays
+// whatever addresses the laptops' links have.
 func TestFabricKeepsItsAddress(t *testing.T) {
 	local(t)
 	link := func(args ...string) string {

@@ -14,8 +14,8 @@ import (
 // retry is how often a lock that another process has is tried again.
 const retry = 100 * time.Millisecond
 
-// take waits for a file's lock. The kernel gives it up when the process that has it ends, however it ends, so that what a crash
-// left is told apart from what is in use.
+// take waits for a file's lock. The kernel gives it up when the process that has it ends, however
+// it ends, so that what a crash left is told apart from what is in use.
 func take(ctx context.Context, path string) (*os.File, error) {
 	for {
 		f, err := tryTake(path)
@@ -49,7 +49,8 @@ func lockAndSign(f *os.File) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	// The one who had it may have removed the file meanwhile: then this is a lock on nothing, and the next one would not see it.
+	// The one who had it may have removed the file meanwhile: then this is a lock on nothing, and
+	// the next one would not see it.
 	mine, err := f.Stat()
 	if err != nil {
 		return err

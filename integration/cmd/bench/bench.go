@@ -168,7 +168,8 @@ func (b *bench) connect(ctx context.Context) error {
 	})
 }
 
-// intercept.s is the first one, with the rollout that brings the agent, beside a rollout without detour.
+// intercept.s is the first one, with the rollout that brings the agent, beside a rollout without
+// detour.
 func (b *bench) intercept(ctx context.Context) error {
 	serving := b.laptop.Command(ctx, b.program(), "serve", "--http", "127.0.0.1:8080", "--bulk", "127.0.0.1:9000")
 	if err := serving.Start(); err != nil {
@@ -206,8 +207,8 @@ func (b *bench) intercept(ctx context.Context) error {
 
 func (b *bench) program() string { return filepath.Join(b.root, "bin", "bench") }
 
-// out: from the laptop to a service, through the VIF over each of the tunnel's paths, and by a plain route. The last daemon stays, for all that
-// follows.
+// out: from the laptop to a service, through the VIF over each of the tunnel's paths, and by a
+// plain route. The last daemon stays, for all that follows.
 func (b *bench) out(ctx context.Context) error {
 	for _, p := range []struct{ name, flag, transport string }{
 		{"out.portforward", "portforward", "port-forward"}, {"out.upgrade", "upgrade", "api-server-upgrade"}, {"out.udp", "auto", "direct-udp"},
@@ -267,7 +268,8 @@ func (b *bench) in(ctx context.Context) error {
 	return err
 }
 
-// personal: a service that somebody intercepts for marked requests, asked by others (idle.http) and with the mark (in.http).
+// personal: a service that somebody intercepts for marked requests, asked by others (idle.http) and
+// with the mark (in.http).
 func (b *bench) personal(ctx context.Context) error {
 	if _, err := b.detour(ctx, "intercept", "target", "--port", "8080:http", "--header", mark+"=1"); err != nil {
 		return err
@@ -290,8 +292,9 @@ func (b *bench) personal(ctx context.Context) error {
 	return err
 }
 
-// idle: what an agent without an intercept costs its service. idle.rps is of a service that does what services do, the shop's catalog,
-// which asks another one and answers JSON; idle.echo is of one that does nothing, where two more passes through TCP weigh the most.
+// idle: what an agent without an intercept costs its service. idle.rps is of a service that does
+// what services do, the shop's catalog, which asks another one and answers JSON; idle.echo is of
+// one that does nothing, where two more passes through TCP weigh the most.
 func (b *bench) idle(ctx context.Context) error {
 	catalog, echo := [2]end{{from: b.plain, to: b.address["catalog-target"]}, {from: b.plain, to: b.address["catalog-direct"]}}, [2]end{{from: b.plain, to: b.address["target"]}, {from: b.plain, to: b.address["direct"]}}
 	if err := b.path(ctx, "idle", []string{"rps1", "rps16"}, catalog[0], catalog[1]); err != nil {

@@ -13,7 +13,8 @@ import (
 // dnsQuestions is how often a name is asked for, one question after the other.
 const dnsQuestions = 5000
 
-// names: how long a program waits for the address of a service of the connected namespace, beside one that asks CoreDNS by a plain route.
+// names: how long a program waits for the address of a service of the connected namespace, beside
+// one that asks CoreDNS by a plain route.
 func (b *bench) names(ctx context.Context) error {
 	name := "target." + namespace + ".svc.cluster.local."
 	coredns, err := output(exec.CommandContext(ctx, "kubectl", "-n", "kube-system", "get", "service", "kube-dns", "-o", "jsonpath={.spec.clusterIP}"))

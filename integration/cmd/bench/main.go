@@ -1,8 +1,10 @@
-// Command bench measures the data path of detour on the local cluster beside the plain route, in turns and in the same run, because
-// only the ratio of the two says something on a noisy machine. It prints a table and writes bench/out/bench.json.
+// Command bench measures the data path of detour on the local cluster beside the plain route, in
+// turns and in the same run, because only the ratio of the two says something on a noisy machine.
+// It prints a table and writes bench/out/bench.json.
 //
-// With "serve" it is the service that is measured, with another word a client: "bulk" moves bytes, "raw" does that on a bare stream to the
-// cluster, "ask" makes small requests, "many" opens connections, "dns" asks for a name. They run where the bench puts them.
+// With "serve" it is the service that is measured, with another word a client: "bulk" moves bytes,
+// "raw" does that on a bare stream to the cluster, "ask" makes small requests, "many" opens
+// connections, "dns" asks for a name. They run where the bench puts them.
 package main
 
 import (

@@ -10,7 +10,8 @@ const node = "node2"
 
 const catalog = `command: [/catalog], env: [{name: STOCK_ADDR, value: "stock.bench:9090"}]`
 
-// manifests are the services that are measured, in pairs: the "direct" ones never get an agent, the "target" ones are intercepted.
+// manifests are the services that are measured, in pairs: the "direct" ones never get an agent, the
+// "target" ones are intercepted.
 var manifests = "{apiVersion: v1, kind: Namespace, metadata: {name: " + namespace + "}}\n" +
 	service("direct", "bench", "args: [serve]", port{"http", 80, 8080}, port{"bulk", 9000, 9000}) +
 	service("target", "bench", "args: [serve]", port{"http", 80, 8080}, port{"bulk", 9000, 9000}) +

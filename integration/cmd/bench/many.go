@@ -16,8 +16,8 @@ import (
 // manyWait bounds what one connection may take, on a busy machine.
 const manyWait = 20 * time.Second
 
-// connections: many are open at once while new ones come and go. What it noted of the traffic-manager's goroutines and of both ends' memory
-// before, it notes again after.
+// connections: many are open at once while new ones come and go. What it noted of the
+// traffic-manager's goroutines and of both ends' memory before, it notes again after.
 func (b *bench) connections(ctx context.Context) error {
 	// The daemon that was there in what went before stays.
 	if _, err := b.detour(ctx, "connect", "-n", namespace); err != nil {
@@ -68,8 +68,8 @@ func goroutines(ctx context.Context) (float64, error) {
 	return strconv.ParseFloat(found[1], 64)
 }
 
-// many opens connections, and while they stay open makes new ones, each for one request. Then it asks on all those that are open. It returns
-// how many new ones there were in a second.
+// many opens connections, and while they stay open makes new ones, each for one request. Then it
+// asks on all those that are open. It returns how many new ones there were in a second.
 func many(ctx context.Context, to string, open, rate int, duration time.Duration) (float64, error) {
 	var failure atomic.Pointer[error]
 	fail := func(err error) { failure.CompareAndSwap(nil, &err) }

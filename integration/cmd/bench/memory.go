@@ -24,7 +24,8 @@ func (b *bench) memory() error {
 	return err
 }
 
-// residentAgent is what the pod of target pays for its agent: that and its keeper, now (VmRSS) or at the most (VmHWM).
+// residentAgent is what the pod of target pays for its agent: that and its keeper, now (VmRSS) or
+// at the most (VmHWM).
 func (b *bench) residentAgent(ctx context.Context, field string) (float64, error) {
 	uid, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "get", "pods", "-l", "app=target", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.uid}"))
 	if err != nil {
@@ -38,8 +39,9 @@ func (b *bench) residentAgent(ctx context.Context, field string) (float64, error
 	return agent + keeper, err
 }
 
-// resident is a figure of a process's memory in MiB. The process's command line begins with these words, but for its directory, and what tells it from others of that kind in
-// another file of its directory in /proc.
+// resident is a figure of a process's memory in MiB. The process's command line begins with these
+// words, but for its directory, and what tells it from others of that kind in another file of its
+// directory in /proc.
 func resident(field, file, mark string, words ...string) (float64, error) {
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {

@@ -16,9 +16,10 @@ import (
 	"github.com/detour-dev/detour/pkg/vif"
 )
 
-// The raw limit of out.upgrade: the stream that detour's laptop would open, dialled in the same way, to a Service with the traffic-manager's
-// name and port in the bench's namespace, and on it only bytes. They are those of the bulk protocol, but such a stream has no half-close:
-// after 'u' come zeros, and a 1 for the end.
+// The raw limit of out.upgrade: the stream that detour's laptop would open, dialled in the same
+// way, to a Service with the traffic-manager's name and port in the bench's namespace, and on it
+// only bytes. They are those of the bulk protocol, but such a stream has no half-close: after 'u'
+// come zeros, and a 1 for the end.
 
 // answerRaw is the other end of the stream.
 func answerRaw(w http.ResponseWriter, _ *http.Request) {

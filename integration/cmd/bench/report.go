@@ -9,8 +9,9 @@ import (
 	"text/tabwriter"
 )
 
-// figure is one line of the report. Plain is the same without detour, in the same unit and run; it and Ratio (Value/Plain) are null
-// where there is nothing to compare with. Raw is what the same path carries without the tunnel, where that can be had.
+// figure is one line of the report. Plain is the same without detour, in the same unit and run; it
+// and Ratio (Value/Plain) are null where there is nothing to compare with. Raw is what the same
+// path carries without the tunnel, where that can be had.
 type figure struct {
 	Name  string   `json:"name"`
 	Unit  string   `json:"unit"`

@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// The bulk protocol: the client sends one byte, 'u' or 'd'. After 'u' it sends bytes and half-closes, and the server answers with
-// how many came (8 bytes, big-endian). After 'd' the server sends until the client goes.
+// The bulk protocol: the client sends one byte, 'u' or 'd'. After 'u' it sends bytes and
+// half-closes, and the server answers with how many came (8 bytes, big-endian). After 'd' the
+// server sends until the client goes.
 const (
 	up   = 'u'
 	down = 'd'
@@ -110,7 +111,8 @@ func (z *zeros) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// pages are a small answer, the SHA-256 of what is put to /sum, and any number of bytes of the ChaCha8 generator with a zero seed.
+// pages are a small answer, the SHA-256 of what is put to /sum, and any number of bytes of the
+// ChaCha8 generator with a zero seed.
 func pages() http.Handler {
 	mux := http.NewServeMux()
 	answer := []byte("a small answer, as services give them\n")

@@ -25,7 +25,8 @@ const (
 	slowQueue = 50 * time.Millisecond
 	slowLoss  = 0.01
 	slowLink  = "slow0"
-	// TCP needs seconds to find out what such a line carries, and small requests are counted after that.
+	// TCP needs seconds to find out what such a line carries, and small requests are counted after
+	// that.
 	slowEach   = 12 * time.Second
 	slowSettle = 3 * time.Second
 )
@@ -160,7 +161,8 @@ func number(cmd *exec.Cmd) (float64, error) {
 	return strconv.ParseFloat(out, 64)
 }
 
-// ask makes one small request after the other on one connection, and returns the time in milliseconds that 95 of 100 take at most.
+// ask makes one small request after the other on one connection, and returns the time in
+// milliseconds that 95 of 100 take at most.
 func ask(ctx context.Context, to string, duration time.Duration) (float64, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", to)

@@ -1,4 +1,5 @@
-// Command echo is a service of the suites that speaks what the shop does not: HTTP over TLS, with the certificate in a directory, and UDP.
+// Command echo is a service of the suites that speaks what the shop does not: HTTP over TLS, with
+// the certificate in a directory, and UDP.
 package main
 
 import (

@@ -1,4 +1,5 @@
-// Command image builds the programs that run in the cluster and writes their images as tarballs into bin/.
+// Command image builds the programs that run in the cluster and writes their images as tarballs
+// into bin/.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command queue is a work queue for the suite: a NATS server with JetStream, a worker that takes messages one by one, something that puts
-// them in, and an account of who did what.
+// Command queue is a work queue for the suite: a NATS server with JetStream, a worker that takes
+// messages one by one, something that puts them in, and an account of who did what.
 package main
 
 import (

@@ -1,4 +1,5 @@
-// Command subject runs the service that the suites intercept, and is its client inside of the cluster.
+// Command subject runs the service that the suites intercept, and is its client inside of the
+// cluster.
 package main
 
 import (

@@ -1,5 +1,6 @@
-// Command testrun compiles all test programs first and runs them afterwards, because a test that shares the machine with a
-// compiler is slow in ways that no test can foresee. At the end it prints the slowest tests.
+// Command testrun compiles all test programs first and runs them afterwards, because a test that
+// shares the machine with a compiler is slow in ways that no test can foresee. At the end it prints
+// the slowest tests.
 //
 //	testrun build [-race] -o DIRECTORY PACKAGE...
 //	testrun run [-p N] [-v] [-timeout D] [-parallel N] [-run REGEXP] DIRECTORY
@@ -81,7 +82,8 @@ func build(ctx context.Context, directory string, race bool, packages []string) 
 		return err
 	}
 	_ = os.Remove(indexFile(directory)) // an index must not outlive the programs that it lists
-	// Two packages of the same name would have the same file name: each round compiles at most one of them.
+	// Two packages of the same name would have the same file name: each round compiles at most one
+	// of them.
 	for round := 0; len(all) > 0; round++ {
 		into := filepath.Join(directory, fmt.Sprint(round))
 		if err := os.MkdirAll(into, 0o755); err != nil {

@@ -45,7 +45,8 @@ type report struct {
 	failed  []string
 }
 
-// runAll runs the test programs of a directory and prints the slowest tests. It returns an error when a test failed.
+// runAll runs the test programs of a directory and prints the slowest tests. It returns an error
+// when a test failed.
 func runAll(ctx context.Context, o options, directory string) error {
 	programs, err := readIndex(directory)
 	if err != nil {
@@ -70,7 +71,8 @@ func runAll(ctx context.Context, o options, directory string) error {
 	return nil
 }
 
-// run runs one test program in its package's directory. An interrupt reaches the program, so that its tests can clean up.
+// run runs one test program in its package's directory. An interrupt reaches the program, so that
+// its tests can clean up.
 func (r *report) run(ctx context.Context, p program) {
 	args := []string{
 		"tool", "test2json", "-t", "-p", p.ImportPath, p.File, "-test.v=test2json", "-test.paniconexit0",
@@ -83,7 +85,8 @@ func (r *report) run(ctx context.Context, p program) {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = p.Dir
 	cmd.Env = append(os.Environ(), "PWD="+p.Dir)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = time.Minute
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

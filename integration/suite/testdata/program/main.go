@@ -1,4 +1,5 @@
-// Command program is what a developer runs on the laptop: it is linked statically, so that nothing can be preloaded into it.
+// Command program is what a developer runs on the laptop: it is linked statically, so that nothing
+// can be preloaded into it.
 package main
 
 import (
