@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
 // h2specCases is how many cases h2spec 2.2.1 has.
@@ -18,7 +20,7 @@ func h2spec(t *testing.T, host string) (failed []string) {
 	file := filepath.Join(t.TempDir(), "report.xml")
 	// The exit code is 1 when a case fails, so the report tells whether h2spec ran.
 	// --timeout is in seconds. It bounds each dial too, which waits on a busy machine.
-	out, _ := command("h2spec", "--host", host, "--port", "80", "--timeout", "10", "--junit-report", file)
+	out, _ := kit.Run("h2spec", "--host", host, "--port", "80", "--timeout", "10", "--junit-report", file)
 	raw, err := os.ReadFile(file)
 	require.NoError(t, err, out)
 	var report struct {
@@ -47,17 +49,15 @@ func h2spec(t *testing.T, host string) (failed []string) {
 
 // An HTTP/2 client that breaks the rules gets from the agent what it gets from the app.
 func TestHTTP2Conformance(t *testing.T) {
-	t.Parallel()
-	manifest := filepath.Join(os.Getenv("DETOUR_ROOT"), "integration/suite/testdata/conformance.yaml")
-	kubectl(t, "apply", "-f", manifest)
-	t.Cleanup(func() { kubectl(t, "delete", "-f", manifest, "--wait=false") })
-	kubectl(t, "-n", "shop", "rollout", "status", "deployment/conformance", "--timeout=120s")
-	connected(t)
-	settled(t, "http://conformance.shop/")
+	kit.Parallel(t, kit.Uses(kit.Machine))
+	kit.Apply(t, "conformance.yaml")
+	kit.WaitForRollout(t, "shop", "deployment/conformance")
+	kit.Connect(t)
+	kit.WaitForEndpoints(t, "http://conformance.shop/")
 	direct := h2spec(t, "conformance.shop")
-	port := laptopService(t)
-	detour(t, "intercept", "conformance", "--port", port, "--header", "x-dev=alice")
-	settled(t, "http://conformance.shop/")
+	port := kit.ServePage(t)
+	kit.Detour(t, "intercept", "conformance", "--port", port, "--header", "x-dev=alice")
+	kit.WaitForEndpoints(t, "http://conformance.shop/")
 	through := h2spec(t, "conformance.shop")
 	t.Logf("h2spec: %d of %d cases fail direct, %d through the agent", len(direct), h2specCases, len(through))
 	require.Subset(t, direct, through, "no case that passes direct fails through the agent")
