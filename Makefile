@@ -79,7 +79,7 @@ build-programs: build image $(CLUSTER) bin/bench
 	@$(foreach v,v0.9.0 v0.1.9,go build -ldflags '$(subst $(VERSION),$v,$(LDFLAGS))' -o bin/detour-$v ./cmd/detour;)
 build-suite: build-programs $(TESTRUN)
 	@echo "== compiling the suites"
-	@cd integration && ../$(TESTRUN) build -o ../bin/suite ./suite/... ./cluster/...
+	@cd integration && ../$(TESTRUN) build -o ../bin/suite ./manager/... ./suite/... ./cluster/...
 # Tests that call kit.Parallel wait for each other in the kit, hence -parallel.
 run-suite:
 	@integration/run.sh $(CURDIR)/$(TESTRUN) run -v -timeout 50m -parallel 100 bin/suite
