@@ -36,7 +36,7 @@ func TestArgoRollout(t *testing.T) {
 	require.Regexp(t, `(?m)^of-deployment +80 +rollout/of-deployment +yes, by nftables`, list)
 	require.NotContains(t, list, "deployment/template")
 	require.Contains(t, kit.DetourFails(t, "intercept", "rollout/nothing", "--mode", "replace"),
-		"rollout nothing does not exist")
+		"rollout/nothing does not exist")
 	require.Contains(t, kit.DetourFails(t, "intercept", "deployment/template", "--mode", "replace"),
 		"deployment/template has no pods, it is only the template of rollout/of-deployment: intercept that")
 
