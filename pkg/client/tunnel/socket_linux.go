@@ -6,11 +6,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// notSent bounds, in bytes, what the kernel holds unsent: a long queue there would be delay that nobody sees.
+// notSent bounds the bytes that the kernel holds unsent. A longer queue would be delay that nothing
+// measures.
 const notSent = 256 << 10
 
+// smallSendQueue is a net.Dialer.Control that sets the bound.
 func smallSendQueue(_, _ string, raw syscall.RawConn) error {
 	return raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent) // a hint; nothing depends on it
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent) // a hint
 	})
 }

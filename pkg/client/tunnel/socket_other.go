@@ -7,12 +7,12 @@ import (
 	"syscall"
 )
 
-// smallSendQueue does nothing where the kernel has no such bound.
+// smallSendQueue does nothing: only Linux has the bound.
 func smallSendQueue(string, string, syscall.RawConn) error { return nil }
 
-// brake does nothing: who has Linux's BBR has Linux.
-type brake struct{}
+// startupLimiter does nothing: only Linux has this BBR.
+type startupLimiter struct{}
 
-func newBrake(net.Conn) *brake { return &brake{} }
+func newStartupLimiter(net.Conn) *startupLimiter { return &startupLimiter{} }
 
-func (*brake) note(int) {}
+func (*startupLimiter) note(int) {}

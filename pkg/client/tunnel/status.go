@@ -7,7 +7,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// statusOf is the API server's own words about a refusal.
+// statusOf returns the Status that the API server sent with a refusal, or one made of the HTTP
+// status when it sent none.
 func statusOf(resp *http.Response, body []byte) metav1.Status {
 	var s metav1.Status
 	if json.Unmarshal(body, &s) == nil && s.Message != "" {
