@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// Splice copies both ways between a and b until both directions have ended, and closes both connections. It passes the
-// end of a stream on as a half-close, and a failure as a reset.
+// Splice copies both ways between a and b until both directions have ended, and closes both
+// connections. It passes the end of a stream on as a half-close, and a failure as a reset.
 func Splice(a, b net.Conn) {
 	a, b = Wrap(a), Wrap(b)
 	var both sync.WaitGroup

@@ -59,7 +59,8 @@ func TestSpliceSockets(t *testing.T) {
 	}
 }
 
-// A reset is one on the other side too where that is TLS, whose own end would make what was cut look whole.
+// A reset is one on the other side too where that is TLS, whose own end would make what was cut
+// look whole.
 func TestSpliceResetsTLS(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)

@@ -92,7 +92,7 @@ func (s *egressTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 				kept++
 			case routeEgress:
 				if _, werr := s.outside.Write([][]byte{pkt}, 0); werr != nil {
-					s.log.Debug("a packet was lost on the way out", "err", werr)
+					s.log.Debug("forwarding a packet failed", "err", werr)
 				}
 			}
 		}
@@ -155,7 +155,7 @@ func (s *egressTUN) writeBack() {
 			bufs[i] = whole[i][:egressOffset+sizes[i]]
 		}
 		if _, err := s.Write(bufs[:n], egressOffset); err != nil {
-			s.log.Debug("answers from outside were lost", "err", err)
+			s.log.Debug("writing answers to the interface failed", "err", err)
 		}
 	}
 }

@@ -67,6 +67,7 @@ func Exec(pid int, args, environment []string) (Process, error) {
 		}
 	}
 	started := make(chan error)
+	// Wait waits for it, by done.
 	go p.run(plan, path, args, started)
 	if err := <-started; err != nil {
 		signal.Stop(p.signals)
@@ -157,7 +158,7 @@ type forkPlan struct {
 	flags        [3]uintptr
 	path, cwd    *byte
 	argv, envv   []*byte
-	complain     uintptr // a pipe for the failure
+	failures     uintptr // a pipe for the failure
 	mask, before unix.Sigset_t
 	files        unix.Rlimit // the limit of open files
 	limit        bool
@@ -182,10 +183,9 @@ func (f *forkPlan) fork(path string, args []string) (int, error) {
 	for i, s := range spaces {
 		f.flags[i] = s.flag
 	}
-	for _, err := range []error{one(&f.path, path), one(&f.cwd, cwd), many(&f.argv, args), many(&f.envv, f.environment)} {
-		if err != nil {
-			return 0, &StartError{Name: args[0], Code: ExitNotAllowed, Err: err}
-		}
+	err = errors.Join(one(&f.path, path), one(&f.cwd, cwd), many(&f.argv, args), many(&f.envv, f.environment))
+	if err != nil {
+		return 0, &StartError{Name: args[0], Code: ExitNotAllowed, Err: err}
 	}
 	f.files, f.limit = openFiles()
 	r, w, err := os.Pipe()
@@ -193,7 +193,7 @@ func (f *forkPlan) fork(path string, args []string) (int, error) {
 		return 0, fmt.Errorf("make a pipe: %w", err)
 	}
 	defer r.Close()
-	f.complain = w.Fd()
+	f.failures = w.Fd()
 	for i := range f.mask.Val {
 		f.mask.Val[i] = ^f.mask.Val[i]
 	}
@@ -280,19 +280,22 @@ func forkAndEnter(f *forkPlan) (uintptr, syscall.Errno) {
 		// This comes after setns, which clears the setting.
 		_, _, _ = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0, 0)
 		if f.limit {
-			_, _, _ = syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&f.files)), 0, 0, 0)
+			_, _, _ = syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE,
+				uintptr(unsafe.Pointer(&f.files)), 0, 0, 0)
 		}
 		step = stepDirectory
 		_, _, errno = syscall.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(f.cwd)), 0, 0)
 	}
 	if errno == 0 {
 		step = stepExec
-		_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&f.before)), 0, 8, 0, 0)
-		_, _, errno = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(f.path)), uintptr(unsafe.Pointer(&f.argv[0])), uintptr(unsafe.Pointer(&f.envv[0])))
+		_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK,
+			uintptr(unsafe.Pointer(&f.before)), 0, 8, 0, 0)
+		_, _, errno = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(f.path)),
+			uintptr(unsafe.Pointer(&f.argv[0])), uintptr(unsafe.Pointer(&f.envv[0])))
 	}
 	var failed failure
 	failed[0], failed[1] = step, uint32(errno)
-	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, f.complain, uintptr(unsafe.Pointer(&failed)), unsafe.Sizeof(failed))
+	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, f.failures, uintptr(unsafe.Pointer(&failed)), unsafe.Sizeof(failed))
 	for {
 		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, 127, 0, 0)
 	}

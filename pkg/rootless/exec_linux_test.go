@@ -52,9 +52,18 @@ func TestExecIsLikeAShell(t *testing.T) {
 
 func TestExecPassesSignalsOn(t *testing.T) {
 	ready := filepath.Join(t.TempDir(), "ready")
-	p, err := Exec(0, []string{"sh", "-c", "trap 'exit 9' TERM; touch " + ready + "; while :; do sleep 0.05; done"}, os.Environ())
+	p, err := Exec(
+		0,
+		[]string{"sh", "-c", "trap 'exit 9' TERM; touch " + ready + "; while :; do sleep 0.05; done"},
+		os.Environ(),
+	)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { _, err := os.Stat(ready); return err == nil }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(
+		t,
+		func() bool { _, err := os.Stat(ready); return err == nil },
+		30*time.Second,
+		10*time.Millisecond,
+	)
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
 	code, err := p.Wait()
 	require.NoError(t, err)
@@ -84,7 +93,11 @@ func TestExecEntersTheNamespaces(t *testing.T) {
 	pid := holder.Process.Pid
 	dir := t.TempDir()
 	t.Chdir(dir)
-	code, out := output(t, pid, "echo $(pwd) $(id -u) $(readlink /proc/self/ns/user /proc/self/ns/mnt /proc/self/ns/net) > $OUT")
+	code, out := output(
+		t,
+		pid,
+		"echo $(pwd) $(id -u) $(readlink /proc/self/ns/user /proc/self/ns/mnt /proc/self/ns/net) > $OUT",
+	)
 	require.Zero(t, code)
 	want := []string{dir, fmt.Sprint(os.Getuid())}
 	for _, s := range spaces {

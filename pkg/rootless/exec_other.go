@@ -6,5 +6,5 @@ import "errors"
 
 // Exec fails: there are no namespaces here.
 func Exec(int, []string, []string) (Process, error) {
-	return nil, errors.New("`detour run` is there on Linux only")
+	return nil, errors.New("`detour run` works on Linux only")
 }

@@ -58,16 +58,17 @@ func New(ctx context.Context, command []string, log *slog.Logger) (*Namespace, e
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	log = log.With("component", "rootless")
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("make a socket to the holder: %w", err)
+		return nil, fmt.Errorf("make a socket to the helper: %w", err)
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "holder"), os.NewFile(uintptr(pair[1]), "daemon")
+	ours, theirs := os.NewFile(uintptr(pair[0]), "helper"), os.NewFile(uintptr(pair[1]), "daemon")
 	defer theirs.Close()
 	conn, err := net.FileConn(ours)
 	_ = ours.Close()
 	if err != nil {
-		return nil, fmt.Errorf("make a socket to the holder: %w", err)
+		return nil, fmt.Errorf("make a socket to the helper: %w", err)
 	}
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Dir = "/"
@@ -85,8 +86,15 @@ func New(ctx context.Context, command []string, log *slog.Logger) (*Namespace, e
 		_ = conn.Close()
 		return nil, explainRefusal(fmt.Errorf("make namespaces: %w", err))
 	}
-	n := &Namespace{log: log, cmd: cmd, conn: conn.(*net.UnixConn), gone: make(chan struct{}), pending: map[uint64]chan helperAnswer{}}
+	n := &Namespace{
+		log:     log,
+		cmd:     cmd,
+		conn:    conn.(*net.UnixConn),
+		gone:    make(chan struct{}),
+		pending: map[uint64]chan helperAnswer{},
+	}
 	n.end = sync.OnceValue(n.stop)
+	// Close waits for it, by gone.
 	go n.receive()
 	if ctx.Err() != nil {
 		return nil, errors.Join(ctx.Err(), n.Close())
@@ -169,7 +177,7 @@ func (n *Namespace) stop() error {
 	<-n.gone
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		return fmt.Errorf("end the holder of the network: %w", err)
+		return fmt.Errorf("end the helper of rootless mode: %w", err)
 	}
 	return nil
 }
@@ -248,10 +256,10 @@ func (n *Namespace) call(ctx context.Context, req helperRequest) (*os.File, erro
 	}()
 	raw, err := json.Marshal(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask the holder of the network: %w", err)
+		return nil, fmt.Errorf("ask the helper of rootless mode: %w", err)
 	}
 	if _, err := n.conn.Write(raw); err != nil {
-		return nil, fmt.Errorf("ask the holder of the network: %w", err)
+		return nil, fmt.Errorf("ask the helper of rootless mode: %w", err)
 	}
 	select {
 	case a := <-answered:
@@ -263,7 +271,7 @@ func (n *Namespace) call(ctx context.Context, req helperRequest) (*os.File, erro
 		}
 		return nil, errors.New(a.Error)
 	case <-n.gone:
-		return nil, errors.New("the holder of the network has ended")
+		return nil, errors.New("the helper of rootless mode has ended")
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -282,11 +290,11 @@ func (n *Namespace) receive() {
 		var a helperAnswer
 		if messages, err := unix.ParseSocketControlMessage(oob[:oobSize]); err == nil && len(messages) == 1 {
 			if fds, err := unix.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
-				a.file = os.NewFile(uintptr(fds[0]), "from the holder")
+				a.file = os.NewFile(uintptr(fds[0]), "from the helper")
 			}
 		}
 		if err := json.Unmarshal(buf[:size], &a.helperReply); err != nil {
-			n.log.Warn("the holder of the network is not understood", "err", err)
+			n.log.Warn("reading an answer of the helper failed", "err", err)
 		}
 		n.mu.Lock()
 		waiting := n.pending[a.ID]
@@ -316,7 +324,8 @@ func explainRefusal(err error) error { return explainRefusalBy(os.DirFS("/proc/s
 func explainRefusalBy(settings fs.FS, err error) error {
 	const instead = "or use root: `detour connect --rootless=false`"
 	if errors.Is(err, unix.EACCES) && !canOpenTUN() {
-		return fmt.Errorf("%w: ordinary users may not open /dev/net/tun here: `sudo chmod 666 /dev/net/tun`, %s", err, instead)
+		return fmt.Errorf("%w: ordinary users may not open /dev/net/tun here: `sudo chmod 666 /dev/net/tun`, %s",
+			err, instead)
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("%w: the kernel has no TUN: `sudo modprobe tun`, %s", err, instead)
@@ -331,10 +340,15 @@ func explainRefusalBy(settings fs.FS, err error) error {
 	} {
 		raw, rerr := fs.ReadFile(settings, s.file)
 		if rerr == nil && strings.TrimSpace(string(raw)) == s.bad {
-			return fmt.Errorf("%w: this machine keeps user namespaces from ordinary users: `sudo sysctl -w %s=%s`, %s", err, strings.ReplaceAll(s.file, "/", "."), s.good, instead)
+			return fmt.Errorf("%w: this machine denies user namespaces to ordinary users: `sudo sysctl -w %s=%s`, %s",
+				err, strings.ReplaceAll(s.file, "/", "."), s.good, instead)
 		}
 	}
-	return fmt.Errorf("%w: this machine, or the container this runs in, keeps user namespaces from ordinary users: let them, %s", err, instead)
+	return fmt.Errorf(
+		"%w: this machine, or the container this runs in, denies user namespaces to ordinary users: allow them, %s",
+		err,
+		instead,
+	)
 }
 
 func canOpenTUN() bool { return unix.Access("/dev/net/tun", unix.R_OK|unix.W_OK) == nil }

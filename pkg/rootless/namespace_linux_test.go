@@ -254,7 +254,11 @@ func TestNamespacesSwitchedOff(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, os.WriteFile(limit, before, 0)) })
 	_, err = New(t.Context(), []string{"/proc/self/exe", HelperCommand}, nil)
 	require.ErrorIs(t, err, syscall.ENOSPC)
-	require.ErrorContains(t, err, "this machine keeps user namespaces from ordinary users: `sudo sysctl -w user.max_user_namespaces=15000`, or use root: `detour connect --rootless=false`")
+	require.ErrorContains(
+		t,
+		err,
+		"this machine denies user namespaces to ordinary users: `sudo sysctl -w user.max_user_namespaces=15000`, or use root: `detour connect --rootless=false`",
+	)
 }
 
 // Programs inside stay on the network from one session to the next, and wait in between: a laptop
@@ -265,8 +269,11 @@ func TestNamespaceOutlivesItsSessions(t *testing.T) {
 		private, err := wgkey.NewPrivate()
 		require.NoError(t, err)
 		i, err := vif.Up(t.Context(), vif.Config{
-			OpenTUN: n.OpenTUN(false), PrivateKey: private, PeerKey: private.Public(), Addresses: []netip.Addr{netip.MustParseAddr(address)},
-			Dial: func(ctx context.Context) (vif.Stream, error) { <-ctx.Done(); return vif.Stream{}, ctx.Err() },
+			OpenTUN:    n.OpenTUN(false),
+			PrivateKey: private,
+			PeerKey:    private.Public(),
+			Addresses:  []netip.Addr{netip.MustParseAddr(address)},
+			Dial:       func(ctx context.Context) (vif.Stream, error) { <-ctx.Done(); return vif.Stream{}, ctx.Err() },
 		})
 		require.NoError(t, err)
 		return i
@@ -303,10 +310,11 @@ func TestExplainRefusal(t *testing.T) {
 		"user/max_user_namespaces":                         {"0\n", "`sudo sysctl -w user.max_user_namespaces=15000`"},
 		"kernel/unprivileged_userns_clone":                 {"0\n", "`sudo sysctl -w kernel.unprivileged_userns_clone=1`"},
 		"kernel/apparmor_restrict_unprivileged_userns":     {"1\n", "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"},
-		"kernel/apparmor_restrict_unprivileged_unconfined": {"1\n", "this machine, or the container this runs in, keeps user namespaces from ordinary users: let them"},
+		"kernel/apparmor_restrict_unprivileged_unconfined": {"1\n", "this machine, or the container this runs in, denies user namespaces to ordinary users: allow them"},
 	} {
 		settings := fstest.MapFS{
-			"user/max_user_namespaces": {Data: []byte("63432\n")}, "kernel/unprivileged_userns_clone": {Data: []byte("1\n")},
+			"user/max_user_namespaces":                     {Data: []byte("63432\n")},
+			"kernel/unprivileged_userns_clone":             {Data: []byte("1\n")},
 			"kernel/apparmor_restrict_unprivileged_userns": {Data: []byte("0\n")},
 		}
 		settings[file] = &fstest.MapFile{Data: []byte(c.value)}

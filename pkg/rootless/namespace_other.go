@@ -14,7 +14,7 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/tundev"
 )
 
-var errNoNamespaces = errors.New("a network without root is there on Linux only")
+var errNoNamespaces = errors.New("rootless mode works on Linux only")
 
 // Namespace exists on Linux only.
 type Namespace struct{}

@@ -54,9 +54,9 @@ type helperReply struct {
 // daemon ends. The namespaces end with it, unless processes are still inside.
 func RunHelper(socket *os.File) error {
 	// A failure is reported to the daemon's first request.
-	apart := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-	if apart != nil {
-		apart = fmt.Errorf("keep the mounts apart: %w", apart)
+	private := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	if private != nil {
+		private = fmt.Errorf("make the mounts private: %w", private)
 	}
 	conn, err := net.FileConn(socket)
 	if err != nil {
@@ -79,12 +79,12 @@ func RunHelper(socket *os.File) error {
 		}
 		var req helperRequest
 		if err := json.Unmarshal(buf[:n], &req); err != nil {
-			return fmt.Errorf("understand the daemon: %w", err)
+			return fmt.Errorf("read the daemon's request: %w", err)
 		}
 		serving.Go(func() {
 			reply := helperReply{ID: req.ID}
 			var file *os.File
-			err := apart
+			err := private
 			if err == nil {
 				file, err = h.do(req)
 			}
@@ -107,8 +107,10 @@ func RunHelper(socket *os.File) error {
 // helper is the state of a helper.
 type helper struct {
 	// mu guards the fields below.
-	mu     sync.Mutex
-	device int // its descriptor, 0 until it is asked for; no *os.File, because each packet would wake the holder's poller too
+	mu sync.Mutex
+	// device is the descriptor of the interface, 0 before the first request. It is no *os.File,
+	// because each packet would wake the helper's poller too.
+	device int
 	host   tundev.HostInterface
 }
 
@@ -142,11 +144,11 @@ func (h *helper) do(r helperRequest) (*os.File, error) {
 		return fileOf(c)
 	case requestBind:
 		if err := unix.Mount(r.From, r.To, "", unix.MS_BIND, ""); err != nil {
-			return nil, fmt.Errorf("put %s in place of %s: %w", r.From, r.To, err)
+			return nil, fmt.Errorf("mount %s in the place of %s: %w", r.From, r.To, err)
 		}
 		return nil, nil
 	}
-	return nil, fmt.Errorf("the holder does not know how to %s", r.Do)
+	return nil, fmt.Errorf("unknown request %q", r.Do)
 }
 
 func fileOf(socket any) (*os.File, error) {
@@ -171,7 +173,8 @@ func (h *helper) tun(r helperRequest) (*os.File, error) {
 	if err := h.host.Configure(r.Addresses, r.MTU); err != nil {
 		return nil, err
 	}
-	if err := h.host.SetRoutes([]netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}); err != nil {
+	everything := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	if err := h.host.SetRoutes(everything); err != nil {
 		return nil, err
 	}
 	fd, err := unix.FcntlInt(uintptr(h.device), unix.F_DUPFD_CLOEXEC, 0)
@@ -198,7 +201,7 @@ func (h *helper) makeTUN(mtu int) error {
 	if err != nil {
 		return err
 	}
-	defer device.Close() // what reads it is the daemon; the interface stays with the descriptor that is kept
+	defer device.Close() // the daemon reads the interface; it stays with the duplicated descriptor
 	native, ok := device.(*tun.NativeTun)
 	if !ok {
 		return fmt.Errorf("%T has no file descriptor", device)

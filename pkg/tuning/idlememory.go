@@ -9,12 +9,13 @@ import (
 
 // Memory of an idle process.
 //
-// A load leaves free memory behind that the process keeps. The runtime alone takes minutes to return it, and needs
-// another load to begin. IdleMemory returns it a few seconds after the load.
+// A load leaves free memory behind that the process keeps. The runtime alone takes minutes to
+// return it, and needs another load to begin. IdleMemory returns it a few seconds after the load.
 //
-// Gain: 2000 connections left 400 MB with the traffic-manager; with this and the small buffers of netx.Copy it keeps
-// 34 MB. Cost: two collections after a load, and page faults at the start of the next one. Measured in the laboratory
-// (docs/performance.md); TestIdleMemoryReturnsFreeMemory shows it.
+// Gain: 2000 connections left 400 MB with the traffic-manager; with this and the small buffers of
+// netx.Copy it keeps 34 MB. Cost: two collections after a load, and page faults at the start of the
+// next one. Measured in the laboratory (docs/performance.md); TestIdleMemoryReturnsFreeMemory shows
+// it.
 const (
 	// The process is idle after quietTime in which fewer than quietBytes have passed.
 	quietTime  = 5 * time.Second
@@ -23,8 +24,8 @@ const (
 	spareMemory = 2 << 20
 )
 
-// IdleMemory watches for the end of a load and then returns free memory to the system. The zero value is ready to use.
-// It is for one goroutine.
+// IdleMemory watches for the end of a load and then returns free memory to the system. The zero
+// value is ready to use. It is for one goroutine.
 type IdleMemory struct {
 	passed uint64
 	since  time.Time

@@ -10,15 +10,16 @@ import (
 )
 
 const (
-	// expressCheck is how often an Interface looks whether an express stream would be of use. One that failed is opened
-	// again after expressMin, and later and later, up to expressMax.
+	// expressCheck is how often an Interface looks whether an express stream would be of use. One
+	// that failed is opened again after expressMin, and later and later, up to expressMax.
 	expressCheck           = 250 * time.Millisecond
 	expressMin, expressMax = time.Second, 30 * time.Second
 )
 
 var errUnwanted = errors.New("another path is in use")
 
-// maintainExpress keeps an express stream open beside a stream while the path selector has a use for one.
+// maintainExpress keeps an express stream open beside a stream while the path selector has a use
+// for one.
 func (i *Interface) maintainExpress(ctx context.Context, parent *transport.StreamWire, open dialFunc) {
 	backoff := netx.Backoff{Min: expressMin, Max: expressMax}
 	for wait := expressCheck; ; {
@@ -40,11 +41,12 @@ func (i *Interface) maintainExpress(ctx context.Context, parent *transport.Strea
 			backoff.Reset()
 		}
 		wait = backoff.Next()
-		i.log.Debug("the express stream ended, opening a new one", "err", err, "pause", wait)
+		i.log.Debug("the express stream ended, opening a new one", "err", err, "duration", wait)
 	}
 }
 
-// serveExpress opens one express stream and runs it until it ends, or until there is no more use for it.
+// serveExpress opens one express stream and runs it until it ends, or until there is no more use
+// for it.
 func (i *Interface) serveExpress(ctx context.Context, parent *transport.StreamWire, open dialFunc) error {
 	express, err := open(ctx)
 	if err != nil {

@@ -56,7 +56,11 @@ type streamPair struct{ stream, express, hubStream, hubExpress *transport.Stream
 func pairWithExpress(t *testing.T) *expressPair {
 	t.Helper()
 	l := &expressPair{}
-	l.hub, l.laptop, l.key, _ = viftest.PairWith(t, vif.Config{}, func(rw io.ReadWriteCloser) io.ReadWriteCloser { return &tapped{ReadWriteCloser: rw} })
+	l.hub, l.laptop, l.key, _ = viftest.PairWith(
+		t,
+		vif.Config{},
+		func(rw io.ReadWriteCloser) io.ReadWriteCloser { return &tapped{ReadWriteCloser: rw} },
+	)
 	l.inUse(t)
 	return l
 }
@@ -77,7 +81,8 @@ func (l *expressPair) inUse(t *testing.T, gone ...*transport.StreamWire) {
 	require.Eventually(t, func() bool {
 		l.streamPair = l.now()
 		all := []*transport.StreamWire{l.stream, l.express, l.hubStream, l.hubExpress}
-		return !slices.Contains(all, nil) && !slices.ContainsFunc(gone, func(s *transport.StreamWire) bool { return slices.Contains(all, s) })
+		return !slices.Contains(all, nil) &&
+			!slices.ContainsFunc(gone, func(s *transport.StreamWire) bool { return slices.Contains(all, s) })
 	}, 2*viftest.Timeout, 10*time.Millisecond, "an express stream is in use") // a silent one is given up after some seconds
 }
 
@@ -89,15 +94,21 @@ func TestBulkAndOtherFlowsUseDifferentStreams(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	bulk, express := tap(l.stream), tap(l.express)
-	require.Eventually(t, func() bool { // after a pause of a second, as on a busy machine, the express stream is not used
-		sent, received := bulk.sent.Load(), bulk.received.Load()
-		const questions, probes = 50, 1000
-		for range questions {
-			viftest.RequireEcho(t, c)
-		}
-		const most = questions*len("still there?") + probes
-		return bulk.sent.Load()-sent < int64(most) && bulk.received.Load()-received < int64(most)
-	}, viftest.Timeout, time.Millisecond, "questions and answers are to use the express stream")
+	require.Eventually(
+		t,
+		func() bool { // after a pause of a second, as on a busy machine, the express stream is not used
+			sent, received := bulk.sent.Load(), bulk.received.Load()
+			const questions, probes = 50, 1000
+			for range questions {
+				viftest.RequireEcho(t, c)
+			}
+			const most = questions*len("still there?") + probes
+			return bulk.sent.Load()-sent < int64(most) && bulk.received.Load()-received < int64(most)
+		},
+		viftest.Timeout,
+		time.Millisecond,
+		"questions and answers are to use the express stream",
+	)
 
 	const size = 4 << 20
 	sent := viftest.RandomBytes(size)
@@ -173,15 +184,29 @@ func TestStrangersCannotAddAnExpressStream(t *testing.T) {
 	private, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	other := vif.Peer{PublicKey: private.Public(), Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.3")}}
-	require.NoError(t, l.hub.SetPeers([]vif.Peer{{PublicKey: l.key, Addresses: []netip.Addr{viftest.LaptopAddress}}, other}))
+	require.NoError(
+		t,
+		l.hub.SetPeers([]vif.Peer{{PublicKey: l.key, Addresses: []netip.Addr{viftest.LaptopAddress}}, other}),
+	)
 	prober, err := transport.NewProber(private, l.laptop.Hub(), private.Public())
 	require.NoError(t, err)
 
-	forged := prober.Seal(transport.PingType, transport.Probe{Number: math.MaxUint32, Features: transport.FeatureOnExpress}, 0)
+	forged := prober.Seal(
+		transport.PingType,
+		transport.Probe{Number: math.MaxUint32, Features: transport.FeatureOnExpress},
+		0,
+	)
 	id := transport.LaptopIDOf(l.key)
 	copy(forged[4:], id[:])
 	s := stranger(t, l.hub)
-	_, err = s.Write(viftest.Framed(string(forged), string(prober.Seal(transport.PingType, transport.Probe{Number: 2, Features: transport.FeatureOnExpress}, 0))))
+	_, err = s.Write(
+		viftest.Framed(
+			string(forged),
+			string(
+				prober.Seal(transport.PingType, transport.Probe{Number: 2, Features: transport.FeatureOnExpress}, 0),
+			),
+		),
+	)
 	require.NoError(t, err)
 	// The other laptop's own probe is answered. That laptop has no stream that this one could
 	// belong to.
@@ -191,6 +216,16 @@ func TestStrangersCannotAddAnExpressStream(t *testing.T) {
 	require.NoError(t, err)
 	says, ok := prober.Open(transport.PongType, answer[transport.FrameHeader:])
 	require.True(t, ok)
-	require.Equal(t, transport.Probe{Number: 2, Instance: l.hub.Paths().Instance, Features: transport.FeatureLarge}, says)
-	require.Eventually(t, func() bool { return l.now() == l.streamPair }, viftest.Timeout, 10*time.Millisecond, "nothing has changed")
+	require.Equal(
+		t,
+		transport.Probe{Number: 2, Instance: l.hub.Paths().Instance, Features: transport.FeatureLarge},
+		says,
+	)
+	require.Eventually(
+		t,
+		func() bool { return l.now() == l.streamPair },
+		viftest.Timeout,
+		10*time.Millisecond,
+		"nothing has changed",
+	)
 }

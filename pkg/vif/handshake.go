@@ -13,12 +13,14 @@ const (
 	// The pause between two attempts at a handshake grows from handshakeMin to handshakeMax.
 	handshakeMin = 250 * time.Millisecond
 	handshakeMax = 5 * time.Second
-	// After a restart of the hub, connections are reset this many times, a second apart: a packet may be lost.
+	// After a restart of the hub, connections are reset this many times, a second apart: a packet
+	// may be lost.
 	flowResets     = 3
 	flowResetPause = time.Second
 )
 
-// follow keeps WireGuard's session, and what the hub knows of this laptop, up to date when the path or the hub changes.
+// follow keeps WireGuard's session, and what the hub knows of this laptop, up to date when the path
+// or the hub changes.
 func (i *Interface) follow(ctx context.Context) {
 	f := follower{Interface: i, timer: time.NewTimer(time.Hour)}
 	defer f.timer.Stop()
@@ -73,8 +75,8 @@ func (f *follower) hubAnswered() {
 func (f *follower) tick() {
 	switch {
 	case !f.handshakeSince.IsZero() && !f.handshakeDone(f.handshakeSince):
-		// The hub may learn about this laptop a moment after the laptop learns about the hub, and WireGuard alone would
-		// wait for 5 s.
+		// The hub may learn about this laptop a moment after the laptop learns about the hub, and
+		// WireGuard alone would wait for 5 s.
 		f.pause = min(f.pause*2, handshakeMax)
 		f.startHandshake()
 		f.timer.Reset(f.pause)
@@ -112,7 +114,8 @@ func (i *Interface) startHandshake() {
 	}
 }
 
-// handshakeDone reports whether a handshake was completed after a time; for the zero time, whether there ever was one.
+// handshakeDone reports whether a handshake was completed after a time; for the zero time, whether
+// there ever was one.
 func (i *Interface) handshakeDone(after time.Time) bool {
 	state, err := i.device.IpcGet()
 	if err != nil {
@@ -122,7 +125,8 @@ func (i *Interface) handshakeDone(after time.Time) bool {
 	return at != 0 && time.Unix(0, at).After(after)
 }
 
-// watch notes when authentic packets come from the cluster. Until the first one it looks more often, for Ready.
+// watch notes when authentic packets come from the cluster. Until the first one it looks more
+// often, for Ready.
 func (i *Interface) watch(ctx context.Context) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

@@ -21,14 +21,16 @@ import (
 )
 
 const (
-	// StreamMTU is the VIF's MTU over a stream transport, in bytes. A stream has no limit of its own; the measurements
-	// behind the figure are in docs/performance.md.
+	// StreamMTU is the VIF's MTU over a stream transport, in bytes. A stream has no limit of its
+	// own; the measurements behind the figure are in docs/performance.md.
 	StreamMTU = 16000
-	// keepalive is how often each end sends when it has nothing to say, in seconds. Liveness is built on it.
+	// keepalive is how often each end sends when it has nothing to say, in seconds. Liveness is
+	// built on it.
 	keepalive = 1
 	// statsInterval is how often WireGuard's counters are read.
 	statsInterval = 250 * time.Millisecond
-	// streamGrace is how long a peer whose stream has closed still counts as connected: the time for a reconnect.
+	// streamGrace is how long a peer whose stream has closed still counts as connected: the time
+	// for a reconnect.
 	streamGrace = 1500 * time.Millisecond
 )
 
@@ -41,7 +43,8 @@ type HubConfig struct {
 	MTU int
 	// Log may be nil.
 	Log *slog.Logger
-	// Allow reports whether a laptop may reach a destination. It is required, and is called from many goroutines.
+	// Allow reports whether a laptop may reach a destination. It is required, and is called from
+	// many goroutines.
 	Allow func(netip.Addr) bool
 	// UDPPort is a port that takes datagrams too; 0 is for none.
 	UDPPort uint16
@@ -56,8 +59,8 @@ type Peer struct {
 	Addresses []netip.Addr
 }
 
-// Hub is the cluster's end of every laptop's VIF: WireGuard over streams and datagrams, and a network stack that ends
-// the laptops' flows and dials their destinations. Start it with NewHub.
+// Hub is the cluster's end of every laptop's VIF: WireGuard over streams and datagrams, and a
+// network stack that ends the laptops' flows and dials their destinations. Start it with NewHub.
 type Hub struct {
 	log     *slog.Logger
 	paths   *transport.Responder
@@ -80,8 +83,8 @@ type peerState struct {
 	streamClosed time.Time // when its stream was found closed; zero while it is open
 }
 
-// NewHub starts a hub without peers. The caller owns it and calls Close, which frees all of it. After an error there is
-// nothing to close.
+// NewHub starts a hub without peers. The caller owns it and calls Close, which frees all of it.
+// After an error there is nothing to close.
 func NewHub(c HubConfig) (*Hub, error) {
 	if c.MTU == 0 {
 		c.MTU = StreamMTU
@@ -92,9 +95,10 @@ func NewHub(c HubConfig) (*Hub, error) {
 	if c.Allow == nil {
 		return nil, errors.New("HubConfig.Allow is missing")
 	}
+	log := c.Log.With("component", component)
 	h := &Hub{
-		log:     c.Log,
-		paths:   transport.NewResponder(c.PrivateKey, c.Log),
+		log:     log,
+		paths:   transport.NewResponder(c.PrivateKey, log),
 		stopped: make(chan struct{}),
 		peers:   map[wgkey.Key]*peerState{},
 		byAddr:  map[netip.Addr]*peerState{},
@@ -103,18 +107,19 @@ func NewHub(c HubConfig) (*Hub, error) {
 	h.stack, err = netstack.New(netstack.Config{
 		Addresses: c.Addresses,
 		MTU:       c.MTU,
-		// The hub serves nothing on its own addresses: it refuses a laptop that dials them at once, which RTT relies on.
+		// The hub serves nothing on its own addresses: it refuses a laptop that dials them at once,
+		// which RTT relies on.
 		Allow:        func(a netip.Addr) bool { return !slices.Contains(c.Addresses, a) && c.Allow(a) },
 		TakesLarge:   h.takesLarge,
 		Dialer:       netstack.HubDialer(),
 		DialAttempts: netstack.HubDialAttempts,
 		MaxUDPFlows:  c.MaxUDPFlows,
-		Log:          c.Log,
+		Log:          log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	h.device = device.NewDevice(classify(h.stack, h.paths.DisableExpress, c.Log), h.paths.Bind(), wireguardLog(c.Log))
+	h.device = device.NewDevice(classify(h.stack, h.paths.DisableExpress, log), h.paths.Bind(), wireguardLog(c.Log))
 	if err := h.start(c); err != nil {
 		h.stack.Stop()
 		h.device.Close()
@@ -124,7 +129,8 @@ func NewHub(c HubConfig) (*Hub, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
-	go h.watch(ctx) // Close waits for it by stopped
+	// Close waits for it, by stopped.
+	go h.watch(ctx)
 	return h, nil
 }
 
@@ -143,8 +149,8 @@ func (h *Hub) start(c HubConfig) error {
 	return nil
 }
 
-// SetPeers makes peers the whole set of laptops. It resets the flows of those that are no longer in the set. After an
-// error the former set is in force.
+// SetPeers makes peers the whole set of laptops. It resets the flows of those that are no longer in
+// the set. After an error the former set is in force.
 func (h *Hub) SetPeers(peers []Peer) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -189,14 +195,16 @@ func (h *Hub) SetPeers(peers []Peer) error {
 	return nil
 }
 
-// changesLocked is WireGuard's configuration that leads from the peers of before to these; empty when nothing changes.
+// changesLocked is WireGuard's configuration that leads from the peers of before to these; empty
+// when nothing changes.
 func (h *Hub) changesLocked(peers map[wgkey.Key]Peer) string {
 	var conf strings.Builder
 	for key, p := range peers {
 		if old, ok := h.peers[key]; ok && slices.Equal(old.Addresses, p.Addresses) {
 			continue
 		}
-		fmt.Fprintf(&conf, "public_key=%s\npersistent_keepalive_interval=%d\nreplace_allowed_ips=true\n", key.Hex(), keepalive)
+		fmt.Fprintf(&conf, "public_key=%s\npersistent_keepalive_interval=%d\nreplace_allowed_ips=true\n",
+			key.Hex(), keepalive)
 		for _, a := range p.Addresses {
 			fmt.Fprintf(&conf, "allowed_ip=%s\n", netip.PrefixFrom(a, a.BitLen()))
 		}
@@ -217,19 +225,20 @@ func (h *Hub) takesLarge(a netip.Addr) bool {
 	return p != nil && h.paths.TakesLarge(p.PublicKey)
 }
 
-// ServeStream carries WireGuard's messages over rw until it ends or ctx does. It closes rw. Whoever opened the stream
-// has some seconds to prove that it is a laptop.
+// ServeStream carries WireGuard's messages over rw until it ends or ctx does. It closes rw. Whoever
+// opened the stream has some seconds to prove that it is a laptop.
 func (h *Hub) ServeStream(ctx context.Context, rw io.ReadWriteCloser) error {
 	return h.paths.ServeStream(ctx, rw)
 }
 
-// Dial opens a TCP connection to a laptop. The connection has CloseWrite and Abort, which sends a RST.
+// Dial opens a TCP connection to a laptop. The connection has CloseWrite and Abort, which sends a
+// RST.
 func (h *Hub) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	return h.stack.Dial(ctx, to)
 }
 
-// ResetRelayed resets the connections that were dialled to a laptop, because their clients in the cluster wait for its
-// answers. The laptop's own flows stay for when it comes back.
+// ResetRelayed resets the connections that were dialled to a laptop, because their clients in the
+// cluster wait for its answers. The laptop's own flows stay for when it comes back.
 func (h *Hub) ResetRelayed(k wgkey.Key) {
 	h.mu.Lock()
 	var addresses []netip.Addr

@@ -24,6 +24,9 @@ import (
 // UpgradeProtocol names a stream of WireGuard messages in the Upgrade header of HTTP/1.1.
 const UpgradeProtocol = "detour-wireguard"
 
+// component is in the log lines of both ends.
+const component = "vif"
+
 // Stream carries WireGuard's messages until a direct path is found, and when there is none.
 type Stream struct {
 	io.ReadWriteCloser
@@ -46,11 +49,11 @@ type Config struct {
 	MTU int
 	// InboundPort is the one TCP port of Addresses that the cluster may connect to; 0 is for none.
 	InboundPort uint16
-	// Dial opens the stream that carries WireGuard. It is called again, without end, when the stream ends, and a second
-	// time beside it for the express stream. It is required.
+	// Dial opens the stream that carries WireGuard. It is called again, without end, when the
+	// stream ends, and a second time beside it for the express stream. It is required.
 	Dial func(context.Context) (Stream, error)
-	// OpenTUN makes the network interface; nil makes it in the network of this process. Dial uses the network of this
-	// process in any case.
+	// OpenTUN makes the network interface; nil makes it in the network of this process. Dial uses
+	// the network of this process in any case.
 	OpenTUN tundev.OpenFunc
 	// Log may be nil.
 	Log *slog.Logger
@@ -78,9 +81,9 @@ type Interface struct {
 	problem      error     // why the last dial failed
 }
 
-// Up makes the interface and starts to connect; Ready waits until it is connected. The caller owns the Interface and
-// calls Close. After an error, that of a context which has ended too, there is nothing to close. The context bounds only
-// the call.
+// Up makes the interface and starts to connect; Ready waits until it is connected. The caller owns
+// the Interface and calls Close. After an error, that of a context which has ended too, there is
+// nothing to close. The context bounds only the call.
 func Up(ctx context.Context, c Config) (*Interface, error) {
 	if c.MTU == 0 {
 		c.MTU = StreamMTU
@@ -120,13 +123,14 @@ func start(c Config, t tun.Device, host tundev.HostInterface) (*Interface, error
 	if o, ok := t.(tundev.LargePackets); ok {
 		setLarge = o.SetLarge
 	}
-	paths, err := transport.NewPathSelector(c.PrivateKey, c.PeerKey, setLarge, c.Log)
+	log := c.Log.With("component", component)
+	paths, err := transport.NewPathSelector(c.PrivateKey, c.PeerKey, setLarge, log)
 	if err != nil {
 		return nil, err
 	}
 	remapper := &tundev.Remapper{Device: t}
 	i := &Interface{
-		log:       c.Log,
+		log:       log,
 		name:      name,
 		peer:      c.PeerKey,
 		paths:     paths,
@@ -135,12 +139,12 @@ func start(c Config, t tun.Device, host tundev.HostInterface) (*Interface, error
 		host:      host,
 		connected: make(chan struct{}),
 	}
-	i.device = device.NewDevice(classify(i.firewall, paths.DisableExpress, c.Log), paths.Bind(), wireguardLog(c.Log))
+	i.device = device.NewDevice(classify(i.firewall, paths.DisableExpress, log), paths.Bind(), wireguardLog(c.Log))
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "private_key=%s\npublic_key=%s\nendpoint=%s\npersistent_keepalive_interval=%d\n",
 		c.PrivateKey.Hex(), c.PeerKey.Hex(), transport.ChosenEndpoint, keepalive)
-	// The one peer may send from any address: the firewall decides which packets come in, and the routes decide where
-	// packets go.
+	// The one peer may send from any address: the firewall decides which packets come in, and the
+	// routes decide where packets go.
 	conf.WriteString("replace_allowed_ips=true\nallowed_ip=0.0.0.0/0\nallowed_ip=::/0\n")
 	if err := i.device.IpcSet(conf.String()); err != nil {
 		i.device.Close()
@@ -172,8 +176,9 @@ func (i *Interface) configure(ctx context.Context, c Config) error {
 // checkClassMark is replaced in tests.
 var checkClassMark = packet.CheckClassMark
 
-// classify puts a flow classifier around a TUN for the express streams. Where the WireGuard library does not carry the
-// class mark there are none: all flows share one stream, and nothing else changes.
+// classify puts a flow classifier around a TUN for the express streams. Where the WireGuard library
+// does not carry the class mark there are none: all flows share one stream, and nothing else
+// changes.
 func classify(t tun.Device, disableExpress func(), log *slog.Logger) tun.Device {
 	if err := checkClassMark(); err != nil {
 		log.Error("express streams are off: bulk flows will delay all others on a stream transport", "err", err)
@@ -186,8 +191,8 @@ func classify(t tun.Device, disableExpress func(), log *slog.Logger) tun.Device 
 // Name is the interface's name.
 func (i *Interface) Name() string { return i.name }
 
-// SetRoutes makes routes the whole set of networks behind the VIF, and table the whole set of those that the laptop sees
-// at other addresses. It is for one goroutine at a time.
+// SetRoutes makes routes the whole set of networks behind the VIF, and table the whole set of those
+// that the laptop sees at other addresses. It is for one goroutine at a time.
 func (i *Interface) SetRoutes(routes []netip.Prefix, table remap.Table) error {
 	if len(table) > 0 {
 		i.paths.AllowLarge(false)
@@ -199,8 +204,8 @@ func (i *Interface) SetRoutes(routes []netip.Prefix, table remap.Table) error {
 	return i.host.SetRoutes(routes)
 }
 
-// SetDirect makes these the hub's addresses for datagrams, the preferred ones first. The Interface sends probes to each,
-// and uses one that answers.
+// SetDirect makes these the hub's addresses for datagrams, the preferred ones first. The Interface
+// sends probes to each, and uses one that answers.
 func (i *Interface) SetDirect(addresses []netip.AddrPort) { i.paths.SetDirect(addresses) }
 
 // Path is the path that messages to the cluster take now.
@@ -219,10 +224,12 @@ func (i *Interface) Ready(ctx context.Context) error {
 	}
 }
 
-// Alive reports whether an authentic packet came from the cluster within the last seconds (deadAfter).
+// Alive reports whether an authentic packet came from the cluster within the last seconds
+// (deadAfter).
 func (i *Interface) Alive() bool { return time.Since(i.LastReceived()) < deadAfter }
 
-// LastReceived is when the last authentic packet of the cluster came, to within a quarter of a second; zero if never.
+// LastReceived is when the last authentic packet of the cluster came, to within a quarter of a
+// second; zero if never.
 func (i *Interface) LastReceived() time.Time {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -242,7 +249,8 @@ func (i *Interface) setProblem(err error) {
 	i.problem = err
 }
 
-// Close ends the tunnel and removes the interface with its addresses and routes. It waits for all that Up started.
+// Close ends the tunnel and removes the interface with its addresses and routes. It waits for all
+// that Up started.
 func (i *Interface) Close() error {
 	i.cancel()
 	i.device.Close()
@@ -250,10 +258,12 @@ func (i *Interface) Close() error {
 	return nil
 }
 
-// DialFunc connects somewhere, like net.Dialer.DialContext. It stands for the network that it dials from.
+// DialFunc connects somewhere, like net.Dialer.DialContext. It stands for the network that it dials
+// from.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-// RTT measures the round trip through the tunnel: the time until the hub refuses a connection to its own address.
+// RTT measures the round trip through the tunnel: the time until the hub refuses a connection to
+// its own address.
 func RTT(ctx context.Context, dial DialFunc, hub netip.Addr) (time.Duration, error) {
 	const discard = 9
 	start := time.Now()

@@ -11,7 +11,8 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// Connected reports whether a laptop's tunnel is open and its last authentic packet is younger than within.
+// Connected reports whether a laptop's tunnel is open and its last authentic packet is younger than
+// within.
 func (h *Hub) Connected(k wgkey.Key, within time.Duration) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -22,7 +23,8 @@ func (h *Hub) Connected(k wgkey.Key, within time.Duration) bool {
 	return p.streamClosed.IsZero() || time.Since(p.streamClosed) < streamGrace
 }
 
-// LastReceived is when the last authentic packet of a laptop came, to within a quarter of a second; zero if never.
+// LastReceived is when the last authentic packet of a laptop came, to within a quarter of a second;
+// zero if never.
 func (h *Hub) LastReceived(k wgkey.Key) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -32,7 +34,8 @@ func (h *Hub) LastReceived(k wgkey.Key) time.Time {
 	return time.Time{}
 }
 
-// watch turns WireGuard's counters into times: a counter that grew means that an authentic packet came.
+// watch turns WireGuard's counters into times: a counter that grew means that an authentic packet
+// came.
 func (h *Hub) watch(ctx context.Context) {
 	defer close(h.stopped)
 	tick := time.NewTicker(statsInterval)

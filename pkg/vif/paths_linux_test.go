@@ -62,7 +62,14 @@ const (
 func (c *captured) all(t *testing.T, kinds ...byte) (all [][]byte) {
 	t.Helper()
 	for _, kind := range kinds {
-		require.Eventually(t, func() bool { return c.kinds[kind].Load() != nil }, viftest.Timeout, time.Millisecond, "kind %d", kind)
+		require.Eventually(
+			t,
+			func() bool { return c.kinds[kind].Load() != nil },
+			viftest.Timeout,
+			time.Millisecond,
+			"kind %d",
+			kind,
+		)
 		all = append(all, *c.kinds[kind].Load())
 	}
 	return all
@@ -109,7 +116,12 @@ func pairWithDirect(t *testing.T) *pathPair {
 	serving.Go(func() { r.passDatagrams(&serving) })
 	t.Cleanup(func() { stop(); _ = listener.Close(); _ = r.relay.Close(); serving.Wait() })
 
-	c := vif.Config{PrivateKey: laptopKey, PeerKey: hubKey.Public(), Addresses: []netip.Addr{viftest.LaptopAddress}, Routes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("198.18.0.0/24")}}
+	c := vif.Config{
+		PrivateKey: laptopKey,
+		PeerKey:    hubKey.Public(),
+		Addresses:  []netip.Addr{viftest.LaptopAddress},
+		Routes:     []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("198.18.0.0/24")},
+	}
 	c.Dial = func(ctx context.Context) (vif.Stream, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
 		return vif.Stream{ReadWriteCloser: conn, Transport: "stream"}, err
@@ -185,7 +197,14 @@ func (r *pathPair) direct() netip.AddrPort { return r.relay.LocalAddr().(*net.UD
 
 func (r *pathPair) eventually(transport string) {
 	r.t.Helper()
-	require.Eventually(r.t, func() bool { return r.Path().Transport == transport }, viftest.Timeout, 20*time.Millisecond, "the path is to be %q", transport)
+	require.Eventually(
+		r.t,
+		func() bool { return r.Path().Transport == transport },
+		viftest.Timeout,
+		20*time.Millisecond,
+		"the path is to be %q",
+		transport,
+	)
 }
 
 // download reads from a service that sends random bytes until stop, which checks all received
@@ -257,7 +276,13 @@ func TestConnectionsSurviveEveryChangeOfPath(t *testing.T) {
 		t.Helper()
 		viftest.RequireEcho(t, asking)
 		before := received.Load()
-		require.Eventually(t, func() bool { return received.Load() > before+1<<20 }, viftest.Timeout, 10*time.Millisecond, "the download goes on")
+		require.Eventually(
+			t,
+			func() bool { return received.Load() > before+1<<20 },
+			viftest.Timeout,
+			10*time.Millisecond,
+			"the download goes on",
+		)
 	}
 	progress()
 
@@ -331,13 +356,35 @@ func TestStrangersGetNoAnswer(t *testing.T) {
 	r.Device().LookupPeer(device.NoisePublicKey(r.hubKey.Public())).ExpireCurrentKeypairs() // for a handshake
 	bulk()
 	viftest.RequireEcho(t, c)
-	toHub, toLaptop := r.up.all(t, transport.PingType, transport.FragmentType, initiationType, dataType), r.down.all(t, transport.PongType, transport.FragmentType, responseType, dataType)
+	toHub, toLaptop := r.up.all(
+		t,
+		transport.PingType,
+		transport.FragmentType,
+		initiationType,
+		dataType,
+	), r.down.all(
+		t,
+		transport.PongType,
+		transport.FragmentType,
+		responseType,
+		dataType,
+	)
 
 	private, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	unknown, err := transport.NewProber(private, r.hubKey.Public(), private.Public())
 	require.NoError(t, err)
-	anybodys := [][]byte{unknown.Seal(transport.PingType, transport.Probe{Number: 1}, transport.MaxDatagram), {}, {transport.PingType}, {transport.PongType, 0, 0, 0}, make([]byte, 148), viftest.RandomBytes(60000), {1, 0, 0, 0}, {4, 0, 0, 0}, {transport.FragmentType, 2, 1, 0, 0, 0, 0, 0, 9}}
+	anybodys := [][]byte{
+		unknown.Seal(transport.PingType, transport.Probe{Number: 1}, transport.MaxDatagram),
+		{},
+		{transport.PingType},
+		{transport.PongType, 0, 0, 0},
+		make([]byte, 148),
+		viftest.RandomBytes(60000),
+		{1, 0, 0, 0},
+		{4, 0, 0, 0},
+		{transport.FragmentType, 2, 1, 0, 0, 0, 0, 0, 9},
+	}
 	anybodys = append(anybodys, fragments(viftest.RandomBytes(5000), 1)...)
 	initiation := make([]byte, 148) // a message of WireGuard with a wrong MAC
 	initiation[0] = 1
@@ -421,7 +468,14 @@ func TestConnectionsOfAFormerHubAreReset(t *testing.T) {
 			require.NoError(t, err)
 			defer c.Close()
 			viftest.RequireEcho(t, c)
-			require.Empty(t, slices.DeleteFunc(r.Firewall().OpenFlows(), func(id tundev.FlowID) bool { return id.Local == c.LocalAddr().(*net.TCPAddr).AddrPort() }), "they are forgotten")
+			require.Empty(
+				t,
+				slices.DeleteFunc(
+					r.Firewall().OpenFlows(),
+					func(id tundev.FlowID) bool { return id.Local == c.LocalAddr().(*net.TCPAddr).AddrPort() },
+				),
+				"they are forgotten",
+			)
 		})
 	}
 }
@@ -434,7 +488,13 @@ func TestLaptopOnADirectPathIsMissedWhenItEnds(t *testing.T) {
 	connected := func() bool { return r.hub.Load().Connected(r.laptop, time.Hour) }
 	require.Eventually(t, connected, viftest.Timeout, 10*time.Millisecond)
 	r.cut(true)
-	require.Never(t, func() bool { return !connected() }, 3*vif.StreamGrace, 50*time.Millisecond, "it is there without a stream")
+	require.Never(
+		t,
+		func() bool { return !connected() },
+		3*vif.StreamGrace,
+		50*time.Millisecond,
+		"it is there without a stream",
+	)
 	r.blocked.Store(true)
 	require.Eventually(t, func() bool { return !connected() }, viftest.Timeout, 10*time.Millisecond)
 	r.blocked.Store(false)

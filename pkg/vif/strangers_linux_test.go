@@ -71,7 +71,12 @@ func TestStrangersDisturbNobody(t *testing.T) {
 		require.NoError(t, err)
 		_, err = io.ReadFull(c, make([]byte, 12))
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return hub.Connected(key, 5*time.Second) && laptop.Alive() }, viftest.Timeout, 10*time.Millisecond)
+		require.Eventually(
+			t,
+			func() bool { return hub.Connected(key, 5*time.Second) && laptop.Alive() },
+			viftest.Timeout,
+			10*time.Millisecond,
+		)
 	}
 	still()
 	mu.Lock()
@@ -113,7 +118,13 @@ func TestLaptopWithoutSessionGetsNoAnswer(t *testing.T) {
 	require.NoError(t, err)
 	strange, err := wgkey.NewPrivate()
 	require.NoError(t, err)
-	hub, err := vif.NewHub(vif.HubConfig{PrivateKey: hubKey, Addresses: []netip.Addr{viftest.HubAddress}, Allow: func(netip.Addr) bool { return true }})
+	hub, err := vif.NewHub(
+		vif.HubConfig{
+			PrivateKey: hubKey,
+			Addresses:  []netip.Addr{viftest.HubAddress},
+			Allow:      func(netip.Addr) bool { return true },
+		},
+	)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, hub.Close()) }()
 	var laptop *vif.Interface

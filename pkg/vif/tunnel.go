@@ -12,14 +12,15 @@ import (
 )
 
 const (
-	// A stream that ended is dialled again after a pause that grows from redialMin, at first only to redialSoon: a
-	// traffic-manager that restarts is back within seconds.
+	// A stream that ended is dialled again after a pause that grows from redialMin, at first only
+	// to redialSoon: a traffic-manager that restarts is back within seconds.
 	redialMin  = 200 * time.Millisecond
 	redialSoon = time.Second
 	redialMax  = 5 * time.Second
 	// soonAfter is how long redialSoon is the longest pause.
 	soonAfter = 30 * time.Second
-	// deadAfter is how long the cluster may be silent before it counts as lost, and a stream before it is dialled anew.
+	// deadAfter is how long the cluster may be silent before it counts as lost, and a stream before
+	// it is dialled anew.
 	deadAfter = 6 * time.Second
 	// streamCheck is how often a stream is asked whether it should end.
 	streamCheck = time.Second
@@ -37,7 +38,7 @@ func (i *Interface) dial(ctx context.Context, open dialFunc) {
 		stream, err := open(ctx)
 		if err == nil {
 			i.setProblem(nil)
-			i.log.Debug("the tunnel's stream is open", "transport", stream.Transport)
+			i.log.Debug("the tunnel's stream is open", "path", stream.Transport)
 			opened := time.Now()
 			err = i.serve(ctx, stream, open)
 			if time.Since(opened) > deadAfter {
@@ -56,7 +57,7 @@ func (i *Interface) dial(ctx context.Context, open dialFunc) {
 			backoff.Max = redialSoon
 		}
 		pause := backoff.Next()
-		i.log.Info("the tunnel's stream ended, opening a new one", "err", err, "pause", pause)
+		i.log.Info("the tunnel's stream ended, opening a new one", "err", err, "duration", pause)
 		_ = netx.Sleep(ctx, pause)
 	}
 }
@@ -72,10 +73,11 @@ func (i *Interface) serve(ctx context.Context, opened Stream, open dialFunc) err
 	}, i.checkSilence)
 }
 
-// carry runs a stream until it ends, ctx ends, or check returns an error. It calls check once a second, begin when
-// messages can be sent, and what begin returned when the stream has ended.
+// carry runs a stream until it ends, ctx ends, or check returns an error. It calls check once a
+// second, begin when messages can be sent, and what begin returned when the stream has ended.
 func (i *Interface) carry(
-	ctx context.Context, rw io.ReadWriteCloser, begin func(*transport.StreamWire) (end func()), check func(*transport.StreamWire) error,
+	ctx context.Context, rw io.ReadWriteCloser,
+	begin func(*transport.StreamWire) (end func()), check func(*transport.StreamWire) error,
 ) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -263,7 +263,12 @@ func TestWithoutClassMarkThereIsNoExpressStream(t *testing.T) {
 	conn, err := viftest.Dial("tcp", viftest.Echo(t).String())
 	require.NoError(t, err)
 	defer conn.Close()
-	require.Never(t, func() bool { open, _ := hub.Paths().Streams(); return open > 1 }, 2*time.Second, 50*time.Millisecond)
+	require.Never(
+		t,
+		func() bool { open, _ := hub.Paths().Streams(); return open > 1 },
+		2*time.Second,
+		50*time.Millisecond,
+	)
 	viftest.RequireEcho(t, conn)
 }
 

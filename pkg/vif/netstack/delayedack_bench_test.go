@@ -14,8 +14,8 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/packet"
 )
 
-// Requests and answers of 100 bytes on one connection between two stacks: with delayed acknowledgements fewer packets
-// pass for each request.
+// Requests and answers of 100 bytes on one connection between two stacks: with delayed
+// acknowledgements fewer packets pass for each request.
 func BenchmarkRequests(b *testing.B) {
 	for _, c := range []struct {
 		name  string

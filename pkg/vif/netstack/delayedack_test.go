@@ -26,11 +26,31 @@ func (s segment) packet() *stack.PacketBuffer {
 	if s.sack {
 		options += 12
 	}
-	p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: header.IPv4MinimumSize + header.TCPMinimumSize + options, Payload: buffer.MakeWithData(make([]byte, s.payload))})
+	p := stack.NewPacketBuffer(
+		stack.PacketBufferOptions{
+			ReserveHeaderBytes: header.IPv4MinimumSize + header.TCPMinimumSize + options,
+			Payload:            buffer.MakeWithData(make([]byte, s.payload)),
+		},
+	)
 	tcp := header.TCP(p.TransportHeader().Push(header.TCPMinimumSize + options))
-	tcp.Encode(&header.TCPFields{SrcPort: s.port, DstPort: 7474, AckNum: s.ack, DataOffset: uint8(header.TCPMinimumSize + options), Flags: s.flags | header.TCPFlagAck})
+	tcp.Encode(
+		&header.TCPFields{
+			SrcPort:    s.port,
+			DstPort:    7474,
+			AckNum:     s.ack,
+			DataOffset: uint8(header.TCPMinimumSize + options),
+			Flags:      s.flags | header.TCPFlagAck,
+		},
+	)
 	ip := header.IPv4(p.NetworkHeader().Push(header.IPv4MinimumSize))
-	ip.Encode(&header.IPv4Fields{TotalLength: uint16(p.Size()), Protocol: uint8(header.TCPProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{198, 18, 0, 1}), DstAddr: tcpip.AddrFrom4([4]byte{198, 18, 0, 2})})
+	ip.Encode(
+		&header.IPv4Fields{
+			TotalLength: uint16(p.Size()),
+			Protocol:    uint8(header.TCPProtocolNumber),
+			SrcAddr:     tcpip.AddrFrom4([4]byte{198, 18, 0, 1}),
+			DstAddr:     tcpip.AddrFrom4([4]byte{198, 18, 0, 2}),
+		},
+	)
 	p.NetworkProtocolNumber, p.TransportProtocolNumber = header.IPv4ProtocolNumber, header.TCPProtocolNumber
 	return p
 }
@@ -87,7 +107,12 @@ func TestBareAcknowledgementsWait(t *testing.T) {
 				require.Eventually(t, take, 10*time.Second, time.Millisecond)
 				require.Equal(t, []uint32{c.later}, left)
 			}
-			require.Eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.waiting) == 0 }, 10*time.Second, time.Millisecond)
+			require.Eventually(
+				t,
+				func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.waiting) == 0 },
+				10*time.Second,
+				time.Millisecond,
+			)
 			require.False(t, take(), "nothing is said twice")
 		})
 	}
@@ -121,7 +146,13 @@ func TestBulkIsAcknowledgedLater(t *testing.T) {
 	write(12, 100*time.Microsecond)
 	require.Equal(t, []uint32{3, 8}, left, "what comes after 256 KiB that wait does not")
 	var last *stack.PacketBuffer
-	require.Eventually(t, func() bool { last = link.Read(); return last != nil }, 10*time.Second, time.Millisecond, "the last comes with a tick")
+	require.Eventually(
+		t,
+		func() bool { last = link.Read(); return last != nil },
+		10*time.Second,
+		time.Millisecond,
+		"the last comes with a tick",
+	)
 	require.Equal(t, ack-step, header.TCP(last.TransportHeader().Slice()).AckNumber())
 	last.DecRef()
 	require.Nil(t, link.Read(), "and only that")

@@ -23,7 +23,8 @@ func (t *Stack) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	ready, opened := waiter.NewChannelEntry(waiter.WritableEvents)
 	queue.EventRegister(&ready)
 	defer queue.EventUnregister(&ready)
-	failed = endpoint.Connect(tcpip.FullAddress{NIC: nic, Addr: tcpip.AddrFromSlice(to.Addr().AsSlice()), Port: to.Port()})
+	address := tcpip.FullAddress{NIC: nic, Addr: tcpip.AddrFromSlice(to.Addr().AsSlice()), Port: to.Port()}
+	failed = endpoint.Connect(address)
 	if _, started := failed.(*tcpip.ErrConnectStarted); started {
 		select {
 		case <-opened:

@@ -78,7 +78,7 @@ func (p *pinger) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) b
 	}
 	_ = c.SetReadDeadline(time.Now().Add(pingIdle))
 	if _, err := c.WriteTo(message, &net.UDPAddr{IP: to.AsSlice()}); err != nil {
-		p.log.Debug("a ping was not passed on", "err", err)
+		p.log.Debug("passing a ping on failed", "err", err)
 	}
 	return true
 }
@@ -99,7 +99,13 @@ func (p *pinger) flow(key pingKey) *neticmp.PacketConn {
 	}
 	c, err := neticmp.ListenPacket(network, address)
 	if err != nil {
-		p.refused.Do(func() { p.log.Info("pings are not passed on: see net.ipv4.ping_group_range", "err", err) })
+		p.refused.Do(func() {
+			p.log.Info(
+				"pings get no answer: this process may not open ICMP sockets, see net.ipv4.ping_group_range",
+				"err",
+				err,
+			)
+		})
 		return nil
 	}
 	p.flows[key] = c
@@ -127,14 +133,18 @@ func (p *pinger) answer(key pingKey, c *neticmp.PacketConn) {
 			return
 		}
 		message := (*pooled)[:n]
-		if n < header.ICMPv4MinimumSize || message[0] != byte(header.ICMPv4EchoReply) && message[0] != byte(header.ICMPv6EchoReply) {
+		if n < header.ICMPv4MinimumSize || !isEchoReply(message[0]) {
 			continue
 		}
 		binary.BigEndian.PutUint16(message[4:], key.id)
 		if err := p.send(key, message); err != nil {
-			p.log.Debug("an answer to a ping was lost", "err", err)
+			p.log.Debug("sending the answer to a ping failed", "err", err)
 		}
 	}
+}
+
+func isEchoReply(kind byte) bool {
+	return kind == byte(header.ICMPv4EchoReply) || kind == byte(header.ICMPv6EchoReply)
 }
 
 // send sends a reply to the laptop, with the address of the host that gave it.
@@ -152,7 +162,10 @@ func (p *pinger) send(key pingKey, message []byte) tcpip.Error {
 	}
 	message[2], message[3] = 0, 0
 	binary.BigEndian.PutUint16(message[2:], ^checksum.Checksum(message, pseudo))
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: int(route.MaxHeaderLength()), Payload: buffer.MakeWithData(message)})
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
+		ReserveHeaderBytes: int(route.MaxHeaderLength()),
+		Payload:            buffer.MakeWithData(message),
+	})
 	defer pkt.DecRef()
 	return route.WritePacket(stack.NetworkHeaderParams{Protocol: protocol, TTL: 64}, pkt)
 }

@@ -104,6 +104,7 @@ func New(c Config) (*Stack, error) {
 		link.SupportedGSOKind = stack.HostGSOSupported
 	}
 	if err := attachLink(s, link, c.Addresses); err != nil {
+		s.Close()
 		return nil, err
 	}
 	t := &Stack{mtu: c.MTU, takesLarge: c.TakesLarge, link: link, stack: s, events: make(chan tun.Event, 1)}
@@ -121,8 +122,10 @@ func New(c Config) (*Stack, error) {
 // newGVisor makes a stack without interfaces.
 func newGVisor() (*stack.Stack, error) {
 	s := stack.New(stack.Options{
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+		NetworkProtocols: []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{
+			tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6,
+		},
 	})
 	sack := tcpip.TCPSACKEnabled(true)
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 1 << 20, Max: 8 << 20}

@@ -21,9 +21,10 @@ import (
 // checkTimeout bounds CheckClassMark, which takes about a millisecond on an idle machine.
 const checkTimeout = 10 * time.Second
 
-// CheckClassMark sends a marked and an unmarked packet through two WireGuard devices in memory, once for this process. It
-// returns an error unless each message arrives with the class of its packet: then the WireGuard library that detour was
-// built with uses its buffers in another way, and IsBulk must not be relied on.
+// CheckClassMark sends a marked and an unmarked packet through two WireGuard devices in memory,
+// once for this process. It returns an error unless each message arrives with the class of its
+// packet: then the WireGuard library that detour was built with uses its buffers in another way,
+// and IsBulk must not be relied on.
 var CheckClassMark = sync.OnceValue(func() error { return checkClassMark(SetClassMark, IsBulk) })
 
 func checkClassMark(set func(buffer []byte, offset, size int, bulk bool), isBulk func(message []byte) bool) error {
@@ -59,7 +60,8 @@ func checkClassMark(set func(buffer []byte, offset, size int, bulk bool), isBulk
 		select {
 		case got := <-classes:
 			if got != want {
-				return errors.New("WireGuard's library uses the last byte of its buffers: the class of a packet does not reach its message")
+				return errors.New("the class of a packet does not reach its message: " +
+					"WireGuard's library uses the last byte of its buffers")
 			}
 		case <-ctx.Done():
 			return fmt.Errorf("try the class mark: %w", ctx.Err())
@@ -79,7 +81,8 @@ func connect(devices ...*device.Device) error {
 		private[i], public[i] = hex.EncodeToString(k.Bytes()), hex.EncodeToString(k.PublicKey().Bytes())
 	}
 	for i, d := range devices {
-		conf := fmt.Sprintf("private_key=%s\npublic_key=%s\nendpoint=check\nallowed_ip=0.0.0.0/0\n", private[i], public[1-i])
+		conf := fmt.Sprintf("private_key=%s\npublic_key=%s\nendpoint=check\nallowed_ip=0.0.0.0/0\n",
+			private[i], public[1-i])
 		if err := d.IpcSet(conf); err != nil {
 			return err
 		}

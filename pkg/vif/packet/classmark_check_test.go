@@ -10,7 +10,8 @@ func TestClassMarkPassesWireGuard(t *testing.T) {
 	require.NoError(t, CheckClassMark())
 }
 
-// The check fails when WireGuard overwrites the mark, and when it sends from other buffers than those it reads into.
+// The check fails when WireGuard overwrites the mark, and when it sends from other buffers than
+// those it reads into.
 func TestClassMarkCheckNoticesAnotherLayout(t *testing.T) {
 	overwritten := func(buffer []byte, offset, size int, bulk bool) {
 		SetClassMark(buffer, offset, size, bulk)

@@ -7,8 +7,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// batch is the number of packets that are handed on at once. WireGuard has a buffer of 64 KiB for each packet in each
-// direction; more of them than the processor's cache holds make nothing faster.
+// batch is the number of packets that are handed on at once. WireGuard has a buffer of 64 KiB for
+// each packet in each direction; more of them than the processor's cache holds make nothing faster.
 const BatchSize = 32
 
 const (
@@ -16,9 +16,9 @@ const (
 	TCP    = 6
 	UDP    = 17
 	ICMPv6 = 58
-	// laterUDP stands for a fragment of a datagram that is not its first one. A UDP header is always whole in the first
-	// fragment, so a later one cannot change where the datagram goes, and without an accepted first one nothing comes
-	// of it.
+	// laterUDP stands for a fragment of a datagram that is not its first one. A UDP header is
+	// always whole in the first fragment, so a later one cannot change where the datagram goes, and
+	// without an accepted first one nothing comes of it.
 	LaterUDPFragment = 256
 	// fragmentHeader is IPv6's extension header for fragments.
 	ExtensionFragment = 44
@@ -27,10 +27,10 @@ const (
 // The flags of TCP that matter here (RFC 9293, 3.1).
 const FlagFIN, FlagSYN, FlagRST, FlagPSH, FlagACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
-// transportOf finds the transport header of an IP packet. Protocol 0 means that the packet is of no use: too short, or a
-// fragment without a transport header that does not belong to a datagram (the VIF's large MTU makes those needless).
-// IPv6 extension headers count as protocols of their own, which nothing behind the VIF speaks, except the fragments of
-// a datagram.
+// transportOf finds the transport header of an IP packet. Protocol 0 means that the packet is of no
+// use: too short, or a fragment without a transport header that does not belong to a datagram (the
+// VIF's large MTU makes those needless). IPv6 extension headers count as protocols of their own,
+// which nothing behind the VIF speaks, except the fragments of a datagram.
 func Transport(packet []byte) (protocol int, transport []byte) {
 	if len(packet) < 20 {
 		return 0, nil

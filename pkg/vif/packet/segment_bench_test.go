@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// A large packet that the other end takes is copied once; one that it does not take is cut, and the checksum of each
-// segment is computed.
+// A large packet that the other end takes is copied once; one that it does not take is cut, and the
+// checksum of each segment is computed.
 func BenchmarkSegments(b *testing.B) {
 	large := largePacket(false, contentsOf(60000))
 	to := make([]byte, 1<<16)

@@ -23,11 +23,13 @@ func largePacket(six bool, contents []byte) []byte {
 	}
 	packet := append(make([]byte, ip+header.TCPMinimumSize+options), contents...)
 	if six {
-		header.IPv6(packet).Encode(&header.IPv6Fields{PayloadLength: uint16(len(packet) - ip), TransportProtocol: header.TCPProtocolNumber, HopLimit: 64, SrcAddr: from, DstAddr: to})
+		header.IPv6(packet).
+			Encode(&header.IPv6Fields{PayloadLength: uint16(len(packet) - ip), TransportProtocol: header.TCPProtocolNumber, HopLimit: 64, SrcAddr: from, DstAddr: to})
 	} else {
 		header.IPv4(packet).Encode(&header.IPv4Fields{TotalLength: uint16(len(packet)), ID: 7, TTL: 64, Protocol: uint8(header.TCPProtocolNumber), SrcAddr: from, DstAddr: to})
 	}
-	header.TCP(packet[ip:]).Encode(&header.TCPFields{SrcPort: 1, DstPort: 2, SeqNum: 1000, AckNum: 9, DataOffset: header.TCPMinimumSize + options, Flags: header.TCPFlagAck | header.TCPFlagPsh | header.TCPFlagFin})
+	header.TCP(packet[ip:]).
+		Encode(&header.TCPFields{SrcPort: 1, DstPort: 2, SeqNum: 1000, AckNum: 9, DataOffset: header.TCPMinimumSize + options, Flags: header.TCPFlagAck | header.TCPFlagPsh | header.TCPFlagFin})
 	beginChecksum(packet, ip)
 	return packet
 }
@@ -46,12 +48,25 @@ func TestLargePacketsAreCut(t *testing.T) {
 				last = len(got)+len(packet)-s.Headers == len(contents)
 				tcp := header.TCP(packet[s.IPHeader:])
 				require.EqualValues(t, 1000+len(got), tcp.SequenceNumber())
-				require.Equal(t, last, tcp.Flags().Contains(header.TCPFlagPsh), "who waits for the end is woken at the end")
+				require.Equal(
+					t,
+					last,
+					tcp.Flags().Contains(header.TCPFlagPsh),
+					"who waits for the end is woken at the end",
+				)
 				require.Equal(t, last, tcp.Flags().Contains(header.TCPFlagFin))
 				if six {
 					h := header.IPv6(packet)
 					require.EqualValues(t, len(packet)-s.IPHeader, h.PayloadLength())
-					require.True(t, tcp.IsChecksumValid(h.SourceAddress(), h.DestinationAddress(), checksum.Checksum(tcp.Payload(), 0), uint16(len(tcp.Payload()))))
+					require.True(
+						t,
+						tcp.IsChecksumValid(
+							h.SourceAddress(),
+							h.DestinationAddress(),
+							checksum.Checksum(tcp.Payload(), 0),
+							uint16(len(tcp.Payload())),
+						),
+					)
 				} else {
 					h := header.IPv4(packet)
 					require.True(t, h.IsValid(len(packet)))

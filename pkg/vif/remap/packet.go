@@ -88,7 +88,8 @@ func parse(packet []byte) (h headers) {
 		if len(packet) < 40 {
 			return h
 		}
-		h = headers{version: 6, source: packet[8:24], destination: packet[24:40], protocol: packet[6], transport: packet[40:]}
+		h = headers{version: 6, source: packet[8:24], destination: packet[24:40], protocol: packet[6]}
+		h.transport = packet[40:]
 		// Other extension headers do not come through the VIF: the laptop's firewall admits none.
 		if h.protocol == fragment && len(h.transport) >= 8 {
 			first := binary.BigEndian.Uint16(h.transport[2:])&^7 == 0

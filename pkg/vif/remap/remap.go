@@ -19,10 +19,10 @@ func (p Pair) String() string { return p.Real.String() + "=" + p.Seen.String() }
 // Check returns an error for an invalid pair.
 func (p Pair) Check() error {
 	if p.Real.Addr().Is4() != p.Seen.Addr().Is4() || p.Real.Bits() != p.Seen.Bits() {
-		return fmt.Errorf("%s and %s are not of the same size and kind", p.Real, p.Seen)
+		return fmt.Errorf("%s and %s differ in size or IP family", p.Real, p.Seen)
 	}
 	if p.Real.Masked() != p.Real || p.Seen.Masked() != p.Seen {
-		return fmt.Errorf("%s has bits behind its length", p)
+		return fmt.Errorf("%s has bits set after its length", p)
 	}
 	if p.Real.Overlaps(p.Seen) {
 		return fmt.Errorf("%s and %s overlap", p.Real, p.Seen)
@@ -39,12 +39,17 @@ func (t Table) Check() error {
 	for i, p := range t {
 		all = append(all, p.Check())
 		for _, other := range t[:i] {
-			if p.Real.Overlaps(other.Real) || p.Seen.Overlaps(other.Seen) || p.Real.Overlaps(other.Seen) || p.Seen.Overlaps(other.Real) {
+			if p.overlaps(other) {
 				all = append(all, fmt.Errorf("%s and %s overlap", other, p))
 			}
 		}
 	}
 	return errors.Join(all...)
+}
+
+// overlaps reports whether any network of one pair overlaps one of the other.
+func (p Pair) overlaps(o Pair) bool {
+	return p.Real.Overlaps(o.Real) || p.Seen.Overlaps(o.Seen) || p.Real.Overlaps(o.Seen) || p.Seen.Overlaps(o.Real)
 }
 
 // Seen is the laptop's address for an address of the cluster.

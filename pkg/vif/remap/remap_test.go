@@ -47,13 +47,17 @@ func TestAddresses(t *testing.T) {
 func TestCheck(t *testing.T) {
 	require.NoError(t, table.Check())
 	for text, want := range map[string]string{
-		"10.0.0.0/8=198.19.0.0/16":   "not of the same size",
-		"10.96.0.1/16=198.19.0.0/16": "bits behind its length",
+		"10.0.0.0/8=198.19.0.0/16":   "differ in size or IP family",
+		"10.96.0.1/16=198.19.0.0/16": "bits set after its length",
 		"10.96.0.0/16=10.96.0.0/16":  "overlap",
 	} {
 		require.ErrorContains(t, Table{pair(text)}.Check(), want, text)
 	}
-	require.ErrorContains(t, Table{{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}.Check(), "not of the same size and kind")
+	require.ErrorContains(
+		t,
+		Table{{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}.Check(),
+		"differ in size or IP family",
+	)
 	for _, two := range []Table{
 		{pair("10.96.0.0/16=198.19.0.0/16"), pair("10.96.1.0/24=198.20.0.0/24")},
 		{pair("10.96.0.0/16=198.19.0.0/16"), pair("10.97.1.0/24=198.19.0.0/24")},
@@ -169,7 +173,8 @@ func packet(from, to netip.Addr, protocol tcpip.TransportProtocolNumber, payload
 	switch protocol {
 	case tcp:
 		transport = append(make([]byte, header.TCPMinimumSize), payload...)
-		header.TCP(transport).Encode(&header.TCPFields{SrcPort: 80, DstPort: 8080, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagAck, WindowSize: 100})
+		header.TCP(transport).
+			Encode(&header.TCPFields{SrcPort: 80, DstPort: 8080, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagAck, WindowSize: 100})
 	case udp:
 		transport = append(make([]byte, header.UDPMinimumSize), payload...)
 		header.UDP(transport).Encode(&header.UDPFields{SrcPort: 53, DstPort: 5353, Length: uint16(len(transport))})
@@ -193,12 +198,21 @@ func wrap(from, to netip.Addr, protocol tcpip.TransportProtocolNumber, transport
 	transport[place], transport[place+1] = byte(sum>>8), byte(sum)
 	if from.Is6() {
 		b := append(make([]byte, header.IPv6MinimumSize), transport...)
-		header.IPv6(b).Encode(&header.IPv6Fields{PayloadLength: uint16(len(transport)), TransportProtocol: protocol, HopLimit: 64, SrcAddr: source, DstAddr: destination})
+		header.IPv6(b).
+			Encode(&header.IPv6Fields{PayloadLength: uint16(len(transport)), TransportProtocol: protocol, HopLimit: 64, SrcAddr: source, DstAddr: destination})
 		return b
 	}
 	b := append(make([]byte, header.IPv4MinimumSize), transport...)
 	ip := header.IPv4(b)
-	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(protocol), SrcAddr: source, DstAddr: destination})
+	ip.Encode(
+		&header.IPv4Fields{
+			TotalLength: uint16(len(b)),
+			TTL:         64,
+			Protocol:    uint8(protocol),
+			SrcAddr:     source,
+			DstAddr:     destination,
+		},
+	)
 	ip.SetChecksum(^ip.CalculateChecksum())
 	return b
 }

@@ -50,7 +50,8 @@ type bind struct {
 	changed sync.Cond  // signals a change of socket or closing
 }
 
-// newBind makes a bind that WireGuard opens and closes. choose is nil in the hub; probe is required.
+// newBind makes a bind that WireGuard opens and closes. choose is nil in the hub; probe is
+// required.
 func newBind(choose func() Wire, probe func(Wire, []byte)) *bind {
 	closed := make(chan struct{})
 	close(closed)

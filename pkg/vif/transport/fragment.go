@@ -111,7 +111,10 @@ func (r *reassembler) add(fragment []byte) []byte {
 	fragments, index, pad := int(fragment[1]), int(fragment[2]), int(fragment[3])
 	id, payload := binary.BigEndian.Uint32(fragment[4:]), fragment[fragmentHeaderSize:]
 	total := fragments*len(payload) - pad
-	if fragments == 0 || fragments > maxFragments || index > fragments || index == 64 || pad >= len(payload) || total > MaxMessage {
+	if fragments == 0 || fragments > maxFragments || index > fragments || index == 64 {
+		return nil
+	}
+	if pad >= len(payload) || total > MaxMessage {
 		return nil
 	}
 	p := r.partialOf(partial{id: id, count: fragments, size: len(payload), pad: pad})
@@ -137,7 +140,12 @@ func (r *reassembler) add(fragment []byte) []byte {
 // skip notes, by its first fragment, a message that is complete already. Its later fragments do not
 // begin a new message.
 func (r *reassembler) skip(first []byte) {
-	r.partialOf(partial{id: binary.BigEndian.Uint32(first[4:]), count: int(first[1]), size: len(first) - fragmentHeaderSize, pad: int(first[3])}).done = true
+	r.partialOf(partial{
+		id:    binary.BigEndian.Uint32(first[4:]),
+		count: int(first[1]),
+		size:  len(first) - fragmentHeaderSize,
+		pad:   int(first[3]),
+	}).done = true
 }
 
 // partialOf finds the place of a message.
@@ -176,7 +184,10 @@ func reassembleInOrder(packet, datagrams []byte, size int) (n, taken int) {
 	}
 	for i := 1; i < fragments; i++ {
 		h := datagrams[i*size : i*size+fragmentHeaderSize]
-		if h[0] != FragmentType || h[1] != head[1] || int(h[2]) != i || h[3] != head[3] || [4]byte(h[4:]) != [4]byte(head[4:]) {
+		if h[0] != FragmentType || h[1] != head[1] || int(h[2]) != i || h[3] != head[3] {
+			return 0, 0
+		}
+		if [4]byte(h[4:]) != [4]byte(head[4:]) {
 			return 0, 0
 		}
 	}

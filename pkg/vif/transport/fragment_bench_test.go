@@ -4,8 +4,8 @@ import (
 	"testing"
 )
 
-// A message of the VIF's MTU is cut and put together again: in order, as the kernel delivers a train; one by one; and
-// with a parity fragment that replaces a lost one.
+// A message of the VIF's MTU is cut and put together again: in order, as the kernel delivers a
+// train; one by one; and with a parity fragment that replaces a lost one.
 func BenchmarkFragments(b *testing.B) {
 	message := randomBytes(streamMTU)
 	for _, c := range []struct {

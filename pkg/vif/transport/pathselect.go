@@ -318,7 +318,12 @@ func (ps *PathSelector) openSocket(targets []netip.AddrPort) {
 	var direct []*path
 	for _, t := range targets {
 		r := &reassembler{}
-		p := &path{Wire: &datagramWire{to: t, socket: socket, reassembler: r}, transport: DirectUDP, address: t, pongsNeeded: pongsFirst}
+		p := &path{
+			Wire:        &datagramWire{to: t, socket: socket, reassembler: r},
+			transport:   DirectUDP,
+			address:     t,
+			pongsNeeded: pongsFirst,
+		}
 		direct = append(direct, p)
 		ps.direct.reassemblers[t] = r
 	}
@@ -334,24 +339,52 @@ func (ps *PathSelector) reassemblerOf(from netip.AddrPort) *reassembler {
 	return ps.direct.reassemblers[from]
 }
 
+// duePing is a ping to send.
+type duePing struct {
+	to      Wire
+	message []byte
+}
+
 // tick sends the pings that are due, and gives up paths whose pings had no answer.
 func (ps *PathSelector) tick(now time.Time) {
-	type ping struct {
-		to      Wire
-		message []byte
-	}
-	var pings []ping
 	ps.mu.Lock()
+	ps.giveUpLocked(now)
+	due := ps.duePingsLocked(now)
+	ps.mu.Unlock()
+	for _, p := range due {
+		if err := p.to.Send([][]byte{p.message}); err != nil {
+			ps.log.Debug("a probe was not sent", "address", p.to.DstToString(), "err", err)
+		}
+	}
+	ps.selectBest(now)
+}
+
+// giveUpLocked stops using paths that have been silent for too long, and forgets old pings.
+func (ps *PathSelector) giveUpLocked(now time.Time) {
 	for _, p := range ps.paths {
-		if p.direct() && !p.unansweredSince.IsZero() && now.Sub(p.unansweredSince) > silentAfter {
+		if p.unansweredSince.IsZero() || now.Sub(p.unansweredSince) <= silentAfter {
+			continue
+		}
+		switch {
+		case p.direct():
 			if p.works() {
 				p.pongsNeeded = pongsAgain
 			}
 			p.pongs = 0
-		}
-		if p.parent != nil && !p.unansweredSince.IsZero() && now.Sub(p.unansweredSince) > silentAfter {
+		case p.parent != nil:
 			ps.expressSilentLocked(p)
 		}
+	}
+	for n, sent := range ps.pings {
+		if now.Sub(sent.sentAt) > pingRare {
+			delete(ps.pings, n)
+		}
+	}
+}
+
+// duePingsLocked makes the pings that are due, and plans the next ones.
+func (ps *PathSelector) duePingsLocked(now time.Time) (due []duePing) {
+	for _, p := range ps.paths {
 		if now.Before(p.nextPing) {
 			continue
 		}
@@ -363,12 +396,12 @@ func (ps *PathSelector) tick(now time.Time) {
 			p.unansweredSince, p.pause = now, pingFirst
 		}
 		ps.lastPing++
-		ps.pings[ps.lastPing] = pendingPing{p, now}
-		features := ps.features(p.Wire, now)
+		ps.pings[ps.lastPing] = pendingPing{path: p, sentAt: now}
+		probe := Probe{Number: ps.lastPing, Features: ps.features(p.Wire, now)}
 		if p.parent != nil {
-			features |= FeatureOnExpress
+			probe.Features |= FeatureOnExpress
 		}
-		pings = append(pings, ping{p.Wire, ps.prober.Seal(PingType, Probe{Number: ps.lastPing, Features: features}, size)})
+		due = append(due, duePing{to: p.Wire, message: ps.prober.Seal(PingType, probe, size)})
 		if p.works() {
 			p.nextPing = now.Add(pingActive)
 		} else {
@@ -376,18 +409,7 @@ func (ps *PathSelector) tick(now time.Time) {
 			p.pause = min(p.pause*5/4, pingRare)
 		}
 	}
-	for n, sent := range ps.pings {
-		if now.Sub(sent.sentAt) > pingRare {
-			delete(ps.pings, n)
-		}
-	}
-	ps.mu.Unlock()
-	for _, p := range pings {
-		if err := p.to.Send([][]byte{p.message}); err != nil {
-			ps.log.Debug("a probe was not sent", "address", p.to.DstToString(), "err", err)
-		}
-	}
-	ps.selectBest(now)
+	return due
 }
 
 // handlePong takes a probe from the hub.
@@ -466,7 +488,15 @@ func (ps *PathSelector) selectBest(now time.Time) {
 		ps.log.Info("there is no path to the cluster")
 		return
 	}
-	ps.log.Info("the path to the cluster changed", "transport", best.transport, "address", best.DstToString(), "duration", best.rtt)
+	ps.log.Info(
+		"the path to the cluster changed",
+		"path",
+		best.transport,
+		"address",
+		best.DstToString(),
+		"duration",
+		best.rtt,
+	)
 	notify(ps.pathChanged)
 }
 

@@ -39,7 +39,7 @@ const (
 	shrinkAfter = 5 * time.Second
 )
 
-var errFrameTooLong = errors.New("a frame is longer than a WireGuard message can be")
+var errFrameTooLong = errors.New("a frame is longer than any WireGuard message")
 
 // splitFrames cuts buf into whole frames, calls message with each, and returns the bytes of the
 // unfinished last one.
@@ -315,7 +315,9 @@ func readError(err error) error {
 }
 
 // receive reads messages into WireGuard's buffers.
-func (s *StreamWire) receive(packets [][]byte, sizes []int, eps []conn.Endpoint, probe func(Wire, []byte)) (n int, err error) {
+func (s *StreamWire) receive(
+	packets [][]byte, sizes []int, eps []conn.Endpoint, probe func(Wire, []byte),
+) (n int, err error) {
 	if s.reader.buf == nil {
 		s.reader.buf = make([]byte, readChunk)
 		s.reader.to = copy(s.reader.buf, s.reader.rest)
@@ -343,7 +345,8 @@ func (s *StreamWire) receive(packets [][]byte, sizes []int, eps []conn.Endpoint,
 			return n, nil
 		}
 		if s.reader.from == s.reader.to || len(s.reader.buf)-s.reader.from < FrameHeader+MaxMessage {
-			s.reader.from, s.reader.to = 0, copy(s.reader.buf, s.reader.buf[s.reader.from:s.reader.to]) // makes room for the rest of an unfinished message
+			// This makes room for the rest of an unfinished message.
+			s.reader.from, s.reader.to = 0, copy(s.reader.buf, s.reader.buf[s.reader.from:s.reader.to])
 		}
 		got, err := s.carrier.Read(s.reader.buf[s.reader.to:])
 		if err != nil {

@@ -117,7 +117,11 @@ func TestStreamCarriesMessages(t *testing.T) {
 	for range sent {
 		got = append(got, <-received)
 	}
-	require.True(t, slices.Equal(slices.DeleteFunc(slices.Clone(sent), small), slices.DeleteFunc(slices.Clone(got), small)), "the large messages")
+	require.True(
+		t,
+		slices.Equal(slices.DeleteFunc(slices.Clone(sent), small), slices.DeleteFunc(slices.Clone(got), small)),
+		"the large messages",
+	)
 	large := func(m string) bool { return !small(m) }
 	require.True(t, slices.Equal(slices.DeleteFunc(sent, large), slices.DeleteFunc(got, large)), "the small messages")
 	out.Close()

@@ -70,7 +70,8 @@ func listenUDP(port uint16, reassemblerOf func(netip.AddrPort) *reassembler) (*u
 
 func (u *udpSocket) listen() error {
 	for family, network := range []string{"udp4", "udp6"} {
-		c, err := (&net.ListenConfig{Control: enableGRO}).ListenPacket(context.Background(), network, ":"+strconv.Itoa(int(u.port)))
+		config := net.ListenConfig{Control: enableGRO}
+		c, err := config.ListenPacket(context.Background(), network, ":"+strconv.Itoa(int(u.port)))
 		if errors.Is(err, syscall.EAFNOSUPPORT) && (family == udp4 || u.conns[udp4] != nil) {
 			continue
 		}

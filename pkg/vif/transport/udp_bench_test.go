@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A batch of messages of the VIF's MTU is sent to a socket that nobody reads: with GSO in few system calls, and plain in
-// one for each datagram.
+// A batch of messages of the VIF's MTU is sent to a socket that nobody reads: with GSO in few
+// system calls, and plain in one for each datagram.
 func BenchmarkSend(b *testing.B) {
 	receiver, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(b, err)

@@ -41,7 +41,8 @@ func sendTrain(s *netx.Sender, buf []byte, size int, to netip.AddrPort) error {
 // noGSOError reports whether an error means that there is no GSO: the kernel is old, or the network
 // card makes no checksums.
 func noGSOError(err error) bool {
-	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP)
+	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) ||
+		errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // trainReader reads many datagrams at once.

@@ -32,7 +32,13 @@ func silentStreams(t *testing.T, bind *bind, count int) (open func() int) {
 func TestUnauthenticatedStreamsAreBounded(t *testing.T) {
 	bind := newBind(nil, nil)
 	open := silentStreams(t, bind, 3*maxUnauthStreams)
-	require.Eventually(t, func() bool { return open() == maxUnauthStreams }, timeout, 10*time.Millisecond, "the oldest go")
+	require.Eventually(
+		t,
+		func() bool { return open() == maxUnauthStreams },
+		timeout,
+		10*time.Millisecond,
+		"the oldest go",
+	)
 	bind.unauth.mu.Lock()
 	defer bind.unauth.mu.Unlock()
 	for _, s := range bind.unauth.all {

@@ -211,7 +211,9 @@ func podPacket(version int, protocol uint8, payload []byte) []byte {
 	if version == 6 {
 		b := append(make([]byte, header.IPv6MinimumSize), payload...)
 		header.IPv6(b).Encode(&header.IPv6Fields{
-			PayloadLength: uint16(len(payload)), TransportProtocol: tcpip.TransportProtocolNumber(protocol), HopLimit: 64,
+			PayloadLength: uint16(
+				len(payload),
+			), TransportProtocol: tcpip.TransportProtocolNumber(protocol), HopLimit: 64,
 			SrcAddr: tcpip.AddrFrom16(pod6.As16()), DstAddr: tcpip.AddrFrom16(laptop6.As16()),
 		})
 		return b
@@ -219,7 +221,9 @@ func podPacket(version int, protocol uint8, payload []byte) []byte {
 	b := append(make([]byte, header.IPv4MinimumSize), payload...)
 	ip := header.IPv4(b)
 	ip.Encode(&header.IPv4Fields{
-		TotalLength: uint16(len(b)), TTL: 64, Protocol: protocol, SrcAddr: tcpip.AddrFrom4(pod4.As4()), DstAddr: tcpip.AddrFrom4(laptop4.As4()),
+		TotalLength: uint16(
+			len(b),
+		), TTL: 64, Protocol: protocol, SrcAddr: tcpip.AddrFrom4(pod4.As4()), DstAddr: tcpip.AddrFrom4(laptop4.As4()),
 	})
 	ip.SetChecksum(^ip.CalculateChecksum())
 	return b
@@ -227,7 +231,8 @@ func podPacket(version int, protocol uint8, payload []byte) []byte {
 
 func tcpPacket(version int, to uint16, flags header.TCPFlags) []byte {
 	b := make([]byte, header.TCPMinimumSize)
-	header.TCP(b).Encode(&header.TCPFields{SrcPort: 8080, DstPort: to, DataOffset: header.TCPMinimumSize, Flags: flags, WindowSize: 65535})
+	header.TCP(b).
+		Encode(&header.TCPFields{SrcPort: 8080, DstPort: to, DataOffset: header.TCPMinimumSize, Flags: flags, WindowSize: 65535})
 	return podPacket(version, packet.TCP, b)
 }
 
@@ -294,6 +299,12 @@ func TestUDPAnswersAreAdmittedForMinutes(t *testing.T) {
 		want  bool
 	}{{0, true}, {time.Second, true}, {udpMemory*time.Second - time.Second, true}, {udpMemory * time.Second, false}, {24 * time.Hour, false}, {-time.Second, true}} {
 		f.sentAt[sentFrom].Store(now)
-		assert.Equal(t, c.want, f.admits(udpPacket(4, sentFrom), now+uint32(int64(c.after/time.Second))), "after %s", c.after)
+		assert.Equal(
+			t,
+			c.want,
+			f.admits(udpPacket(4, sentFrom), now+uint32(int64(c.after/time.Second))),
+			"after %s",
+			c.after,
+		)
 	}
 }

@@ -109,14 +109,33 @@ func strayACK(from, to netip.AddrPort) []byte {
 	}
 	pkt := make([]byte, size+header.TCPMinimumSize)
 	if from.Addr().Is6() {
-		header.IPv6(pkt).Encode(&header.IPv6Fields{PayloadLength: header.TCPMinimumSize, TransportProtocol: header.TCPProtocolNumber, HopLimit: 64, SrcAddr: source, DstAddr: destination})
+		header.IPv6(pkt).Encode(&header.IPv6Fields{
+			PayloadLength:     header.TCPMinimumSize,
+			TransportProtocol: header.TCPProtocolNumber,
+			HopLimit:          64,
+			SrcAddr:           source,
+			DstAddr:           destination,
+		})
 	} else {
 		ip := header.IPv4(pkt)
-		ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(pkt)), TTL: 64, Protocol: uint8(header.TCPProtocolNumber), SrcAddr: source, DstAddr: destination})
+		ip.Encode(&header.IPv4Fields{
+			TotalLength: uint16(len(pkt)),
+			TTL:         64,
+			Protocol:    uint8(header.TCPProtocolNumber),
+			SrcAddr:     source,
+			DstAddr:     destination,
+		})
 		ip.SetChecksum(^ip.CalculateChecksum())
 	}
 	segment := header.TCP(pkt[size:])
-	segment.Encode(&header.TCPFields{SrcPort: from.Port(), DstPort: to.Port(), SeqNum: rand.Uint32(), AckNum: rand.Uint32(), DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagAck})
+	segment.Encode(&header.TCPFields{
+		SrcPort:    from.Port(),
+		DstPort:    to.Port(),
+		SeqNum:     rand.Uint32(),
+		AckNum:     rand.Uint32(),
+		DataOffset: header.TCPMinimumSize,
+		Flags:      header.TCPFlagAck,
+	})
 	sum := header.PseudoHeaderChecksum(header.TCPProtocolNumber, source, destination, header.TCPMinimumSize)
 	segment.SetChecksum(^segment.CalculateChecksum(checksum.Combine(sum, 0)))
 	return pkt

@@ -25,7 +25,7 @@ type linuxInterface struct {
 func Open(o Options) (tun.Device, HostInterface, error) {
 	device, host, err := Create(o.Name, o.MTU)
 	if errors.Is(err, os.ErrPermission) {
-		return nil, nil, fmt.Errorf("%w: this needs root or CAP_NET_ADMIN", err)
+		return nil, nil, fmt.Errorf("%w: a network interface needs root or CAP_NET_ADMIN", err)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -90,16 +90,16 @@ func (l *linuxInterface) removeOthers(addresses []netip.Addr) error {
 			continue
 		}
 		if err := netlink.AddrDel(l.link, &p); err != nil {
-			return fmt.Errorf("take the address %s from %s: %w", a, l.link.Attrs().Name, err)
+			return fmt.Errorf("remove the address %s from %s: %w", a, l.link.Attrs().Name, err)
 		}
 	}
 	return nil
 }
 
 func (l *linuxInterface) SetRoutes(routes []netip.Prefix) error {
-	wanted := map[string]netip.Prefix{}
+	missing := map[string]netip.Prefix{}
 	for _, r := range routes {
-		wanted[r.Masked().String()] = r.Masked()
+		missing[r.Masked().String()] = r.Masked()
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		present, err := netlink.RouteList(l.link, family)
@@ -110,8 +110,8 @@ func (l *linuxInterface) SetRoutes(routes []netip.Prefix) error {
 			if r.Dst == nil || r.Protocol == unix.RTPROT_KERNEL {
 				continue
 			}
-			if _, ok := wanted[r.Dst.String()]; ok {
-				delete(wanted, r.Dst.String())
+			if _, ok := missing[r.Dst.String()]; ok {
+				delete(missing, r.Dst.String())
 				continue
 			}
 			if err := netlink.RouteDel(&r); err != nil {
@@ -119,8 +119,13 @@ func (l *linuxInterface) SetRoutes(routes []netip.Prefix) error {
 			}
 		}
 	}
-	for _, r := range wanted {
-		route := &netlink.Route{LinkIndex: l.link.Attrs().Index, Dst: ipNet(r), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_STATIC}
+	for _, r := range missing {
+		route := &netlink.Route{
+			LinkIndex: l.link.Attrs().Index,
+			Dst:       ipNet(r),
+			Scope:     netlink.SCOPE_LINK,
+			Protocol:  unix.RTPROT_STATIC,
+		}
 		if err := netlink.RouteAdd(route); err != nil {
 			if r.Addr().Is6() {
 				continue

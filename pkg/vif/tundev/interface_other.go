@@ -11,5 +11,6 @@ import (
 
 // Open fails: there is no interface for this operating system yet.
 func Open(Options) (tun.Device, HostInterface, error) {
-	return nil, nil, fmt.Errorf("detour cannot make its network interface on %s yet: use Linux, or a Linux virtual machine", runtime.GOOS)
+	return nil, nil, fmt.Errorf(
+		"detour cannot make its network interface on %s yet: use Linux, or a Linux virtual machine", runtime.GOOS)
 }

@@ -65,7 +65,7 @@ func NewOffload(device tun.Device, mtu int) (*offloadTUN, error) {
 			return
 		}
 		if r.Uint16()&unix.IFF_VNET_HDR == 0 {
-			failed = errors.New("it has no offload header")
+			failed = errors.New("the interface has no offload header")
 			return
 		}
 		// Datagrams come one by one: this leaves UDP's offload off.
@@ -106,24 +106,9 @@ func (o *offloadTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		if n <= virtioHeader {
 			continue
 		}
-		head, pkt := into[:virtioHeader], into[virtioHeader:n]
-		isLarge, start := head[1] != unix.VIRTIO_NET_HDR_GSO_NONE, int(binary.NativeEndian.Uint16(head[6:]))
-		switch {
-		case isLarge && large && len(pkt) <= packet.MaxLarge:
-			if len(pkt) > start {
-				packet.SetLength(pkt, start, 0)
-			}
-		case isLarge:
-			mss := int(binary.NativeEndian.Uint16(head[4:]))
-			if large {
-				pkt = o.buf[:copy(o.buf, pkt)]
-			}
-			o.pending, _ = packet.NewSegmenter(pkt, mss)
+		pkt := into[virtioHeader:n]
+		if !o.accept(into[:virtioHeader], pkt, large) {
 			continue
-		case head[0]&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 && !large:
-			if !packet.FinishChecksum(pkt, start, int(binary.NativeEndian.Uint16(head[8:]))) {
-				continue
-			}
 		}
 		sizes[0] = len(pkt)
 		if !large {
@@ -131,6 +116,30 @@ func (o *offloadTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		}
 		return 1, nil
 	}
+}
+
+// accept completes a packet as its header asks for. It reports whether the packet can go on as it
+// is. If not, the packet is invalid, or large for an end that takes no large packets; then segments
+// hands it on.
+func (o *offloadTUN) accept(head, pkt []byte, large bool) bool {
+	isLarge := head[1] != unix.VIRTIO_NET_HDR_GSO_NONE
+	start := int(binary.NativeEndian.Uint16(head[6:]))
+	switch {
+	case isLarge && large && len(pkt) <= packet.MaxLarge:
+		if len(pkt) > start {
+			packet.SetLength(pkt, start, 0)
+		}
+	case isLarge:
+		mss := int(binary.NativeEndian.Uint16(head[4:]))
+		if large {
+			pkt = o.buf[:copy(o.buf, pkt)]
+		}
+		o.pending, _ = packet.NewSegmenter(pkt, mss)
+		return false
+	case head[0]&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 && !large:
+		return packet.FinishChecksum(pkt, start, int(binary.NativeEndian.Uint16(head[8:])))
+	}
+	return true
 }
 
 // segments reads further segments of a large packet that has to be cut.

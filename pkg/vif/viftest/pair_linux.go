@@ -41,60 +41,37 @@ func PairCuttable(t *testing.T) (*vif.Hub, *vif.Interface, wgkey.Key, func()) {
 	return PairWith(t, vif.Config{})
 }
 
+// Wrapper is put around a laptop's stream.
+type Wrapper = func(io.ReadWriteCloser) io.ReadWriteCloser
+
 // PairWith makes the laptop's end as the Config says: by default in the laptop's network namespace.
 // It puts the wrappers around the laptop's streams.
-func PairWith(t *testing.T, c vif.Config, wrap ...func(io.ReadWriteCloser) io.ReadWriteCloser) (*vif.Hub, *vif.Interface, wgkey.Key, func()) {
+func PairWith(t *testing.T, c vif.Config, wrap ...Wrapper) (*vif.Hub, *vif.Interface, wgkey.Key, func()) {
 	t.Helper()
 	return PairOf(t, c, vif.HubConfig{}, wrap...)
 }
 
 // PairOf is PairWith with a configuration for the hub.
-func PairOf(t *testing.T, c vif.Config, h vif.HubConfig, wrap ...func(io.ReadWriteCloser) io.ReadWriteCloser) (*vif.Hub, *vif.Interface, wgkey.Key, func()) {
+func PairOf(
+	t *testing.T, c vif.Config, h vif.HubConfig, wrap ...Wrapper,
+) (*vif.Hub, *vif.Interface, wgkey.Key, func()) {
 	t.Helper()
 	hubKey, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	laptopKey, err := wgkey.NewPrivate()
 	require.NoError(t, err)
-
 	h.PrivateKey = hubKey
 	hub := NewHubOf(t, h, laptopKey.Public())
 	t.Cleanup(func() { require.NoError(t, hub.Close()) })
-
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	// This is not the test's own context, because open streams must end in order before the tunnel
-	// does.
-	ctx, stop := context.WithCancel(context.Background())
-	var serving sync.WaitGroup
-	var mu sync.Mutex
-	var open []net.Conn
-	cut := func() {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, c := range open {
-			_ = c.Close()
-		}
-	}
-	serving.Go(func() {
-		for {
-			c, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			open = append(open, c)
-			mu.Unlock()
-			serving.Go(func() { _ = hub.ServeStream(ctx, c) })
-		}
-	})
-	t.Cleanup(func() { stop(); _ = listener.Close(); serving.Wait() })
+	address, cut := serveStreams(t, hub)
 
 	var laptop *vif.Interface
-	c.PrivateKey, c.PeerKey, c.Addresses, c.InboundPort = laptopKey, hubKey.Public(), []netip.Addr{LaptopAddress}, InboundPort
+	c.PrivateKey, c.PeerKey = laptopKey, hubKey.Public()
+	c.Addresses, c.InboundPort = []netip.Addr{LaptopAddress}, InboundPort
 	c.Routes = []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("198.18.0.0/24")}
 	c.Dial = func(ctx context.Context) (vif.Stream, error) {
 		var d net.Dialer
-		conn, err := d.DialContext(ctx, "tcp", listener.Addr().String())
+		conn, err := d.DialContext(ctx, "tcp", address)
 		if err != nil {
 			return vif.Stream{}, err
 		}
@@ -109,10 +86,43 @@ func PairOf(t *testing.T, c vif.Config, h vif.HubConfig, wrap ...func(io.ReadWri
 		return err
 	})
 	t.Cleanup(func() { require.NoError(t, laptop.Close()) })
-	waiting, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	waiting, cancel := context.WithTimeout(t.Context(), Timeout)
 	defer cancel()
 	require.NoError(t, laptop.Ready(waiting))
 	return hub, laptop, laptopKey.Public(), cut
+}
+
+// serveStreams gives each connection to an address to the hub. cut ends the open ones.
+func serveStreams(t *testing.T, hub *vif.Hub) (address string, cut func()) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	// This is not the test's own context, because open streams must end in order before the tunnel
+	// does.
+	ctx, stop := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	var mu sync.Mutex
+	var open []net.Conn
+	serving.Go(func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			open = append(open, c)
+			mu.Unlock()
+			serving.Go(func() { _ = hub.ServeStream(ctx, c) })
+		}
+	})
+	t.Cleanup(func() { stop(); _ = listener.Close(); serving.Wait() })
+	return listener.Addr().String(), func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range open {
+			_ = c.Close()
+		}
+	}
 }
 
 // NewHubAt makes a hub that knows one laptop, and takes datagrams on a UDP port; 0 is for none.

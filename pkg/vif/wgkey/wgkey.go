@@ -12,7 +12,8 @@ import (
 	"fmt"
 )
 
-// Key is a WireGuard key, private or public: a Curve25519 scalar or point (https://www.wireguard.com/papers/wireguard.pdf).
+// Key is a WireGuard key, private or public: a Curve25519 scalar or point
+// (https://www.wireguard.com/papers/wireguard.pdf).
 type Key [32]byte
 
 // NewPrivateKey makes a private key from the system's random source.
@@ -28,7 +29,7 @@ func NewPrivate() (Key, error) {
 func Parse(s string) (Key, error) {
 	raw, err := base64.StdEncoding.DecodeString(s)
 	if err != nil || len(raw) != len(Key{}) {
-		return Key{}, fmt.Errorf("a WireGuard key is 32 bytes in base64, this is not one")
+		return Key{}, errors.New("not a WireGuard key: it must be 32 bytes in base64")
 	}
 	return Key(raw), nil
 }
@@ -48,19 +49,20 @@ func (k Key) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
 // hex is the form of WireGuard's configuration protocol.
 func (k Key) Hex() string { return hex.EncodeToString(k[:]) }
 
-// Proof is what only the holders of the two private keys can make, one from each side: k is private, of is the other's public key.
-func (k Key) Proof(of Key, purpose string) ([]byte, error) {
+// Proof returns bytes that only the holders of two private keys can make: k is the private key of
+// one, and peer the public key of the other. Both get the same bytes for a purpose.
+func (k Key) Proof(peer Key, purpose string) ([]byte, error) {
 	private, err := ecdh.X25519().NewPrivateKey(k[:])
 	if err != nil {
 		return nil, fmt.Errorf("use a WireGuard key: %w", err)
 	}
-	public, err := ecdh.X25519().NewPublicKey(of[:])
+	public, err := ecdh.X25519().NewPublicKey(peer[:])
 	if err != nil {
 		return nil, fmt.Errorf("use a WireGuard key: %w", err)
 	}
 	shared, err := private.ECDH(public)
 	if err != nil {
-		return nil, errors.New("the other's WireGuard key is none")
+		return nil, errors.New("the peer's WireGuard key is not valid")
 	}
 	mac := hmac.New(sha256.New, shared)
 	mac.Write([]byte("detour " + purpose))
