@@ -1,6 +1,6 @@
-// Command notices prints the licenses of everything that detour's binaries link, grouped by text, as
-// the file THIRD_PARTY_NOTICES of the repository. It fails when a package has no license, or one that
-// detour cannot be distributed under. `make generate` runs it at the root of the repository.
+// Command notices prints the licenses of everything that detour's binaries link, grouped by text,
+// as the file THIRD_PARTY_NOTICES of the repository. It fails when a package has no license, or one
+// that detour cannot be distributed under. `make generate` runs it at the root of the repository.
 package main
 
 import (
@@ -103,8 +103,8 @@ func linked(system string, patterns []string) ([]linkedPackage, error) {
 	}
 }
 
-// collect adds the license and the notice of p to texts. The license is the nearest one: a directory
-// inside a module may have its own.
+// collect adds the license and the notice of p to texts. The license is the nearest one: a
+// directory inside a module may have its own.
 func (p *linkedPackage) collect(texts map[string][]string) error {
 	if p.Standard || p.Module == nil || p.Module.Main {
 		return nil
@@ -117,7 +117,7 @@ func (p *linkedPackage) collect(texts map[string][]string) error {
 		}
 		for _, text := range licenses {
 			if kind(text) == "" {
-				return fmt.Errorf("%s has a license in %s that this program does not know: look at it, and add it", owner, dir)
+				return fmt.Errorf("%s has an unknown license in %s: read it, and add it to kind", owner, dir)
 			}
 			add(texts, text, owner)
 		}
@@ -156,7 +156,8 @@ func files(dir string, name *regexp.Regexp) ([]string, error) {
 	return texts, nil
 }
 
-// clean returns text without differences that nobody sees: line ends and blanks at the ends of lines.
+// clean returns text without differences that nobody sees: line ends and blanks at the ends of
+// lines.
 func clean(text string) string {
 	lines := strings.Split(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
 	for i := range lines {

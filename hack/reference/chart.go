@@ -85,7 +85,7 @@ func chartValues() (string, error) {
 	}
 	var page strings.Builder
 	page.WriteString(header("manifests/chart", "Chart values"))
-	page.WriteString("\nSet a value with `detour install --set KEY=VALUE`. A key that is not in this table is refused.\n")
+	page.WriteString("\nSet a value with `detour install --set KEY=VALUE`. Other keys than these are refused.\n")
 	page.WriteString("\n| key | type | default | meaning |\n|---|---|---|---|\n")
 	writeValues(&page, "", &all, defaults, comments(string(raw)))
 	return page.String(), nil
@@ -109,7 +109,8 @@ func writeValues(
 	}
 }
 
-// hasOwnComments reports whether values.yaml explains the parts of path, which then get rows of their own.
+// hasOwnComments reports whether values.yaml explains the parts of path, which then get rows of
+// their own.
 func hasOwnComments(path string, comments map[string]string) bool {
 	for key := range comments {
 		if strings.HasPrefix(key, path+".") {

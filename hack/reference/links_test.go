@@ -49,7 +49,8 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 	}
 }
 
-// Lines of documents wrap at 100 columns; tables cannot, and examples of commands and output do not.
+// Lines of documents wrap at 100 columns; tables cannot, and examples of commands and output do
+// not.
 func TestLinesOfTheDocumentsWrap(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*/*.md")
 	require.NoError(t, err)

@@ -1,5 +1,5 @@
-// Command catalog is the HTTP service of the shop that lists its items with their stock. EDITION names
-// the copy that answers, so that a laptop with EDITION=laptop can be told from the cluster.
+// Command catalog is the HTTP service of the shop that lists its items with their stock. EDITION
+// names the copy that answers, so that a laptop with EDITION=laptop can be told from the cluster.
 package main
 
 import (
@@ -40,7 +40,8 @@ func env(name, otherwise string) string {
 
 func main() {
 	edition, host := env("EDITION", "cluster"), env("HOSTNAME", "laptop")
-	conn, err := grpc.NewClient(env("STOCK_ADDR", "stock.shop:9090"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	address := env("STOCK_ADDR", "stock.shop:9090")
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -78,7 +79,7 @@ func main() {
 		defer cancel()
 		_ = server.Shutdown(ending)
 	}()
-	if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // the server returns it unwrapped
+	if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // never wrapped
 		log.Fatal(err)
 	}
 	<-done

@@ -40,7 +40,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, func() { _ = server.Shutdown(context.Background()) })
-	if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // the server returns it unwrapped
+	if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // never wrapped
 		log.Fatal(err)
 	}
 }
