@@ -50,8 +50,8 @@ func (o *daemonOptions) Run(ctx context.Context) error {
 	return daemon.Run(ctx, o.paths, slog.New(slog.NewTextHandler(o.ErrOut, &slog.HandlerOptions{Level: logLevel()})))
 }
 
-// logLevel returns the daemon's log level from $DETOUR_LOG: debug, info, warn or error. It is info if
-// the variable is not set.
+// logLevel returns the daemon's log level from $DETOUR_LOG: debug, info, warn or error. It is info
+// if the variable is not set.
 func logLevel() slog.Level {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(os.Getenv("DETOUR_LOG"))); err != nil {

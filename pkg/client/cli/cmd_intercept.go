@@ -170,8 +170,8 @@ func (i *interceptor) makeOne(ctx context.Context, r *daemonv1.InterceptRequest)
 	}
 }
 
-// leave ends all intercepts at the same time: no port of a replaced container is released without the
-// others.
+// leave ends all intercepts at the same time: no port of a replaced container is released without
+// the others.
 func (i *interceptor) leave(ctx context.Context) error {
 	failures := make([]error, len(i.made))
 	var all sync.WaitGroup
@@ -224,8 +224,8 @@ func (i *interceptor) interceptAround(ctx context.Context, command, environment 
 	return i.finish(ctx, code, printed)
 }
 
-// ingestAround runs a command while the cluster knows that the laptop uses the app's environment. The
-// command starts last, because no traffic waits for it.
+// ingestAround runs a command while the cluster knows that the laptop uses the app's environment.
+// The command starts last, because no traffic waits for it.
 func (i *interceptor) ingestAround(ctx context.Context, command, environment []string) error {
 	if err := i.make(ctx); err != nil {
 		return err
@@ -241,8 +241,8 @@ func (i *interceptor) ingestAround(ctx context.Context, command, environment []s
 	return i.finish(ctx, waitForCommand(p), printed)
 }
 
-// finish ends the intercepts after the command, and returns the error that decides the exit code: that
-// of leaving, of the command, or of printing.
+// finish ends the intercepts after the command, and returns the error that decides the exit code:
+// that of leaving, of the command, or of printing.
 func (i *interceptor) finish(ctx context.Context, command, printed error) error {
 	if err := i.leave(ctx); err != nil {
 		return withExitCode(err, command)

@@ -75,8 +75,8 @@ func (o *listOptions) Run(ctx context.Context) error {
 	return o.Print(rows, func(w io.Writer) { printList(w, rows) })
 }
 
-// targets asks the daemon. If none runs, this process asks the cluster itself: a list needs no session,
-// so it is no reason to start a daemon, which may need root.
+// targets asks the daemon. If none runs, this process asks the cluster itself: a list needs no
+// session, so it is no reason to start a daemon, which may need root.
 func (o *listOptions) targets(ctx context.Context) ([]*daemonv1.Target, error) {
 	loaded, packed, err := o.packKubeconfig()
 	if err != nil {

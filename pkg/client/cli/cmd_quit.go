@@ -79,6 +79,7 @@ func printQuit(out io.Writer, r *daemonv1.QuitResponse) {
 		fmt.Fprintln(w, "not connected")
 	}
 	if r.NotDeleted != "" {
-		fmt.Fprintln(w, "the session could not be deleted in the cluster; the traffic-manager ends it when its time to live is over:", r.NotDeleted)
+		fmt.Fprintln(w, "the session could not be deleted in the cluster; the traffic-manager ends it when its time "+
+			"to live is over:", r.NotDeleted)
 	}
 }

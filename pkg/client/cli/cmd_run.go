@@ -76,8 +76,8 @@ func (o *runOptions) Run(ctx context.Context) error {
 	return waitForCommand(p)
 }
 
-// namespacePID returns the process whose namespaces a command has to enter. It is 0 if there are none,
-// or if this process is in them already.
+// namespacePID returns the process whose namespaces a command has to enter. It is 0 if there are
+// none, or if this process is in them already.
 func namespacePID(s *daemonv1.StatusResponse) int {
 	if id, err := os.Readlink("/proc/self/ns/net"); err == nil && id == s.NamespaceId {
 		return 0

@@ -23,12 +23,32 @@ func TestPrintTailed(t *testing.T) {
 		people, json string
 	}{
 		"to a laptop": {
-			&tailv1.Request{At: at, Duration: durationpb.New(1234 * time.Microsecond), Pod: "catalog-1", Port: 8080, Method: "GET", Path: "/items", Status: 200, ServedBy: tailv1.ServedBy_SERVED_BY_LAPTOP, Laptop: "alice@mac", Why: "header x-dev matches alice@mac's intercept"},
-			"GET     /items                         200     1.23ms  laptop   header x-dev matches alice@mac's intercept\n",
+			&tailv1.Request{
+				At:       at,
+				Duration: durationpb.New(1234 * time.Microsecond),
+				Pod:      "catalog-1",
+				Port:     8080,
+				Method:   "GET",
+				Path:     "/items",
+				Status:   200,
+				ServedBy: tailv1.ServedBy_SERVED_BY_LAPTOP,
+				Laptop:   "alice@mac",
+				Why:      "header x-dev matches alice@mac's intercept",
+			},
+			"GET     /items                         200     1.23ms  laptop   header x-dev matches alice@mac's " +
+				"intercept\n",
 			`"method":"GET","path":"/items","status":200,"durationMs":1.234,"servedBy":"laptop","laptop":"alice@mac","why":"header x-dev matches alice@mac's intercept","pod":"catalog-1","port":8080}` + "\n",
 		},
 		"gRPC": {
-			&tailv1.Request{At: at, Method: "POST", Path: "/shop.Stock/Count", Status: 200, GrpcStatus: proto.Uint32(5), ServedBy: tailv1.ServedBy_SERVED_BY_CLUSTER, Why: "no intercept"},
+			&tailv1.Request{
+				At:         at,
+				Method:     "POST",
+				Path:       "/shop.Stock/Count",
+				Status:     200,
+				GrpcStatus: proto.Uint32(5),
+				ServedBy:   tailv1.ServedBy_SERVED_BY_CLUSTER,
+				Why:        "no intercept",
+			},
 			"POST    /shop.Stock/Count              NotFound        0s  cluster  no intercept\n",
 			`"method":"POST","path":"/shop.Stock/Count","status":200,"grpcStatus":"NotFound","durationMs":0,"servedBy":"cluster","why":"no intercept","pod":"","port":0}` + "\n",
 		},
@@ -38,7 +58,12 @@ func TestPrintTailed(t *testing.T) {
 			`"durationMs":0,"servedBy":"nobody","why":"no intercept","pod":"","port":0}` + "\n",
 		},
 		"escape sequences": {
-			&tailv1.Request{At: at, Method: "GET", Path: "/\x1b[2J\u009b2J\u202e", ServedBy: tailv1.ServedBy_SERVED_BY_CLUSTER},
+			&tailv1.Request{
+				At:       at,
+				Method:   "GET",
+				Path:     "/\x1b[2J\u009b2J\u202e",
+				ServedBy: tailv1.ServedBy_SERVED_BY_CLUSTER,
+			},
 			"GET     /�[2J�2J�                      -           0s  cluster  \n",
 			`"method":"GET","path":"/\u001b[2J` + "\u009b2J\u202e" + `","durationMs":0,"servedBy":"cluster","why":"","pod":"","port":0}` + "\n",
 		},

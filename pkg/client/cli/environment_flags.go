@@ -22,14 +22,17 @@ type environmentFlags struct {
 }
 
 func (e *environmentFlags) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&e.file, "env-file", "", "write the environment of the app's container to this file, for a shell or an IDE")
+	f.StringVar(&e.file, "env-file", "", "write the environment of the app's container to this file, for a shell or "+
+		"an IDE")
 	f.StringVar(&e.jsonFile, "env-json", "", "write the environment of the app's container to this file, as JSON")
 	f.BoolVar(&e.forCommand, "env", true, "run COMMAND with the environment of the app's container")
 }
 
 // environmentFor writes the files that the flags name, and returns the environment of COMMAND. The
 // cluster is asked only if the environment is used.
-func (o *interceptOptions) environmentFor(ctx context.Context, s *session, r *daemonv1.InterceptRequest) ([]string, error) {
+func (o *interceptOptions) environmentFor(
+	ctx context.Context, s *session, r *daemonv1.InterceptRequest,
+) ([]string, error) {
 	own := os.Environ()
 	writesFiles := o.file != "" || o.jsonFile != ""
 	runs := len(o.parsed.command) > 0 && o.forCommand
@@ -58,7 +61,8 @@ func (o *interceptOptions) writeEnvironment(variables map[string]string) error {
 	if o.file != "" {
 		lines, omitted := environment.EnvFile(variables)
 		if len(omitted) > 0 {
-			fmt.Fprintf(termSafeWriter{o.ErrOut}, "warning: omitted from %s, because a shell would run the name or the value: %s\n",
+			fmt.Fprintf(termSafeWriter{o.ErrOut}, "warning: omitted from %s, because a shell would run the name or "+
+				"the value: %s\n",
 				o.file, quoteNames(omitted))
 		}
 		if err := environment.WriteFile(o.file, lines); err != nil {
@@ -84,9 +88,11 @@ func quoteNames(names []string) string {
 	return strings.Join(all, ", ")
 }
 
-// appEnvironment returns the environment of the app's container. It lacks what the user may not read,
-// and a warning names that.
-func (o *interceptOptions) appEnvironment(ctx context.Context, s *session, r *daemonv1.InterceptRequest) (map[string]string, error) {
+// appEnvironment returns the environment of the app's container. It lacks what the user may not
+// read, and a warning names that.
+func (o *interceptOptions) appEnvironment(
+	ctx context.Context, s *session, r *daemonv1.InterceptRequest,
+) (map[string]string, error) {
 	loaded, packed, err := o.packKubeconfig()
 	if err != nil {
 		return nil, err

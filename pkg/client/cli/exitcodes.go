@@ -30,7 +30,8 @@ type ExitCode struct {
 func ExitCodes() []ExitCode {
 	return []ExitCode{
 		{fmt.Sprint(ExitOK), "Success."},
-		{fmt.Sprint(ExitFailure), "detour failed. One sentence on standard error says what failed, why, and what to do."},
+		{fmt.Sprint(ExitFailure), "detour failed. One sentence on standard error says what failed, why, and what to " +
+			"do."},
 		{"code of COMMAND", "With `detour run`, `detour shell` and `detour intercept ... -- COMMAND`: " +
 			"COMMAND ended with this code."},
 		{fmt.Sprint(ExitCommandNotAllowed), "COMMAND was found but could not be executed."},
@@ -64,7 +65,8 @@ func startFailure(err error) error {
 	return err
 }
 
-// waitForCommand waits until p ends, and returns an error that carries its exit code unless that is 0.
+// waitForCommand waits until p ends, and returns an error that carries its exit code unless that is
+// 0.
 func waitForCommand(p rootless.Process) error {
 	code, err := p.Wait()
 	if err != nil {
@@ -76,7 +78,8 @@ func waitForCommand(p rootless.Process) error {
 	return nil
 }
 
-// withExitCode returns err, and lets detour end with the exit code of the command if that failed too.
+// withExitCode returns err, and lets detour end with the exit code of the command if that failed
+// too.
 func withExitCode(err, command error) error {
 	var ended *commandError
 	if errors.As(command, &ended) {

@@ -75,7 +75,9 @@ func (f *fakeDaemon) Status(context.Context, *daemonv1.StatusRequest) (*daemonv1
 }
 
 // Connect implements DaemonServiceServer.
-func (f *fakeDaemon) Connect(_ *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
+func (f *fakeDaemon) Connect(
+	_ *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse],
+) error {
 	if err := stream.Send(&daemonv1.ConnectResponse{Progress: "creating a session in namespace shop"}); err != nil {
 		return err
 	}
@@ -96,12 +98,16 @@ func (f *fakeDaemon) Environment(context.Context, *daemonv1.EnvironmentRequest) 
 }
 
 // CheckIntercepts implements DaemonServiceServer.
-func (f *fakeDaemon) CheckIntercepts(context.Context, *daemonv1.CheckInterceptsRequest) (*daemonv1.CheckInterceptsResponse, error) {
+func (f *fakeDaemon) CheckIntercepts(
+	context.Context, *daemonv1.CheckInterceptsRequest,
+) (*daemonv1.CheckInterceptsResponse, error) {
 	return &daemonv1.CheckInterceptsResponse{}, nil
 }
 
 // Intercept implements DaemonServiceServer.
-func (f *fakeDaemon) Intercept(r *daemonv1.InterceptRequest, stream grpc.ServerStreamingServer[daemonv1.InterceptResponse]) error {
+func (f *fakeDaemon) Intercept(
+	r *daemonv1.InterceptRequest, stream grpc.ServerStreamingServer[daemonv1.InterceptResponse],
+) error {
 	if f.refuse != "" {
 		return status.Error(codes.Aborted, f.refuse)
 	}

@@ -20,8 +20,8 @@ import (
 
 var update = flag.Bool("update", false, "write the files in testdata, and docs/reference/commands.md")
 
-// golden compares got with a file in testdata. Users and scripts read this output, so a change of it is
-// a change for them.
+// golden compares got with a file in testdata. Users and scripts read this output, so a change of
+// it is a change for them.
 func golden(t *testing.T, name string, got []byte) {
 	path := filepath.Join("testdata", name+".golden")
 	if *update {
@@ -97,16 +97,20 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 			},
 		},
 		"refused": {
-			daemon: &fakeDaemon{status: connected(), refuse: "port 8080 of deployment/catalog is intercepted by mallory@x1"},
-			lines:  []string{"intercept catalog --port 8080", "intercept catalog --port 8080 -o json", "leave catalog"},
+			daemon: &fakeDaemon{
+				status: connected(),
+				refuse: "port 8080 of deployment/catalog is intercepted by mallory@x1",
+			},
+			lines: []string{"intercept catalog --port 8080", "intercept catalog --port 8080 -o json", "leave catalog"},
 		},
 		"quit": {
 			daemon: &fakeDaemon{quit: &daemonv1.QuitResponse{WasConnected: true}},
 			lines:  []string{"quit"},
 		},
 		"quit-offline": {
-			daemon: &fakeDaemon{quit: &daemonv1.QuitResponse{WasConnected: true, NotDeleted: "the cluster cannot be reached"}},
-			lines:  []string{"quit"},
+			daemon: &fakeDaemon{quit: &daemonv1.QuitResponse{WasConnected: true, NotDeleted: "the cluster cannot be " +
+				"reached"}},
+			lines: []string{"quit"},
 		},
 		"environment-forbidden": {
 			daemon: &fakeDaemon{status: connected()},

@@ -58,12 +58,17 @@ func (o *interceptOptions) addFlags(f *pflag.FlagSet) {
 	f.Var(&o.ttl, "ttl", "end the intercept after this time, such as 2h; 0: when the session ends")
 	f.StringVar(&o.onFailure, "on-failure", onFailureFallback,
 		"who answers if this laptop cannot: fallback (the cluster's pods) or error (nobody)")
-	f.StringVar(&o.mode, "mode", "intercept", "intercept; wiretap: the laptop gets copies of the requests, and the cluster's pods "+
-		"answer them; replace: the app's container does not run; ingest: no traffic moves, only the app's environment is read")
-	f.StringVar(&o.container, "container", "", "with --mode replace or ingest: the container of the pod, if there are several")
-	f.StringVar(&o.tls.secret, "tls-secret", "", "if the port speaks TLS: the Secret of its pods with their certificate, "+
+	f.StringVar(&o.mode, "mode", "intercept", "intercept; wiretap: the laptop gets copies of the requests, and the "+
+		"cluster's pods "+
+		"answer them; replace: the app's container does not run; ingest: no traffic moves, only the app's "+
+		"environment is read")
+	f.StringVar(&o.container, "container", "", "with --mode replace or ingest: the container of the pod, if there "+
+		"are several")
+	f.StringVar(&o.tls.secret, "tls-secret", "", "if the port speaks TLS: the Secret of its pods with their "+
+		"certificate, "+
 		"with which the agents decrypt requests to tell them apart")
-	f.BoolVar(&o.tls.localPlaintext, "local-plaintext", false, "with --tls-secret: the process on this laptop does not speak TLS")
+	f.BoolVar(&o.tls.localPlaintext, "local-plaintext", false, "with --tls-secret: the process on this laptop does "+
+		"not speak TLS")
 	f.BoolVar(&o.attach, "attach", false, "attach the agent to the running pods instead of restarting them; "+
 		"TCP only, and open connections stay with the app")
 	o.environmentFlags.addFlags(f)

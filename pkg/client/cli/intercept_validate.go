@@ -32,8 +32,8 @@ func check(rules []rule) error {
 	return nil
 }
 
-// Validate implements commandOptions. It checks in a fixed order, so that a command line with several
-// mistakes always reports the same one.
+// Validate implements commandOptions. It checks in a fixed order, so that a command line with
+// several mistakes always reports the same one.
 func (o *interceptOptions) Validate() error {
 	if err := o.printFlags.Validate(); err != nil {
 		return err
@@ -60,7 +60,8 @@ func (o *interceptOptions) Validate() error {
 	return o.sessionOptions.validate()
 }
 
-// checkNotEmpty refuses flags that are set to an empty value, as an unset variable of the shell does.
+// checkNotEmpty refuses flags that are set to an empty value, as an unset variable of the shell
+// does.
 func (o *interceptOptions) checkNotEmpty() error {
 	for _, f := range []struct{ flag, value string }{
 		{"mode", o.mode},
@@ -83,11 +84,13 @@ func (o *interceptOptions) checkValues() error {
 		return fmt.Errorf("--on-failure %s does not exist: use fallback (the cluster's pods answer) or error", o.onFailure)
 	}
 	if _, ok := modes[o.mode]; !ok {
-		return fmt.Errorf("--mode %s does not exist: use intercept, wiretap (copies of the requests; the cluster's pods answer), "+
+		return fmt.Errorf("--mode %s does not exist: use intercept, wiretap (copies of the requests; the cluster's "+
+			"pods answer), "+
 			"replace (the app's container does not run) or ingest (only the app's environment)", o.mode)
 	}
 	if o.parsed.target == "" {
-		return errors.New("the name of the service is empty: name the service to intercept, as in `detour intercept catalog --port 8080`")
+		return errors.New("the name of the service is empty: name the service to intercept, as in `detour intercept " +
+			"catalog --port 8080`")
 	}
 	return nil
 }
@@ -104,15 +107,28 @@ func (o *interceptOptions) modeRules() []rule {
 	replace, ingest := o.is(detour.ModeReplace), o.is(detour.ModeIngest)
 	conditions := o.parsed.match != nil
 	return []rule{
-		{replace && conditions, "--mode replace takes all requests, because the app does not run: " +
-			"omit the conditions, or use --mode intercept"},
-		{replace && o.changed("on-failure") && o.onFailure == onFailureFallback, "--on-failure fallback: with --mode replace " +
-			"the app does not run, so nothing can answer for this laptop: omit it, or use --mode intercept"},
-		{o.is(detour.ModeWiretap) && o.onFailure == onFailureError, "--on-failure error: with --mode wiretap " +
-			"the cluster's pods answer in any case: omit it"},
-		{ingest && o.changed("on-failure"), "--on-failure: --mode ingest takes no traffic: omit it"},
-		{o.container != "" && !o.needsNoPort(), "--container works only with --mode replace and --mode ingest: " +
-			"use one of them, or omit it"},
+		{
+			broken: replace && conditions,
+			message: "--mode replace takes all requests, because the app does not run: omit the conditions, or use " +
+				"--mode intercept",
+		},
+		{
+			broken: replace && o.changed("on-failure") && o.onFailure == onFailureFallback,
+			message: "--on-failure fallback: with --mode replace the app does not run, so nothing can answer for " +
+				"this laptop: omit it, or use --mode intercept",
+		},
+		{
+			broken:  o.is(detour.ModeWiretap) && o.onFailure == onFailureError,
+			message: "--on-failure error: with --mode wiretap the cluster's pods answer in any case: omit it",
+		},
+		{
+			broken:  ingest && o.changed("on-failure"),
+			message: "--on-failure: --mode ingest takes no traffic: omit it",
+		},
+		{
+			broken:  o.container != "" && !o.needsNoPort(),
+			message: "--container works only with --mode replace and --mode ingest: use one of them, or omit it",
+		},
 	}
 }
 
@@ -121,11 +137,23 @@ func (o *interceptOptions) attachRules() []rule {
 	ingest := o.is(detour.ModeIngest)
 	traffic := len(o.portFlags) > 0 || o.parsed.match != nil || o.tls.secret != ""
 	return []rule{
-		{o.attach && o.is(detour.ModeReplace), "--attach restarts no pod, and --mode replace needs new pods: use one of them"},
-		{o.attach && ingest, "--mode ingest restarts no pod and needs no agent: omit --attach"},
-		{o.attach && o.tls.secret != "", "--attach restarts no pod, and a running pod cannot get the volume of --tls-secret: " +
-			"use one of them"},
-		{ingest && traffic, "--mode ingest takes no traffic: omit ports, conditions and --tls-secret, or use --mode intercept"},
+		{
+			broken:  o.attach && o.is(detour.ModeReplace),
+			message: "--attach restarts no pod, and --mode replace needs new pods: use one of them",
+		},
+		{
+			broken:  o.attach && ingest,
+			message: "--mode ingest restarts no pod and needs no agent: omit --attach",
+		},
+		{
+			broken: o.attach && o.tls.secret != "",
+			message: "--attach restarts no pod, and a running pod cannot get the volume of --tls-secret: use one of " +
+				"them",
+		},
+		{
+			broken:  ingest && traffic,
+			message: "--mode ingest takes no traffic: omit ports, conditions and --tls-secret, or use --mode intercept",
+		},
 	}
 }
 
@@ -133,8 +161,11 @@ func (o *interceptOptions) attachRules() []rule {
 func (o *interceptOptions) targetRules() []rule {
 	workload, target := o.targetsWorkload(), o.parsed.target
 	return []rule{
-		{workload && !o.needsNoPort(), target + " is not a service: name the service whose traffic you want, " +
-			"or use --mode replace or ingest"},
+		{
+			broken: workload && !o.needsNoPort(),
+			message: target + " is not a service: name the service whose traffic you want, or use --mode replace or " +
+				"ingest",
+		},
 		{workload && len(o.portFlags) > 0, "--port names a port of a service: name the service in place of " + target +
 			", or omit --port"},
 	}
@@ -144,10 +175,19 @@ func (o *interceptOptions) targetRules() []rule {
 func (o *interceptOptions) tlsRules() []rule {
 	allRequests := o.parsed.match == nil && !o.is(detour.ModeWiretap)
 	return []rule{
-		{o.tls.secret != "" && allRequests, "--tls-secret serves to tell requests apart, and without conditions all traffic " +
-			"of the port goes to this laptop as it is, TLS included: add a condition such as --me, or omit it"},
-		{o.tls.localPlaintext && o.tls.secret == "", "--local-plaintext works only with --tls-secret: " +
-			"without it the agent does not decrypt TLS; add --tls-secret, or omit --local-plaintext"},
-		{len(o.portFlags) == 0 && !o.needsNoPort(), "--port is missing: name the port on which this laptop listens, as in --port 8080"},
+		{
+			broken: o.tls.secret != "" && allRequests,
+			message: "--tls-secret serves to tell requests apart, and without conditions all traffic of the port " +
+				"goes to this laptop as it is, TLS included: add a condition such as --me, or omit it",
+		},
+		{
+			broken: o.tls.localPlaintext && o.tls.secret == "",
+			message: "--local-plaintext works only with --tls-secret: without it the agent does not decrypt TLS; " +
+				"add --tls-secret, or omit --local-plaintext",
+		},
+		{
+			broken:  len(o.portFlags) == 0 && !o.needsNoPort(),
+			message: "--port is missing: name the port on which this laptop listens, as in --port 8080",
+		},
 	}
 }

@@ -24,8 +24,10 @@ func (m *matchFlags) addFlags(f *pflag.FlagSet) {
 	m.flagChanged = f.Changed
 	f.BoolVar(&m.me, "me", false,
 		"only my requests: those with the header "+route.UserHeader+": ME, or the baggage member "+route.Baggage+"=ME")
-	f.StringArrayVar(&m.headers, "header", nil, "only requests with this header: NAME=VALUE, NAME~=REGEX or NAME (repeatable)")
-	f.StringArrayVar(&m.query, "query", nil, "only requests with this query parameter: NAME=VALUE, NAME~=REGEX or NAME (repeatable)")
+	f.StringArrayVar(&m.headers, "header", nil, "only requests with this header: NAME=VALUE, NAME~=REGEX or NAME "+
+		"(repeatable)")
+	f.StringArrayVar(&m.query, "query", nil, "only requests with this query parameter: NAME=VALUE, NAME~=REGEX or "+
+		"NAME (repeatable)")
 	f.StringSliceVar(&m.methods, "method", nil, "only requests with one of these methods: GET,POST (repeatable)")
 	f.StringVar(&m.path, "path", "", "only requests for this path")
 	f.StringVar(&m.pathPrefix, "path-prefix", "", "only requests for this path and the paths below it")

@@ -26,7 +26,8 @@ func TestMatchFlags(t *testing.T) {
 		{[]string{"--header", "x-dev=al ice", "--header", "x-debug"}, "header x-dev=al ice, header x-debug", "curl -H 'x-dev: al ice' -H 'x-debug: 1' http://catalog.shop/"},
 		{[]string{"--header", "x-dev~=al.*"}, "header x-dev~=al.*", ""},
 		{[]string{"--header", "x-dev=it's"}, "header x-dev=it's", `curl -H 'x-dev: it'\''s' http://catalog.shop/`},
-		{[]string{"--path-prefix", "/api", "--query", "dev=alice", "--method", "post,put"}, "query dev=alice, paths under /api, method POST or PUT", "curl -X POST 'http://catalog.shop/api?dev=alice'"},
+		{[]string{"--path-prefix", "/api", "--query", "dev=alice", "--method", "post,put"}, "query dev=alice, paths " +
+			"under /api, method POST or PUT", "curl -X POST 'http://catalog.shop/api?dev=alice'"},
 		{[]string{"--method", "GET, post"}, "method GET or POST", "curl http://catalog.shop/"},
 		{[]string{"--method", "put", "--method", "Patch"}, "method PUT or PATCH", "curl -X PUT http://catalog.shop/"},
 		{[]string{"--header", "x-dev= alice "}, "header x-dev=alice", "curl -H 'x-dev: alice' http://catalog.shop/"},
@@ -38,7 +39,8 @@ func TestMatchFlags(t *testing.T) {
 		{[]string{"--query", "q=a b&c"}, "query q=a b&c", "curl 'http://catalog.shop/?q=a+b%26c'"},
 		{[]string{"--query", "a b"}, "query a b", "curl 'http://catalog.shop/?a+b='"},
 		{[]string{"--path", "/a b?[1-2]"}, "path /a b?[1-2]", "curl http://catalog.shop/a%20b%3F%5B1-2%5D"},
-		{[]string{"--path", "/a", "--header", "x=y=z"}, "header x=y=z, path /a", "curl -H 'x: y=z' http://catalog.shop/a"},
+		{[]string{"--path", "/a", "--header", "x=y=z"}, "header x=y=z, path /a", "curl -H 'x: y=z' " +
+			"http://catalog.shop/a"},
 	} {
 		var m matchFlags
 		f := pflag.NewFlagSet("", pflag.ContinueOnError)
@@ -70,7 +72,8 @@ func TestMatchFlags(t *testing.T) {
 		{"no name of a header", []string{"--header", "x(dev)=alice"}},
 		{"method \"\" is none", []string{"--method", "GET,"}},
 		{"method \"GET POST\" is none", []string{"--method", "get post"}},
-		// As a shell makes them of a variable that is not set. No condition at all would take everybody's traffic.
+		// As a shell makes them of a variable that is not set. No condition at all would take
+		// everybody's traffic.
 		{"--path is empty", []string{"--path", ""}},
 		{"--path-prefix is empty", []string{"--path-prefix", ""}},
 		{"--method is empty", []string{"--method", ""}},

@@ -12,7 +12,8 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 )
 
-// mistaken runs a command that is to fail before it reaches a cluster or starts a daemon, and returns why.
+// mistaken runs a command that is to fail before it reaches a cluster or starts a daemon, and
+// returns why.
 func mistaken(t *testing.T, args ...string) string {
 	home := t.TempDir()
 	t.Setenv("HOME", home)
@@ -31,8 +32,10 @@ func mistaken(t *testing.T, args ...string) string {
 func TestOneSentenceForAWrongKubeconfig(t *testing.T) {
 	t.Setenv("KUBECONFIG", "/nonexistent")
 	for _, command := range []string{"list", "install", "uninstall", "connect", "run -- ls", "tail catalog", "intercept catalog --port 8080"} {
-		require.Equal(t, "KUBECONFIG names /nonexistent, but no such file exists: set it to an existing file, or use --kubeconfig", mistaken(t, strings.Fields(command)...), command)
-		require.Equal(t, `context "nope" does not exist in the kubeconfig: `+"`kubectl config get-contexts` lists what there is", mistaken(t, append([]string{"--context", "nope"}, strings.Fields(command)...)...), command)
+		require.Equal(t, "KUBECONFIG names /nonexistent, but no such file exists: set it to an existing file, or "+
+			"use --kubeconfig", mistaken(t, strings.Fields(command)...), command)
+		require.Equal(t, `context "nope" does not exist in the kubeconfig: `+"`kubectl config get-contexts` lists "+
+			"what there is", mistaken(t, append([]string{"--context", "nope"}, strings.Fields(command)...)...), command)
 	}
 }
 
@@ -42,7 +45,8 @@ func TestNotKubernetes(t *testing.T) {
 	defer server.Close()
 	t.Setenv("KUBECONFIG", os.DevNull)
 	for _, command := range []string{"list", "uninstall", "install"} {
-		require.Equal(t, "the server at "+server.URL+" is not a Kubernetes API server: check the server in your kubeconfig, and any proxy on the way to it", mistaken(t, command, "--server", server.URL), command)
+		require.Equal(t, "the server at "+server.URL+" is not a Kubernetes API server: check the server in your "+
+			"kubeconfig, and any proxy on the way to it", mistaken(t, command, "--server", server.URL), command)
 	}
 }
 

@@ -22,10 +22,11 @@ func (n *networkFlags) addFlags(flags *pflag.FlagSet) {
 	}{
 		{"also-proxy", &o.AlsoProxy, "CIDR that leads to the cluster too, even if the laptop uses it (repeatable)"},
 		{"never-proxy", &o.NeverProxy, "CIDR that does not lead to the cluster (repeatable)"},
-		{"map-subnet", &o.MapSubnet, "CIDR=CIDR or CIDR=auto: show a network of the cluster at other addresses on this laptop; " +
-			"auto: all networks that the laptop uses itself (repeatable)"},
+		{"map-subnet", &o.MapSubnet, "CIDR=CIDR or CIDR=auto: show a network of the cluster at other addresses on " +
+			"this laptop; auto: all networks that the laptop uses itself (repeatable)"},
 		{"include-suffix", &o.IncludeSuffix, "resolve names with this suffix with the cluster's DNS (repeatable)"},
-		{"exclude-suffix", &o.ExcludeSuffix, "never resolve names with this suffix with the cluster's DNS (repeatable)"},
+		{"exclude-suffix", &o.ExcludeSuffix, "never resolve names with this suffix with the cluster's DNS " +
+			"(repeatable)"},
 		{"map", &o.Map, "NAME=TARGET: resolve NAME to an IP address or to another name (repeatable)"},
 	} {
 		flags.StringArrayVar(f.value, f.name, nil, f.usage)

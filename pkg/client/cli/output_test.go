@@ -40,11 +40,54 @@ func TestPrintStatus(t *testing.T) {
 	inUTC(t)
 	intercepting := connected()
 	intercepting.Intercepts = []*daemonv1.Intercept{
-		{Name: "catalog-8080", Namespace: "shop", Service: "catalog", Port: "http", LocalPort: 8080, Workload: "deployment/catalog", Phase: "Active", Agents: "2/2", Redirect: inject.ViaNftables, Message: "deployment/catalog sends its traffic to eve@thinkpad", ContainerPort: 8080},
-		{Name: "db-5432", Namespace: "shop", Service: "db", LocalPort: 15432, Workload: "statefulset/db", Phase: "Pending", Agents: "0/1", Mode: "Wiretap", Dropped: 12},
-		{Name: "worker-x", Namespace: "shop", Workload: "deployment/worker", Phase: "Active", Agents: "2/2", Mode: "Replace", Container: "app"},
-		{Name: "stock-x", Namespace: "shop", Service: "stock", LocalPort: 8081, Workload: "deployment/stock", Phase: "Refused", Message: "port 8080 of deployment/stock is intercepted by mallory@x1"},
-		{Service: "web", LocalPort: 8082, Phase: "Wanted", Message: "the API server could not answer (busy): try again"},
+		{
+			Name:          "catalog-8080",
+			Namespace:     "shop",
+			Service:       "catalog",
+			Port:          "http",
+			LocalPort:     8080,
+			Workload:      "deployment/catalog",
+			Phase:         "Active",
+			Agents:        "2/2",
+			Redirect:      inject.ViaNftables,
+			Message:       "deployment/catalog sends its traffic to eve@thinkpad",
+			ContainerPort: 8080,
+		},
+		{
+			Name:      "db-5432",
+			Namespace: "shop",
+			Service:   "db",
+			LocalPort: 15432,
+			Workload:  "statefulset/db",
+			Phase:     "Pending",
+			Agents:    "0/1",
+			Mode:      "Wiretap",
+			Dropped:   12,
+		},
+		{
+			Name:      "worker-x",
+			Namespace: "shop",
+			Workload:  "deployment/worker",
+			Phase:     "Active",
+			Agents:    "2/2",
+			Mode:      "Replace",
+			Container: "app",
+		},
+		{
+			Name:      "stock-x",
+			Namespace: "shop",
+			Service:   "stock",
+			LocalPort: 8081,
+			Workload:  "deployment/stock",
+			Phase:     "Refused",
+			Message:   "port 8080 of deployment/stock is intercepted by mallory@x1",
+		},
+		{
+			Service:   "web",
+			LocalPort: 8082,
+			Phase:     "Wanted",
+			Message:   "the API server could not answer (busy): try again",
+		},
 		{Workload: "deployment/mailer", Phase: "Wanted", Mode: "Replace"},
 	}
 	down := connected()
@@ -75,12 +118,35 @@ func TestPrintList(t *testing.T) {
 	for name, rows := range map[string][]listRow{
 		"list": {
 			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: inject.ViaTargetPort, Intercepts: []listIntercept{
-				{Name: "catalog-1", Laptop: "eve@thinkpad", Phase: "Active", Mode: "intercept", Requests: "header x-dev=eve", Agents: "3/3", Since: since},
-				{Name: "catalog-2", Laptop: "bob@mac", Phase: "LaptopGone", Mode: "wiretap", Requests: "copies of all requests", Agents: "3/3", Since: since},
+				{
+					Name:     "catalog-1",
+					Laptop:   "eve@thinkpad",
+					Phase:    "Active",
+					Mode:     "intercept",
+					Requests: "header x-dev=eve",
+					Agents:   "3/3",
+					Since:    since,
+				},
+				{
+					Name:     "catalog-2",
+					Laptop:   "bob@mac",
+					Phase:    "LaptopGone",
+					Mode:     "wiretap",
+					Requests: "copies of all requests",
+					Agents:   "3/3",
+					Since:    since,
+				},
 			}},
 			{Service: "catalog", Port: "9090/grpc", Workload: "deployment/catalog", Redirect: inject.ViaNftables},
 			{Service: "legacy", Port: "8080", Why: "no workload stands behind it"},
-			{Service: "paused", Port: "80", Workload: "deployment/paused", Why: "deployment/paused is paused: resume it", Only: "--attach", Redirect: inject.ViaAttach},
+			{
+				Service:  "paused",
+				Port:     "80",
+				Workload: "deployment/paused",
+				Why:      "deployment/paused is paused: resume it",
+				Only:     "--attach",
+				Redirect: inject.ViaAttach,
+			},
 			{Workload: "deployment/worker", Why: "no service leads to it", Only: "--mode replace"},
 		},
 		"list-empty": {},
@@ -136,7 +202,8 @@ func TestHelp(t *testing.T) {
 	golden(t, "help.txt", out.Bytes())
 }
 
-// A wrong -o is refused before anything is done: an intercept that was left cannot be had back by repeating the command.
+// A wrong -o is refused before anything is done: an intercept that was left cannot be had back by
+// repeating the command.
 func TestOutputIsCheckedFirst(t *testing.T) {
 	for _, line := range [][]string{{"status"}, {"list"}, {"connect"}, {"version"}, {"intercept", "catalog", "--port", "8080"}, {"leave", "catalog"}} {
 		t.Run(line[0], func(t *testing.T) {
@@ -168,7 +235,8 @@ func TestCalledWrongly(t *testing.T) {
 	}
 }
 
-// Without a daemon the commands that only ask say so, and those that change something do not start one.
+// Without a daemon the commands that only ask say so, and those that change something do not start
+// one.
 func TestWithoutDaemon(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("DETOUR_RUN_DIR", dir)

@@ -68,7 +68,8 @@ func parsePorts(s string) ([]portMapping, error) {
 	return []portMapping{{local: n, remote: remote, protocol: protocol}}, nil
 }
 
-// expandRange maps the local ports from first to last to the range in remote, or to the same numbers.
+// expandRange maps the local ports from first to last to the range in remote, or to the same
+// numbers.
 func expandRange(flag string, first, last uint32, remote, protocol string) ([]portMapping, error) {
 	remoteFirst, remoteLast := first, last
 	if remote != "" {
@@ -95,7 +96,8 @@ func expandRange(flag string, first, last uint32, remote, protocol string) ([]po
 }
 
 func errInvalidPort(s string) error {
-	return fmt.Errorf("--port %q is not LOCAL[:REMOTE]: write for example --port 8080, --port 8080:http or --port 5353:53/udp", s)
+	return fmt.Errorf("--port %q is not LOCAL[:REMOTE]: write for example --port 8080, --port 8080:http or --port "+
+		"5353:53/udp", s)
 }
 
 func parsePortNumber(s string) (uint32, bool) {

@@ -31,7 +31,8 @@ func TestParsePorts(t *testing.T) {
 		"http:8080": "is not LOCAL[:REMOTE]", ":80": "is not LOCAL[:REMOTE]", "8080:": "is not LOCAL[:REMOTE]", " 8080": "is not LOCAL[:REMOTE]", "9000-": "is not LOCAL[:REMOTE]", "9000-70000": "is not LOCAL[:REMOTE]",
 		"5353:53/sctp": "only /tcp or /udp", "5353:53/": "only /tcp or /udp",
 		"9010-9000": "the range ends before it begins", "9000-9010:9010-9000": "the range ends before it begins", "9000-9010:8000-8009": "there are 11 ports of this laptop for 10 of the service",
-		"9000-9010:http": "a range of ports needs a range of numbers", "9000-9010:9000": "a range of ports needs a range of numbers", "9000:9000-9010": "needs a range of this laptop's ports",
+		"9000-9010:http": "a range of ports needs a range of numbers", "9000-9010:9000": "a range of ports needs a " +
+			"range of numbers", "9000:9000-9010": "needs a range of this laptop's ports",
 		"9000-9100": "the range has 101 ports, and at most 100",
 	} {
 		t.Run(flag, func(t *testing.T) {

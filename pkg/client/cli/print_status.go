@@ -10,7 +10,8 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// printStatusRow prints one row of `detour status`. A row without a title belongs to the row above it.
+// printStatusRow prints one row of `detour status`. A row without a title belongs to the row above
+// it.
 func printStatusRow(w io.Writer, title, text string) {
 	fmt.Fprintf(w, "%-11s %s\n", title, text)
 }

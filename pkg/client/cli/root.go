@@ -17,8 +17,8 @@ import (
 	"github.com/detour-dev/detour/pkg/rootless"
 )
 
-// Command returns the root command with all commands below it. They read and write streams only, but
-// for the programs that they start.
+// Command returns the root command with all commands below it. They read and write streams only,
+// but for the programs that they start.
 func Command(streams genericiooptions.IOStreams) *cobra.Command {
 	g := &globalOptions{IOStreams: streams, kubeconfig: genericclioptions.NewConfigFlags(true)}
 	root := &cobra.Command{
@@ -80,7 +80,8 @@ func explainFlagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())
 }
 
-// withUsage adds the usage line to the error about wrong arguments. Cobra only says how many it got.
+// withUsage adds the usage line to the error about wrong arguments. Cobra only says how many it
+// got.
 func withUsage(cmd *cobra.Command) {
 	check := cmd.Args
 	cmd.Args = func(cmd *cobra.Command, args []string) error {

@@ -12,8 +12,8 @@ import (
 	"github.com/detour-dev/detour/pkg/client/ipc"
 )
 
-// rootlessByDefault reports whether the daemon is rootless unless a flag says otherwise. Root needs no
-// namespaces, and only Linux has them.
+// rootlessByDefault reports whether the daemon is rootless unless a flag says otherwise. Root needs
+// no namespaces, and only Linux has them.
 func rootlessByDefault() bool { return runtime.GOOS == "linux" && os.Geteuid() != 0 }
 
 // selectDaemon finds the daemon that cmd is about. If --rootless is set, it is the daemon of that
@@ -38,8 +38,8 @@ func (g *globalOptions) selectDaemon(cmd *cobra.Command) error {
 	return g.paths.Check()
 }
 
-// daemonRuns reports whether a daemon of this user runs at p. A daemon that does not respond counts:
-// the command reports it.
+// daemonRuns reports whether a daemon of this user runs at p. A daemon that does not respond
+// counts: the command reports it.
 func daemonRuns(ctx context.Context, p ipc.Paths) bool {
 	if p.Check() != nil {
 		return false

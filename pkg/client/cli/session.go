@@ -46,7 +46,8 @@ func (o *sessionOptions) validate() error {
 		return err
 	}
 	if o.hostLoopback && !o.paths.Rootless {
-		return errors.New("--host-loopback works only with --rootless: without it, processes reach the laptop's loopback anyway; omit it")
+		return errors.New("--host-loopback works only with --rootless: without it, processes reach the laptop's " +
+			"loopback anyway; omit it")
 	}
 	return o.network.validate()
 }
@@ -57,8 +58,8 @@ type session struct {
 	status *daemonv1.StatusResponse
 }
 
-// ensureSession returns the daemon's session. It starts the daemon and connects if that is needed. It
-// fails if the session is in another namespace or cluster than the flags say.
+// ensureSession returns the daemon's session. It starts the daemon and connects if that is needed.
+// It fails if the session is in another namespace or cluster than the flags say.
 func ensureSession(ctx context.Context, o *sessionOptions) (*session, error) {
 	client, err := o.startDaemon(ctx)
 	if err != nil {
@@ -73,7 +74,9 @@ func ensureSession(ctx context.Context, o *sessionOptions) (*session, error) {
 }
 
 // reuseOrConnect returns the status of the daemon's session, which it creates if there is none.
-func (o *sessionOptions) reuseOrConnect(ctx context.Context, client daemonv1.DaemonServiceClient) (*daemonv1.StatusResponse, error) {
+func (o *sessionOptions) reuseOrConnect(
+	ctx context.Context, client daemonv1.DaemonServiceClient,
+) (*daemonv1.StatusResponse, error) {
 	s, err := client.Status(ctx, &daemonv1.StatusRequest{})
 	if err != nil {
 		return nil, err
@@ -94,9 +97,11 @@ func (o *sessionOptions) reuseOrConnect(ctx context.Context, client daemonv1.Dae
 }
 
 // connect asks the daemon to connect, and prints the progress. If that fails, it ends a daemon that
-// never had a session, because such a daemon is of no use. A daemon that has lost its session may be
-// restoring it, and stays.
-func (o *sessionOptions) connect(ctx context.Context, client daemonv1.DaemonServiceClient) (_ *daemonv1.StatusResponse, err error) {
+// never had a session, because such a daemon is of no use. A daemon that has lost its session may
+// be restoring it, and stays.
+func (o *sessionOptions) connect(
+	ctx context.Context, client daemonv1.DaemonServiceClient,
+) (_ *daemonv1.StatusResponse, err error) {
 	req, err := o.connectRequest()
 	if err != nil {
 		return nil, err

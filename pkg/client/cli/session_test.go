@@ -22,11 +22,15 @@ type cutOff struct {
 	ending bool
 }
 
-func (*cutOff) Connect(context.Context, *daemonv1.ConnectRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[daemonv1.ConnectResponse], error) {
+func (*cutOff) Connect(
+	context.Context, *daemonv1.ConnectRequest, ...grpc.CallOption,
+) (grpc.ServerStreamingClient[daemonv1.ConnectResponse], error) {
 	return nil, errors.New("no route to host")
 }
 
-func (c *cutOff) Status(context.Context, *daemonv1.StatusRequest, ...grpc.CallOption) (*daemonv1.StatusResponse, error) {
+func (c *cutOff) Status(
+	context.Context, *daemonv1.StatusRequest, ...grpc.CallOption,
+) (*daemonv1.StatusResponse, error) {
 	return c.is, nil
 }
 
@@ -35,11 +39,12 @@ func (c *cutOff) Quit(context.Context, *daemonv1.QuitRequest, ...grpc.CallOption
 	return &daemonv1.QuitResponse{}, nil
 }
 
-// A daemon whose session is gone after a sleep makes it again as soon as there is a network. Who asks before does not end it, nor the namespaces in which
-// commands run.
+// A daemon whose session is gone after a sleep makes it again as soon as there is a network. Who
+// asks before does not end it, nor the namespaces in which commands run.
 func TestADaemonThatLostItsSessionStays(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubeconfig")
-	require.NoError(t, os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: 'https://127.0.0.1:1'}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n"), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: "+
+		"{server: 'https://127.0.0.1:1'}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n"), 0o600))
 	o := &sessionOptions{globalOptions: &globalOptions{kubeconfig: genericclioptions.NewConfigFlags(true), paths: ipc.Paths{Rootless: true}}}
 	o.kubeconfig.KubeConfig = &file
 	for name, c := range map[string]struct {

@@ -16,8 +16,8 @@ import (
 // daemonStartTimeout bounds the wait until a daemon that was started responds.
 const daemonStartTimeout = 10 * time.Second
 
-// startDaemon connects to the daemon, and starts it before that if it does not run. The caller closes
-// the client.
+// startDaemon connects to the daemon, and starts it before that if it does not run. The caller
+// closes the client.
 func (g *globalOptions) startDaemon(ctx context.Context) (*daemonClient, error) {
 	client, err := dialDaemon(ctx, g.paths)
 	if !errors.Is(err, ipc.ErrNoDaemon) {
@@ -49,7 +49,8 @@ func (g *globalOptions) startDaemon(ctx context.Context) (*daemonClient, error) 
 // startWithSudo starts root's daemon.
 func (g *globalOptions) startWithSudo(exe string) error {
 	if _, err := exec.LookPath("sudo"); err != nil {
-		return errors.New("the daemon needs root to create a network interface: run detour as root, install sudo, or omit --rootless=false")
+		return errors.New("the daemon needs root to create a network interface: run detour as root, install sudo, " +
+			"or omit --rootless=false")
 	}
 	fmt.Fprintln(g.ErrOut, "the daemon needs root to create a network interface: starting it with sudo")
 	cmd := exec.Command("sudo", "--", exe, daemonCommand, "--detach")
@@ -93,14 +94,15 @@ func (g *globalOptions) detachDaemon(exe string) error {
 	return cmd.Process.Release()
 }
 
-// restoreResolver undoes what a killed daemon has left on the laptop: its resolver configuration. The
-// network interface and the routes have ended with the daemon's process. A user who may not restore
-// the configuration gets a warning.
+// restoreResolver undoes what a killed daemon has left on the laptop: its resolver configuration.
+// The network interface and the routes have ended with the daemon's process. A user who may not
+// restore the configuration gets a warning.
 func (g *globalOptions) restoreResolver(ctx context.Context) {
 	resolver := g.paths.Resolver()
 	if os.Geteuid() != 0 {
 		if resolver.LeftBehind() {
-			fmt.Fprintln(g.ErrOut, "warning: root's daemon has ended without restoring /etc/resolv.conf, so names may not resolve: "+
+			fmt.Fprintln(g.ErrOut, "warning: root's daemon has ended without restoring /etc/resolv.conf, so names "+
+				"may not resolve: "+
 				"run `sudo detour status` to restore it")
 		}
 		return

@@ -11,7 +11,8 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// What other people call themselves, their laptops and their objects does nothing to a terminal, and makes no lines of its own.
+// What other people call themselves, their laptops and their objects does nothing to a terminal,
+// and makes no lines of its own.
 func TestStrangersAreHarmless(t *testing.T) {
 	const evil = "eve\x1b]0;owned\a\x1b[2J\u009b2J\u202e\nfake line\rx\tcell"
 	status := connected()

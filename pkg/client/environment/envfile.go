@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// identifier matches what a POSIX shell accepts as the name of a variable. Kubernetes accepts nearly
-// any name.
+// identifier matches what a POSIX shell accepts as the name of a variable. Kubernetes accepts
+// nearly any name.
 var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // executedVariables are variables whose values a shell executes, or lets every program execute that
@@ -67,7 +67,8 @@ func WriteFile(path string, content []byte) error {
 	return nil
 }
 
-// replaceFile writes a new file and moves it over the old one, which keeps its content if that fails.
+// replaceFile writes a new file and moves it over the old one, which keeps its content if that
+// fails.
 func replaceFile(path string, content []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".detour-*") // of mode 0600
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"k8s.io/kubectl/pkg/cmd/set/env"
 )
 
-// sources return the entries of ConfigMaps and Secrets. The error is errAbsent if the object does not
-// exist.
+// sources return the entries of ConfigMaps and Secrets. The error is errAbsent if the object does
+// not exist.
 type sources interface {
 	ConfigMap(ctx context.Context, name string) (map[string]string, error)
 	Secret(ctx context.Context, name string) (map[string]string, error)
@@ -22,9 +22,11 @@ type sources interface {
 // errAbsent means that an object or a key does not exist. An optional reference allows that.
 var errAbsent = errors.New("does not exist")
 
-// resolve returns a container's environment, and one short reason for each part of it that could not
-// be read.
-func resolve(ctx context.Context, pod *corev1.Pod, container *corev1.Container, from sources) (variables map[string]string, missing []string) {
+// resolve returns a container's environment, and one short reason for each part of it that could
+// not be read.
+func resolve(
+	ctx context.Context, pod *corev1.Pod, container *corev1.Container, from sources,
+) (variables map[string]string, missing []string) {
 	variables = map[string]string{}
 	addMissing := func(part string, optional *bool, err error) {
 		if err != nil && (optional == nil || !*optional || !errors.Is(err, errAbsent)) {

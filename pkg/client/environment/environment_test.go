@@ -81,7 +81,8 @@ func TestTheEnvironmentIsThatOfTheContainer(t *testing.T) {
 	}
 	got, missing := resolve(t.Context(), pod, container, fakeSources{"configmap all": {"X": "x", "Y": "y"}, "secret keys": {"s": "secret"}, "secret hidden": nil})
 	assert.Equal(t, map[string]string{"P_X": "x", "P_Y": "over", "A": "1", "B": "1x", "S": "secret", "NODE": "node1", "IPS": "10.1.1.1,fd00::1", "TIER": "web"}, got)
-	assert.Equal(t, []string{"a field of the pod (unsupported fieldPath: spec.odd)", "secret hidden (you may not read it)", "secret keys (key none does not exist)"}, missing)
+	assert.Equal(t, []string{"a field of the pod (unsupported fieldPath: spec.odd)", "secret hidden (you may not " +
+		"read it)", "secret keys (key none does not exist)"}, missing)
 }
 
 func TestMergeKeepsTheLaptopsOwnVariables(t *testing.T) {

@@ -24,9 +24,11 @@ import (
 )
 
 // Read returns the environment of the app's container that an intercept is about, read with the
-// credentials of config. missing has one short reason for each part that could not be read. The error
-// is a sentence for the user. Read does not change config.
-func Read(ctx context.Context, config *rest.Config, namespace string, r *daemonv1.InterceptRequest) (variables map[string]string, missing []string, err error) {
+// credentials of config. missing has one short reason for each part that could not be read. The
+// error is a sentence for the user. Read does not change config.
+func Read(
+	ctx context.Context, config *rest.Config, namespace string, r *daemonv1.InterceptRequest,
+) (variables map[string]string, missing []string, err error) {
 	explained := func(err error) error {
 		return explain.Context{Doing: "find the app's environment", Server: config.Host, Namespace: namespace}.Error(err)
 	}
@@ -81,8 +83,8 @@ func (f *finder) ofService(ctx context.Context, r *daemonv1.InterceptRequest) (*
 	return pickContainer(pod, r.Container, containerPort(&service, r, pod))
 }
 
-// containerPort returns the number of the container port that the request's service port leads to. It
-// returns 0 if the request does not determine one, as with the mode ingest.
+// containerPort returns the number of the container port that the request's service port leads to.
+// It returns 0 if the request does not determine one, as with the mode ingest.
 func containerPort(service *corev1.Service, r *daemonv1.InterceptRequest, pod *corev1.Pod) int32 {
 	var want *intstr.IntOrString
 	if r.Port != "" {

@@ -1,5 +1,5 @@
-// Package explain turns errors of the Kubernetes API, and of the network between here and it, into one
-// sentence for the user: what failed, why, and what to do. Start with Context.Error.
+// Package explain turns errors of the Kubernetes API, and of the network between here and it, into
+// one sentence for the user: what failed, why, and what to do. Start with Context.Error.
 package explain
 
 import (
@@ -54,14 +54,15 @@ func (e *explained) Unwrap() error { return e.err }
 
 // NotInstalled wraps err in the sentence that the cluster has no traffic-manager.
 func NotInstalled(err error, what Context) error {
-	return &explained{fmt.Sprintf("the traffic-manager is not installed in the cluster%s: run `detour install`, or ask an administrator to", at(what)), err}
+	return &explained{fmt.Sprintf("the traffic-manager is not installed in the cluster%s: run `detour install`, or "+
+		"ask an administrator to", at(what)), err}
 }
 
 // Error is Context.Error with nothing but the action that failed, as in "list the services".
 func Error(err error, doing string) error { return Context{Doing: doing}.Error(err) }
 
-// Error returns err with a sentence for the user as its text. The cause stays in the chain of errors. It
-// returns nil for nil, and an error that is explained already as it is.
+// Error returns err with a sentence for the user as its text. The cause stays in the chain of
+// errors. It returns nil for nil, and an error that is explained already as it is.
 func (what Context) Error(err error) error {
 	var done *explained
 	if err == nil || errors.As(err, &done) {
@@ -101,9 +102,11 @@ func ofStatus(err error, status metav1.Status, what Context) string {
 	where := at(what)
 	switch {
 	case foreign(err, status):
-		return fmt.Sprintf("the server%s is not a Kubernetes API server: check the server in your kubeconfig, and any proxy on the way to it", where)
+		return fmt.Sprintf("the server%s is not a Kubernetes API server: check the server in your kubeconfig, and "+
+			"any proxy on the way to it", where)
 	case apierrors.IsUnauthorized(err):
-		return fmt.Sprintf("the cluster%s does not accept your credentials, because they have expired or are wrong: log in again, and try `kubectl auth whoami`", where)
+		return fmt.Sprintf("the cluster%s does not accept your credentials, because they have expired or are wrong: "+
+			"log in again, and try `kubectl auth whoami`", where)
 	case apierrors.IsForbidden(err):
 		return forbidden(status, what)
 	case apierrors.IsNotFound(err) && status.Details != nil && status.Details.Kind == "namespaces":
@@ -122,8 +125,8 @@ func ofStatus(err error, status metav1.Status, what Context) string {
 	return ""
 }
 
-// foreign reports whether the response cannot come from an API server: it is a web page, or it says that
-// something does not exist that every API server has.
+// foreign reports whether the response cannot come from an API server: it is a web page, or it says
+// that something does not exist that every API server has.
 func foreign(err error, status metav1.Status) bool {
 	switch status.Code {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
@@ -137,7 +140,8 @@ func forbidden(status metav1.Status, what Context) string {
 	refusal := "the API server refused: " + oneLine(status.Message)
 	switch what.Role {
 	case RoleConnect:
-		return refusal + "; you need the Role detour-connect there: ask an administrator to add you to connect.subjects of the chart"
+		return refusal + "; you need the Role detour-connect there: ask an administrator to add you to " +
+			"connect.subjects of the chart"
 	case RoleAdmin:
 		return refusal + "; only an administrator of the cluster may do this"
 	}
@@ -161,14 +165,16 @@ func ofNetwork(err error, what Context) string {
 		op        *net.OpError
 	)
 	unreachable := func(why string) string {
-		return fmt.Sprintf("the cluster%s cannot be reached, %s: check the network, the VPN and the context of your kubeconfig", at(what), why)
+		return fmt.Sprintf("the cluster%s cannot be reached, %s: check the network, the VPN and the context of your "+
+			"kubeconfig", at(what), why)
 	}
 	switch {
 	case strings.Contains(err.Error(), "getting credentials:"):
 		_, why, _ := strings.Cut(err.Error(), "getting credentials: ")
 		return ofPlugin(why)
 	case errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid):
-		return fmt.Sprintf("the certificate of the API server%s is not trusted by your kubeconfig (%s): get a new kubeconfig", at(what), oneLine(root(err).Error()))
+		return fmt.Sprintf("the certificate of the API server%s is not trusted by your kubeconfig (%s): get a new "+
+			"kubeconfig", at(what), oneLine(root(err).Error()))
 	case errors.As(err, &dns):
 		return unreachable(fmt.Sprintf("its name %s does not resolve", dns.Name))
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -183,15 +189,17 @@ func ofNetwork(err error, what Context) string {
 	return ""
 }
 
-// ofPlugin explains why a credential plugin returned no credential. Client-go explains it in several
-// paragraphs, or with a message of its decoder.
+// ofPlugin explains why a credential plugin returned no credential. Client-go explains it in
+// several paragraphs, or with a message of its decoder.
 func ofPlugin(why string) string {
-	const plugin, try = "the credential plugin of your kubeconfig", ": run it by hand; `kubectl config view --minify` shows its command line"
+	const plugin, try = "the credential plugin of your kubeconfig", ": run it by hand; `kubectl config view " +
+		"--minify` shows its command line"
 	first, rest, _ := strings.Cut(why, "\n")
 	if command, ok := strings.CutSuffix(first, " not found"); ok {
 		_, hint, _ := strings.Cut(rest, "#client-go-credential-plugins") // the hint of the kubeconfig comes after the general one
 		command = strings.TrimPrefix(command, "exec: executable ")
-		return fmt.Sprintf("%s, %s, is not found: %s", plugin, command, cmp.Or(oneLine(hint), "install it, or add its directory to PATH"))
+		return fmt.Sprintf("%s, %s, is not found: %s", plugin, command, cmp.Or(oneLine(hint), "install it, or add "+
+			"its directory to PATH"))
 	}
 	if strings.HasPrefix(first, "decoding stdout:") {
 		return plugin + " did not print a credential" + try

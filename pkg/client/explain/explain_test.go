@@ -19,7 +19,8 @@ import (
 	"github.com/detour-dev/detour/pkg/client/explain"
 )
 
-const notAnAPIServer = "the server at https://k8s.example:6443 is not a Kubernetes API server: check the server in your kubeconfig, and any proxy on the way to it"
+const notAnAPIServer = "the server at https://k8s.example:6443 is not a Kubernetes API server: check the server in " +
+	"your kubeconfig, and any proxy on the way to it"
 
 // genericResponse is client-go's error for a response that is not a Status.
 func genericResponse(code int, group, resource, body string) error {
@@ -37,11 +38,13 @@ func TestErrorsBecomeSentences(t *testing.T) {
 	}{
 		"expired token": {
 			apierrors.NewUnauthorized("Unauthorized"), shop,
-			"the cluster at https://k8s.example:6443 does not accept your credentials, because they have expired or are wrong: log in again, and try `kubectl auth whoami`",
+			"the cluster at https://k8s.example:6443 does not accept your credentials, because they have expired or " +
+				"are wrong: log in again, and try `kubectl auth whoami`",
 		},
 		"no right in the namespace": {
 			apierrors.NewForbidden(sessions, "", errors.New(`User "eve" cannot create resource`)), shop,
-			"the API server refused: sessions.detour.dev is forbidden: User \"eve\" cannot create resource; you need the ClusterRole detour-user: ask an administrator to run " +
+			"the API server refused: sessions.detour.dev is forbidden: User \"eve\" cannot create resource; you " +
+				"need the ClusterRole detour-user: ask an administrator to run " +
 				"`kubectl create rolebinding detour-user --clusterrole=detour-user --user=YOU -n shop`",
 		},
 		"no right to the tunnel": {
@@ -58,23 +61,30 @@ func TestErrorsBecomeSentences(t *testing.T) {
 		},
 		"no custom resources": {
 			fmt.Errorf("create the session: %w", noResource), shop,
-			"the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to",
+			"the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, " +
+				"or ask an administrator to",
 		},
-		"interrupted":             {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
-		"something else":          {errors.New("odd"), shop, "list the services: odd"},
-		"plugin is absent":        {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add its directory to PATH"},
-		"plugin is absent, first": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add its directory to PATH"},
-		"plugin with a hint":      {errors.New("Get \"https://k8s\": getting credentials: exec: executable login not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins\n\nget it from\nlogin.example"), shop, "the credential plugin of your kubeconfig, login, is not found: get it from login.example"},
-		"plugin fails":            {errors.New("getting credentials: exec: executable login failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed (executable login failed with exit code 3): run it by hand; `kubectl config view --minify` shows its command line"},
-		"plugin of root's daemon": {errors.New("getting credentials: exec: executable /proc/self/exe failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed: the daemon's log says why"},
-		"plugin talks":            {errors.New(`getting credentials: decoding stdout: couldn't get version/kind; json parse error: json: cannot unmarshal string into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\"" }`), shop, "the credential plugin of your kubeconfig did not print a credential: run it by hand; `kubectl config view --minify` shows its command line"},
-		"a web page":              {genericResponse(http.StatusNotImplemented, "detour.dev", "sessions", "<!DOCTYPE HTML>\n<html lang=\"en\">"), shop, notAnAPIServer},
-		"a web page not found":    {genericResponse(http.StatusNotFound, "detour.dev", "sessions", "<!DOCTYPE HTML>"), shop, notAnAPIServer},
-		"a load balancer's page":  {genericResponse(http.StatusBadGateway, "", "services", "<html>"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 502 Bad Gateway): try again"},
-		"a login page":            {genericResponse(http.StatusForbidden, "detour.dev", "sessions", "<html>"), shop, notAnAPIServer},
-		"no services":             {genericResponse(http.StatusNotFound, "", "services", "404 page not found"), shop, notAnAPIServer},
-		"no API group":            {genericResponse(http.StatusNotFound, "detour.dev", "sessions", "404 page not found"), shop, "the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to"},
-		"not ready":               {genericResponse(http.StatusServiceUnavailable, "", "services", "apiserver not ready"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 503 Service Unavailable): try again"},
+		"interrupted":    {fmt.Errorf("watch: %w", context.Canceled), shop, "cancelled"},
+		"something else": {errors.New("odd"), shop, "list the services: odd"},
+		"plugin is absent": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
+			"not found"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add " +
+			"its directory to PATH"},
+		"plugin is absent, first": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
+			"not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add its directory to PATH"},
+		"plugin with a hint": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
+			"not found\n\nIt looks like\n\nTo learn more: " +
+			"https://kubernetes.io/#client-go-credential-plugins\n\nget it from\nlogin.example"), shop, "the credential plugin of your kubeconfig, login, is not found: get it from login.example"},
+		"plugin fails": {errors.New("getting credentials: exec: executable login failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed (executable login failed with exit code 3): run it by hand; `kubectl config view --minify` shows its command line"},
+		"plugin of root's daemon": {errors.New("getting credentials: exec: executable /proc/self/exe failed with " +
+			"exit code 3"), shop, "the credential plugin of your kubeconfig failed: the daemon's log says why"},
+		"plugin talks":           {errors.New(`getting credentials: decoding stdout: couldn't get version/kind; json parse error: json: cannot unmarshal string into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\"" }`), shop, "the credential plugin of your kubeconfig did not print a credential: run it by hand; `kubectl config view --minify` shows its command line"},
+		"a web page":             {genericResponse(http.StatusNotImplemented, "detour.dev", "sessions", "<!DOCTYPE HTML>\n<html lang=\"en\">"), shop, notAnAPIServer},
+		"a web page not found":   {genericResponse(http.StatusNotFound, "detour.dev", "sessions", "<!DOCTYPE HTML>"), shop, notAnAPIServer},
+		"a load balancer's page": {genericResponse(http.StatusBadGateway, "", "services", "<html>"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 502 Bad Gateway): try again"},
+		"a login page":           {genericResponse(http.StatusForbidden, "detour.dev", "sessions", "<html>"), shop, notAnAPIServer},
+		"no services":            {genericResponse(http.StatusNotFound, "", "services", "404 page not found"), shop, notAnAPIServer},
+		"no API group":           {genericResponse(http.StatusNotFound, "detour.dev", "sessions", "404 page not found"), shop, "the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to"},
+		"not ready":              {genericResponse(http.StatusServiceUnavailable, "", "services", "apiserver not ready"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 503 Service Unavailable): try again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := c.what.Error(c.err)
@@ -92,7 +102,8 @@ func TestNothingListensAtTheServer(t *testing.T) {
 	server.Close()
 	_, err := http.Get(where) //nolint:bodyclose // it fails
 	require.EqualError(t, explain.Context{Server: where}.Error(err),
-		"the cluster at "+where+" cannot be reached, nothing listens there: check the network, the VPN and the context of your kubeconfig")
+		"the cluster at "+where+" cannot be reached, nothing listens there: check the network, the VPN and the "+
+			"context of your kubeconfig")
 }
 
 func TestUntrustedCertificate(t *testing.T) {

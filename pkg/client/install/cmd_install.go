@@ -29,8 +29,11 @@ type installOptions struct {
 	all   map[string]any // the values for the chart; Validate sets them
 }
 
-// NewInstallCommand returns `detour install`. flags are kubectl's, which the root command has added.
-func NewInstallCommand(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, printer Printer) *cobra.Command {
+// NewInstallCommand returns `detour install`. flags are kubectl's, which the root command has
+// added.
+func NewInstallCommand(
+	streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, printer Printer,
+) *cobra.Command {
 	o := &installOptions{commonOptions: commonOptions{IOStreams: streams, kubeconfig: flags, printer: printer}}
 	cmd := &cobra.Command{
 		Use:   "install",
@@ -55,7 +58,8 @@ func NewInstallCommand(streams genericiooptions.IOStreams, flags *genericcliopti
 	f.StringVar(&o.image, "image", "", "image of traffic-manager and traffic-agent, as repository:tag "+
 		"(default: that of the last install, otherwise the chart's)")
 	f.StringVar(&o.pullPolicy, "image-pull-policy", "", "Always, IfNotPresent or Never")
-	f.StringArrayVar(&o.set, "set", nil, "a value of the chart, as key=value (repeatable; docs/reference/chart-values.md lists them)")
+	f.StringArrayVar(&o.set, "set", nil, "a value of the chart, as key=value (repeatable; "+
+		"docs/reference/chart-values.md lists them)")
 	return cmd
 }
 

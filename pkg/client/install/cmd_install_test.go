@@ -73,7 +73,10 @@ func TestMistakesAreFoundWithoutACluster(t *testing.T) {
 			args: []string{"--image", ""},
 			want: notAccepted("image: minLength: got 0, want 1"),
 		},
-		"time": {args: []string{"--timeout", "-1s"}, want: "--timeout -1s is not positive: write for example --timeout 5m"},
+		"time": {
+			args: []string{"--timeout", "-1s"},
+			want: "--timeout -1s is not positive: write for example --timeout 5m",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := NewInstallCommand(genericiooptions.NewTestIOStreamsDiscard(), genericclioptions.NewConfigFlags(true), noPrinter{})
@@ -94,7 +97,8 @@ func parsedValues(t *testing.T, set ...string) map[string]any {
 	return values
 }
 
-// The schema accepts all values of the chart, and those that Helm adds to a chart inside another one.
+// The schema accepts all values of the chart, and those that Helm adds to a chart inside another
+// one.
 func TestAllValuesOfTheChartAreAccepted(t *testing.T) {
 	parsedValues(t,
 		"image=registry.example.com:5000/detour@sha256:abc", "imagePullPolicy=Never",
@@ -130,7 +134,8 @@ func TestTheFlagsReachTheManifests(t *testing.T) {
 		without []string
 	}{
 		"by default": {
-			with: []string{"namespace: tools", "pods/portforward", "name: detour-user", "imagePullPolicy: IfNotPresent"},
+			with: []string{"namespace: tools", "pods/portforward", "name: detour-user", "imagePullPolicy: " +
+				"IfNotPresent"},
 		},
 		"an image": {
 			set:  []string{"image=registry.example.com/detour:v1", "imagePullPolicy=Always"},
@@ -215,9 +220,15 @@ func TestResultText(t *testing.T) {
 			want:   "upgraded the traffic-manager in namespace tools\n",
 		},
 		"removed": {
-			result: Result{Namespace: "tools", Action: actionRemoved, Sessions: 1, Intercepts: 2, NamespaceRemoved: true},
-			want: "ended 1 session(s) and 2 intercept(s)\nremoved the traffic-manager, its webhook, roles and custom resources\n" +
-				"removed the namespace tools\n",
+			result: Result{
+				Namespace:        "tools",
+				Action:           actionRemoved,
+				Sessions:         1,
+				Intercepts:       2,
+				NamespaceRemoved: true,
+			},
+			want: "ended 1 session(s) and 2 intercept(s)\nremoved the traffic-manager, its webhook, roles and " +
+				"custom resources\nremoved the namespace tools\n",
 		},
 		"nothing to remove": {
 			result: Result{Namespace: "tools", Action: actionNone},

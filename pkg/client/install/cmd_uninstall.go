@@ -34,7 +34,9 @@ type uninstallOptions struct {
 
 // NewUninstallCommand returns `detour uninstall`. flags are kubectl's, which the root command has
 // added.
-func NewUninstallCommand(streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, printer Printer) *cobra.Command {
+func NewUninstallCommand(
+	streams genericiooptions.IOStreams, flags *genericclioptions.ConfigFlags, printer Printer,
+) *cobra.Command {
 	o := &uninstallOptions{commonOptions: commonOptions{IOStreams: streams, kubeconfig: flags, printer: printer}}
 	cmd := &cobra.Command{
 		Use:   "uninstall",
@@ -96,7 +98,8 @@ func checkReleaseNamespace(object client.Object, namespace string) error {
 	if actual == "" || actual == namespace {
 		return nil
 	}
-	return fmt.Errorf("the traffic-manager is in namespace %s, not in %s: run `detour uninstall --manager-namespace %s`",
+	return fmt.Errorf("the traffic-manager is in namespace %s, not in %s: run `detour uninstall --manager-namespace "+
+		"%s`",
 		actual, namespace, actual)
 }
 
@@ -157,8 +160,8 @@ var orphanKinds = []schema.GroupVersionKind{
 	{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"},
 }
 
-// removeOrphans removes the objects that outlive a release when somebody deletes the traffic-manager's
-// namespace by hand.
+// removeOrphans removes the objects that outlive a release when somebody deletes the
+// traffic-manager's namespace by hand.
 func (o *uninstallOptions) removeOrphans(ctx context.Context) error {
 	for _, kind := range orphanKinds {
 		var list metav1.PartialObjectMetadataList

@@ -27,7 +27,8 @@ func TestUninstallRefusesTheWrongNamespace(t *testing.T) {
 		"the webhook is not Helm's":        {},
 		"the release is in another namespace": {
 			annotations: map[string]string{releaseNamespaceAnnotation: "tools"},
-			want:        "the traffic-manager is in namespace tools, not in detour-system: run `detour uninstall --manager-namespace tools`",
+			want: "the traffic-manager is in namespace tools, not in detour-system: run `detour uninstall " +
+				"--manager-namespace tools`",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -107,7 +107,8 @@ func (o *commonOptions) explained(err error, doing string) error {
 
 // helm returns the configuration of Helm for the traffic-manager's namespace.
 func (o *commonOptions) helm() (*action.Configuration, error) {
-	// Helm takes the namespace of the release from this flag. The release is in the traffic-manager's.
+	// Helm takes the namespace of the release from this flag. The release is in the
+	// traffic-manager's.
 	*o.kubeconfig.Namespace = o.namespace
 	config := action.NewConfiguration()
 	config.SetLogger(slog.DiscardHandler)

@@ -20,9 +20,9 @@ import (
 // podPollInterval is how often removeAgents looks whether pods with the agent have ended.
 const podPollInterval = 500 * time.Millisecond
 
-// removeAgents rolls every workload back to pods without the traffic-agent, and waits until no pod has
-// one. Afterwards it deletes the history that these rollouts leave: ReplicaSets and revisions with the
-// agent, to which nobody can want to return.
+// removeAgents rolls every workload back to pods without the traffic-agent, and waits until no pod
+// has one. Afterwards it deletes the history that these rollouts leave: ReplicaSets and revisions
+// with the agent, to which nobody can want to return.
 func (o *uninstallOptions) removeAgents(ctx context.Context) error {
 	all, err := workloads.List(ctx, o.cluster, "", argo.Lister(o.cluster.api))
 	if err != nil {
@@ -43,8 +43,8 @@ func (o *uninstallOptions) removeAgents(ctx context.Context) error {
 	return o.removeHistory(ctx)
 }
 
-// workloadsWithAgent returns the workloads whose new pods get the agent. A Rollout has the annotation
-// itself, the other kinds have it in the pod template.
+// workloadsWithAgent returns the workloads whose new pods get the agent. A Rollout has the
+// annotation itself, the other kinds have it in the pod template.
 func workloadsWithAgent(all []*workloads.Workload) []*workloads.Workload {
 	var found []*workloads.Workload
 	for _, w := range all {
@@ -73,9 +73,9 @@ func (o *uninstallOptions) rollBack(ctx context.Context, w *workloads.Workload) 
 	return o.cluster.api.Patch(types.MergePatchType).AbsPath(path, w.Object.GetName()).Body(patch).Do(ctx).Error()
 }
 
-// awaitPodsWithoutAgent waits until no pod was created with the agent. It names the pods to which an
-// agent was attached: such an agent redirects nothing without intercepts, and ends when no client is
-// connected through it.
+// awaitPodsWithoutAgent waits until no pod was created with the agent. It names the pods to which
+// an agent was attached: such an agent redirects nothing without intercepts, and ends when no
+// client is connected through it.
 func (o *uninstallOptions) awaitPodsWithoutAgent(ctx context.Context) error {
 	var pods corev1.PodList
 	var waitingFor []string
@@ -96,8 +96,8 @@ func (o *uninstallOptions) awaitPodsWithoutAgent(ctx context.Context) error {
 	return nil
 }
 
-// podsWithAgent returns the names of the pods that have the agent and will end. A pod that was evicted
-// has ended, and stays so that people can look at it.
+// podsWithAgent returns the names of the pods that have the agent and will end. A pod that was
+// evicted has ended, and stays so that people can look at it.
 func podsWithAgent(pods []corev1.Pod) (names []string) {
 	for i := range pods {
 		if p := &pods[i]; p.Annotations[inject.Annotation] != "" && !workloads.PodEnded(p) {

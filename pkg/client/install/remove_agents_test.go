@@ -74,8 +74,12 @@ func TestRollBackRemovesOnlyTheAnnotation(t *testing.T) {
 func TestPodsWithAgent(t *testing.T) {
 	pod := func(name string, phase corev1.PodPhase, annotation string) corev1.Pod {
 		return corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Annotations: map[string]string{inject.Annotation: annotation}},
-			Status:     corev1.PodStatus{Phase: phase},
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace:   "shop",
+				Name:        name,
+				Annotations: map[string]string{inject.Annotation: annotation},
+			},
+			Status: corev1.PodStatus{Phase: phase},
 		}
 	}
 	require.Equal(t, []string{"shop/serving"}, podsWithAgent([]corev1.Pod{

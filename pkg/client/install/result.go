@@ -27,7 +27,8 @@ func (r Result) printText(w io.Writer) {
 	switch r.Action {
 	case actionInstalled:
 		fmt.Fprintf(w, "installed the traffic-manager in namespace %s\n", r.Namespace)
-		fmt.Fprintln(w, "to let a developer use it: kubectl -n NAMESPACE create rolebinding detour --clusterrole=detour-user --user=NAME")
+		fmt.Fprintln(w, "to let a developer use it: kubectl -n NAMESPACE create rolebinding detour "+
+			"--clusterrole=detour-user --user=NAME")
 	case actionUpgraded:
 		fmt.Fprintf(w, "upgraded the traffic-manager in namespace %s\n", r.Namespace)
 	case actionRemoved:

@@ -47,8 +47,8 @@ type chartFlags struct {
 	changed    func(flag string) bool
 }
 
-// values returns the values that the flags set. It checks them against the chart's schema here: Helm
-// checks them too, but only in the cluster.
+// values returns the values that the flags set. It checks them against the chart's schema here:
+// Helm checks them too, but only in the cluster.
 func (f *chartFlags) values(c *chart.Chart) (map[string]any, error) {
 	values := map[string]any{}
 	if f.changed("image") {
@@ -72,7 +72,8 @@ func (f *chartFlags) values(c *chart.Chart) (map[string]any, error) {
 		return nil, fmt.Errorf("merge the values with the chart's: %w", err)
 	}
 	if err := util.ValidateAgainstSingleSchema(all, c.Schema); err != nil {
-		return nil, fmt.Errorf("the chart does not accept these values (%s): docs/reference/chart-values.md lists all values",
+		return nil, fmt.Errorf("the chart does not accept these values (%s): docs/reference/chart-values.md lists "+
+			"all values",
 			schemaProblems(err))
 	}
 	return values, nil

@@ -27,8 +27,8 @@ const (
 	problemPollInterval = time.Second
 )
 
-// whileWatching runs do, in which Helm waits until the traffic-manager is ready. If the time runs out,
-// the error says why the traffic-manager was not ready: Helm has rolled it back by then.
+// whileWatching runs do, in which Helm waits until the traffic-manager is ready. If the time runs
+// out, the error says why the traffic-manager was not ready: Helm has rolled it back by then.
 func (o *commonOptions) whileWatching(ctx context.Context, do func() error) error {
 	watching, stop := context.WithTimeout(ctx, o.timeout) // not during the rollback
 	last := make(chan string)
@@ -55,8 +55,8 @@ func (o *commonOptions) whileWatching(ctx context.Context, do func() error) erro
 	return err
 }
 
-// managerProblem returns why the traffic-manager is not ready. It returns nothing if it is ready, or
-// if the reason is unknown.
+// managerProblem returns why the traffic-manager is not ready. It returns nothing if it is ready,
+// or if the reason is unknown.
 func managerProblem(ctx context.Context, c client.Reader, namespace string) string {
 	var d appsv1.Deployment
 	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: wellknown.TrafficManager}, &d); err != nil {
@@ -86,8 +86,8 @@ func deploymentProblem(d *appsv1.Deployment, pods []corev1.Pod) string {
 	return "its pod needs more time: use a longer --timeout"
 }
 
-// awaitNamespaceEnd waits until a namespace that is being deleted is gone. It tells the user about a
-// wait that is not short.
+// awaitNamespaceEnd waits until a namespace that is being deleted is gone. It tells the user about
+// a wait that is not short.
 func awaitNamespaceEnd(ctx context.Context, c client.Reader, namespace string, notices io.Writer) error {
 	ending, noticed, began := false, false, time.Now()
 	err := wait.PollUntilContextCancel(ctx, namespacePollInterval, true, func(ctx context.Context) (gone bool, err error) {
@@ -102,7 +102,8 @@ func awaitNamespaceEnd(ctx context.Context, c client.Reader, namespace string, n
 		}
 		return !ending, nil
 	})
-	// A client with a rate limit fails with an error of its own if the deadline leaves too little time.
+	// A client with a rate limit fails with an error of its own if the deadline leaves too little
+	// time.
 	deadline, limited := ctx.Deadline()
 	timedOut := errors.Is(err, context.DeadlineExceeded) || limited && time.Until(deadline) < namespacePollInterval
 	if ending && err != nil && timedOut {

@@ -20,8 +20,12 @@ import (
 func waitingPod(reason, message string) corev1.Pod {
 	state := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
 	return corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: "traffic-manager-1", Labels: map[string]string{"app": "traffic-manager"}},
-		Status:     corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "traffic-manager", State: state}}},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: Namespace,
+			Name:      "traffic-manager-1",
+			Labels:    map[string]string{"app": "traffic-manager"},
+		},
+		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "traffic-manager", State: state}}},
 	}
 }
 
