@@ -48,7 +48,7 @@ func startTail(t *testing.T, service string) *tail {
 	require.NoError(t, tail.cmd.Start())
 	note, err := bufio.NewReader(complaints).ReadString('\n')
 	require.NoError(t, err)
-	require.Contains(t, note, "the requests of service "+service)
+	require.Contains(t, note, "requests to service "+service)
 	go func() { // ends with the command
 		defer close(tail.done)
 		for lines := bufio.NewScanner(out); lines.Scan(); {

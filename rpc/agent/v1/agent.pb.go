@@ -339,8 +339,6 @@ func (x *Hello) GetPorts() []uint32 {
 type Applied struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	// Connections that still run on the laptop although their intercept has ended.
-	Draining uint32 `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
 	// What the agent found out about ports whose requests it has to tell apart. Sent again when that changes.
 	Ports         []*PortState `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -380,13 +378,6 @@ func (*Applied) Descriptor() ([]byte, []int) {
 func (x *Applied) GetGeneration() uint64 {
 	if x != nil {
 		return x.Generation
-	}
-	return 0
-}
-
-func (x *Applied) GetDraining() uint32 {
-	if x != nil {
-		return x.Draining
 	}
 	return 0
 }
@@ -1050,13 +1041,12 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\amessage\"7\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
-	"\x05ports\x18\x02 \x03(\rR\x05ports\"w\n" +
+	"\x05ports\x18\x02 \x03(\rR\x05ports\"k\n" +
 	"\aApplied\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\x12\x1a\n" +
-	"\bdraining\x18\x02 \x01(\rR\bdraining\x120\n" +
-	"\x05ports\x18\x03 \x03(\v2\x1a.detour.agent.v1.PortStateR\x05ports\"K\n" +
+	"generation\x120\n" +
+	"\x05ports\x18\x03 \x03(\v2\x1a.detour.agent.v1.PortStateR\x05portsJ\x04\b\x02\x10\x03R\bdraining\"K\n" +
 	"\tPortState\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x10\n" +
 	"\x03tls\x18\x02 \x01(\bR\x03tls\x12\x18\n" +

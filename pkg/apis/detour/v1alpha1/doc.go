@@ -1,6 +1,7 @@
-// Package v1alpha1 holds the custom resources of detour: a Session is one laptop connected to one namespace, an
-// Intercept is one service port whose traffic goes to that laptop. They are the whole control plane: who may create them
-// is Kubernetes RBAC, and a restarted traffic-manager rebuilds everything from them.
+// Package v1alpha1 holds the custom resources of detour. A Session is one laptop connected to one
+// namespace. An Intercept sends the traffic of a service port to that laptop. Together they are the
+// whole control plane: Kubernetes RBAC decides who may create them, and a restarted traffic-manager
+// rebuilds everything from them.
 //
 // +kubebuilder:object:generate=true
 // +groupName=detour.dev

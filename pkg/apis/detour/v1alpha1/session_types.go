@@ -4,7 +4,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// SessionSpec is what the laptop says of itself. It never changes: a new laptop process makes a new Session.
+// SessionSpec is what the laptop says about itself. It never changes: a new daemon creates a new
+// Session.
 //
 // +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a session's spec cannot change; create a new session"
 type SessionSpec struct {
@@ -16,17 +17,18 @@ type SessionSpec struct {
 	// +kubebuilder:validation:MaxLength=64
 	ClientVersion string `json:"clientVersion"`
 
-	// User and Host say who is connected, as the laptop knows it ("alice", "alice-laptop"). For people to read, not for access control.
-	// Terminals show them, so they have no control characters.
+	// User is the user's name on the laptop, such as "alice". It is for people to read, not for access
+	// control. Terminals show it, so it must not have control characters.
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^\P{C}*$`
 	User string `json:"user"`
+	// Host is the laptop's name, such as "alice-laptop". It must not have control characters either.
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^\P{C}*$`
 	Host string `json:"host"`
 }
 
-// DNS is where and under which domain the cluster's own DNS answers.
+// DNS is the cluster's own DNS.
 type DNS struct {
 	// Servers are the addresses of the cluster's DNS service.
 	Servers []string `json:"servers,omitempty"`
@@ -36,21 +38,23 @@ type DNS struct {
 
 // Condition types and reasons of Session and Intercept.
 const (
-	// ConditionReady is true when the session's tunnel is usable, or the intercept's traffic flows to the laptop.
+	// ConditionReady is true if the session's tunnel is up, or if the intercept's traffic goes to the
+	// laptop.
 	ConditionReady = "Ready"
 
-	ReasonAddressAssigned = "AddressAssigned" // session: address given, laptop not seen yet
-	ReasonConnected       = "Connected"       // session: the laptop's tunnel is alive
-	ReasonLaptopGone      = "LaptopGone"      // session: no sign of life; its traffic goes to the cluster's pods
-	ReasonNoAddressLeft   = "NoAddressLeft"   // session: the address range is full
+	ReasonAddressAssigned = "AddressAssigned" // session: it has addresses, and its laptop has not connected yet
+	ReasonConnected       = "Connected"       // session: the laptop's tunnel is up
+	ReasonLaptopGone      = "LaptopGone"      // session and intercept: the laptop does not respond
+	ReasonNoAddressLeft   = "NoAddressLeft"   // session: all addresses are in use
 	ReasonKeyTaken        = "KeyTaken"        // session: another session owns its public key
 	ReasonBadKey          = "BadKey"          // session: its public key is not a WireGuard key
-	ReasonVersionMismatch = "VersionMismatch" // session: client and manager cannot work together
+	ReasonVersionMismatch = "VersionMismatch" // session: the versions of laptop and manager do not work together
 )
 
 // SessionStatus is what the traffic-manager tells the laptop.
 type SessionStatus struct {
-	// Addresses are the laptop's addresses on the VIF, at most one per IP family, without prefix length.
+	// Addresses are the laptop's addresses on the VIF, at most one of each IP family, without a prefix
+	// length.
 	Addresses []string `json:"addresses,omitempty"`
 	// ManagerPublicKey is the traffic-manager's WireGuard public key, base64.
 	ManagerPublicKey string `json:"managerPublicKey,omitempty"`
@@ -60,20 +64,22 @@ type SessionStatus struct {
 	ManagerPod string `json:"managerPod,omitempty"`
 	// Subnets are the CIDRs of pods and services that the laptop should route to the VIF.
 	Subnets []string `json:"subnets,omitempty"`
-	// NodeAddresses are addresses of nodes that lie in Subnets; the laptop reaches them as it did before.
+	// NodeAddresses are the addresses of nodes in Subnets. The laptop keeps reaching them directly.
 	NodeAddresses []string `json:"nodeAddresses,omitempty"`
 	// DNS is the cluster's DNS.
 	DNS DNS `json:"dns,omitempty"`
-	// UDPEndpoints are where the traffic-manager takes WireGuard's messages as UDP datagrams, as host:port, the preferred ones first.
-	// A laptop that does not reach them stays on its tunnel through the API server.
+	// UDPEndpoints are where the traffic-manager accepts WireGuard messages as UDP datagrams, as host:port,
+	// the preferred ones first. A laptop that reaches none of them uses a path through the API server.
 	// +kubebuilder:validation:MaxItems=16
 	UDPEndpoints []string `json:"udpEndpoints,omitempty"`
-	// Connected is true while the laptop's tunnel is alive.
+	// Connected is true while the laptop's tunnel is up.
 	Connected bool `json:"connected,omitempty"`
 	// GivenUpAfter is how long the laptop may be silent before the traffic-manager deletes the session.
 	GivenUpAfter metav1.Duration `json:"givenUpAfter,omitempty"`
-	// LastSeen is when an authenticated packet of the laptop last arrived, updated at most every 30 s.
+	// LastSeen is when the last authenticated packet of the laptop arrived. It is updated at most every
+	// 30 s.
 	LastSeen *metav1.Time `json:"lastSeen,omitempty"`
+	// Conditions has the condition Ready, whose message tells the user what to do.
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
