@@ -44,11 +44,16 @@ func (s *standing) Snapshot() network.Snapshot {
 	return network.Snapshot{Interface: "detour0", Alive: true, Path: transport.Path{Transport: "direct-udp"}}
 }
 
+func aliceSession() detour.Session {
+	return detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: clustertest.Namespace, Name: "alice", UID: "1"}}
+}
+
 // sessionOf returns a session on an API server in memory, as connect would have made it, without a
 // network. The Session object is "alice".
 func sessionOf(t *testing.T, api *clustertest.Server, status detour.SessionStatus) *session {
 	t.Helper()
-	object := detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: clustertest.Namespace, Name: "alice", UID: "1"}, Status: status}
+	object := aliceSession()
+	object.Status = status
 	return newTestSession(t, api.Client(t), object)
 }
 
@@ -76,16 +81,16 @@ func sessionAt(t *testing.T, packed []byte) *session {
 	require.NoError(t, err)
 	client, err := cluster.Connect(config, clustertest.Namespace, 0, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	object := detour.Session{ObjectMeta: metav1.ObjectMeta{Namespace: clustertest.Namespace, Name: "alice", UID: "1"}}
-	s := newTestSession(t, client, object)
+	s := newTestSession(t, client, aliceSession())
 	s.request.Kubeconfig = packed
 	return s
 }
 
 // kubeconfigOf is a kubeconfig with one cluster and one user.
 func kubeconfigOf(cluster, user string) []byte {
-	return []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {" + cluster + "}}]\nusers: [{name: a, user: {" + user +
-		"}}]\ncontexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n")
+	return []byte("apiVersion: v1\nkind: Config\ncurrent-context: a\n" +
+		"contexts: [{name: a, context: {cluster: a, user: a}}]\n" +
+		"clusters: [{name: a, cluster: {" + cluster + "}}]\nusers: [{name: a, user: {" + user + "}}]\n")
 }
 
 type noRelays struct{}

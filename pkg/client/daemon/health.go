@@ -47,7 +47,8 @@ func (h *health) observeCredentials(err error, server string) {
 	switch {
 	case apierrors.IsUnauthorized(err):
 		h.expired = true
-		h.refusal = fmt.Errorf("%w; then run `detour connect`", explain.Context{Doing: "read the session", Server: server}.Error(err))
+		explained := explain.Context{Doing: "read the session", Server: server}.Error(err)
+		h.refusal = fmt.Errorf("%w; then run `detour connect`", explained)
 	case err == nil && h.expired:
 		h.expired, h.refusal = false, nil
 	}

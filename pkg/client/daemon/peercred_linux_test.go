@@ -125,7 +125,8 @@ echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","s
 		require.Contains(t, lines[6], `blue,,{"kind":"ExecCredential"`)
 	})
 	t.Run("a plugin that is not there", func(t *testing.T) {
-		message := ask("", "exec: {apiVersion: client.authentication.k8s.io/v1, command: /nowhere/get-token, interactiveMode: Never}")
+		message := ask("", "exec: {apiVersion: client.authentication.k8s.io/v1, command: /nowhere/get-token, "+
+			"interactiveMode: Never}")
 		require.Contains(t, message, "the credential plugin of your kubeconfig failed")
 	})
 	for name, c := range map[string]struct{ cluster, user string }{

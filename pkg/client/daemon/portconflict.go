@@ -20,7 +20,8 @@ func portConflict(requests []*daemonv1.InterceptRequest, ports []corev1.ServiceP
 	byTarget := map[target]*daemonv1.InterceptRequest{}
 	for _, r := range requests {
 		i := slices.IndexFunc(ports, func(p corev1.ServicePort) bool {
-			return (r.Port == p.Name || r.Port == strconv.Itoa(int(p.Port))) && (r.Protocol == "" || r.Protocol == string(p.Protocol))
+			return (r.Port == p.Name || r.Port == strconv.Itoa(int(p.Port))) &&
+				(r.Protocol == "" || r.Protocol == string(p.Protocol))
 		})
 		if i < 0 {
 			continue // the traffic-manager's error lists the ports that exist

@@ -57,7 +57,9 @@ func (s *Server) List(ctx context.Context, req *daemonv1.ListRequest) (*daemonv1
 }
 
 // Environment implements DaemonServiceServer.
-func (s *Server) Environment(ctx context.Context, req *daemonv1.EnvironmentRequest) (*daemonv1.EnvironmentResponse, error) {
+func (s *Server) Environment(
+	ctx context.Context, req *daemonv1.EnvironmentRequest,
+) (*daemonv1.EnvironmentResponse, error) {
 	now, err := s.live()
 	if err != nil {
 		return nil, err
@@ -82,7 +84,9 @@ func (s *Server) Environment(ctx context.Context, req *daemonv1.EnvironmentReque
 }
 
 // CheckIntercepts implements DaemonServiceServer.
-func (s *Server) CheckIntercepts(ctx context.Context, req *daemonv1.CheckInterceptsRequest) (*daemonv1.CheckInterceptsResponse, error) {
+func (s *Server) CheckIntercepts(
+	ctx context.Context, req *daemonv1.CheckInterceptsRequest,
+) (*daemonv1.CheckInterceptsResponse, error) {
 	now, err := s.live()
 	if err != nil {
 		return nil, err
@@ -90,7 +94,8 @@ func (s *Server) CheckIntercepts(ctx context.Context, req *daemonv1.CheckInterce
 	if len(req.Intercepts) < 2 {
 		return &daemonv1.CheckInterceptsResponse{}, nil
 	}
-	service, err := now.cluster.Core.CoreV1().Services(now.request.Namespace).Get(ctx, req.Intercepts[0].Service, metav1.GetOptions{})
+	services := now.cluster.Core.CoreV1().Services(now.request.Namespace)
+	service, err := services.Get(ctx, req.Intercepts[0].Service, metav1.GetOptions{})
 	if err != nil {
 		return &daemonv1.CheckInterceptsResponse{}, nil
 	}

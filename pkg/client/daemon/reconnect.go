@@ -159,7 +159,9 @@ func (s *session) renews(ctx context.Context, req *daemonv1.ConnectRequest) bool
 }
 
 // renewLocked makes a session as it was, with other credentials. The caller holds s.changing.
-func (s *Server) renewLocked(ctx context.Context, old *session, kubeconfig []byte, progress func(string)) (*session, error) {
+func (s *Server) renewLocked(
+	ctx context.Context, old *session, kubeconfig []byte, progress func(string),
+) (*session, error) {
 	request, pending := proto.CloneOf(old.request), old.intercepts.All()
 	request.Kubeconfig = kubeconfig
 	ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)

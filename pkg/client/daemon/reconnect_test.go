@@ -53,9 +53,11 @@ func TestOutdated(t *testing.T) {
 		"another sessionCIDR": {
 			is: detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"100.64.0.2", "fd64::2"}}, outdated: true,
 		},
-		"no sessionCIDR6": {is: detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"198.18.0.2"}}, outdated: true},
-		"no address yet":  {is: detour.SessionStatus{ManagerPublicKey: "key"}},
-		"no status yet":   {is: detour.SessionStatus{}},
+		"no sessionCIDR6": {
+			is: detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"198.18.0.2"}}, outdated: true,
+		},
+		"no address yet": {is: detour.SessionStatus{ManagerPublicKey: "key"}},
+		"no status yet":  {is: detour.SessionStatus{}},
 	} {
 		t.Run(name, func(t *testing.T) { require.Equal(t, c.outdated, outdated(was, c.is)) })
 	}
@@ -103,18 +105,22 @@ func TestNextSessionTakesTheInterceptsOfALostOneOver(t *testing.T) {
 // another version has no tunnel for the laptop, which would look like a broken network.
 func TestRefreshFollowsTheSession(t *testing.T) {
 	api := clustertest.New(t)
-	s := sessionOf(t, api, detour.SessionStatus{ManagerPublicKey: "key", GivenUpAfter: metav1.Duration{Duration: 10 * time.Minute}})
+	s := sessionOf(t, api, detour.SessionStatus{
+		ManagerPublicKey: "key", GivenUpAfter: metav1.Duration{Duration: 10 * time.Minute},
+	})
 	is := s.record.get()
 	is.Status = detour.SessionStatus{ManagerPublicKey: "another", GivenUpAfter: metav1.Duration{Duration: time.Minute}}
 	meta.SetStatusCondition(&is.Status.Conditions, metav1.Condition{
-		Type: detour.ConditionReady, Status: metav1.ConditionFalse, Reason: detour.ReasonVersionMismatch, Message: "install the same version",
+		Type: detour.ConditionReady, Status: metav1.ConditionFalse, Reason: detour.ReasonVersionMismatch,
+		Message: "install the same version",
 	})
 	api.Put(&is)
 	_, err := s.refresh(t.Context())
 	require.ErrorIs(t, err, errOtherManager)
 	require.Equal(t, time.Minute, s.record.get().Status.GivenUpAfter.Duration)
 	require.EqualError(t, s.health.snapshot(), "install the same version")
-	require.False(t, s.renews(t.Context(), &daemonv1.ConnectRequest{Kubeconfig: []byte("another")}), "other credentials would not help")
+	other := &daemonv1.ConnectRequest{Kubeconfig: []byte("another")}
+	require.False(t, s.renews(t.Context(), other), "other credentials would not help")
 }
 
 // A proxy in front of the API server may answer 404 for a while. A session ends when the API server
@@ -199,11 +205,13 @@ func TestConnectReplacesExpiredCredentials(t *testing.T) {
 		w.Header().Set("Content-Type", "application/json")
 		if token != accepted {
 			w.WriteHeader(http.StatusUnauthorized)
-			_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}`))
+			_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","message":"Unauthorized",` +
+				`"reason":"Unauthorized","code":401}`))
 			return
 		}
 		w.WriteHeader(http.StatusInternalServerError)
-		_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","message":"no more of this","reason":"InternalError","code":500}`))
+		_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","message":"no more of this",` +
+			`"reason":"InternalError","code":500}`))
 	}))
 	t.Cleanup(api.Close)
 	ofDay := func(token string) []byte {

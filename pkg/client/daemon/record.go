@@ -60,7 +60,8 @@ func (s *session) create(ctx context.Context, key wgkey.Key, progress func(strin
 	}
 	progress("making a session in namespace " + namespace)
 	if err := s.cluster.Create(ctx, &object); err != nil {
-		return explain.Context{Doing: "create a session in namespace " + namespace, Server: s.server, Namespace: namespace}.Error(err)
+		doing := "create a session in namespace " + namespace
+		return explain.Context{Doing: doing, Server: s.server, Namespace: namespace}.Error(err)
 	}
 	s.record = &record{object: object}
 	if err := os.WriteFile(s.journal(), []byte(s.server+" "+namespace+"/"+object.Name), 0o600); err != nil {
@@ -78,7 +79,8 @@ func (s *session) create(ctx context.Context, key wgkey.Key, progress func(strin
 		s.record = &record{object: *accepted}
 		return permanentError(accepted.Status)
 	case ctx.Err() == nil && waiting.Err() != nil:
-		return fmt.Errorf("the traffic-manager does not answer within %s: check whether its pod runs with `kubectl -n %s get pods`",
+		return fmt.Errorf("the traffic-manager does not answer within %s: "+
+			"check whether its pod runs with `kubectl -n %s get pods`",
 			managerTimeout, s.request.ManagerNamespace)
 	}
 	return explain.Error(err, "read the session")
@@ -87,7 +89,8 @@ func (s *session) create(ctx context.Context, key wgkey.Key, progress func(strin
 // permanentError returns why the traffic-manager has no tunnel for a session, or nil.
 func permanentError(status detour.SessionStatus) error {
 	reasons := []string{detour.ReasonVersionMismatch, detour.ReasonNoAddressLeft, detour.ReasonKeyTaken}
-	if c := meta.FindStatusCondition(status.Conditions, detour.ConditionReady); c != nil && slices.Contains(reasons, c.Reason) {
+	c := meta.FindStatusCondition(status.Conditions, detour.ConditionReady)
+	if c != nil && slices.Contains(reasons, c.Reason) {
 		return errors.New(c.Message)
 	}
 	return nil

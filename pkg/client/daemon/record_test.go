@@ -60,7 +60,7 @@ func TestConnectDeletesOnlyALeftoverOfItsOwnMachine(t *testing.T) {
 	state := t.TempDir()
 	created(t, api, state, "desk", "alice-at-desk")
 	created(t, api, state, "lab", "alice-at-lab")
-	require.Equal(t, []string{"alice-at-desk-1", "alice-at-lab-1"}, api.Names("sessions"), "the daemon of the first one runs")
+	require.Equal(t, []string{"alice-at-desk-1", "alice-at-lab-1"}, api.Names("sessions"), "the first daemon runs")
 	api.Calls("delete sessions")
 	created(t, api, state, "desk", "alice-at-desk")
 	require.Equal(t, 1, api.Calls("delete sessions"), "the one of this machine was left behind")
@@ -71,7 +71,8 @@ func TestCreateReportsWhyTheManagerHasNoTunnel(t *testing.T) {
 	api := clustertest.New(t)
 	api.OnCreate(func(u *unstructured.Unstructured) {
 		u.Object["status"] = map[string]any{"conditions": []any{map[string]any{
-			"type": detour.ConditionReady, "status": "False", "reason": detour.ReasonNoAddressLeft, "message": "no address is left",
+			"type": detour.ConditionReady, "status": "False", "reason": detour.ReasonNoAddressLeft,
+			"message": "no address is left",
 		}}}
 	})
 	client := api.Client(t)

@@ -126,7 +126,9 @@ func (s *Server) disconnect(ctx context.Context) (was bool, err error) {
 }
 
 // Connect implements DaemonServiceServer.
-func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse]) error {
+func (s *Server) Connect(
+	req *daemonv1.ConnectRequest, stream grpc.ServerStreamingServer[daemonv1.ConnectResponse],
+) error {
 	s.changing.Lock()
 	defer s.changing.Unlock()
 	confined, err := confine(stream.Context(), req.Kubeconfig)
@@ -159,7 +161,9 @@ func (s *Server) Connect(req *daemonv1.ConnectRequest, stream grpc.ServerStreami
 
 // reuseLocked returns the session that a request may use: the live one, or one with the request's
 // credentials in place of expired ones. Its errors are those of the RPC. The caller holds s.changing.
-func (s *Server) reuseLocked(ctx context.Context, now *session, req *daemonv1.ConnectRequest, progress func(string)) (*session, error) {
+func (s *Server) reuseLocked(
+	ctx context.Context, now *session, req *daemonv1.ConnectRequest, progress func(string),
+) (*session, error) {
 	config, err := kubeconfig.Unpack(req.Kubeconfig)
 	if err != nil {
 		return nil, status.Error(codes.Aborted, err.Error())
@@ -213,7 +217,9 @@ func (s *Server) Status(ctx context.Context, _ *daemonv1.StatusRequest) (*daemon
 }
 
 // Intercept implements DaemonServiceServer.
-func (s *Server) Intercept(req *daemonv1.InterceptRequest, stream grpc.ServerStreamingServer[daemonv1.InterceptResponse]) error {
+func (s *Server) Intercept(
+	req *daemonv1.InterceptRequest, stream grpc.ServerStreamingServer[daemonv1.InterceptResponse],
+) error {
 	now := s.get()
 	if now == nil {
 		return status.Error(codes.FailedPrecondition, "not connected: run `detour connect` first")

@@ -33,9 +33,16 @@ func TestSecondDaemonChangesNothing(t *testing.T) {
 	_ = again.Close()
 }
 
+// staging is a session's identity.
+func staging() *identity {
+	return &identity{
+		request: &daemonv1.ConnectRequest{Context: "default", Namespace: "shop"}, server: "https://staging:6443",
+	}
+}
+
 // Two clusters can have contexts of the same name.
 func TestMismatch(t *testing.T) {
-	i := &identity{request: &daemonv1.ConnectRequest{Context: "default", Namespace: "shop"}, server: "https://staging:6443"}
+	i := staging()
 	for name, c := range map[string]struct{ context, namespace, server, want string }{
 		"the same": {context: "default", namespace: "shop", server: "https://staging:6443"},
 		"another namespace": {
@@ -57,22 +64,29 @@ func TestMismatch(t *testing.T) {
 }
 
 func TestDifference(t *testing.T) {
-	i := &identity{request: &daemonv1.ConnectRequest{Context: "default", Namespace: "shop"}, server: "https://staging:6443"}
+	i := staging()
 	for name, c := range map[string]struct {
 		change func(*daemonv1.ConnectRequest)
 		want   string
 	}{
-		"nothing":       {change: func(*daemonv1.ConnectRequest) {}},
-		"transport":     {change: func(r *daemonv1.ConnectRequest) { r.Transport = "upgrade" }, want: "without --transport upgrade"},
-		"the default":   {change: func(r *daemonv1.ConnectRequest) { r.Transport = "auto" }},
-		"host loopback": {change: func(r *daemonv1.ConnectRequest) { r.HostLoopback = true }, want: "without --host-loopback"},
+		"nothing": {change: func(*daemonv1.ConnectRequest) {}},
+		"transport": {
+			change: func(r *daemonv1.ConnectRequest) { r.Transport = "upgrade" }, want: "without --transport upgrade",
+		},
+		"the default": {change: func(r *daemonv1.ConnectRequest) { r.Transport = "auto" }},
+		"host loopback": {
+			change: func(r *daemonv1.ConnectRequest) { r.HostLoopback = true }, want: "without --host-loopback",
+		},
 		"a flag": {
 			change: func(r *daemonv1.ConnectRequest) {
 				r.NetworkOverrides = &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.0.0.0/8"}}
 			},
 			want: "with another --also-proxy",
 		},
-		"the namespace": {change: func(r *daemonv1.ConnectRequest) { r.Namespace = "bank" }, want: "to namespace shop of context default"},
+		"the namespace": {
+			change: func(r *daemonv1.ConnectRequest) { r.Namespace = "bank" },
+			want:   "to namespace shop of context default",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			req := &daemonv1.ConnectRequest{Context: "default", Namespace: "shop"}

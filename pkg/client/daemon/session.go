@@ -82,7 +82,10 @@ func (i *identity) mismatch(req *daemonv1.ConnectRequest, server string) string 
 // connect makes a session: the Session object, the network, and the server for relayed connections.
 // before is the session that it replaces, or nil: its namespaces are used again. After an error nothing
 // is left of the session.
-func connect(ctx context.Context, req *daemonv1.ConnectRequest, before *session, paths ipc.Paths, log *slog.Logger, progress func(string)) (_ *session, err error) {
+func connect(
+	ctx context.Context, req *daemonv1.ConnectRequest, before *session, paths ipc.Paths, log *slog.Logger,
+	progress func(string),
+) (_ *session, err error) {
 	config, err := kubeconfig.Unpack(req.Kubeconfig)
 	if err != nil {
 		return nil, err

@@ -32,7 +32,9 @@ func (s *session) tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServe
 	dial := s.network.Place().Dial
 	conn, err := grpc.NewClient("passthrough:///"+netip.AddrPortFrom(hub, tail.Port).String(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return dial(ctx, "tcp", address) }),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return dial(ctx, "tcp", address)
+		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: tailPingInterval, Timeout: tailPingTimeout}))
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())
@@ -47,7 +49,8 @@ func (s *session) tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServe
 		m, err := requests.Recv()
 		if err != nil {
 			if status.Code(err) == codes.Unavailable {
-				return status.Error(codes.Unavailable, "the traffic-manager cannot be reached through the tunnel: see `detour status`")
+				const unreachable = "the traffic-manager is unreachable through the tunnel: see `detour status`"
+				return status.Error(codes.Unavailable, unreachable)
 			}
 			return err
 		}

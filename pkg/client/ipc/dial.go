@@ -61,7 +61,8 @@ func Dial(ctx context.Context, p Paths) (*grpc.ClientConn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("the daemon does not answer: end it with `pkill -9 -f 'detour daemon'` and try again, or see %s", p.Log())
+	return nil, fmt.Errorf("the daemon does not answer: "+
+		"end it with `pkill -9 -f 'detour daemon'` and try again, or see %s", p.Log())
 }
 
 // waitUntilReady reports whether the server at the other end has sent its preface before ctx ends.

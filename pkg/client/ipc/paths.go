@@ -83,7 +83,8 @@ func (p Paths) Check() error {
 	case ownDirectory(p.Run):
 		return nil
 	}
-	return fmt.Errorf("%s belongs to another user, or others may write to it: remove it, or set XDG_RUNTIME_DIR", p.Run)
+	return fmt.Errorf("%s belongs to another user, or others may write to it: "+
+		"remove it, or set XDG_RUNTIME_DIR", p.Run)
 }
 
 // Socket returns the path of the daemon's socket.

@@ -124,7 +124,8 @@ func Confine(raw []byte, account credential.Account) ([]byte, error) {
 	}
 	for _, p := range paths {
 		if p != "" {
-			return nil, fmt.Errorf("the daemon runs as root and does not read %s for user %d: connect with a detour of the daemon's version, which reads it as you",
+			return nil, fmt.Errorf("the daemon runs as root and does not read %s for user %d: "+
+				"connect with a detour of the daemon's version, which reads it as you",
 				p, account.UID)
 		}
 	}

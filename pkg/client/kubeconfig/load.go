@@ -30,7 +30,8 @@ const nowhere = "http://localhost:8080"
 // cluster. The errors are sentences for the user.
 func Load(flags *genericclioptions.ConfigFlags) (*Loaded, error) {
 	if _, err := clientcmd.ParseTimeout(*flags.Timeout); err != nil {
-		return nil, fmt.Errorf("--request-timeout %s is not a duration: write for example --request-timeout 30s", *flags.Timeout)
+		return nil, fmt.Errorf("--request-timeout %s is not a duration: write for example --request-timeout 30s",
+			*flags.Timeout)
 	}
 	loader := flags.ToRawKubeConfigLoader()
 	raw, err := loader.RawConfig()
@@ -62,7 +63,8 @@ func Load(flags *genericclioptions.ConfigFlags) (*Loaded, error) {
 			"fix it in the kubeconfig or in --server, as in https://k8s.example.com:6443", config.Host)
 	}
 	if config.AuthProvider != nil {
-		return nil, fmt.Errorf("the kubeconfig uses the auth provider %q, which Kubernetes no longer supports: use its credential plugin",
+		return nil, fmt.Errorf("the kubeconfig uses the auth provider %q, which Kubernetes no longer supports: "+
+			"use its credential plugin",
 			config.AuthProvider.Name)
 	}
 	if _, err := rest.TLSConfigFor(config); err != nil {
@@ -88,7 +90,8 @@ func known(raw *api.Config, context, cluster, user string) error {
 		{"user", user, raw.AuthInfos[user] != nil},
 	} {
 		if c.name != "" && !c.there {
-			return fmt.Errorf("%s %q does not exist in the kubeconfig: `kubectl config get-%ss` lists what there is", c.kind, c.name, c.kind)
+			return fmt.Errorf("%s %q does not exist in the kubeconfig: `kubectl config get-%ss` lists what there is",
+				c.kind, c.name, c.kind)
 		}
 	}
 	return nil
@@ -109,16 +112,19 @@ func leads(raw *api.Config, context, cluster, file string) error {
 	there := func(path string) bool { _, err := os.Stat(path); return err == nil }
 	switch {
 	case cluster != "":
-		return fmt.Errorf("cluster %q in the kubeconfig has no server: add it with `kubectl config set-cluster %s --server=URL`, "+
-			"or choose another context with --context", cluster, cluster)
+		return fmt.Errorf("cluster %q in the kubeconfig has no server: "+
+			"add it with `kubectl config set-cluster %s --server=URL`, or choose another context with --context",
+			cluster, cluster)
 	case context != "":
 		return fmt.Errorf("context %q in the kubeconfig names no cluster: choose another with --context", context)
 	case len(raw.Contexts) > 0:
-		return errors.New("the kubeconfig has no current context: choose one with `kubectl config use-context NAME`, or use --context")
+		return errors.New("the kubeconfig has no current context: " +
+			"choose one with `kubectl config use-context NAME`, or use --context")
 	case len(files) == 0:
 		return errors.New("no cluster is configured: set KUBECONFIG or use --kubeconfig")
 	case !slices.ContainsFunc(files, there):
-		return fmt.Errorf("KUBECONFIG names %s, but no such file exists: set it to an existing file, or use --kubeconfig", strings.Join(files, " and "))
+		return fmt.Errorf("KUBECONFIG names %s, but no such file exists: "+
+			"set it to an existing file, or use --kubeconfig", strings.Join(files, " and "))
 	}
 	return fmt.Errorf("the kubeconfig %s names no cluster: choose another with --kubeconfig", strings.Join(files, " and "))
 }

@@ -83,7 +83,8 @@ func TestLoadExplainsWhatIsWrong(t *testing.T) {
 		},
 		"not YAML": {
 			file: "this: [is not\n yaml",
-			want: `the kubeconfig cannot be used (error loading config file "config": yaml: line 2: did not find expected ',' or ']'` + fix,
+			want: `the kubeconfig cannot be used (error loading config file "config": ` +
+				`yaml: line 2: did not find expected ',' or ']'` + fix,
 		},
 		"no current context": {
 			file: with("current-context: a", ""),
@@ -145,7 +146,11 @@ func TestLoadExplainsWhatIsWrong(t *testing.T) {
 			file: good, args: []string{"--request-timeout", "abc"},
 			want: "--request-timeout abc is not a duration: write for example --request-timeout 30s",
 		},
-		"a wrong namespace": {file: good, args: []string{"-n", "Bad Name"}, want: `--namespace "Bad Name" is not a valid name in Kubernetes: use only lowercase letters, digits, - and ., as in my-app`},
+		"a wrong namespace": {
+			file: good, args: []string{"-n", "Bad Name"},
+			want: `--namespace "Bad Name" is not a valid name in Kubernetes: ` +
+				`use only lowercase letters, digits, - and ., as in my-app`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			atHome(t)

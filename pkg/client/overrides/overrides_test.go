@@ -36,12 +36,24 @@ func TestMismatch(t *testing.T) {
 		wanted *daemonv1.NetworkOverrides
 		flags  []string
 	}{
-		"no flags":          {},
-		"the same flag":     {wanted: &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.0.0.0/8"}}},
-		"another value":     {wanted: &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.1.0.0/16"}}, flags: []string{"--also-proxy"}},
-		"a flag it lacks":   {wanted: &daemonv1.NetworkOverrides{NeverProxy: []string{"10.1.0.0/16"}}, flags: []string{"--never-proxy"}},
-		"two other values":  {wanted: &daemonv1.NetworkOverrides{Map: []string{"a=b"}, MapSubnet: []string{"auto"}}, flags: []string{"--map-subnet", "--map"}},
-		"suffixes it lacks": {wanted: &daemonv1.NetworkOverrides{IncludeSuffix: []string{"a"}, ExcludeSuffix: []string{"b"}}, flags: []string{"--include-suffix", "--exclude-suffix"}},
+		"no flags":      {},
+		"the same flag": {wanted: &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.0.0.0/8"}}},
+		"another value": {
+			wanted: &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.1.0.0/16"}},
+			flags:  []string{"--also-proxy"},
+		},
+		"a flag it lacks": {
+			wanted: &daemonv1.NetworkOverrides{NeverProxy: []string{"10.1.0.0/16"}},
+			flags:  []string{"--never-proxy"},
+		},
+		"two other values": {
+			wanted: &daemonv1.NetworkOverrides{Map: []string{"a=b"}, MapSubnet: []string{"auto"}},
+			flags:  []string{"--map-subnet", "--map"},
+		},
+		"suffixes it lacks": {
+			wanted: &daemonv1.NetworkOverrides{IncludeSuffix: []string{"a"}, ExcludeSuffix: []string{"b"}},
+			flags:  []string{"--include-suffix", "--exclude-suffix"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) { assert.Equal(t, c.flags, Mismatch(c.wanted, session)) })
 	}

@@ -85,7 +85,8 @@ func (f *Follower) Run(ctx context.Context) {
 			pause = deniedPause/2 + rand.N(deniedPause)
 			if !logged {
 				logged = true
-				f.Log.Log(ctx, f.DeniedLevel, "the user may not watch a resource, "+f.Fallback, "resource", f.Resource, "err", err)
+				message := "the user may not watch a resource, " + f.Fallback
+				f.Log.Log(ctx, f.DeniedLevel, message, "resource", f.Resource, "err", err)
 			}
 		}
 		if trying.Err() == nil {

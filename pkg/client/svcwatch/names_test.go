@@ -28,7 +28,8 @@ func named(name string) corev1.Service {
 func TestConversionOfAPIObjects(t *testing.T) {
 	ready, unready, name, tcp, number, hostname := true, false, "http", corev1.ProtocolTCP, int32(8080), "db-0"
 	assert.Equal(t, records.Service{
-		Name: "catalog", ClusterIPs: []string{"10.96.0.5"}, Ports: []records.Port{{Name: "http", Protocol: "TCP", Number: 80}},
+		Name: "catalog", ClusterIPs: []string{"10.96.0.5"},
+		Ports: []records.Port{{Name: "http", Protocol: "TCP", Number: 80}},
 	}, service(new(named("catalog"))))
 	external := corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "outside"},
@@ -52,7 +53,9 @@ func TestConversionOfAPIObjects(t *testing.T) {
 	}
 	assert.Equal(t, records.Slice{
 		Name: "db-abc", Service: "db", Ports: []records.Port{{Name: "http", Protocol: "TCP", Number: 8080}, {Number: -1}},
-		Endpoints: []records.Endpoint{{Hostname: "db-0", Addresses: []string{"10.42.0.1"}}, {Addresses: []string{"10.42.0.3"}}},
+		Endpoints: []records.Endpoint{
+			{Hostname: "db-0", Addresses: []string{"10.42.0.1"}}, {Addresses: []string{"10.42.0.3"}},
+		},
 	}, slice(&s))
 }
 

@@ -14,7 +14,9 @@ import (
 )
 
 // targetsOf computes the targets from the objects of a namespace.
-func targetsOf(services []corev1.Service, all []*workloads.Workload, pods []corev1.Pod, intercepts map[portKey][]*daemonv1.TargetIntercept) []*daemonv1.Target {
+func targetsOf(
+	services []corev1.Service, all []*workloads.Workload, pods []corev1.Pod, intercepts byPort,
+) []*daemonv1.Target {
 	var rows []*daemonv1.Target
 	served := map[*workloads.Workload]bool{}
 	for i := range services {
@@ -42,7 +44,8 @@ func targetsOf(services []corev1.Service, all []*workloads.Workload, pods []core
 			rows = append(rows, row)
 		}
 	}
-	all = slices.SortedFunc(slices.Values(all), func(a, b *workloads.Workload) int { return cmp.Compare(a.Name(), b.Name()) })
+	byName := func(a, b *workloads.Workload) int { return cmp.Compare(a.Name(), b.Name()) }
+	all = slices.SortedFunc(slices.Values(all), byName)
 	for _, w := range all {
 		if served[w] || w.TemplateOf != "" {
 			continue
@@ -60,7 +63,10 @@ func targetsOf(services []corev1.Service, all []*workloads.Workload, pods []core
 }
 
 // judge fills in what the traffic-manager would decide about a service port with one workload.
-func judge(row *daemonv1.Target, s *corev1.Service, p corev1.ServicePort, w *workloads.Workload, running []corev1.Pod, intercepts map[portKey][]*daemonv1.TargetIntercept) {
+func judge(
+	row *daemonv1.Target, s *corev1.Service, p corev1.ServicePort, w *workloads.Workload, running []corev1.Pod,
+	intercepts byPort,
+) {
 	if row.WhyNot = w.TemplateObstacle(); row.WhyNot != "" {
 		return
 	}

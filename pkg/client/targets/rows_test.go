@@ -16,18 +16,25 @@ import (
 )
 
 func service(name string, selector map[string]string, ports ...corev1.ServicePort) corev1.Service {
-	return corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.5", Selector: selector, Ports: ports}}
+	return corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       corev1.ServiceSpec{ClusterIP: "10.96.0.5", Selector: selector, Ports: ports},
+	}
 }
 
 func template(labels map[string]string) corev1.PodTemplateSpec {
 	return corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Labels: labels},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{
+			Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
+		}}},
 	}
 }
 
 func deployment(name string, labels map[string]string) appsv1.Deployment {
-	return appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: appsv1.DeploymentSpec{Template: template(labels)}}
+	return appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: appsv1.DeploymentSpec{Template: template(labels)},
+	}
 }
 
 func deployments(all ...appsv1.Deployment) []*workloads.Workload {
@@ -47,9 +54,13 @@ func TestTargets(t *testing.T) {
 	number := corev1.ServicePort{Port: 8080, TargetPort: intstr.FromInt32(8080), Protocol: corev1.ProtocolTCP}
 	sctp := corev1.ServicePort{Name: "signal", Port: 99, TargetPort: intstr.FromInt32(99), Protocol: corev1.ProtocolSCTP}
 	dns := corev1.ServicePort{Name: "dns", Port: 53, TargetPort: intstr.FromInt32(53), Protocol: corev1.ProtocolUDP}
-	one := deployments(deployment("catalog", map[string]string{"app": "catalog", "version": "1"}), deployment("other", nil))
+	labels := map[string]string{"app": "catalog", "version": "1"}
+	one := deployments(deployment("catalog", labels), deployment("other", nil))
 	two := deployments(deployment("catalog", catalog), deployment("canary", catalog))
-	eve := []*daemonv1.TargetIntercept{{Name: "catalog-1", Laptop: "eve@thinkpad", Phase: "Active", Mode: "intercept", Requests: "all requests", Redirect: "attach"}}
+	eve := []*daemonv1.TargetIntercept{{
+		Name: "catalog-1", Laptop: "eve@thinkpad", Phase: "Active", Mode: "intercept", Requests: "all requests",
+		Redirect: "attach",
+	}}
 	held := map[portKey][]*daemonv1.TargetIntercept{
 		{workload: "deployment/catalog", port: 8080}: eve,
 		{workload: "deployment/other", port: 8080}:   {{Laptop: "mallory@mac"}},
@@ -71,8 +82,11 @@ func TestTargets(t *testing.T) {
 	const (
 		noService = "no service leads to it"
 		isPaused  = "deployment/catalog is paused: resume it, so that pods with the traffic-agent can be rolled out"
-		unknown   = "rollout/catalog takes its pod template from ReplicaSet x, which detour cannot read: let it refer to a Deployment, or write the template in the Rollout itself"
-		meshed    = "port 8080 of deployment/catalog reaches the pods through their Istio proxy, so that it cannot be redirected to the agent: give the container port a name, and the service that name as its targetPort, or keep the port out of the mesh with the pods' annotation traffic.sidecar.istio.io/excludeInboundPorts"
+		unknown   = "rollout/catalog takes its pod template from ReplicaSet x, which detour cannot read: " +
+			"let it refer to a Deployment, or write the template in the Rollout itself"
+		meshed = "port 8080 of deployment/catalog passes through the pods' Istio proxy and cannot be redirected to the agent: " +
+			"name the container port and use that name as the service's targetPort, or exclude the port from the mesh with " +
+			"the pods' annotation traffic.sidecar.istio.io/excludeInboundPorts"
 	)
 	other := &daemonv1.Target{Workload: "deployment/other", WhyNot: noService, Only: "--mode replace"}
 	catalogs := []*daemonv1.Target{{Workload: "deployment/catalog", WhyNot: noService, Only: "--mode replace"}, other}

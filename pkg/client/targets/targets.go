@@ -87,16 +87,19 @@ type portKey struct {
 	protocol string // "UDP"; empty means TCP
 }
 
+// byPort are intercepts by the container port that they take over.
+type byPort map[portKey][]*daemonv1.TargetIntercept
+
 // interceptsByPort returns the intercepts of a namespace. There are none if detour is not installed.
-func interceptsByPort(ctx context.Context, c client.Reader, namespace string) (map[portKey][]*daemonv1.TargetIntercept, error) {
+func interceptsByPort(ctx context.Context, c client.Reader, namespace string) (byPort, error) {
 	var list detour.InterceptList
-	byPort := map[portKey][]*daemonv1.TargetIntercept{}
+	found := byPort{}
 	if err := c.List(ctx, &list, client.InNamespace(namespace)); err != nil {
 		explained := explain.Error(err, "list the intercepts of namespace "+namespace)
 		if !strings.Contains(explained.Error(), "not installed") {
 			return nil, explained
 		}
-		return byPort, nil
+		return found, nil
 	}
 	for _, i := range list.Items {
 		if w := i.Status.Workload; w != nil && i.Status.Phase != detour.PhaseRefused {
@@ -104,12 +107,12 @@ func interceptsByPort(ctx context.Context, c client.Reader, namespace string) (m
 				workload: fmt.Sprintf("%s/%s", strings.ToLower(w.Kind), w.Name),
 				port:     i.Status.ContainerPort, protocol: string(i.Status.Protocol),
 			}
-			byPort[key] = append(byPort[key], &daemonv1.TargetIntercept{
+			found[key] = append(found[key], &daemonv1.TargetIntercept{
 				Name: i.Name, Laptop: i.Status.Laptop, Phase: string(i.Status.Phase),
 				Mode: strings.ToLower(string(i.Spec.Mode)), Requests: i.Status.Requests, Agents: i.Status.Agents,
 				SinceUnix: i.CreationTimestamp.Unix(), Redirect: i.Status.Redirect,
 			})
 		}
 	}
-	return byPort, nil
+	return found, nil
 }

@@ -46,22 +46,28 @@ func (w *watched[T]) get(name string) (object T, ok bool) {
 // Watch starts to follow the session with a name. The caller ends it with Close.
 func (c *Client) Watch(session string) *Watch {
 	w := &Watch{client: c, key: client.ObjectKey{Namespace: c.Namespace, Name: session}}
-	w.sessions.follower = c.follower("sessions", &detour.Session{}, func() client.ObjectList { return &detour.SessionList{} },
-		fields.OneTermEqualSelector(metav1.ObjectNameField, session).String())
-	w.sessions.follower.Store, w.sessions.follower.OnLive = w.sessions.objects.Store(), w.sessions.objects.Notify
-	w.intercepts.follower = c.follower("intercepts", &detour.Intercept{}, func() client.ObjectList { return &detour.InterceptList{} }, "")
-	w.intercepts.follower.Store, w.intercepts.follower.OnLive = w.intercepts.objects.Store(), w.intercepts.objects.Notify
+	name := fields.OneTermEqualSelector(metav1.ObjectNameField, session).String()
+	sessions := c.watchConfig("sessions", name, func() client.ObjectList { return &detour.SessionList{} })
+	sessions.Object = &detour.Session{}
+	sessions.Store, sessions.OnLive = w.sessions.objects.Store(), w.sessions.objects.Notify
+	w.sessions.follower = &resourcewatch.Follower{Config: sessions}
+
+	all := c.watchConfig("intercepts", "", func() client.ObjectList { return &detour.InterceptList{} })
+	all.Object = &detour.Intercept{}
+	all.Store, all.OnLive = w.intercepts.objects.Store(), w.intercepts.objects.Notify
+	w.intercepts.follower = &resourcewatch.Follower{Config: all}
 	w.group = resourcewatch.Start(c.hangUp, w.sessions.follower, w.intercepts.follower)
 	return w
 }
 
-func (c *Client) follower(resource string, object runtime.Object, newList func() client.ObjectList, selector string) *resourcewatch.Follower {
+// watchConfig returns how to list and to watch the objects of a resource that a field selector accepts.
+func (c *Client) watchConfig(resource, selector string, newList func() client.ObjectList) resourcewatch.Config {
 	options := func(o metav1.ListOptions) *client.ListOptions {
 		o.FieldSelector = selector
 		return &client.ListOptions{Namespace: c.Namespace, Raw: &o}
 	}
-	return &resourcewatch.Follower{Config: resourcewatch.Config{
-		Resource: resource, Fallback: "it is polled", DeniedLevel: slog.LevelDebug, Log: c.log, Object: object,
+	return resourcewatch.Config{
+		Resource: resource, Fallback: "it is polled", DeniedLevel: slog.LevelDebug, Log: c.log,
 		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list := newList()
 			ctx, done := context.WithTimeout(ctx, c.Config.Timeout)
@@ -71,7 +77,7 @@ func (c *Client) follower(resource string, object runtime.Object, newList func()
 		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return c.watching.Watch(ctx, newList(), options(o))
 		},
-	}}
+	}
 }
 
 // FollowLiveness restarts the watches when the laptop loses the cluster and when it is back. See
@@ -120,13 +126,18 @@ func (w *Watch) AwaitSession(ctx context.Context, done func(*detour.Session) boo
 }
 
 // AwaitIntercept is AwaitSession for an intercept.
-func (w *Watch) AwaitIntercept(ctx context.Context, name string, done func(*detour.Intercept) bool) (*detour.Intercept, error) {
+func (w *Watch) AwaitIntercept(
+	ctx context.Context, name string, done func(*detour.Intercept) bool,
+) (*detour.Intercept, error) {
 	inStore := func() bool { _, ok := w.intercepts.get(name); return ok }
 	read := func(ctx context.Context) (*detour.Intercept, error) { return w.Intercept(ctx, name) }
 	return await(ctx, w.intercepts.objects.Changed, inStore, read, done)
 }
 
-func await[T any](ctx context.Context, changed func() <-chan struct{}, inStore func() bool, read func(context.Context) (T, error), done func(T) bool) (T, error) {
+func await[T any](
+	ctx context.Context, changed func() <-chan struct{}, inStore func() bool,
+	read func(context.Context) (T, error), done func(T) bool,
+) (T, error) {
 	for {
 		next := changed() // before the read, so that no change is missed
 		object, err := read(ctx)

@@ -90,7 +90,9 @@ func TestAwaitSeesAChangeAfterTheWatchBroke(t *testing.T) {
 
 	awaited := make(chan error, 1)
 	go func() { // the test waits for it below
-		_, err := w.AwaitIntercept(ctx, "web-1", func(i *detour.Intercept) bool { return i.Status.Phase == detour.PhaseActive })
+		_, err := w.AwaitIntercept(ctx, "web-1", func(i *detour.Intercept) bool {
+			return i.Status.Phase == detour.PhaseActive
+		})
 		awaited <- err
 	}()
 	api.BreakWatches()

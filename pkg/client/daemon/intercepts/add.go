@@ -28,10 +28,14 @@ import (
 // tlsTimeout bounds the question whether the local process speaks TLS.
 const tlsTimeout = time.Second
 
+// Tell receives progress and warnings while an intercept is made.
+type Tell func(*daemonv1.InterceptResponse)
+
 // Add creates an intercept and waits until traffic flows. It passes progress and warnings to tell. After
 // an error no object is left in the cluster.
-func (s *Set) Add(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (_ *daemonv1.Intercept, err error) {
-	created, err := s.create(ctx, req)
+func (s *Set) Add(ctx context.Context, req *daemonv1.InterceptRequest, tell Tell) (_ *daemonv1.Intercept, err error) {
+	// Also if ctx ends meanwhile: the API server may have created the object, and abandon needs its name.
+	created, err := s.create(context.WithoutCancel(ctx), req)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +56,9 @@ func (s *Set) Add(ctx context.Context, req *daemonv1.InterceptRequest, tell func
 }
 
 // awaitActive waits until an intercept is active. It returns an error if the traffic-manager refuses it.
-func (s *Set) awaitActive(ctx context.Context, name string, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) (*detour.Intercept, error) {
+func (s *Set) awaitActive(
+	ctx context.Context, name string, req *daemonv1.InterceptRequest, tell Tell,
+) (*detour.Intercept, error) {
 	waiting, cancel := context.WithTimeout(ctx, activeTimeout)
 	defer cancel()
 	message := ""
@@ -141,7 +147,7 @@ func (s *Set) abandon(ctx context.Context, i *detour.Intercept) {
 }
 
 // checkLocalProcess warns if the local process cannot answer.
-func (s *Set) checkLocalProcess(ctx context.Context, req *daemonv1.InterceptRequest, tell func(*daemonv1.InterceptResponse)) {
+func (s *Set) checkLocalProcess(ctx context.Context, req *daemonv1.InterceptRequest, tell Tell) {
 	c, err := s.DialLocal(ctx, uint16(req.LocalPort))
 	if err != nil {
 		where := ""

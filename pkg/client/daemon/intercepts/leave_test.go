@@ -91,7 +91,8 @@ func TestSelectByServiceAndPort(t *testing.T) {
 func TestLeaveByAFormerName(t *testing.T) {
 	before := New(Config{})
 	before.active["web-a"] = &local{
-		object: detour.Intercept{ObjectMeta: metav1.ObjectMeta{Name: "web-a"}}, request: &daemonv1.InterceptRequest{Service: "web"},
+		object:  detour.Intercept{ObjectMeta: metav1.ObjectMeta{Name: "web-a"}},
+		request: &daemonv1.InterceptRequest{Service: "web"},
 	}
 	again := func(before *Set, name string) *Set {
 		p := before.All()[0]
@@ -109,6 +110,7 @@ func TestLeaveByAFormerName(t *testing.T) {
 	}
 	next := New(Config{})
 	next.TakeOver(now.All())
-	require.Len(t, next.dropPendingLocked(&daemonv1.LeaveRequest{Service: "web-a"}, nil), 1, "before there is a new object")
+	dropped := next.dropPendingLocked(&daemonv1.LeaveRequest{Service: "web-a"}, nil)
+	require.Len(t, dropped, 1, "before there is a new object")
 	require.Empty(t, next.All())
 }

@@ -81,28 +81,32 @@ func become(api *clustertest.Server, name string, phase detour.InterceptPhase, m
 	api.Put(i)
 }
 
-// add calls Add in the background and waits until the object is there.
-func add(ctx context.Context, t *testing.T, api *clustertest.Server, s *Set) (result func() (*daemonv1.Intercept, error), told chan *daemonv1.InterceptResponse) {
+// add calls Add in the background and waits until the object is there. result waits for Add, and messages
+// are its progress and warnings.
+func add(
+	ctx context.Context, t *testing.T, api *clustertest.Server, s *Set,
+) (result func() (*daemonv1.Intercept, error), messages chan *daemonv1.InterceptResponse) {
 	t.Helper()
-	told = make(chan *daemonv1.InterceptResponse, 10)
+	messages = make(chan *daemonv1.InterceptResponse, 10)
 	done := make(chan struct{})
 	var i *daemonv1.Intercept
 	var err error
 	go func() { // result waits for it
 		defer close(done)
-		i, err = s.Add(ctx, &daemonv1.InterceptRequest{Service: "web", LocalPort: 8080}, func(m *daemonv1.InterceptResponse) { told <- m })
+		request := &daemonv1.InterceptRequest{Service: "web", LocalPort: 8080}
+		i, err = s.Add(ctx, request, func(m *daemonv1.InterceptResponse) { messages <- m })
 	}()
 	require.Eventually(t, func() bool { return len(api.Names("intercepts")) == 1 }, limit, time.Millisecond)
-	return func() (*daemonv1.Intercept, error) { <-done; return i, err }, told
+	return func() (*daemonv1.Intercept, error) { <-done; return i, err }, messages
 }
 
 func TestAddWaitsUntilActive(t *testing.T) {
 	api := clustertest.New(t)
 	s, r := setOf(t, api)
-	result, told := add(t.Context(), t, api, s)
+	result, messages := add(t.Context(), t, api, s)
 	become(api, "web-1", detour.PhasePending, "waiting for pods")
-	assert.Equal(t, "nothing listens on local port 8080 yet: until then, the cluster's pods answer", (<-told).Warning)
-	assert.Equal(t, "waiting for pods", (<-told).Progress)
+	assert.Equal(t, "nothing listens on local port 8080 yet: until then, the cluster's pods answer", (<-messages).Warning)
+	assert.Equal(t, "waiting for pods", (<-messages).Progress)
 	become(api, "web-1", detour.PhaseActive, "")
 	i, err := result()
 	require.NoError(t, err)
@@ -157,8 +161,9 @@ func TestLeaveDeletesWhatIsSuspended(t *testing.T) {
 	assert.Equal(t, []string{"web-1"}, api.Names("intercepts"), "the traffic-manager has not suspended it yet")
 	assert.Equal(t, 1, r.count())
 	i := &detour.Intercept{
-		ObjectMeta: metav1.ObjectMeta{Name: "web-1", UID: "uid-web-1", Generation: 10}, Spec: detour.InterceptSpec{Service: "web", Suspend: true},
-		Status: detour.InterceptStatus{Phase: detour.PhaseSuspended},
+		ObjectMeta: metav1.ObjectMeta{Name: "web-1", UID: "uid-web-1", Generation: 10},
+		Spec:       detour.InterceptSpec{Service: "web", Suspend: true},
+		Status:     detour.InterceptStatus{Phase: detour.PhaseSuspended},
 	}
 	api.Put(i)
 	require.NoError(t, <-left)
@@ -188,7 +193,10 @@ func TestForgetEndedDropsWhatTheClusterHasDeleted(t *testing.T) {
 	s.ForgetEnded(t.Context())
 	require.Len(t, s.Snapshot(), 1)
 	api.Delete("intercepts", "web-1")
-	require.Eventually(t, func() bool { s.ForgetEnded(t.Context()); return len(s.Snapshot()) == 0 }, limit, time.Millisecond)
+	require.Eventually(t, func() bool {
+		s.ForgetEnded(t.Context())
+		return len(s.Snapshot()) == 0
+	}, limit, time.Millisecond)
 	assert.Zero(t, r.count())
 }
 
@@ -205,7 +213,9 @@ func TestRefreshReadsTheCluster(t *testing.T) {
 func TestRestoreCreatesPendingIntercepts(t *testing.T) {
 	api := clustertest.New(t)
 	s, r := setOf(t, api)
-	s.TakeOver([]*Pending{{request: &daemonv1.InterceptRequest{Service: "web", LocalPort: 8080}, formerNames: []string{"web-0"}}})
+	s.TakeOver([]*Pending{{
+		request: &daemonv1.InterceptRequest{Service: "web", LocalPort: 8080}, formerNames: []string{"web-0"},
+	}})
 	api.Break(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusServiceUnavailable) })
 	s.Restore(t.Context())
 	require.Len(t, s.All(), 1)

@@ -17,7 +17,8 @@ import (
 func (r *Server) serveDatagrams(c net.Conn, port uint16) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	flows := datagram.NewFlows(datagram.IdleTimeout, datagram.MaxFlows, func(_ uint32, local net.Conn) { _ = local.Close() })
+	closeFlow := func(_ uint32, local net.Conn) { _ = local.Close() }
+	flows := datagram.NewFlows(datagram.IdleTimeout, datagram.MaxFlows, closeFlow)
 	defer flows.Close()
 	var writing sync.Mutex // one frame at a time
 	send := func(f datagram.Frame) {

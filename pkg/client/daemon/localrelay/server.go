@@ -92,7 +92,9 @@ func (r *Server) Remove(uid string) {
 	delete(r.ports, uid)
 	for _, u := range r.conns {
 		if u == uid && r.timers[uid] == nil {
-			r.timers[uid] = time.AfterFunc(drainTimeout, func() { r.closeConns(func(u string) bool { return u == uid }) })
+			r.timers[uid] = time.AfterFunc(drainTimeout, func() {
+				r.closeConns(func(u string) bool { return u == uid })
+			})
 		}
 	}
 }
@@ -168,7 +170,9 @@ func (r *Server) serve(c net.Conn) {
 	var conn io.Closer = c
 	var streams *mux.Conn
 	if header.Multiplexed {
-		streams = mux.New(c, func(*agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) { return r.openLocal(header.InterceptUid) })
+		streams = mux.New(c, func(*agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus) {
+			return r.openLocal(header.InterceptUid)
+		})
 		conn = streams
 	}
 	port, ok := r.register(conn, header.InterceptUid)

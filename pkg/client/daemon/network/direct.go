@@ -27,7 +27,9 @@ func (n *Network) OfferDirect(ctx context.Context, endpoints []string) {
 }
 
 // directAddresses resolves endpoints of the form HOST:PORT and leaves out those that routes cover.
-func directAddresses(endpoints []string, routes []netip.Prefix, lookUp func(host string) []netip.Addr) []netip.AddrPort {
+func directAddresses(
+	endpoints []string, routes []netip.Prefix, lookUp func(host string) []netip.Addr,
+) []netip.AddrPort {
 	var all []netip.AddrPort
 	for _, e := range endpoints {
 		host, port, err := net.SplitHostPort(e)

@@ -33,7 +33,9 @@ func (n *Network) startDNS(ctx context.Context) error {
 		// The namespaces reach the laptop's resolvers only through the proxy.
 	}
 	domain := c.Status.DNS.Domain
-	names, err := svcwatch.Watch(c.Cluster, svcwatch.Config{Namespace: c.Namespace, Domain: domain, Alive: n.vif.Alive, Log: c.Log})
+	names, err := svcwatch.Watch(c.Cluster, svcwatch.Config{
+		Namespace: c.Namespace, Domain: domain, Alive: n.vif.Alive, Log: c.Log,
+	})
 	if err != nil {
 		return err
 	}

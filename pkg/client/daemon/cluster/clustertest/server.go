@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/client-go/rest"
 
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
@@ -39,6 +41,7 @@ type Server struct {
 	mu          sync.Mutex
 	objects     map[string]*unstructured.Unstructured // by RESOURCE/NAME
 	version     int
+	history     []event // all events, so that a watch begins where its list ended
 	watchers    map[*watcher]bool
 	calls       []string // "VERB RESOURCE"
 	onCreate    func(*unstructured.Unstructured)
@@ -50,6 +53,17 @@ type watcher struct {
 	resource, name string // an empty name means all
 	events         chan []byte
 	stop           chan struct{}
+}
+
+type event struct {
+	version        int
+	resource, name string
+	text           []byte
+}
+
+// accepts reports whether a watcher is to receive an event.
+func (w *watcher) accepts(e event) bool {
+	return w.resource == e.resource && (w.name == "" || w.name == e.name)
 }
 
 // New starts a server for the duration of a test.
@@ -188,7 +202,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case verb == "create":
 		_ = json.NewEncoder(w).Encode(s.createLocked(r))
 	case object == nil:
-		writeError(w, apierrors.NewNotFound(schema.GroupResource{Group: detour.GroupVersion.Group, Resource: resource}, name))
+		group := schema.GroupResource{Group: detour.GroupVersion.Group, Resource: resource}
+		writeError(w, apierrors.NewNotFound(group, name))
 	case verb == "patch":
 		var patch map[string]any
 		_ = json.NewDecoder(r.Body).Decode(&patch)
@@ -199,7 +214,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(object)
 	case verb == "delete":
 		s.deleteLocked(resource, name)
-		_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess})
+		_ = json.NewEncoder(w).Encode(metav1.Status{
+			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess,
+		})
 	default:
 		_ = json.NewEncoder(w).Encode(object)
 	}
@@ -214,7 +231,13 @@ func (s *Server) watchUnlock(w http.ResponseWriter, r *http.Request, resource st
 		writeError(w, apierrors.NewForbidden(group, "", fmt.Errorf("no role allows it")))
 		return
 	}
-	me := &watcher{resource: resource, name: selected(r), events: make(chan []byte, 100), stop: make(chan struct{})}
+	me := &watcher{resource: resource, name: selected(r), events: make(chan []byte, 1000), stop: make(chan struct{})}
+	since, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
+	for _, e := range s.history {
+		if e.version > since && me.accepts(e) {
+			me.events <- e.text
+		}
+	}
 	s.watchers[me] = true
 	s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
@@ -238,7 +261,8 @@ func (s *Server) watchUnlock(w http.ResponseWriter, r *http.Request, resource st
 
 func (s *Server) createLocked(r *http.Request) *unstructured.Unstructured {
 	u := &unstructured.Unstructured{}
-	_ = json.NewDecoder(r.Body).Decode(&u.Object)
+	raw, _ := io.ReadAll(r.Body)
+	_ = utiljson.Unmarshal(raw, &u.Object)
 	if u.GetName() == "" {
 		u.SetName(u.GetGenerateName() + "1")
 	}
@@ -256,12 +280,12 @@ func (s *Server) storeLocked(u *unstructured.Unstructured) {
 	u.SetNamespace(Namespace)
 	u.SetResourceVersion(fmt.Sprint(s.version))
 	key := resourceOf(u) + "/" + u.GetName()
-	event := "ADDED"
+	kind := "ADDED"
 	if s.objects[key] != nil {
-		event = "MODIFIED"
+		kind = "MODIFIED"
 	}
 	s.objects[key] = u
-	s.emitLocked(event, u)
+	s.emitLocked(kind, u)
 }
 
 func (s *Server) deleteLocked(resource, name string) {
@@ -274,11 +298,13 @@ func (s *Server) deleteLocked(resource, name string) {
 	}
 }
 
-func (s *Server) emitLocked(event string, u *unstructured.Unstructured) {
-	text, _ := json.Marshal(map[string]any{"type": event, "object": u.Object})
+func (s *Server) emitLocked(kind string, u *unstructured.Unstructured) {
+	e := event{version: s.version, resource: resourceOf(u), name: u.GetName()}
+	e.text, _ = json.Marshal(map[string]any{"type": kind, "object": u.Object})
+	s.history = append(s.history, e)
 	for w := range s.watchers {
-		if w.resource == resourceOf(u) && (w.name == "" || w.name == u.GetName()) {
-			w.events <- text
+		if w.accepts(e) {
+			w.events <- e.text
 		}
 	}
 }
@@ -323,7 +349,7 @@ func merge(into, patch map[string]any) {
 func toUnstructured(object runtime.Object) *unstructured.Unstructured {
 	raw, _ := json.Marshal(object)
 	u := &unstructured.Unstructured{}
-	_ = json.Unmarshal(raw, &u.Object)
+	_ = utiljson.Unmarshal(raw, &u.Object) // keeps integers
 	return u
 }
 
