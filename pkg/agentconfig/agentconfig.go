@@ -13,9 +13,11 @@ const (
 	// TokenDir and TokenFile are where the pod's token for the traffic-manager is mounted.
 	TokenDir  = "/var/run/secrets/detour.dev"
 	TokenFile = TokenDir + "/token"
-	// CertificatesDir is where the pod's own Secrets are mounted, by name, with which the agent may look into TLS.
+	// CertificatesDir is where the pod's own Secrets are mounted, by name, with which the agent may
+	// look into TLS.
 	CertificatesDir = "/var/run/secrets/detour.dev-certificates"
-	// AttachedHeader is in the metadata of an attached agent's stream: its token may be the pod's own.
+	// AttachedHeader is in the metadata of an attached agent's stream: its token may be the pod's
+	// own.
 	AttachedHeader = "detour-attached"
 	// Audience is whom that token is for.
 	Audience = "detour-traffic-manager"
@@ -32,7 +34,8 @@ type Config struct {
 	Server  string  `json:"server"`  // the name in the manager's certificate
 	CA      string  `json:"ca"`      // PEM
 	Aliases []Alias `json:"aliases,omitempty"`
-	// Attached is set for an agent in an ephemeral container, which redirects its ports itself and chooses its own.
+	// Attached is set for an agent in an ephemeral container, which redirects its ports itself and
+	// chooses its own.
 	Attached *Attached `json:"attached,omitempty"`
 }
 
@@ -51,11 +54,13 @@ type Port struct {
 	Redirect bool `json:"redirect,omitempty"`
 	// Secret is the name of the Secret with the app's certificate, when the agent has it.
 	Secret string `json:"secret,omitempty"`
-	// Probed says that the kubelet asks the app over HTTP on this port of a running pod, which must not be answered by a laptop.
+	// Probed says that the kubelet asks the app over HTTP on this port of a running pod, which must
+	// not be answered by a laptop.
 	Probed bool `json:"probed,omitempty"`
 }
 
-// Alias is a port that leads to the app although its own port is redirected: the kubelet's probes use it.
+// Alias is a port that leads to the app although its own port is redirected: the kubelet's probes
+// use it.
 type Alias struct {
 	Alias uint16 `json:"alias"`
 	App   uint16 `json:"app"`

@@ -6,14 +6,15 @@ import (
 	"time"
 )
 
-// Backoff computes the pauses between attempts: Min at first, then twice as long each time, up to Max. The zero value of the other fields
-// is ready to use; it is for one goroutine.
+// Backoff computes the pauses between attempts: Min at first, then twice as long each time, up to
+// Max. The zero value of the other fields is ready to use; it is for one goroutine.
 //
-// It stands in for k8s.io/apimachinery's wait.Backoff where Kubernetes' packages are not linked: the agent and the VIF.
+// It stands in for k8s.io/apimachinery's wait.Backoff where Kubernetes' packages are not linked:
+// the agent and the VIF.
 type Backoff struct {
 	Min, Max time.Duration
-	// Jitter spreads each pause over half to one and a half of its length, so that many clients of one server that has restarted do
-	// not all come back at the same time.
+	// Jitter spreads each pause over half to one and a half of its length, so that many clients of
+	// one server that has restarted do not all come back at the same time.
 	Jitter bool
 
 	next time.Duration

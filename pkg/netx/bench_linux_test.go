@@ -17,8 +17,8 @@ import (
 	"github.com/detour-dev/detour/pkg/netx/spin"
 )
 
-// reportCPU reports the processor time of the whole process for each operation, which is less noisy than the
-// time that passes.
+// reportCPU reports the processor time of the whole process for each operation, which is less noisy
+// than the time that passes.
 func reportCPU(b *testing.B) (stop func()) {
 	used := func() int64 {
 		var u unix.Rusage
@@ -30,7 +30,8 @@ func reportCPU(b *testing.B) (stop func()) {
 	return func() { b.ReportMetric(float64(used()-start)/float64(b.N), "cpu-ns/op") }
 }
 
-// pingPong sends n messages of 100 bytes from a and echoes them at c; before runs before each read of a.
+// pingPong sends n messages of 100 bytes from a and echoes them at c; before runs before each read
+// of a.
 func pingPong(b *testing.B, a, c net.Conn, n int, before func()) {
 	var echo sync.WaitGroup
 	echo.Go(func() {
@@ -70,7 +71,8 @@ func BenchmarkConn(b *testing.B) {
 	})
 }
 
-// BenchmarkSpin echoes small messages with a client that polls before it sleeps, and one that sleeps at once.
+// BenchmarkSpin echoes small messages with a client that polls before it sleeps, and one that
+// sleeps at once.
 func BenchmarkSpin(b *testing.B) {
 	a, c := pair(b)
 	b.Run("spin", func(b *testing.B) {
@@ -84,7 +86,8 @@ func BenchmarkSpin(b *testing.B) {
 	})
 }
 
-// BenchmarkCork sends 128 KiB in TLS records that leave in one write, and in one write for each record.
+// BenchmarkCork sends 128 KiB in TLS records that leave in one write, and in one write for each
+// record.
 func BenchmarkCork(b *testing.B) {
 	server := httptest.NewUnstartedServer(http.NotFoundHandler())
 	server.StartTLS()
@@ -115,8 +118,8 @@ func BenchmarkCork(b *testing.B) {
 	}
 }
 
-// BenchmarkCopy copies 1 MiB over a new connection each time, with Copy and with io.Copy on the same sockets.
-// io.Copy on wrapped sockets uses a buffer of 32 KiB for each connection.
+// BenchmarkCopy copies 1 MiB over a new connection each time, with Copy and with io.Copy on the
+// same sockets. io.Copy on wrapped sockets uses a buffer of 32 KiB for each connection.
 func BenchmarkCopy(b *testing.B) {
 	const size = 1 << 20
 	for name, copyAll := range map[string]func(to, from *Conn) error{
@@ -145,7 +148,8 @@ func BenchmarkCopy(b *testing.B) {
 	}
 }
 
-// BenchmarkDatagrams sends and receives batches of 32 datagrams, with Sender and Receiver and with package net.
+// BenchmarkDatagrams sends and receives batches of 32 datagrams, with Sender and Receiver and with
+// package net.
 func BenchmarkDatagrams(b *testing.B) {
 	const batch = 32
 	open := func() *net.UDPConn {

@@ -8,13 +8,13 @@ import (
 
 // Copies with small buffers.
 //
-// A copy starts with a small buffer, takes a large one from a pool while reads fill the one it has, and returns
-// it when a read brings little again. Most connections wait most of the time.
+// A copy starts with a small buffer, takes a large one from a pool while reads fill the one it has,
+// and returns it when a read brings little again. Most connections wait most of the time.
 //
-// Gain: 2000 connections that waited kept 400 MB of the traffic-manager in 64 KiB buffers; now 34 MB.
-// Cost: the first read of a transfer is small. After a few full buffers in a row the kernel moves the bytes
-// itself (splice), which small messages would pay more for than they gain. Measured in the laboratory
-// (docs/performance.md); BenchmarkCopy compares it with io.Copy.
+// Gain: 2000 connections that waited kept 400 MB of the traffic-manager in 64 KiB buffers; now 34
+// MB. Cost: the first read of a transfer is small. After a few full buffers in a row the kernel
+// moves the bytes itself (splice), which small messages would pay more for than they gain. Measured
+// in the laboratory (docs/performance.md); BenchmarkCopy compares it with io.Copy.
 const (
 	largeCopy, smallCopy = 64 << 10, 4 << 10 // sizes of the buffers
 	// A transfer is bulk after bulkAfter full buffers in a row, for bulkLength bytes.

@@ -7,17 +7,17 @@ import (
 
 // Gathered writes.
 //
-// crypto/tls writes each record of 16 KiB by itself, and each write is a packet that passes a node's bridges,
-// filter and conntrack alone. A corked connection gathers them to one write, as TCP_CORK does in the kernel,
-// but for one system call.
+// crypto/tls writes each record of 16 KiB by itself, and each write is a packet that passes a
+// node's bridges, filter and conntrack alone. A corked connection gathers them to one write, as
+// TCP_CORK does in the kernel, but for one system call.
 //
-// Gain: during an upload the daemon spent a fifth of its time in the network stack; a byte of a download cost
-// the agent 2.8 to 4.0 -> 1.3 ns and the traffic-manager 2.5 to 3.4 -> 1.7. Cost: one more copy of a bulk
-// message, and a pooled buffer. Measured in the cluster and in the laboratory (docs/performance.md);
-// BenchmarkCork compares it with a plain TLS connection.
+// Gain: during an upload the daemon spent a fifth of its time in the network stack; a byte of a
+// download cost the agent 2.8 to 4.0 -> 1.3 ns and the traffic-manager 2.5 to 3.4 -> 1.7. Cost: one
+// more copy of a bulk message, and a pooled buffer. Measured in the cluster and in the laboratory
+// (docs/performance.md); BenchmarkCork compares it with a plain TLS connection.
 
-// corkSize is how many bytes a CorkConn writes at once: eight full TLS records, which are two of the kernel's
-// largest packets.
+// corkSize is how many bytes a CorkConn writes at once: eight full TLS records, which are two of
+// the kernel's largest packets.
 const corkSize = 132 << 10
 
 var corkBuffers = sync.Pool{New: func() any { b := make([]byte, 0, corkSize); return &b }}

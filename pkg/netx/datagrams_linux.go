@@ -14,12 +14,13 @@ import (
 
 // Batches of datagrams.
 //
-// package net receives one datagram for each system call, tells the scheduler about each call, and allocates for
-// each address. Receiver takes several datagrams with one recvmmsg, and Sender sends several with one sendmsg where
-// the control data asks for segmentation (UDP_SEGMENT).
+// package net receives one datagram for each system call, tells the scheduler about each call, and
+// allocates for each address. Receiver takes several datagrams with one recvmmsg, and Sender sends
+// several with one sendmsg where the control data asks for segmentation (UDP_SEGMENT).
 //
-// Gain: part of the request over UDP that cost 438 -> 310 µs (see Conn). Cost: unsafe, and copies of the kernel's
-// structs. Measured in the laboratory (docs/performance.md); BenchmarkDatagrams compares it with package net.
+// Gain: part of the request over UDP that cost 438 -> 310 µs (see Conn). Cost: unsafe, and copies
+// of the kernel's structs. Measured in the laboratory (docs/performance.md); BenchmarkDatagrams
+// compares it with package net.
 
 // Sender sends datagrams. Its methods may be called concurrently.
 type Sender struct {
@@ -133,14 +134,15 @@ type receiveBuffer struct {
 	from          address
 }
 
-// Datagram is a received datagram with its control data. Both are valid until the next call to Receive.
+// Datagram is a received datagram with its control data. Both are valid until the next call to
+// Receive.
 type Datagram struct {
 	Data, Control []byte
 	From          netip.AddrPort
 }
 
-// NewReceiver returns a Receiver for a socket, which stays the caller's. It receives up to count datagrams at once,
-// each with up to data bytes, and control bytes of control data.
+// NewReceiver returns a Receiver for a socket, which stays the caller's. It receives up to count
+// datagrams at once, each with up to data bytes, and control bytes of control data.
 func NewReceiver(c *net.UDPConn, count, data, control int) *Receiver {
 	raw, _ := c.SyscallConn() // fails for nil only
 	r := &Receiver{raw: raw, buffers: make([]receiveBuffer, count), messages: make([]message, count)}

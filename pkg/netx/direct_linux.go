@@ -112,8 +112,8 @@ func (c *Conn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// WaitReadable waits until a Read would return at once, with bytes, the end or an error. A caller that reads only
-// then needs no buffer while it waits.
+// WaitReadable waits until a Read would return at once, with bytes, the end or an error. A caller
+// that reads only then needs no buffer while it waits.
 func (c *Conn) WaitReadable() error {
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()
@@ -121,7 +121,8 @@ func (c *Conn) WaitReadable() error {
 	return c.raw.Read(c.tryWait)
 }
 
-// waitReadable reports whether there is something to read. The poller calls it again only when there is.
+// waitReadable reports whether there is something to read. The poller calls it again only when
+// there is.
 func (c *Conn) waitReadable(fd uintptr) bool {
 	if c.awakened {
 		return true
@@ -135,8 +136,8 @@ func (c *Conn) waitReadable(fd uintptr) bool {
 // Write implements net.Conn.
 func (c *Conn) Write(b []byte) (int, error) { return c.write(c.out.try, b) }
 
-// TryWrite writes as much as the socket takes without waiting, and returns how much that was. It must not be
-// called at the same time as Write.
+// TryWrite writes as much as the socket takes without waiting, and returns how much that was. It
+// must not be called at the same time as Write.
 func (c *Conn) TryWrite(b []byte) (int, error) { return c.write(c.trySend, b) }
 
 func (c *Conn) write(try func(uintptr) bool, b []byte) (int, error) {

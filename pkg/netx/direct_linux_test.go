@@ -33,7 +33,8 @@ func pair(t testing.TB) (a, b *Conn) {
 	return a, b
 }
 
-// All bytes arrive both ways at once although both readers are slow, and a half-close ends each direction.
+// All bytes arrive both ways at once although both readers are slow, and a half-close ends each
+// direction.
 func TestConnCarriesAllBytesBothWays(t *testing.T) {
 	a, b := pair(t)
 	require.NoError(t, a.SetWriteBuffer(4<<10))
@@ -150,7 +151,8 @@ func TestPeekRemovesNothing(t *testing.T) {
 	require.Equal(t, "hello", string(got), "Peek removed nothing")
 }
 
-// WaitReadable removes nothing, and ends with bytes, with the end of the stream and with the deadline.
+// WaitReadable removes nothing, and ends with bytes, with the end of the stream and with the
+// deadline.
 func TestWaitReadable(t *testing.T) {
 	c, peer := pair(t)
 	woken := make(chan error, 1)

@@ -9,13 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is a file of the kernel that can be polled, such as a TUN device. Its system calls are direct, as those of Conn.
+// File is a file of the kernel that can be polled, such as a TUN device. Its system calls are
+// direct, as those of Conn.
 type File struct {
 	raw     syscall.RawConn
 	in, out transfer
 }
 
-// NewFile returns a File that reads and writes f, which must be non-blocking. f stays the caller's, who closes it.
+// NewFile returns a File that reads and writes f, which must be non-blocking. f stays the caller's,
+// who closes it.
 func NewFile(f *os.File) (*File, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {

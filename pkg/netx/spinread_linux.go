@@ -8,8 +8,9 @@ import (
 	"github.com/detour-dev/detour/pkg/netx/spin"
 )
 
-// SpinUntilReadable polls a socket for a moment, if the policy says that this pays, and reports whether it has
-// become readable. A caller that reads then does not fall asleep. See package spin for gain and cost.
+// SpinUntilReadable polls a socket for a moment, if the policy says that this pays, and reports
+// whether it has become readable. A caller that reads then does not fall asleep. See package spin
+// for gain and cost.
 func SpinUntilReadable(c net.Conn, policy *spin.Policy) (readable bool) {
 	s, ok := c.(*Conn)
 	if !ok || !policy.ShouldSpin() {

@@ -10,8 +10,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// LaptopPort is the TCP port on the laptop's VIF address where the daemon accepts relay connections. It is the only port of
-// the laptop that the cluster can reach.
+// LaptopPort is the TCP port on the laptop's VIF address where the daemon accepts relay
+// connections. It is the only port of the laptop that the cluster can reach.
 const LaptopPort = 7474
 
 // MaxHeader bounds the encoded header, in bytes.

@@ -20,7 +20,8 @@ import (
 
 var full = &agentv1.RelayHeader{InterceptUid: "7e57", Token: bytes.Repeat([]byte{0xff}, 32), Source: "10.42.0.9:51234", Destination: "10.42.1.7:8080"}
 
-// Header and status cross a real connection, and reading them takes no byte of the payload behind them.
+// Header and status cross a real connection, and reading them takes no byte of the payload behind
+// them.
 func TestHeaderAndStatusLeaveThePayload(t *testing.T) {
 	for name, header := range map[string]*agentv1.RelayHeader{
 		"all fields": full,
@@ -106,7 +107,8 @@ func TestReadHeaderReturnsErrors(t *testing.T) {
 		"one over the limit": {
 			from: bytes.NewReader(append([]byte{0x10, 0x01}, make([]byte, 4097)...)), want: "4097 bytes is over the limit of 4096",
 		},
-		// A TLS or HTTP client at the wrong port sends a huge length. It is refused before its bytes are awaited.
+		// A TLS or HTTP client at the wrong port sends a huge length. It is refused before its
+		// bytes are awaited.
 		"HTTP at the wrong port": {
 			from: io.MultiReader(strings.NewReader("GE"), iotest.ErrReader(errors.New("read on"))), want: "over the limit",
 		},
@@ -156,8 +158,8 @@ func TestStatusCrossesTheWire(t *testing.T) {
 	})
 }
 
-// FuzzReadHeader feeds the port that every pod of the cluster can reach. A header that can be read is written back the same,
-// and nothing behind the header is read.
+// FuzzReadHeader feeds the port that every pod of the cluster can reach. A header that can be read
+// is written back the same, and nothing behind the header is read.
 func FuzzReadHeader(f *testing.F) {
 	var good bytes.Buffer
 	require.NoError(f, relay.WriteHeader(&good, full))

@@ -12,22 +12,23 @@ import (
 
 // Several TLS records at a time.
 //
-// crypto/tls makes a system call for each record of 16 KiB, and each write is at least one packet that every hop of two
-// nodes' networks handles alone. Here the records of a Write leave together (netx.CorkConn), and one read takes as many
-// records as have arrived. It also knows whether a whole record is buffered, which crypto/tls does not tell.
+// crypto/tls makes a system call for each record of 16 KiB, and each write is at least one packet
+// that every hop of two nodes' networks handles alone. Here the records of a Write leave together
+// (netx.CorkConn), and one read takes as many records as have arrived. It also knows whether a
+// whole record is buffered, which crypto/tls does not tell.
 //
-// Gain: a byte of a download cost the agent 2.8 to 4.0 -> 1.3 ns of processor time, and the traffic-manager 2.5 to 3.4 ->
-// 1.7; in.http.down 0.090 -> 0.162 of plain. Cost: this file looks at the length of records, and a connection with bulk
-// has a read buffer of 68 KiB from a pool. Measured in the cluster (docs/performance.md); BenchmarkConn compares it with
-// crypto/tls alone.
+// Gain: a byte of a download cost the agent 2.8 to 4.0 -> 1.3 ns of processor time, and the
+// traffic-manager 2.5 to 3.4 -> 1.7; in.http.down 0.090 -> 0.162 of plain. Cost: this file looks at
+// the length of records, and a connection with bulk has a read buffer of 68 KiB from a pool.
+// Measured in the cluster (docs/performance.md); BenchmarkConn compares it with crypto/tls alone.
 
 const (
-	// A TLS record begins with 5 bytes, of which the last two are its length without them. It holds at most recordData
-	// bytes of data (RFC 8446, section 5.1).
+	// A TLS record begins with 5 bytes, of which the last two are its length without them. It holds
+	// at most recordData bytes of data (RFC 8446, section 5.1).
 	recordHeader = 5
 	recordData   = 16 << 10
-	// A connection reads smallRead bytes at once until it gets that many, and then largeRead: four full records and the
-	// overhead of encryption.
+	// A connection reads smallRead bytes at once until it gets that many, and then largeRead: four
+	// full records and the overhead of encryption.
 	smallRead = 4 << 10
 	largeRead = 68 << 10
 )

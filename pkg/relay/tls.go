@@ -7,7 +7,8 @@ import (
 	"sync"
 )
 
-// Conn is a TLS connection that reads and writes several records with one system call. See records.go.
+// Conn is a TLS connection that reads and writes several records with one system call. See
+// records.go.
 type Conn struct {
 	*tls.Conn
 	records *records
@@ -40,7 +41,8 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return n, errors.Join(err, c.records.Uncork())
 }
 
-// Close implements net.Conn. As with tls.Conn, the end is not orderly during a Write, which may never return.
+// Close implements net.Conn. As with tls.Conn, the end is not orderly during a Write, which may
+// never return.
 func (c *Conn) Close() error {
 	if !c.writing.TryLock() {
 		_ = c.NetConn().Close()
@@ -50,6 +52,6 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// RecordReady reports whether a whole record is buffered, so that a Read returns at once. It is only for the goroutine that
-// reads.
+// RecordReady reports whether a whole record is buffered, so that a Read returns at once. It is
+// only for the goroutine that reads.
 func (c *Conn) RecordReady() bool { return c.records.ready() }

@@ -67,7 +67,8 @@ func rawPair(t testing.TB) (near, far net.Conn, client, server *tls.Config) {
 	}
 }
 
-// tlsPair returns both ends of a connection over loopback after the handshake, and the connection below the client.
+// tlsPair returns both ends of a connection over loopback after the handshake, and the connection
+// below the client.
 func tlsPair(t testing.TB) (client, server *Conn, below *countingConn) {
 	t.Helper()
 	near, far, clientConfig, serverConfig := rawPair(t)
@@ -202,7 +203,8 @@ type readerConn struct {
 
 func (c *readerConn) Read(b []byte) (int, error) { return c.Reader.Read(b) }
 
-// FuzzRecords checks that TLS gets all bytes, at most one record at a time, however the connection cuts them.
+// FuzzRecords checks that TLS gets all bytes, at most one record at a time, however the connection
+// cuts them.
 func FuzzRecords(f *testing.F) {
 	f.Add([]byte("\x17\x03\x03\x00\x02ab\x17\x03\x03\x00\x01c"), 100, false)
 	f.Add([]byte("\x17\x03\x03\xff\xffab"), 3, true)

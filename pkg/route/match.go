@@ -1,4 +1,5 @@
-// Package route decides which requests belong to which intercept: the match language, and the order of matches on one port.
+// Package route decides which requests belong to which intercept: the match language, and the order
+// of the matches on one port. Start from [Compile] and [Compare].
 package route
 
 import (
@@ -15,18 +16,19 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// UserHeader marks the requests of a person, and so does the member Baggage of the W3C header "baggage", which OpenTelemetry passes on
-// from service to service (https://www.w3.org/TR/baggage/).
+// UserHeader marks the requests of a person. So does the member Baggage of the W3C header
+// "baggage", which OpenTelemetry passes on from service to service
+// (https://www.w3.org/TR/baggage/).
 const (
 	UserHeader = "x-detour-for"
 	Baggage    = "detour"
 )
 
-// Request is what a match looks at.
+// Request is the part of a request that a match looks at.
 type Request struct {
 	Method string
 	Target string // as in the request line: path and query, or a whole URL
-	// Values are the values of a header field, whatever the name's case.
+	// Values returns the values of a header field. The name may be in any case.
 	Values func(name string) []string
 }
 
@@ -41,34 +43,13 @@ type condition struct {
 	pattern *regexp.Regexp
 }
 
-// Compile checks a match and makes it ready.
+// Compile checks a match, and returns it in the form that Matches needs. It keeps spec, which must
+// not change.
 func Compile(spec *agentv1.Match) (*Match, error) {
+	if err := check(spec); err != nil {
+		return nil, err
+	}
 	m := &Match{spec: spec}
-	if spec.User == "" && len(spec.Headers) == 0 && len(spec.Query) == 0 && len(spec.Methods) == 0 && spec.Path == "" && spec.PathPrefix == "" {
-		return nil, errors.New("a match without conditions: leave it out to take everything")
-	}
-	if spec.Path != "" && spec.PathPrefix != "" {
-		return nil, errors.New("a match has a path or a path prefix, not both")
-	}
-	for _, p := range []string{spec.Path, spec.PathPrefix} {
-		if p != "" && p[0] != '/' {
-			return nil, fmt.Errorf("the path %q does not begin with /", p)
-		}
-	}
-	// What no request can have would be a condition that never holds.
-	for _, method := range spec.Methods {
-		if !isToken(method) {
-			return nil, fmt.Errorf("the method %q is none: it is one word, such as POST", method)
-		}
-	}
-	for _, h := range spec.Headers {
-		switch {
-		case h.Name != "" && !isToken(h.Name):
-			return nil, fmt.Errorf("%q is no name of a header", h.Name)
-		case isExact(h) && (strings.TrimSpace(h.Value) != h.Value || !httpguts.ValidHeaderFieldValue(h.Value)):
-			return nil, fmt.Errorf("the header %s cannot have the value %q: there are no blanks around it, nor control characters in it", h.Name, h.Value)
-		}
-	}
 	var err error
 	if m.headers, err = conditions("header", spec.Headers); err != nil {
 		return nil, err
@@ -77,7 +58,39 @@ func Compile(spec *agentv1.Match) (*Match, error) {
 	return m, err
 }
 
-// isToken says whether s is what HTTP calls a token, as names and methods are.
+// check refuses a match without conditions, and one with a condition that no request can meet.
+func check(spec *agentv1.Match) error {
+	if spec.User == "" && len(spec.Headers) == 0 && len(spec.Query) == 0 && len(spec.Methods) == 0 &&
+		spec.Path == "" && spec.PathPrefix == "" {
+		return errors.New("the match has no conditions: leave it out to take all requests")
+	}
+	if spec.Path != "" && spec.PathPrefix != "" {
+		return errors.New("the match has a path and a path prefix: use only one of them")
+	}
+	for _, p := range []string{spec.Path, spec.PathPrefix} {
+		if p != "" && p[0] != '/' {
+			return fmt.Errorf("the path %q does not begin with /", p)
+		}
+	}
+	for _, method := range spec.Methods {
+		if !isToken(method) {
+			return fmt.Errorf("%q is not a valid method: use one word, for example POST", method)
+		}
+	}
+	for _, h := range spec.Headers {
+		switch {
+		case h.Name != "" && !isToken(h.Name):
+			return fmt.Errorf("%q is not a valid header name", h.Name)
+		case isExact(h) && (strings.TrimSpace(h.Value) != h.Value || !httpguts.ValidHeaderFieldValue(h.Value)):
+			return fmt.Errorf(
+				"%q is not a valid value of the header %s: remove blanks around it and control characters in it",
+				h.Value, h.Name)
+		}
+	}
+	return nil
+}
+
+// isToken reports whether s is a token of HTTP, as names and methods are.
 func isToken(s string) bool { return httpguts.ValidHeaderFieldName(s) }
 
 func isExact(v *agentv1.ValueMatch) bool { return v.Type <= agentv1.MatchType_MATCH_TYPE_EXACT }
@@ -87,22 +100,24 @@ func conditions(kind string, all []*agentv1.ValueMatch) ([]condition, error) {
 	for _, v := range all {
 		c := condition{ValueMatch: v}
 		if v.Name == "" {
-			return nil, fmt.Errorf("a %s without a name", kind)
+			return nil, fmt.Errorf("a %s has no name", kind)
 		}
 		if v.Type == agentv1.MatchType_MATCH_TYPE_REGEX {
-			// By itself first: a parenthesis of its own must not end the one that holds it.
+			// The expression is compiled alone first, so that a parenthesis in it cannot close the
+			// group around it below.
 			if _, err := regexp.Compile(v.Value); err != nil {
-				why := err.Error()
-				var broken *syntax.Error
-				if errors.As(err, &broken) {
-					why = broken.Code.String()
+				reason := err.Error()
+				var invalid *syntax.Error
+				if errors.As(err, &invalid) {
+					reason = invalid.Code.String()
 				}
-				return nil, fmt.Errorf("the %s %s has %q, which is no regular expression: %s", kind, v.Name, v.Value, why)
+				return nil, fmt.Errorf(
+					"the %s %s has %q, which is not a valid regular expression: %s", kind, v.Name, v.Value, reason)
 			}
 			var err error
-			// The whole value, as in the Gateway API; linear in time (RE2).
+			// It has to match the whole value, as in the Gateway API. RE2 needs linear time.
 			if c.pattern, err = regexp.Compile(`\A(?:` + v.Value + `)\z`); err != nil {
-				return nil, fmt.Errorf("the regular expression of %s %s: %w", kind, v.Name, err)
+				return nil, fmt.Errorf("compile the regular expression of the %s %s: %w", kind, v.Name, err)
 			}
 		}
 		compiled = append(compiled, c)
@@ -121,7 +136,7 @@ func (c *condition) holds(values []string) bool {
 	}
 }
 
-// Matches says whether all conditions hold.
+// Matches reports whether a request meets all conditions.
 func (m *Match) Matches(r *Request) bool {
 	if len(m.spec.Methods) > 0 && !slices.Contains(m.spec.Methods, r.Method) {
 		return false
@@ -156,12 +171,14 @@ func (m *Match) Matches(r *Request) bool {
 	return true
 }
 
-// under says whether a path is prefix or below it, in whole segments: /api is above /api/x and not above /apix.
+// under reports whether a path is prefix or below it, in whole segments: /api/x is below /api, and
+// /apix is not.
 func under(path, prefix string) bool {
 	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(prefix, "/"))
 	return ok && (rest == "" || rest[0] == '/')
 }
 
+// ofUser reports whether a request is marked as a person's.
 func ofUser(r *Request, user string) bool {
 	if slices.Contains(r.Values(UserHeader), user) {
 		return true

@@ -8,9 +8,15 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// Compare orders matches on one port, most specific first, by the first of these that differs: an exact path before a prefix, a longer
-// prefix before a shorter; more header conditions before fewer, and of as many, more exact ones; then the same for query parameters; a
-// user before none; a list of methods before none. 0 says that neither is more specific.
+// Compare orders the matches of one port, the most specific first. The first of these that differs
+// decides:
+//
+//   - an exact path comes before a prefix, and a longer prefix before a shorter one;
+//   - more header conditions come before fewer, and if there are as many, more exact ones before fewer;
+//   - the same for query parameters;
+//   - a user comes before none, and a list of methods before none.
+//
+// The result is 0 if neither match is more specific.
 func Compare(a, b *agentv1.Match) int {
 	exact := func(all []*agentv1.ValueMatch) (n int) {
 		for _, v := range all {
@@ -20,24 +26,25 @@ func Compare(a, b *agentv1.Match) int {
 		}
 		return n
 	}
-	yes := func(b bool) int {
+	rank := func(b bool) int {
 		if b {
 			return 1
 		}
 		return 0
 	}
 	return cmp.Or(
-		cmp.Compare(yes(b.Path != ""), yes(a.Path != "")),
+		cmp.Compare(rank(b.Path != ""), rank(a.Path != "")),
 		cmp.Compare(len(b.PathPrefix), len(a.PathPrefix)),
 		cmp.Compare(len(b.Headers), len(a.Headers)), cmp.Compare(exact(b.Headers), exact(a.Headers)),
 		cmp.Compare(len(b.Query), len(a.Query)), cmp.Compare(exact(b.Query), exact(a.Query)),
-		cmp.Compare(yes(b.User != ""), yes(a.User != "")),
-		cmp.Compare(yes(len(b.Methods) > 0), yes(len(a.Methods) > 0)),
+		cmp.Compare(rank(b.User != ""), rank(a.User != "")),
+		cmp.Compare(rank(len(b.Methods) > 0), rank(len(a.Methods) > 0)),
 	)
 }
 
-// Ambiguous says whether a request could match both and neither is more specific. A match that is absent takes everything: two of those are
-// ambiguous, and one comes after every other.
+// Ambiguous reports whether a request could meet both matches while neither is more specific. A nil
+// match takes every request: two of them are ambiguous, and a single one comes after all other
+// matches.
 func Ambiguous(a, b *agentv1.Match) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
@@ -45,24 +52,30 @@ func Ambiguous(a, b *agentv1.Match) bool {
 	return Compare(a, b) == 0 && !disjoint(a, b)
 }
 
-// disjoint says whether it is certain that no request matches both.
+// disjoint reports whether it is certain that no request meets both matches.
 func disjoint(a, b *agentv1.Match) bool {
 	switch {
 	case a.User != "" && b.User != "" && a.User != b.User,
 		a.Path != "" && b.Path != "" && a.Path != b.Path,
-		a.PathPrefix != "" && b.PathPrefix != "" && !under(a.PathPrefix, b.PathPrefix) && !under(b.PathPrefix, a.PathPrefix),
-		len(a.Methods) > 0 && len(b.Methods) > 0 && !slices.ContainsFunc(a.Methods, func(m string) bool { return slices.Contains(b.Methods, m) }):
+		a.PathPrefix != "" && b.PathPrefix != "" &&
+			!under(a.PathPrefix, b.PathPrefix) && !under(b.PathPrefix, a.PathPrefix),
+		len(a.Methods) > 0 && len(b.Methods) > 0 && !overlap(a.Methods, b.Methods):
 		return true
 	}
-	return exclude(a.Headers, b.Headers, strings.EqualFold) || exclude(a.Query, b.Query, func(x, y string) bool { return x == y })
+	equal := func(x, y string) bool { return x == y }
+	return exclude(a.Headers, b.Headers, strings.EqualFold) || exclude(a.Query, b.Query, equal)
 }
 
-// exclude says whether two lists ask for different values of the same name. A request may carry a field twice; who marks requests for
-// two people gets the first in order.
-func exclude(a, b []*agentv1.ValueMatch, same func(string, string) bool) bool {
+func overlap(a, b []string) bool {
+	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
+}
+
+// exclude reports whether two lists require different values of the same name. A request that
+// carries a field twice may meet both all the same: then the first match in order takes it.
+func exclude(a, b []*agentv1.ValueMatch, sameName func(string, string) bool) bool {
 	for _, x := range a {
 		for _, y := range b {
-			if same(x.Name, y.Name) && isExact(x) && isExact(y) && x.Value != y.Value {
+			if sameName(x.Name, y.Name) && isExact(x) && isExact(y) && x.Value != y.Value {
 				return true
 			}
 		}
@@ -70,7 +83,7 @@ func exclude(a, b []*agentv1.ValueMatch, same func(string, string) bool) bool {
 	return false
 }
 
-// ConditionNames are the names of what a match looks at, without the values that it looks for in headers and queries.
+// ConditionNames returns what a match looks at, without the values: "header x-dev", "path".
 func ConditionNames(m *agentv1.Match) []string {
 	var all []string
 	if m.GetUser() != "" {
@@ -91,7 +104,7 @@ func ConditionNames(m *agentv1.Match) []string {
 	return all
 }
 
-// Describe says a match in the words of the command line.
+// Describe returns a match in words close to the flags of `detour intercept`.
 func Describe(m *agentv1.Match) string {
 	if m == nil {
 		return "all requests"

@@ -30,32 +30,77 @@ func TestMatches(t *testing.T) {
 		fields  http.Header
 		want    bool
 	}{
-		"exact header, whatever its case":      {header("x-dev", "alice"), "GET /", http.Header{"X-Dev": {"alice"}}, true},
-		"another value":                        {header("x-dev", "alice"), "GET /", http.Header{"X-Dev": {"Alice"}}, false},
-		"one of several values":                {header("x-dev", "alice"), "GET /", http.Header{"X-Dev": {"bob", "alice"}}, true},
-		"no header":                            {header("x-dev", "alice"), "GET /", nil, false},
-		"regular expression of the whole":      {&agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x-dev", "a.*e")}}, "GET /", http.Header{"X-Dev": {"alice"}}, true},
-		"regular expression of a part":         {&agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x-dev", "lic")}}, "GET /", http.Header{"X-Dev": {"alice"}}, false},
-		"regular expression with alternatives": {&agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x-dev", "a|b")}}, "GET /", http.Header{"X-Dev": {"ax"}}, false},
-		"present":                              {&agentv1.Match{Headers: []*agentv1.ValueMatch{present}}, "GET /", http.Header{"X-Debug": {""}}, true},
-		"not present":                          {&agentv1.Match{Headers: []*agentv1.ValueMatch{present}}, "GET /", nil, false},
-		"all must hold":                        {&agentv1.Match{Headers: header("x-dev", "alice").Headers, Methods: []string{"POST"}}, "GET /", http.Header{"X-Dev": {"alice"}}, false},
-		"path":                                 {&agentv1.Match{Path: "/api"}, "GET /api?x=1", nil, true},
-		"longer path":                          {&agentv1.Match{Path: "/api"}, "GET /api/x", nil, false},
-		"encoded path":                         {&agentv1.Match{Path: "/a b"}, "GET /a%20b", nil, true},
-		"path of a whole URL":                  {&agentv1.Match{Path: "/api"}, "GET http://catalog/api", nil, true},
-		"below the prefix":                     {&agentv1.Match{PathPrefix: "/api"}, "GET /api/x", nil, true},
-		"the prefix itself":                    {&agentv1.Match{PathPrefix: "/api/"}, "GET /api", nil, true},
-		"not a whole segment":                  {&agentv1.Match{PathPrefix: "/api"}, "GET /apix", nil, false},
-		"every path":                           {&agentv1.Match{PathPrefix: "/"}, "GET /x", nil, true},
-		"query":                                {&agentv1.Match{Query: []*agentv1.ValueMatch{{Name: "dev", Value: "al ice"}}}, "GET /?a=b&dev=al+ice", nil, true},
-		"no query":                             {&agentv1.Match{Query: []*agentv1.ValueMatch{{Name: "dev", Value: "alice"}}}, "GET /", nil, false},
-		"method":                               {&agentv1.Match{Methods: []string{"PUT", "POST"}}, "POST /", nil, true},
-		"all of a server":                      {&agentv1.Match{Path: "/"}, "OPTIONS *", nil, false},
-		"user by header":                       {&agentv1.Match{User: "alice"}, "GET /", http.Header{"X-Detour-For": {"alice"}}, true},
-		"user by baggage":                      {&agentv1.Match{User: "alice"}, "GET /", http.Header{"Baggage": {"a=b, detour = alice ;ttl=1,c=d"}}, true},
-		"user by encoded baggage":              {&agentv1.Match{User: "al ice"}, "GET /", http.Header{"Baggage": {"detour=al%20ice"}}, true},
-		"another member":                       {&agentv1.Match{User: "alice"}, "GET /", http.Header{"Baggage": {"xdetour=alice"}}, false},
+		"exact header, whatever its case": {
+			match:   header("x-dev", "alice"),
+			request: "GET /", fields: http.Header{"X-Dev": {"alice"}}, want: true,
+		},
+		"another value": {
+			match:   header("x-dev", "alice"),
+			request: "GET /", fields: http.Header{"X-Dev": {"Alice"}}, want: false,
+		},
+		"one of several values": {
+			match:   header("x-dev", "alice"),
+			request: "GET /", fields: http.Header{"X-Dev": {"bob", "alice"}}, want: true,
+		},
+		"no header": {match: header("x-dev", "alice"), request: "GET /", want: false},
+		"regular expression of the whole": {
+			match:   &agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x-dev", "a.*e")}},
+			request: "GET /", fields: http.Header{"X-Dev": {"alice"}}, want: true,
+		},
+		"regular expression of a part": {
+			match:   &agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x-dev", "lic")}},
+			request: "GET /", fields: http.Header{"X-Dev": {"alice"}}, want: false,
+		},
+		"regular expression with alternatives": {
+			match:   &agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x-dev", "a|b")}},
+			request: "GET /", fields: http.Header{"X-Dev": {"ax"}}, want: false,
+		},
+		"present": {
+			match:   &agentv1.Match{Headers: []*agentv1.ValueMatch{present}},
+			request: "GET /", fields: http.Header{"X-Debug": {""}}, want: true,
+		},
+		"not present": {
+			match:   &agentv1.Match{Headers: []*agentv1.ValueMatch{present}},
+			request: "GET /", want: false,
+		},
+		"one condition of two": {
+			match:   &agentv1.Match{Headers: header("x-dev", "alice").Headers, Methods: []string{"POST"}},
+			request: "GET /", fields: http.Header{"X-Dev": {"alice"}}, want: false,
+		},
+		"path":                {match: &agentv1.Match{Path: "/api"}, request: "GET /api?x=1", want: true},
+		"longer path":         {match: &agentv1.Match{Path: "/api"}, request: "GET /api/x", want: false},
+		"encoded path":        {match: &agentv1.Match{Path: "/a b"}, request: "GET /a%20b", want: true},
+		"path of a whole URL": {match: &agentv1.Match{Path: "/api"}, request: "GET http://catalog/api", want: true},
+		"below the prefix":    {match: &agentv1.Match{PathPrefix: "/api"}, request: "GET /api/x", want: true},
+		"the prefix itself":   {match: &agentv1.Match{PathPrefix: "/api/"}, request: "GET /api", want: true},
+		"not a whole segment": {match: &agentv1.Match{PathPrefix: "/api"}, request: "GET /apix", want: false},
+		"every path":          {match: &agentv1.Match{PathPrefix: "/"}, request: "GET /x", want: true},
+		"query": {
+			match:   &agentv1.Match{Query: []*agentv1.ValueMatch{{Name: "dev", Value: "al ice"}}},
+			request: "GET /?a=b&dev=al+ice", want: true,
+		},
+		"no query": {
+			match:   &agentv1.Match{Query: []*agentv1.ValueMatch{{Name: "dev", Value: "alice"}}},
+			request: "GET /", want: false,
+		},
+		"method":           {match: &agentv1.Match{Methods: []string{"PUT", "POST"}}, request: "POST /", want: true},
+		"the whole server": {match: &agentv1.Match{Path: "/"}, request: "OPTIONS *", want: false},
+		"user by header": {
+			match:   &agentv1.Match{User: "alice"},
+			request: "GET /", fields: http.Header{"X-Detour-For": {"alice"}}, want: true,
+		},
+		"user by baggage": {
+			match:   &agentv1.Match{User: "alice"},
+			request: "GET /", fields: http.Header{"Baggage": {"a=b, detour = alice ;ttl=1,c=d"}}, want: true,
+		},
+		"user by encoded baggage": {
+			match:   &agentv1.Match{User: "al ice"},
+			request: "GET /", fields: http.Header{"Baggage": {"detour=al%20ice"}}, want: true,
+		},
+		"another member": {
+			match:   &agentv1.Match{User: "alice"},
+			request: "GET /", fields: http.Header{"Baggage": {"xdetour=alice"}}, want: false,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Compile(c.match)
@@ -75,29 +120,29 @@ func cut(s string) (string, string, bool) {
 	return s, "", false
 }
 
-func TestCompileRefuses(t *testing.T) {
-	for said, m := range map[string]*agentv1.Match{
-		"without conditions": {},
-		"not both":           {Path: "/a", PathPrefix: "/b"},
-		"does not begin":     {Path: "a"},
-		"without a name":     {Headers: []*agentv1.ValueMatch{{Value: "x"}}},
-		"missing closing )":  {Headers: []*agentv1.ValueMatch{pattern("x", "(")}},
+func TestCompileRefusesConditionsThatNoRequestMeets(t *testing.T) {
+	for message, m := range map[string]*agentv1.Match{
+		"has no conditions": {},
+		"only one of them":  {Path: "/a", PathPrefix: "/b"},
+		"does not begin":    {Path: "a"},
+		"has no name":       {Headers: []*agentv1.ValueMatch{{Value: "x"}}},
+		"missing closing )": {Headers: []*agentv1.ValueMatch{pattern("x", "(")}},
 
-		// What no request can have, so that nothing would ever match.
-		`the method " POST" is none`:              {Methods: []string{"GET", " POST"}},
-		`the method "" is none`:                   {Methods: []string{""}},
-		`"x dev" is no name of a header`:          header("x dev", "alice"),
-		`"x-dev:" is no name of a header`:         header("x-dev:", "alice"),
-		`header x-dev cannot have the value " a`:  header("x-dev", " alice"),
-		`header x-dev cannot have the value "a\n`: header("x-dev", "a\nb: c"),
+		// No request can meet these, so nothing would ever match.
+		`" POST" is not a valid method`:       {Methods: []string{"GET", " POST"}},
+		`"" is not a valid method`:            {Methods: []string{""}},
+		`"x dev" is not a valid header name`:  header("x dev", "alice"),
+		`"x-dev:" is not a valid header name`: header("x-dev:", "alice"),
+		`" alice" is not a valid value`:       header("x-dev", " alice"),
+		`"a\nb: c" is not a valid value`:      header("x-dev", "a\nb: c"),
 	} {
 		_, err := Compile(m)
-		assert.ErrorContains(t, err, said)
+		assert.ErrorContains(t, err, message)
 	}
 }
 
-// From the most specific to the least; each comes before all that follow it.
-func TestOrder(t *testing.T) {
+// The list goes from the most specific match to the least: each comes before all that follow it.
+func TestCompareOrdersBySpecificity(t *testing.T) {
 	ordered := []*agentv1.Match{
 		{Path: "/a", Headers: header("x", "1").Headers},
 		{Path: "/a"},
@@ -119,7 +164,7 @@ func TestOrder(t *testing.T) {
 				assert.False(t, Ambiguous(a, b))
 			}
 		}
-		assert.False(t, Ambiguous(a, nil), "personal wins over global")
+		assert.False(t, Ambiguous(a, nil), "a personal intercept wins over a global one")
 	}
 	assert.True(t, Ambiguous(nil, nil))
 }
@@ -129,17 +174,33 @@ func TestAmbiguous(t *testing.T) {
 		a, b *agentv1.Match
 		want bool
 	}{
-		"the same":                     {header("x-dev", "alice"), header("x-dev", "alice"), true},
-		"different values":             {header("x-dev", "alice"), header("X-Dev", "bob"), false},
-		"different headers":            {header("x-dev", "alice"), header("x-team", "red"), true},
-		"two users":                    {&agentv1.Match{User: "alice"}, &agentv1.Match{User: "bob"}, false},
-		"one user twice":               {&agentv1.Match{User: "alice"}, &agentv1.Match{User: "alice"}, true},
-		"a header and a user":          {header("x-dev", "alice"), &agentv1.Match{User: "bob"}, false},
-		"two patterns":                 {&agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x", "a")}}, &agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x", "b")}}, true},
-		"two paths":                    {&agentv1.Match{Path: "/a"}, &agentv1.Match{Path: "/b"}, false},
-		"two prefixes of one length":   {&agentv1.Match{PathPrefix: "/a"}, &agentv1.Match{PathPrefix: "/b"}, false},
-		"different methods":            {&agentv1.Match{Methods: []string{"GET"}}, &agentv1.Match{Methods: []string{"PUT", "POST"}}, false},
-		"methods of which one is both": {&agentv1.Match{Methods: []string{"GET", "PUT"}}, &agentv1.Match{Methods: []string{"PUT"}}, true},
+		"the same":            {a: header("x-dev", "alice"), b: header("x-dev", "alice"), want: true},
+		"different values":    {a: header("x-dev", "alice"), b: header("X-Dev", "bob"), want: false},
+		"different headers":   {a: header("x-dev", "alice"), b: header("x-team", "red"), want: true},
+		"two users":           {a: &agentv1.Match{User: "alice"}, b: &agentv1.Match{User: "bob"}, want: false},
+		"one user twice":      {a: &agentv1.Match{User: "alice"}, b: &agentv1.Match{User: "alice"}, want: true},
+		"a header and a user": {a: header("x-dev", "alice"), b: &agentv1.Match{User: "bob"}, want: false},
+		"two patterns": {
+			a:    &agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x", "a")}},
+			b:    &agentv1.Match{Headers: []*agentv1.ValueMatch{pattern("x", "b")}},
+			want: true,
+		},
+		"two paths": {a: &agentv1.Match{Path: "/a"}, b: &agentv1.Match{Path: "/b"}, want: false},
+		"two prefixes of one length": {
+			a:    &agentv1.Match{PathPrefix: "/a"},
+			b:    &agentv1.Match{PathPrefix: "/b"},
+			want: false,
+		},
+		"different methods": {
+			a:    &agentv1.Match{Methods: []string{"GET"}},
+			b:    &agentv1.Match{Methods: []string{"PUT", "POST"}},
+			want: false,
+		},
+		"methods of which one is both": {
+			a:    &agentv1.Match{Methods: []string{"GET", "PUT"}},
+			b:    &agentv1.Match{Methods: []string{"PUT"}},
+			want: true,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			assert.Equal(t, c.want, Ambiguous(c.a, c.b))
@@ -155,60 +216,65 @@ func TestDescribe(t *testing.T) {
 	}))
 }
 
-// made makes a match, or what is asked, of bytes: of so few names and values that many have something in common.
-type made []byte
+// choices makes a match or a request of bytes. It uses so few names and values that many matches
+// overlap.
+type choices []byte
 
-func (m *made) of(choices ...string) string {
+func (m *choices) pick(options ...string) string {
 	if len(*m) == 0 {
-		return choices[0]
+		return options[0]
 	}
-	i := int((*m)[0]) % len(choices)
+	i := int((*m)[0]) % len(options)
 	*m = (*m)[1:]
-	return choices[i]
+	return options[i]
 }
 
 var (
 	someNames = []string{"x", "y", UserHeader}
 	somePaths = []string{"/", "/a", "/a/", "/a/b", "/ab", "/a//", "//", "/a b"}
-	somebody  = []string{"", "alice", "bob", "alice", "bob"}
+	someUsers = []string{"", "alice", "bob", "alice", "bob"}
 )
 
-func (m *made) values() (all []*agentv1.ValueMatch) {
+func (m *choices) values() (all []*agentv1.ValueMatch) {
 	for range 2 {
-		if name := m.of(append(someNames, "", "", "", "", "")...); name != "" {
+		if name := m.pick(append(someNames, "", "", "", "", "")...); name != "" {
 			all = append(all, map[string]*agentv1.ValueMatch{
-				"exact": {Name: name, Value: "alice"}, "other": {Name: strings.ToUpper(name), Value: "bob"}, "present": {Name: name, Type: agentv1.MatchType_MATCH_TYPE_PRESENT},
-				"regex": pattern(name, "alice|bob"), "any": pattern(name, ".*"),
-			}[m.of("exact", "other", "present", "regex", "any")])
+				"exact":   {Name: name, Value: "alice"},
+				"other":   {Name: strings.ToUpper(name), Value: "bob"},
+				"present": {Name: name, Type: agentv1.MatchType_MATCH_TYPE_PRESENT},
+				"regex":   pattern(name, "alice|bob"),
+				"any":     pattern(name, ".*"),
+			}[m.pick("exact", "other", "present", "regex", "any")])
 		}
 	}
 	return all
 }
 
-func (m *made) match() *agentv1.Match {
-	spec := &agentv1.Match{User: m.of("", "", "", "alice", "bob"), Headers: m.values(), Query: m.values()}
-	switch m.of("", "path", "prefix") {
+func (m *choices) match() *agentv1.Match {
+	spec := &agentv1.Match{User: m.pick("", "", "", "alice", "bob"), Headers: m.values(), Query: m.values()}
+	switch m.pick("", "path", "prefix") {
 	case "path":
-		spec.Path = m.of(somePaths...)
+		spec.Path = m.pick(somePaths...)
 	case "prefix":
-		spec.PathPrefix = m.of(somePaths...)
+		spec.PathPrefix = m.pick(somePaths...)
 	}
-	spec.Methods = map[string][]string{"GET": {"GET"}, "POST": {"POST", "PUT"}, "PUT": {"PUT"}}[m.of("", "", "GET", "POST", "PUT")]
+	methods := map[string][]string{"GET": {"GET"}, "POST": {"POST", "PUT"}, "PUT": {"PUT"}}
+	spec.Methods = methods[m.pick("", "", "GET", "POST", "PUT")]
 	return spec
 }
 
-// request has at most one value of each name.
-func (m *made) request() *Request {
+// request makes a request with at most one value of each name.
+func (m *choices) request() *Request {
 	fields, query := map[string]string{}, url.Values{}
 	for _, name := range someNames {
-		fields[name] = m.of(somebody...)
-		if value := m.of(somebody...); value != "" {
-			query.Set(m.of(name, strings.ToUpper(name)), value)
+		fields[name] = m.pick(someUsers...)
+		if value := m.pick(someUsers...); value != "" {
+			query.Set(m.pick(name, strings.ToUpper(name)), value)
 		}
 	}
-	path := url.URL{Path: m.of(somePaths...)}
+	path := url.URL{Path: m.pick(somePaths...)}
 	target := path.EscapedPath() + "?" + query.Encode()
-	return &Request{Method: m.of("GET", "POST", "PUT"), Target: target, Values: func(name string) []string {
+	return &Request{Method: m.pick("GET", "POST", "PUT"), Target: target, Values: func(name string) []string {
 		if value := fields[strings.ToLower(name)]; value != "" {
 			return []string{value}
 		}
@@ -216,8 +282,9 @@ func (m *made) request() *Request {
 	}}
 }
 
-// orderedOrAmbiguous checks two matches and a request, and says whether both take it and neither is more specific.
-func orderedOrAmbiguous(t *testing.T, a, b *agentv1.Match, r *Request) bool {
+// checkOrder requires that two matches are ordered or ambiguous if both take a request. It reports
+// whether both take it and neither is more specific.
+func checkOrder(t *testing.T, a, b *agentv1.Match, r *Request) bool {
 	t.Helper()
 	require.Equal(t, Compare(a, b), -Compare(b, a), "%v, %v", a, b)
 	require.Equal(t, Ambiguous(a, b), Ambiguous(b, a), "%v, %v", a, b)
@@ -233,28 +300,28 @@ func orderedOrAmbiguous(t *testing.T, a, b *agentv1.Match, r *Request) bool {
 	return Compare(a, b) == 0
 }
 
-// Two matches that both take a request are ordered or ambiguous, whatever they are.
+// FuzzAmbiguous checks that any two matches that take the same request are ordered or ambiguous.
 func FuzzAmbiguous(f *testing.F) {
 	f.Add([]byte{}, []byte{1}, []byte{1, 1})
-	f.Fuzz(func(t *testing.T, one, other, asked []byte) {
-		orderedOrAmbiguous(t, (*made)(&one).match(), (*made)(&other).match(), (*made)(&asked).request())
+	f.Fuzz(func(t *testing.T, one, other, sent []byte) {
+		checkOrder(t, (*choices)(&one).match(), (*choices)(&other).match(), (*choices)(&sent).request())
 	})
 }
 
-func TestOrderedOrAmbiguous(t *testing.T) {
+func TestMatchesOfOneRequestAreOrderedOrAmbiguous(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{})
 	both := 0 // of equal rank
 	for range 20_000 {
-		one, asked := make(made, 24), make(made, 24)
+		one, sent := make(choices, 24), make(choices, 24)
 		_, _ = random.Read(one)
-		_, _ = random.Read(asked)
+		_, _ = random.Read(sent)
 		other := slices.Clone(one)
 		for range 2 {
 			other[random.Uint64()%24] = byte(random.Uint64())
 		}
-		if orderedOrAmbiguous(t, one.match(), other.match(), asked.request()) {
+		if checkOrder(t, one.match(), other.match(), sent.request()) {
 			both++
 		}
 	}
-	require.Greater(t, both, 100, "requests that two matches take")
+	require.Greater(t, both, 100, "too few requests were taken by two matches of equal rank")
 }

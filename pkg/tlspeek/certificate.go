@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Certificate is the certificate and key of a mounted Secret. It follows the Secret when Refresh is called. Its methods may
-// be called concurrently.
+// Certificate is the certificate and key of a mounted Secret. It follows the Secret when Refresh is
+// called. Its methods may be called concurrently.
 type Certificate struct {
 	Secret string // the name
 	dir    string
@@ -30,7 +30,8 @@ type Certificate struct {
 	configs map[string]*tls.Config // by the protocol inside TLS
 }
 
-// NewCertificate reads tls.crt and tls.key in dir, where the Secret is mounted. Problem tells whether that worked.
+// NewCertificate reads tls.crt and tls.key in dir, where the Secret is mounted. Problem tells
+// whether that worked.
 func NewCertificate(secret, dir string) *Certificate {
 	c := &Certificate{Secret: secret, dir: dir}
 	c.Refresh()
@@ -105,8 +106,9 @@ func (c *Certificate) Matches(other *x509.Certificate) bool {
 	return false
 }
 
-// Config returns the configuration of a server with this certificate that speaks one protocol inside TLS (ALPN), or any if
-// protocol is empty. It stays the same as long as the certificate does, so that clients can resume their sessions.
+// Config returns the configuration of a server with this certificate that speaks one protocol
+// inside TLS (ALPN), or any if protocol is empty. It stays the same as long as the certificate
+// does, so that clients can resume their sessions.
 func (c *Certificate) Config(protocol string) *tls.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -128,9 +130,9 @@ func (c *Certificate) Problem() string {
 	return ""
 }
 
-// Check connects to the app at the other end of conn, and returns a sentence that says why the agent cannot answer in its
-// place with this certificate. It returns nothing if the agent can, or if the app does not speak TLS. It closes conn
-// after a successful handshake only.
+// Check connects to the app at the other end of conn, and returns a sentence that says why the
+// agent cannot answer in its place with this certificate. It returns nothing if the agent can, or
+// if the app does not speak TLS. It closes conn after a successful handshake only.
 func (c *Certificate) Check(ctx context.Context, conn net.Conn) string {
 	certificate, err := c.Get()
 	if err != nil {

@@ -15,9 +15,9 @@ var errHelloRead = errors.New("the ClientHello is read")
 // Hello is the ClientHello of a client.
 type Hello struct{ info tls.ClientHelloInfo }
 
-// ReadHello reads a ClientHello from c, of which prefix was already read, and sends nothing. Exactly one of hello and err is
-// nil. read is everything that was read, prefix included, for the code that takes over the connection; it may be more than the
-// ClientHello.
+// ReadHello reads a ClientHello from c, of which prefix was already read, and sends nothing.
+// Exactly one of hello and err is nil. read is everything that was read, prefix included, for the
+// code that takes over the connection; it may be more than the ClientHello.
 func ReadHello(c net.Conn, prefix []byte) (hello *Hello, read []byte, err error) {
 	recording := &recordingConn{Conn: c, prefix: prefix}
 	// crypto/tls parses it, so that no second parser here can understand it in another way.
@@ -37,8 +37,8 @@ func (h *Hello) Name() string { return h.info.ServerName }
 // Protocols returns the protocols that the client offers inside TLS (ALPN).
 func (h *Hello) Protocols() []string { return h.info.SupportedProtos }
 
-// SupportsCertificate returns nil if the client's versions, ciphers and signature algorithms allow a handshake with a
-// certificate. It ignores the server name, which is between client and app.
+// SupportsCertificate returns nil if the client's versions, ciphers and signature algorithms allow
+// a handshake with a certificate. It ignores the server name, which is between client and app.
 func (h *Hello) SupportsCertificate(certificate *tls.Certificate) error {
 	info := h.info
 	info.ServerName = ""

@@ -37,7 +37,8 @@ type readerConn struct {
 
 func (c readerConn) Read(b []byte) (int, error) { return c.Reader.Read(b) }
 
-// ReadHello understands the ClientHello however its bytes arrive, and returns every byte that it has read.
+// ReadHello understands the ClientHello however its bytes arrive, and returns every byte that it
+// has read.
 func TestReadHello(t *testing.T) {
 	hello := clientHello(t, &tls.Config{ServerName: "catalog.shop", NextProtos: []string{"h2", "http/1.1"}})
 	for name, c := range map[string]struct {
@@ -102,7 +103,8 @@ func TestSupportsCertificate(t *testing.T) {
 	}).SupportsCertificate(&certificate))
 }
 
-// FuzzReadHello feeds bytes that any pod of the cluster can choose. Every byte that was read is returned.
+// FuzzReadHello feeds bytes that any pod of the cluster can choose. Every byte that was read is
+// returned.
 func FuzzReadHello(f *testing.F) {
 	f.Add(clientHello(f, &tls.Config{ServerName: "catalog.shop"}), 7)
 	f.Add(clientHello(f, &tls.Config{ServerName: "catalog.shop", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12}), 100)

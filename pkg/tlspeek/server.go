@@ -1,6 +1,6 @@
-// Package tlspeek looks into TLS connections between a client and an app: what the client asks for (ReadHello), whether and how
-// the app answers (Connect, ServerSpeaksTLS), and the app's certificate, with which the agent answers in its place
-// (Certificate). Start from [ReadHello].
+// Package tlspeek looks into TLS connections between a client and an app: what the client asks for
+// (ReadHello), whether and how the app answers (Connect, ServerSpeaksTLS), and the app's
+// certificate, with which the agent answers in its place (Certificate). Start from [ReadHello].
 package tlspeek
 
 import (
@@ -15,15 +15,16 @@ import (
 var (
 	// ErrNotTLS means that a server does not speak TLS.
 	ErrNotTLS = errors.New("the server does not speak TLS")
-	// ErrClientCertificate means that a server requires a client certificate, which nobody can present in the client's
-	// place.
+	// ErrClientCertificate means that a server requires a client certificate, which nobody can
+	// present in the client's place.
 	ErrClientCertificate = errors.New("the server requires a client certificate")
 	// ErrOtherCertificate means that a server presents another certificate than the expected one.
 	ErrOtherCertificate = errors.New("the server presents another certificate")
 )
 
-// Connect makes a TLS connection over conn to the server of a name, with the first of protocols that the server supports
-// (ALPN). accept alone decides whether the server's certificate is the right one. After an error conn is not closed.
+// Connect makes a TLS connection over conn to the server of a name, with the first of protocols
+// that the server supports (ALPN). accept alone decides whether the server's certificate is the
+// right one. After an error conn is not closed.
 func Connect(
 	ctx context.Context, conn net.Conn, name string, protocols []string, accept func(*x509.Certificate) bool,
 ) (*tls.Conn, error) {

@@ -10,32 +10,35 @@ import (
 
 // Adaptive GOMAXPROCS.
 //
-// With one processor, a goroutine that wakes another leaves it the processor. With several, it wakes a thread, and
-// threads without work look for some and take turns at that. A small request passes a dozen goroutines on its way, and
-// other programs want the processors too. So the process uses one processor as long as that is enough, and all of them
-// as soon as it is not.
+// With one processor, a goroutine that wakes another leaves it the processor. With several, it
+// wakes a thread, and threads without work look for some and take turns at that. A small request
+// passes a dozen goroutines on its way, and other programs want the processors too. So the process
+// uses one processor as long as that is enough, and all of them as soon as it is not.
 //
-// Gain: daemon and manager used 30 % less processor time for a request over UDP (143 to 174 -> 99 to 116 µs on 16
-// connections) and 20 % less for a byte. Cost: a busy second starts with one processor, and the process asks for its
-// processor time up to ten times a second. With one processor alone, bulk was a third slower on an idle machine. The
-// traffic-agent keeps all processors, because its epoll loops would take the only one along when they wait. Measured in
-// the laboratory (docs/performance.md); BenchmarkGOMAXPROCS compares one processor with all.
+// Gain: daemon and manager used 30 % less processor time for a request over UDP (143 to 174 -> 99
+// to 116 µs on 16 connections) and 20 % less for a byte. Cost: a busy second starts with one
+// processor, and the process asks for its processor time up to ten times a second. With one
+// processor alone, bulk was a third slower on an idle machine. The traffic-agent keeps all
+// processors, because its epoll loops would take the only one along when they wait. Measured in the
+// laboratory (docs/performance.md); BenchmarkGOMAXPROCS compares one processor with all.
 
 const (
-	// How often to look at the used processor time, while the process works and while it has next to nothing to do.
+	// How often to look at the used processor time, while the process works and while it has next
+	// to nothing to do.
 	busyInterval = 100 * time.Millisecond
 	idleInterval = time.Second
 
-	// Shares of one processor's time: below idleShare the process has nothing to do, above fullShare it would use a
-	// second processor, and below lightShare for lightTime one processor is enough again.
+	// Shares of one processor's time: below idleShare the process has nothing to do, above
+	// fullShare it would use a second processor, and below lightShare for lightTime one processor
+	// is enough again.
 	idleShare  = 0.05
 	fullShare  = 0.85
 	lightShare = 0.6
 	lightTime  = time.Second
 )
 
-// AdaptGOMAXPROCS adapts GOMAXPROCS to the load until ctx ends. Then the process has all processors again, as at its
-// start. Where the used processor time is unknown it does nothing.
+// AdaptGOMAXPROCS adapts GOMAXPROCS to the load until ctx ends. Then the process has all processors
+// again, as at its start. Where the used processor time is unknown it does nothing.
 func AdaptGOMAXPROCS(ctx context.Context) {
 	used, ok := cpuTime()
 	if !ok || runtime.GOMAXPROCS(0) == 1 {

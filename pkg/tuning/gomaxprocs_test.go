@@ -46,8 +46,9 @@ func TestAdaptGOMAXPROCSEndsWithAllProcessors(t *testing.T) {
 	require.Equal(t, all, runtime.GOMAXPROCS(0))
 }
 
-// BenchmarkGOMAXPROCS passes a message through a chain of goroutines, as a request does, with one processor and with
-// all of them. The processor time of the process says more than the time that passes.
+// BenchmarkGOMAXPROCS passes a message through a chain of goroutines, as a request does, with one
+// processor and with all of them. The processor time of the process says more than the time that
+// passes.
 func BenchmarkGOMAXPROCS(b *testing.B) {
 	for name, processors := range map[string]int{"one": 1, "all": runtime.NumCPU()} {
 		b.Run(name, func(b *testing.B) {

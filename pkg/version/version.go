@@ -1,4 +1,4 @@
-// Package version says which detour this is.
+// Package version holds the version of this build.
 package version
 
 // Version is set by the linker (-X github.com/detour-dev/detour/pkg/version.Version=v0.1.0).

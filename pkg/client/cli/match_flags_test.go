@@ -69,9 +69,9 @@ func TestMatchFlags(t *testing.T) {
 		{"missing", []string{"--header", "x~=("}},
 		{"NAME=VALUE", []string{"--header", "x dev=alice"}},
 		{"NAME=VALUE", []string{"--header", "x-dev: alice"}},
-		{"no name of a header", []string{"--header", "x(dev)=alice"}},
-		{"method \"\" is none", []string{"--method", "GET,"}},
-		{"method \"GET POST\" is none", []string{"--method", "get post"}},
+		{"is not a valid header name", []string{"--header", "x(dev)=alice"}},
+		{"\"\" is not a valid method", []string{"--method", "GET,"}},
+		{"\"GET POST\" is not a valid method", []string{"--method", "get post"}},
 		// As a shell makes them of a variable that is not set. No condition at all would take
 		// everybody's traffic.
 		{"--path is empty", []string{"--path", ""}},

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// IdleTimeout is how long a flow may be silent before it is dropped. MaxFlows is how many flows are kept: a new one replaces
-// the one that was silent for longest.
+// IdleTimeout is how long a flow may be silent before it is dropped. MaxFlows is how many flows are
+// kept: a new one replaces the one that was silent for longest.
 const (
 	IdleTimeout = time.Minute
 	MaxFlows    = 4096
 )
 
-// Flows keeps a value for each flow, such as a socket, until the flow was idle for a while. Its methods may be called
-// concurrently.
+// Flows keeps a value for each flow, such as a socket, until the flow was idle for a while. Its
+// methods may be called concurrently.
 type Flows[K comparable, V any] struct {
 	idle  time.Duration
 	limit int
@@ -32,14 +32,14 @@ type flow[V any] struct {
 	last  time.Time
 }
 
-// NewFlows returns an empty set of up to limit flows. It calls drop with each flow that it drops; drop must not call the
-// methods of the set. The caller ends it with Close.
+// NewFlows returns an empty set of up to limit flows. It calls drop with each flow that it drops;
+// drop must not call the methods of the set. The caller ends it with Close.
 func NewFlows[K comparable, V any](idle time.Duration, limit int, drop func(K, V)) *Flows[K, V] {
 	return &Flows[K, V]{idle: idle, limit: limit, drop: drop, all: map[K]*flow[V]{}}
 }
 
-// Get returns the value of a flow, and notes that the flow was used. For a new flow it calls make. It returns the error of
-// make, or net.ErrClosed after Close.
+// Get returns the value of a flow, and notes that the flow was used. For a new flow it calls make.
+// It returns the error of make, or net.ErrClosed after Close.
 func (f *Flows[K, V]) Get(k K, make func() (V, error)) (v V, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package datagram carries UDP through a relay connection: frames for datagrams, the flows that are open, and reading a
-// socket without a buffer while it is silent. Start from [Frame] and [Flows].
+// Package datagram carries UDP through a relay connection: frames for datagrams, the flows that are
+// open, and reading a socket without a buffer while it is silent. Start from [Frame] and [Flows].
 package datagram
 
 import (
@@ -14,7 +14,8 @@ type Kind byte
 const (
 	// Data is a datagram of a flow.
 	Data Kind = iota
-	// Refused means that nothing listens at the address that the last datagram of a flow was sent to.
+	// Refused means that nothing listens at the address that the last datagram of a flow was sent
+	// to.
 	Refused
 	// Ping asks for a Pong, so that the agent notices a laptop that is gone.
 	Ping
@@ -27,8 +28,8 @@ const MaxPayload = 1<<16 - 1
 
 const headerSize = 7
 
-// Frame is one frame. On the wire it is its kind (1 byte), the number of its flow (4), the length of the payload (2), all
-// big-endian, and the payload.
+// Frame is one frame. On the wire it is its kind (1 byte), the number of its flow (4), the length
+// of the payload (2), all big-endian, and the payload.
 type Frame struct {
 	Kind    Kind
 	Flow    uint32

@@ -11,10 +11,11 @@ import (
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, MaxPayload); return &b }}
 
-// Receive calls use with each datagram that arrives on a connected socket, and refused when the peer's machine has reported
-// that nothing listens there. It ends when the socket is closed.
+// Receive calls use with each datagram that arrives on a connected socket, and refused when the
+// peer's machine has reported that nothing listens there. It ends when the socket is closed.
 //
-// It takes a buffer of 64 KiB from a pool only while there is a datagram, because most flows are silent most of the time.
+// It takes a buffer of 64 KiB from a pool only while there is a datagram, because most flows are
+// silent most of the time.
 func Receive(c net.Conn, use func([]byte), refused func()) error {
 	s, ok := c.(syscall.Conn)
 	if !ok {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reportCPU reports the processor time of the whole process for each operation, which is less noisy than the
-// time that passes.
+// reportCPU reports the processor time of the whole process for each operation, which is less noisy
+// than the time that passes.
 func reportCPU(b *testing.B) (stop func()) {
 	used := func() int64 {
 		var u unix.Rusage
@@ -38,7 +38,8 @@ func echoMessages(b *testing.B, c net.Conn, n int) {
 	}
 }
 
-// BenchmarkRoundTrip echoes small messages on a stream that is alone, with delegated reads and without.
+// BenchmarkRoundTrip echoes small messages on a stream that is alone, with delegated reads and
+// without.
 func BenchmarkRoundTrip(b *testing.B) {
 	for name, delegate := range map[string]bool{"delegated": true, "plain": false} {
 		b.Run(name, func(b *testing.B) {
@@ -53,8 +54,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 	}
 }
 
-// BenchmarkManyStreams echoes small messages on 16 streams at once: on one TLS connection with and without the
-// yield before a write, and as the plain way on 16 TLS connections.
+// BenchmarkManyStreams echoes small messages on 16 streams at once: on one TLS connection with and
+// without the yield before a write, and as the plain way on 16 TLS connections.
 func BenchmarkManyStreams(b *testing.B) {
 	const count = 16
 	all := func(b *testing.B, conns []net.Conn) {

@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// maxStreams is how many streams an end opens at a time. It bounds the memory for data that nobody reads.
+	// maxStreams is how many streams an end opens at a time. It bounds the memory for data that
+	// nobody reads.
 	maxStreams = 128
 	// closeTimeout is how long an orderly end of the connection may take.
 	closeTimeout = time.Second
@@ -36,11 +37,12 @@ type RefusedError struct{ Status agentv1.RelayStatus }
 // Error implements error.
 func (e *RefusedError) Error() string { return "the laptop refused the stream: " + e.Status.String() }
 
-// Accept dials the local process that a stream is for. It returns either a connection, which the stream
-// then owns, or nil and the status to refuse the stream with.
+// Accept dials the local process that a stream is for. It returns either a connection, which the
+// stream then owns, or nil and the status to refuse the stream with.
 type Accept func(*agentv1.RelayHeader) (net.Conn, agentv1.RelayStatus)
 
-// Conn is one end of a relay connection that carries streams. Its methods may be called concurrently.
+// Conn is one end of a relay connection that carries streams. Its methods may be called
+// concurrently.
 type Conn struct {
 	conn    net.Conn
 	accept  Accept         // nil for the end that opens streams
@@ -48,7 +50,8 @@ type Conn struct {
 	done    chan struct{}  // closed at the end
 	in      input          // only for the goroutine that has acquired the read (see reader)
 
-	// mu guards the fields below, and the send part of each stream. Lock Stream.mu first where both are needed.
+	// mu guards the fields below, and the send part of each stream. Lock Stream.mu first where both
+	// are needed.
 	mu      sync.Mutex
 	streams map[uint32]*Stream
 	lastID  uint32 // the highest number of a stream so far
@@ -60,8 +63,9 @@ type Conn struct {
 	ka      keepalive
 }
 
-// New returns an end of the connection c, which it owns from now on. With a nil accept it is the end that
-// opens streams, otherwise the end that accepts them. It carries nothing until Run is called.
+// New returns an end of the connection c, which it owns from now on. With a nil accept it is the
+// end that opens streams, otherwise the end that accepts them. It carries nothing until Run is
+// called.
 func New(c net.Conn, accept Accept) *Conn {
 	m := &Conn{conn: netx.Wrap(c), accept: accept, done: make(chan struct{}), streams: map[uint32]*Stream{}}
 	m.w.wake = make(chan struct{}, 1)
@@ -69,8 +73,8 @@ func New(c net.Conn, accept Accept) *Conn {
 	return m
 }
 
-// Run carries frames until the connection ends, and returns why it ended. It closes the connection, and
-// returns after all streams that were accepted have ended.
+// Run carries frames until the connection ends, and returns why it ended. It closes the connection,
+// and returns after all streams that were accepted have ended.
 func (c *Conn) Run() error {
 	var writing sync.WaitGroup
 	writing.Go(c.writeLoop)
@@ -98,7 +102,8 @@ func (c *Conn) endIfUnusedLocked() {
 
 func (c *Conn) unusedLocked() bool { return c.retired && len(c.streams) == 0 }
 
-// Close ends all streams in order, and then the connection. It waits up to closeTimeout for the peer.
+// Close ends all streams in order, and then the connection. It waits up to closeTimeout for the
+// peer.
 func (c *Conn) Close() error {
 	_ = c.conn.SetWriteDeadline(time.Now().Add(closeTimeout))
 	c.mu.Lock()
@@ -114,8 +119,8 @@ func (c *Conn) Close() error {
 		}
 	}
 	c.mu.Unlock()
-	// Closing at once would send a reset if unread bytes are left, and the peer would lose what was just
-	// written.
+	// Closing at once would send a reset if unread bytes are left, and the peer would lose what was
+	// just written.
 	netx.CloseWrite(c.conn)
 	select {
 	case <-c.done:
@@ -152,10 +157,10 @@ func (c *Conn) fail(err error) {
 	_ = c.conn.Close()
 }
 
-// Open asks the peer for a stream and waits for the answer. Exactly one result is nil. The error is a
-// *RefusedError if the peer refused, ErrTooManyStreams or ErrConnLost if the peer was not asked or its
-// answer is lost, or the error of ctx. After an error nothing is left of the stream. The caller closes the
-// stream.
+// Open asks the peer for a stream and waits for the answer. Exactly one result is nil. The error is
+// a *RefusedError if the peer refused, ErrTooManyStreams or ErrConnLost if the peer was not asked
+// or its answer is lost, or the error of ctx. After an error nothing is left of the stream. The
+// caller closes the stream.
 func (c *Conn) Open(ctx context.Context, header *agentv1.RelayHeader) (*Stream, error) {
 	b, err := proto.Marshal(header)
 	if err != nil {
@@ -184,7 +189,8 @@ func (c *Conn) Open(ctx context.Context, header *agentv1.RelayHeader) (*Stream, 
 	}
 }
 
-// requestStream sends an open frame. The caller calls endReadWait when it has stopped waiting for the answer.
+// requestStream sends an open frame. The caller calls endReadWait when it has stopped waiting for
+// the answer.
 func (c *Conn) requestStream(header []byte) (*Stream, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,8 +227,8 @@ func (c *Conn) remove(s *Stream) {
 	c.mu.Unlock()
 }
 
-// stream returns the stream that a frame is for, or nil if it is over here. The frame shows that the peer
-// is there.
+// stream returns the stream that a frame is for, or nil if it is over here. The frame shows that
+// the peer is there.
 func (c *Conn) stream(id uint32) *Stream {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -69,8 +69,8 @@ type frameHandler interface {
 	handleData(stream uint32, b []byte) error
 }
 
-// parser finds the frames in a stream of bytes. It passes data on as it arrives, and other frames when they
-// are complete.
+// parser finds the frames in a stream of bytes. It passes data on as it arrives, and other frames
+// when they are complete.
 type parser struct {
 	stream    uint32 // whose data frame is being read
 	remaining int    // bytes of that frame

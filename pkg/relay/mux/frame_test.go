@@ -11,7 +11,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// recorder writes down what a parser finds, byte by byte for kindData, so that it does not depend on how the data is cut.
+// recorder writes down what a parser finds, byte by byte for kindData, so that it does not depend
+// on how the data is cut.
 type recorder struct{ bytes.Buffer }
 
 func (r *recorder) handleControl(h header, payload []byte) error {
@@ -77,7 +78,8 @@ func FuzzParser(f *testing.F) {
 	})
 }
 
-// FuzzConn feeds both kinds of ends with arbitrary bytes: the connection must end without a panic or a leak.
+// FuzzConn feeds both kinds of ends with arbitrary bytes: the connection must end without a panic
+// or a leak.
 func FuzzConn(f *testing.F) {
 	header, err := proto.Marshal(&agentv1.RelayHeader{Source: "10.0.0.1:1"})
 	require.NoError(f, err)

@@ -6,15 +6,15 @@ import (
 )
 
 const (
-	// tickInterval is how often an end checks whether its peer is there, while the peer has something to
-	// answer.
+	// tickInterval is how often an end checks whether its peer is there, while the peer has
+	// something to answer.
 	tickInterval = 250 * time.Millisecond
-	// silentTicks is how many ticks after a ping the peer may send nothing. Ticks are counted rather than
-	// time, because this process may have been stopped itself.
+	// silentTicks is how many ticks after a ping the peer may send nothing. Ticks are counted
+	// rather than time, because this process may have been stopped itself.
 	silentTicks = 6
-	// pingStream is the number of no stream. The peer answers data on it with a reset, as on any stream that
-	// does not exist: these are ping and pong. A pong means that the peer has received everything that was
-	// sent before the ping, whatever happens to the local process.
+	// pingStream is the number of no stream. The peer answers data on it with a reset, as on any
+	// stream that does not exist: these are ping and pong. A pong means that the peer has received
+	// everything that was sent before the ping, whatever happens to the local process.
 	pingStream = 0
 )
 
@@ -32,8 +32,8 @@ type keepalive struct {
 	onSilence  func()
 }
 
-// Delivery tracks something written to a stream, so that it can be sent to somebody else if the peer has not
-// received it.
+// Delivery tracks something written to a stream, so that it can be sent to somebody else if the
+// peer has not received it.
 type Delivery struct {
 	conn   *Conn
 	pings  uint64 // sent when the delivery began: the pong of the next one says that its beginning has arrived
@@ -47,9 +47,9 @@ func (c *Conn) OnSilence(f func()) { c.ka.onSilence = f }
 // Conn returns the connection that carries the stream.
 func (s *Stream) Conn() *Conn { return s.conn }
 
-// Track begins a delivery on the stream. It must be called before the first byte of it is written. If the
-// peer falls silent and has not received it, onLost is called: it must cut the stream, or the delivery's
-// part of it. The caller ends the delivery with Done.
+// Track begins a delivery on the stream. It must be called before the first byte of it is written.
+// If the peer falls silent and has not received it, onLost is called: it must cut the stream, or
+// the delivery's part of it. The caller ends the delivery with Done.
 func (s *Stream) Track(onLost func()) *Delivery {
 	c := s.conn
 	c.mu.Lock()
@@ -68,8 +68,8 @@ func (s *Stream) Track(onLost func()) *Delivery {
 	return d
 }
 
-// Done ends a delivery, and reports whether the peer has received it or may have. If not, it may be sent to
-// somebody else, and an answer to it must not be used.
+// Done ends a delivery, and reports whether the peer has received it or may have. If not, it may be
+// sent to somebody else, and an answer to it must not be used.
 func (d *Delivery) Done() bool {
 	d.conn.mu.Lock()
 	defer d.conn.mu.Unlock()
@@ -98,8 +98,8 @@ func (c *Conn) handlePong() error {
 	return nil
 }
 
-// tick sends a ping if the peer may not have received everything, and counts the ticks in which nothing was
-// received.
+// tick sends a ping if the peer may not have received everything, and counts the ticks in which
+// nothing was received.
 func (c *Conn) tick() {
 	c.mu.Lock()
 	ka := &c.ka
@@ -139,7 +139,8 @@ func (c *Conn) tick() {
 	}
 }
 
-// loseDeliveriesLocked marks the deliveries as lost that are not known to have arrived, and returns them.
+// loseDeliveriesLocked marks the deliveries as lost that are not known to have arrived, and returns
+// them.
 func (c *Conn) loseDeliveriesLocked() (lost []*Delivery) {
 	for d := range c.ka.deliveries {
 		if d.pings >= c.ka.pongs {
@@ -150,6 +151,6 @@ func (c *Conn) loseDeliveriesLocked() (lost []*Delivery) {
 	return lost
 }
 
-// pongOverdueLocked reports whether the peer's pong is later than usual. It is consulted when the connection
-// ends: whoever closed it noticed the loss before silentTicks had passed here.
+// pongOverdueLocked reports whether the peer's pong is later than usual. It is consulted when the
+// connection ends: whoever closed it noticed the loss before silentTicks had passed here.
 func (c *Conn) pongOverdueLocked() bool { return c.ka.missed > c.ka.usual && !c.ka.received }

@@ -49,8 +49,8 @@ func keepaliveAtRest(c *Conn) bool {
 	return !c.ka.ticking && c.ka.pings == c.ka.pongs
 }
 
-// A peer that falls silent is noticed, and with it the deliveries that it has not received. It may still answer
-// the ones that it has received.
+// A peer that falls silent is noticed, and with it the deliveries that it has not received. It may
+// still answer the ones that it has received.
 func TestSilentPeerLosesDeliveriesItHasNotReceived(t *testing.T) {
 	t.Parallel()
 	answers := make(chan struct{})
@@ -84,7 +84,8 @@ func TestSilentPeerLosesDeliveriesItHasNotReceived(t *testing.T) {
 	}
 	s := openStream(t, c)
 	requireEcho(t, s, "1")
-	// The process takes its time to answer. Its end of the connection does not, and does not count as silent.
+	// The process takes its time to answer. Its end of the connection does not, and does not count
+	// as silent.
 	slow := openStream(t, c)
 	received, neverLost := send(slow, "w")
 	time.Sleep((silentTicks + 2) * tickInterval)
@@ -119,9 +120,9 @@ func TestSilentPeerLosesDeliveriesItHasNotReceived(t *testing.T) {
 	require.Empty(t, c.ka.deliveries)
 }
 
-// When a connection is cut because somebody else found the peer gone first, its deliveries are lost if the peer's
-// pong is overdue. If the peer was well, it may have received them, even if it is so far away that no pong can
-// have arrived yet.
+// When a connection is cut because somebody else found the peer gone first, its deliveries are lost
+// if the peer's pong is overdue. If the peer was well, it may have received them, even if it is so
+// far away that no pong can have arrived yet.
 func TestCutConnectionLosesDeliveriesOnlyIfThePongIsOverdue(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

@@ -16,7 +16,8 @@ type localSide struct {
 	drained  sync.WaitGroup
 }
 
-// join answers that the stream is open, and connects it to local until both have ended. It closes local.
+// join answers that the stream is open, and connects it to local until both have ended. It closes
+// local.
 func (s *Stream) join(local net.Conn) {
 	defer s.conn.remove(s)
 	defer local.Close()
@@ -44,8 +45,8 @@ func (s *Stream) join(local net.Conn) {
 	s.local.drained.Wait()
 }
 
-// ActiveStreams returns the number of streams whose local process owes an answer, or has sent something
-// since the last call.
+// ActiveStreams returns the number of streams whose local process owes an answer, or has sent
+// something since the last call.
 func (c *Conn) ActiveStreams() (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -57,7 +58,8 @@ func (c *Conn) ActiveStreams() (n int) {
 	return n
 }
 
-// passLocked writes as much of b to the local process as that takes without waiting, and returns the rest.
+// passLocked writes as much of b to the local process as that takes without waiting, and returns
+// the rest.
 func (s *Stream) passLocked(b []byte) (rest []byte, err error) {
 	local, ok := s.local.conn.(interface{ TryWrite([]byte) (int, error) })
 	if !ok {
@@ -72,8 +74,8 @@ func (s *Stream) passLocked(b []byte) (rest []byte, err error) {
 	return b[n:], err
 }
 
-// drainLocked starts a goroutine that writes the queued bytes to a local process that does not take all of
-// them at once. The goroutine of join waits for it.
+// drainLocked starts a goroutine that writes the queued bytes to a local process that does not take
+// all of them at once. The goroutine of join waits for it.
 func (s *Stream) drainLocked() {
 	if s.local.conn == nil || s.local.draining || s.recv.queue.len() == 0 && !s.recv.fin {
 		return
@@ -100,8 +102,8 @@ func (s *Stream) drainLocked() {
 	})
 }
 
-// closeLocalLocked notes that the local process takes nothing any more. It may have answered before it
-// closed, so the stream goes on until that answer has been read.
+// closeLocalLocked notes that the local process takes nothing any more. It may have answered before
+// it closed, so the stream goes on until that answer has been read.
 func (s *Stream) closeLocalLocked() {
 	s.local.closed = true
 	s.recv.queue.drop()

@@ -63,7 +63,8 @@ func withTLS(t testing.TB, a, b net.Conn) (net.Conn, net.Conn) {
 		relay.Server(b, &tls.Config{Certificates: []tls.Certificate{certificate}})
 }
 
-// process starts a local process that handles each of its connections, and returns an Accept that dials it.
+// process starts a local process that handles each of its connections, and returns an Accept that
+// dials it.
 func process(t testing.TB, handle func(*net.TCPConn)) Accept {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -139,7 +140,8 @@ func (c *Conn) count() int {
 	return len(c.streams)
 }
 
-// Many streams carry bulk both ways at once, and end with half-closes. Each receives its own bytes only.
+// Many streams carry bulk both ways at once, and end with half-closes. Each receives its own bytes
+// only.
 func TestStreamsCarryAllBytesBothWays(t *testing.T) {
 	for name, secure := range map[string]bool{"TCP": false, "TLS": true} {
 		for _, count := range []int{1, 20} {
@@ -178,7 +180,8 @@ func TestStreamsCarryAllBytesBothWays(t *testing.T) {
 	}
 }
 
-// A stream echoes small messages alone and beside others, so that reading is delegated and taken back.
+// A stream echoes small messages alone and beside others, so that reading is delegated and taken
+// back.
 func TestReadsAreDelegatedAndTakenBack(t *testing.T) {
 	c := newOpener(t, process(t, echo))
 	first := openStream(t, c)
@@ -448,7 +451,8 @@ func TestOpenReturnsAStreamOrAnError(t *testing.T) {
 	})
 }
 
-// A stream is active from a request until its process has sent nothing for a while after the answer.
+// A stream is active from a request until its process has sent nothing for a while after the
+// answer.
 func TestActiveStreams(t *testing.T) {
 	t.Parallel()
 	answers := make(chan struct{})

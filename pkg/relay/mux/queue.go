@@ -6,7 +6,8 @@ const chunkSize = 16 << 10
 
 var chunkPool = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
-// byteQueue is a queue of bytes in pooled chunks, so that a stream has no buffer while nothing waits on it.
+// byteQueue is a queue of bytes in pooled chunks, so that a stream has no buffer while nothing
+// waits on it.
 type byteQueue struct{ chunks []chunk }
 
 // chunk holds the bytes b[from:to].

@@ -17,16 +17,16 @@ const (
 
 // Delegated reads.
 //
-// A goroutine reads the connection and gives each stream its bytes. But a stream that is alone on the
-// connection reads it in its own Read while the goroutine waits.
+// A goroutine reads the connection and gives each stream its bytes. But a stream that is alone on
+// the connection reads it in its own Read while the goroutine waits.
 //
-// Gain: no wake-up of another goroutine for each message; waking the stream cost the agent a third more
-// processor time for a request on one connection. Cost: the state machine below, and up to delegateFor in
-// which nobody reads if the stream has stopped reading. Measured in the laboratory (docs/performance.md);
-// BenchmarkRoundTrip compares both ways.
+// Gain: no wake-up of another goroutine for each message; waking the stream cost the agent a third
+// more processor time for a request on one connection. Cost: the state machine below, and up to
+// delegateFor in which nobody reads if the stream has stopped reading. Measured in the laboratory
+// (docs/performance.md); BenchmarkRoundTrip compares both ways.
 //
-// Exactly one goroutine reads at a time: it has set reader.busy (acquireRead), and only it uses Conn.in,
-// until it clears reader.busy (releaseRead).
+// Exactly one goroutine reads at a time: it has set reader.busy (acquireRead), and only it uses
+// Conn.in, until it clears reader.busy (releaseRead).
 
 // reader is the state of reading. Conn.mu guards it.
 type reader struct {
@@ -133,8 +133,9 @@ func (c *Conn) checkDelegation() {
 	}
 }
 
-// acquireRead reports whether the calling stream may read. If so, the caller calls releaseRead afterwards; if
-// not, others read, and the caller calls endReadWait when it has stopped waiting for them.
+// acquireRead reports whether the calling stream may read. If so, the caller calls releaseRead
+// afterwards; if not, others read, and the caller calls endReadWait when it has stopped waiting for
+// them.
 func (c *Conn) acquireRead() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -145,13 +146,14 @@ func (c *Conn) acquireRead() bool {
 	return true
 }
 
-// acquireBufferedRead is acquireRead for a read that does not have to wait: it fails unless a whole record is
-// buffered, and then there is nothing to end.
+// acquireBufferedRead is acquireRead for a read that does not have to wait: it fails unless a whole
+// record is buffered, and then there is nothing to end.
 func (c *Conn) acquireBufferedRead() bool {
 	below, ok := c.conn.(interface{ RecordReady() bool })
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// RecordReady is for the goroutine that reads, so it comes after the check that nobody else does.
+	// RecordReady is for the goroutine that reads, so it comes after the check that nobody else
+	// does.
 	return ok && c.mayReadLocked() && below.RecordReady() && c.acquireReadLocked()
 }
 

@@ -19,8 +19,8 @@ var errReset = fmt.Errorf("the peer has cut the stream: %w", syscall.ECONNRESET)
 
 // Stream is one stream of a Conn. It is a net.Conn with half-closes and resets.
 //
-// Two locks guard it: Conn.mu guards send, mu the parts below it. Lock mu before Conn.mu. A method of Conn
-// whose name ends in Locked needs Conn.mu, one of Stream needs Stream.mu.
+// Two locks guard it: Conn.mu guards send, mu the parts below it. Lock mu before Conn.mu. A method
+// of Conn whose name ends in Locked needs Conn.mu, one of Stream needs Stream.mu.
 type Stream struct {
 	conn     *Conn
 	id       uint32
@@ -89,7 +89,8 @@ func (s *Stream) Write(b []byte) (n int, err error) {
 		case s.send.deadline.passedLocked():
 			return n, os.ErrDeadlineExceeded
 		case len(c.w.queue) > queueLimit && !c.w.busy:
-			// Not already at queueLimit: the few bytes that do not fit into four frames leave with them.
+			// Not already at queueLimit: the few bytes that do not fit into four frames leave with
+			// them.
 			c.flushLocked()
 			continue
 		case len(c.w.queue) > queueLimit:
@@ -110,7 +111,8 @@ func (s *Stream) Write(b []byte) (n int, err error) {
 	}
 }
 
-// waitForCreditLocked waits until a stream may send more, or nothing any more. It releases the lock meanwhile.
+// waitForCreditLocked waits until a stream may send more, or nothing any more. It releases the lock
+// meanwhile.
 func (c *Conn) waitForCreditLocked(s *Stream) {
 	c.beginReadWaitLocked()
 	c.flushLocked()
@@ -163,14 +165,16 @@ func (c *Conn) wakeSenderLocked(s *Stream) {
 	c.w.room.Broadcast()
 }
 
-// removeIfOverLocked removes a stream both of whose directions have ended. join removes an accepted one.
+// removeIfOverLocked removes a stream both of whose directions have ended. join removes an accepted
+// one.
 func (c *Conn) removeIfOverLocked(s *Stream) {
 	if s.send.closed && s.send.peerDone && s.answered != nil {
 		c.removeLocked(s)
 	}
 }
 
-// Close implements net.Conn. If there are unread bytes, and if more arrive later, the peer gets a reset.
+// Close implements net.Conn. If there are unread bytes, and if more arrive later, the peer gets a
+// reset.
 func (s *Stream) Close() error {
 	s.mu.Lock()
 	unread := s.recv.queue.len() > 0
@@ -335,7 +339,8 @@ func (s *Stream) ReadAvailable(b []byte) (n int) {
 	return n
 }
 
-// readConnLocked reads the connection once, after the read was acquired. It releases the lock meanwhile.
+// readConnLocked reads the connection once, after the read was acquired. It releases the lock
+// meanwhile.
 func (s *Stream) readConnLocked() {
 	s.mu.Unlock()
 	err := s.conn.readOnce()
@@ -361,15 +366,16 @@ func (s *Stream) wakeReaderLocked() {
 	s.recv.readable.Broadcast()
 }
 
-// Alone reports whether the stream is the only one on its connection, which it then may read itself.
+// Alone reports whether the stream is the only one on its connection, which it then may read
+// itself.
 func (s *Stream) Alone() bool {
 	s.conn.mu.Lock()
 	defer s.conn.mu.Unlock()
 	return s.conn.aloneLocked()
 }
 
-// Idle reports whether the stream is open and has no unread bytes, or else whether it has ended. It reads what
-// has already arrived.
+// Idle reports whether the stream is open and has no unread bytes, or else whether it has ended. It
+// reads what has already arrived.
 func (s *Stream) Idle() (idle, ended bool) {
 	s.conn.readAvailable()
 	s.mu.Lock()

@@ -6,12 +6,13 @@ import (
 )
 
 const (
-	// firstWindow is how many bytes a stream may send before any of them is consumed: a stream that nobody
-	// reads costs that much memory.
+	// firstWindow is how many bytes a stream may send before any of them is consumed: a stream that
+	// nobody reads costs that much memory.
 	firstWindow = 64 << 10
-	// A window grows up to maxWindow while its two halves are consumed within growWithin, unless all streams
-	// of the connection together have grown by more than maxGrown. A long path needs a large window, and on a
-	// slow line a large window would be a long queue that the other streams wait in.
+	// A window grows up to maxWindow while its two halves are consumed within growWithin, unless
+	// all streams of the connection together have grown by more than maxGrown. A long path needs a
+	// large window, and on a slow line a large window would be a long queue that the other streams
+	// wait in.
 	maxWindow  = 4 << 20
 	maxGrown   = 4 << 20
 	growWithin = 60 * time.Millisecond

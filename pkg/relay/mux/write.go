@@ -7,10 +7,11 @@ import (
 )
 
 const (
-	// queueLimit bounds the data that waits for the connection, in bytes: a stream with more to send waits.
+	// queueLimit bounds the data that waits for the connection, in bytes: a stream with more to
+	// send waits.
 	queueLimit = 64 << 10
-	// controlLimit bounds the other frames that wait, in bytes. It ends a connection whose peer causes answers
-	// and does not read them.
+	// controlLimit bounds the other frames that wait, in bytes. It ends a connection whose peer
+	// causes answers and does not read them.
 	controlLimit = 1 << 20
 )
 
@@ -18,15 +19,15 @@ var errNotReading = errors.New("the peer does not read the answers that it cause
 
 // Shared writes.
 //
-// A stream that sends something writes it itself, unless somebody else writes: then its frames wait in the
-// queue and leave together with the others' in the next write, by a goroutine. After a read that had
-// something for several streams, the first of them to answer lets the others run (runtime.Gosched), so that
-// their answers leave in the same write.
+// A stream that sends something writes it itself, unless somebody else writes: then its frames wait
+// in the queue and leave together with the others' in the next write, by a goroutine. After a read
+// that had something for several streams, the first of them to answer lets the others run
+// (runtime.Gosched), so that their answers leave in the same write.
 //
-// Gain: 2.6 messages a write; with streams as a whole, manager, agent and daemon together needed 66 to 72 µs
-// of processor time for a request on 16 connections, 108 to 131 before. Cost: none for a stream that is alone,
-// but 5 to 15 % more for a byte of bulk. Measured in the laboratory (docs/performance.md); BenchmarkManyStreams
-// compares writing with and without the yield.
+// Gain: 2.6 messages a write; with streams as a whole, manager, agent and daemon together needed 66
+// to 72 µs of processor time for a request on 16 connections, 108 to 131 before. Cost: none for a
+// stream that is alone, but 5 to 15 % more for a byte of bulk. Measured in the laboratory
+// (docs/performance.md); BenchmarkManyStreams compares writing with and without the yield.
 
 // writer is the state of writing. Conn.mu guards it.
 type writer struct {
@@ -34,8 +35,8 @@ type writer struct {
 	room         sync.Cond     // signalled when the queue is taken, and when it is written
 	queue, spare []byte
 	busy         bool // somebody writes
-	// yield is set when several streams have received something in the last read, and will probably answer at
-	// the same time.
+	// yield is set when several streams have received something in the last read, and will probably
+	// answer at the same time.
 	yield      bool
 	neverYield bool // for the benchmark
 }

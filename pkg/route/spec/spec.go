@@ -1,5 +1,5 @@
-// Package spec turns the match of an Intercept object into the one that agents get, and back. It is apart from package route so that the
-// agent does not carry the Kubernetes types.
+// Package spec converts the match of an Intercept object to the message that agents get, and back.
+// It is apart from package route so that the agent does not link the Kubernetes types.
 package spec
 
 import (
@@ -8,10 +8,12 @@ import (
 )
 
 var types = map[detour.MatchType]agentv1.MatchType{
-	detour.MatchExact: agentv1.MatchType_MATCH_TYPE_EXACT, detour.MatchRegex: agentv1.MatchType_MATCH_TYPE_REGEX, detour.MatchPresent: agentv1.MatchType_MATCH_TYPE_PRESENT,
+	detour.MatchExact:   agentv1.MatchType_MATCH_TYPE_EXACT,
+	detour.MatchRegex:   agentv1.MatchType_MATCH_TYPE_REGEX,
+	detour.MatchPresent: agentv1.MatchType_MATCH_TYPE_PRESENT,
 }
 
-// FromAPI is a match of an Intercept as agents get it; nil stays nil.
+// FromAPI converts the match of an Intercept to the message that agents get. nil stays nil.
 func FromAPI(m *detour.Match) *agentv1.Match {
 	if m == nil {
 		return nil
@@ -22,10 +24,13 @@ func FromAPI(m *detour.Match) *agentv1.Match {
 		}
 		return out
 	}
-	return &agentv1.Match{User: m.User, Headers: values(m.Headers), Query: values(m.Query), Methods: m.Methods, Path: m.Path, PathPrefix: m.PathPrefix}
+	return &agentv1.Match{
+		User: m.User, Headers: values(m.Headers), Query: values(m.Query),
+		Methods: m.Methods, Path: m.Path, PathPrefix: m.PathPrefix,
+	}
 }
 
-// ToAPI is the other way round.
+// ToAPI converts a match of an agent to that of an Intercept. nil stays nil.
 func ToAPI(m *agentv1.Match) *detour.Match {
 	if m == nil {
 		return nil
@@ -42,5 +47,8 @@ func ToAPI(m *agentv1.Match) *detour.Match {
 		}
 		return out
 	}
-	return &detour.Match{User: m.User, Headers: values(m.Headers), Query: values(m.Query), Methods: m.Methods, Path: m.Path, PathPrefix: m.PathPrefix}
+	return &detour.Match{
+		User: m.User, Headers: values(m.Headers), Query: values(m.Query),
+		Methods: m.Methods, Path: m.Path, PathPrefix: m.PathPrefix,
+	}
 }

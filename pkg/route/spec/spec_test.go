@@ -8,8 +8,7 @@ import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 )
 
-// What the API has comes back as it was.
-func TestConvert(t *testing.T) {
+func TestMatchSurvivesTheConversionAndBack(t *testing.T) {
 	spec := &detour.Match{
 		User: "alice", Methods: []string{"GET"}, Path: "/a",
 		Headers: []detour.ValueMatch{{Name: "x", Type: detour.MatchExact, Value: "1"}, {Name: "y", Type: detour.MatchPresent}},
