@@ -78,26 +78,26 @@ func allowEgress(a netip.Addr) bool {
 func (s *egressTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for {
 		n, err := s.Device.Read(bufs, sizes, offset)
-		kept := 0
+		count := 0
 		for i := range n {
 			pkt := bufs[i][offset : offset+sizes[i]]
 			switch s.route(pkt) {
 			case routeCluster:
-				if i != kept {
+				if i != count {
 					// The packet is copied, not swapped: WireGuard knows its buffers by their
 					// index.
-					copy(bufs[kept][offset:], pkt)
-					sizes[kept] = sizes[i]
+					copy(bufs[count][offset:], pkt)
+					sizes[count] = sizes[i]
 				}
-				kept++
+				count++
 			case routeEgress:
 				if _, werr := s.outside.Write([][]byte{pkt}, 0); werr != nil {
 					s.log.Debug("forwarding a packet failed", "err", werr)
 				}
 			}
 		}
-		if kept > 0 || err != nil {
-			return kept, err
+		if count > 0 || err != nil {
+			return count, err
 		}
 	}
 }

@@ -39,14 +39,14 @@ func TestEgressRoutes(t *testing.T) {
 		protocol byte
 		want     int
 	}{
-		{"10.99.0.1", packet.TCP, routeCluster},
-		{"10.99.0.1", packet.ICMP, routeCluster},
-		{"fd00:99::1", packet.UDP, routeCluster},
-		{"192.0.2.1", packet.TCP, routeEgress},
-		{"2001:db8::1", packet.UDP, routeEgress},
-		{"192.0.2.1", packet.ICMP, routeNowhere},
-		{"224.0.0.251", packet.UDP, routeNowhere},
-		{"ff02::2", packet.ICMPv6, routeNowhere},
+		{to: "10.99.0.1", protocol: packet.TCP, want: routeCluster},
+		{to: "10.99.0.1", protocol: packet.ICMP, want: routeCluster},
+		{to: "fd00:99::1", protocol: packet.UDP, want: routeCluster},
+		{to: "192.0.2.1", protocol: packet.TCP, want: routeEgress},
+		{to: "2001:db8::1", protocol: packet.UDP, want: routeEgress},
+		{to: "192.0.2.1", protocol: packet.ICMP, want: routeNowhere},
+		{to: "224.0.0.251", protocol: packet.UDP, want: routeNowhere},
+		{to: "ff02::2", protocol: packet.ICMPv6, want: routeNowhere},
 	} {
 		require.Equal(t, c.want, s.route(packetTo(c.to, c.protocol)), "%s, protocol %d", c.to, c.protocol)
 	}

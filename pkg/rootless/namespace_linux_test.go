@@ -58,7 +58,7 @@ func greeter(t *testing.T, address string) netip.AddrPort {
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
-func hear(t *testing.T, n *Namespace, address string) (string, error) {
+func readGreeting(t *testing.T, n *Namespace, address string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), viftest.Timeout)
 	defer cancel()
@@ -106,9 +106,9 @@ func TestNamespaceReachesTheClusterAndOutside(t *testing.T) {
 
 	t.Run("outside, with the host's sockets", func(t *testing.T) {
 		address := greeter(t, outsideAddress.String()+":0").String()
-		heard, err := hear(t, n, address)
+		greeting, err := readGreeting(t, n, address)
 		require.NoError(t, err)
-		require.Equal(t, "hello from "+address, heard)
+		require.Equal(t, "hello from "+address, greeting)
 	})
 
 	t.Run("outside, many packets to and fro", func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestNamespaceReachesTheClusterAndOutside(t *testing.T) {
 	})
 
 	t.Run("outside, refused at once", func(t *testing.T) {
-		_, err := hear(t, n, netip.AddrPortFrom(outsideAddress, 1).String())
+		_, err := readGreeting(t, n, netip.AddrPortFrom(outsideAddress, 1).String())
 		require.ErrorIs(t, err, syscall.ECONNREFUSED)
 	})
 
@@ -162,7 +162,7 @@ func TestNamespaceReachesTheClusterAndOutside(t *testing.T) {
 	t.Run("not the host's loopback", func(t *testing.T) {
 		port := greeter(t, "127.0.0.1:0").Port()
 		for _, a := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("0.0.0.0"), HostLoopback} {
-			_, err := hear(t, n, netip.AddrPortFrom(a, port).String())
+			_, err := readGreeting(t, n, netip.AddrPortFrom(a, port).String())
 			require.ErrorIs(t, err, syscall.ECONNREFUSED, "%s", a)
 		}
 	})
@@ -209,9 +209,9 @@ func TestNamespaceReachesTheHostsLoopbackWhenAllowed(t *testing.T) {
 	n := namespace(t)
 	viftest.PairWith(t, vif.Config{OpenTUN: n.OpenTUN(true)})
 	address := greeter(t, "127.0.0.1:0")
-	heard, err := hear(t, n, netip.AddrPortFrom(HostLoopback, address.Port()).String())
+	greeting, err := readGreeting(t, n, netip.AddrPortFrom(HostLoopback, address.Port()).String())
 	require.NoError(t, err)
-	require.Equal(t, "hello from "+address.String(), heard)
+	require.Equal(t, "hello from "+address.String(), greeting)
 }
 
 // This process's own network does not change, and bound files are visible inside only.
@@ -296,9 +296,9 @@ func TestNamespaceOutlivesItsSessions(t *testing.T) {
 	viftest.PairWith(t, vif.Config{OpenTUN: n.OpenTUN(false)})
 	for _, a := range []netip.Addr{viftest.Service, outsideAddress} {
 		address := greeter(t, netip.AddrPortFrom(a, 0).String()).String()
-		heard, err := hear(t, n, address)
+		greeting, err := readGreeting(t, n, address)
 		require.NoError(t, err)
-		require.Equal(t, "hello from "+address, heard)
+		require.Equal(t, "hello from "+address, greeting)
 	}
 }
 
@@ -306,11 +306,11 @@ func TestNamespaceOutlivesItsSessions(t *testing.T) {
 // command that changes it.
 func TestExplainRefusal(t *testing.T) {
 	denied := fmt.Errorf("make a user namespace: %w", unix.EPERM)
-	for file, c := range map[string]struct{ value, says string }{
-		"user/max_user_namespaces":                         {"0\n", "`sudo sysctl -w user.max_user_namespaces=15000`"},
-		"kernel/unprivileged_userns_clone":                 {"0\n", "`sudo sysctl -w kernel.unprivileged_userns_clone=1`"},
-		"kernel/apparmor_restrict_unprivileged_userns":     {"1\n", "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"},
-		"kernel/apparmor_restrict_unprivileged_unconfined": {"1\n", "this machine, or the container this runs in, denies user namespaces to ordinary users: allow them"},
+	for file, c := range map[string]struct{ value, contains string }{
+		"user/max_user_namespaces":                         {value: "0\n", contains: "`sudo sysctl -w user.max_user_namespaces=15000`"},
+		"kernel/unprivileged_userns_clone":                 {value: "0\n", contains: "`sudo sysctl -w kernel.unprivileged_userns_clone=1`"},
+		"kernel/apparmor_restrict_unprivileged_userns":     {value: "1\n", contains: "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"},
+		"kernel/apparmor_restrict_unprivileged_unconfined": {value: "1\n", contains: "this machine, or the container this runs in, denies user namespaces to ordinary users: allow them"},
 	} {
 		settings := fstest.MapFS{
 			"user/max_user_namespaces":                     {Data: []byte("63432\n")},
@@ -320,7 +320,7 @@ func TestExplainRefusal(t *testing.T) {
 		settings[file] = &fstest.MapFile{Data: []byte(c.value)}
 		err := explainRefusalBy(settings, denied)
 		require.ErrorIs(t, err, unix.EPERM)
-		require.ErrorContains(t, err, c.says)
+		require.ErrorContains(t, err, c.contains)
 		require.ErrorContains(t, err, "or use root: `detour connect --rootless=false`")
 	}
 	other := errors.New("something else")

@@ -56,7 +56,7 @@ func TestNoDatagramIsLost(t *testing.T) {
 				break
 			}
 			number := binary.BigEndian.Uint32(buf)
-			assert.False(t, seen[number], "%d came twice", number)
+			assert.False(t, seen[number], "datagram %d came twice", number)
 			seen[number] = true
 			<-room
 		}

@@ -107,7 +107,7 @@ func TestBulkAndOtherFlowsUseDifferentStreams(t *testing.T) {
 		},
 		viftest.Timeout,
 		time.Millisecond,
-		"questions and answers are to use the express stream",
+		"questions and answers use the express stream",
 	)
 
 	const size = 4 << 20
@@ -119,9 +119,9 @@ func TestBulkAndOtherFlowsUseDifferentStreams(t *testing.T) {
 	got, err := io.ReadAll(c)
 	writing.Wait()
 	require.NoError(t, err)
-	require.True(t, bytes.Equal(sent, got), "what comes back is what was sent")
-	require.Less(t, express.sent.Load()-before[0], int64(size/4), "bulk passes the stream")
-	require.Less(t, express.received.Load()-before[1], int64(size/4), "bulk passes the stream")
+	require.True(t, bytes.Equal(sent, got), "the echo equals the sent bytes")
+	require.Less(t, express.sent.Load()-before[0], int64(size/4), "bulk uses the stream")
+	require.Less(t, express.received.Load()-before[1], int64(size/4), "bulk uses the stream")
 }
 
 // When either stream ends, or dies without closing, connections go on, and both streams come back.
@@ -214,12 +214,12 @@ func TestStrangersCannotAddAnExpressStream(t *testing.T) {
 	answer := make([]byte, transport.FrameHeader+transport.MinProbe+1)
 	_, err = io.ReadFull(s, answer)
 	require.NoError(t, err)
-	says, ok := prober.Open(transport.PongType, answer[transport.FrameHeader:])
+	pong, ok := prober.Open(transport.PongType, answer[transport.FrameHeader:])
 	require.True(t, ok)
 	require.Equal(
 		t,
 		transport.Probe{Number: 2, Instance: l.hub.Paths().Instance, Features: transport.FeatureLarge},
-		says,
+		pong,
 	)
 	require.Eventually(
 		t,

@@ -134,7 +134,7 @@ func pairWithDirect(t *testing.T) *pathPair {
 	waiting, cancel := context.WithTimeout(t.Context(), viftest.Timeout)
 	defer cancel()
 	require.NoError(t, r.Ready(waiting))
-	require.Equal(t, "stream", r.Path().Transport, "it begins on the stream")
+	require.Equal(t, "stream", r.Path().Transport, "the first path is the stream")
 	return r
 }
 
@@ -202,7 +202,7 @@ func (r *pathPair) eventually(transport string) {
 		func() bool { return r.Path().Transport == transport },
 		viftest.Timeout,
 		20*time.Millisecond,
-		"the path is to be %q",
+		"the path is %q",
 		transport,
 	)
 }
@@ -256,7 +256,7 @@ func download(t *testing.T) (received *atomic.Int64, stop func()) {
 		close(stopping)
 		require.ErrorIs(t, <-ended, io.EOF, "the download goes on to its end")
 		serving.Wait()
-		require.Equal(t, sent.Sum(nil), got.Sum(nil), "all that was sent came, in order")
+		require.Equal(t, sent.Sum(nil), got.Sum(nil), "all sent bytes arrived in order")
 		_ = c.Close()
 		_ = l.Close()
 	}
@@ -330,7 +330,7 @@ func TestBulkOverDatagrams(t *testing.T) {
 	got, err := io.ReadAll(c)
 	writing.Wait()
 	require.NoError(t, err)
-	require.True(t, bytes.Equal(sent, got), "what comes back is what was sent")
+	require.True(t, bytes.Equal(sent, got), "the echo equals the sent bytes")
 	require.Equal(t, transport.DirectUDP, r.Path().Transport)
 }
 
@@ -393,7 +393,7 @@ func TestStrangersGetNoAnswer(t *testing.T) {
 		name    string
 		address netip.AddrPort
 		seen    [][]byte
-	}{{"the hub", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.udp), toHub}, {"the laptop", *r.client.Load(), toLaptop}} {
+	}{{name: "the hub", address: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.udp), seen: toHub}, {name: "the laptop", address: *r.client.Load(), seen: toLaptop}} {
 		stranger, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(end.address))
 		require.NoError(t, err)
 		defer stranger.Close()
@@ -416,7 +416,7 @@ func TestStrangersGetNoAnswer(t *testing.T) {
 		n, err := stranger.Read(make([]byte, 2<<10))
 		require.Error(t, err, "%d bytes came back from %s", n, end.name)
 	}
-	require.Equal(t, 1, r.hub.Load().Paths().Sources(), "nobody else is remembered")
+	require.Equal(t, 1, r.hub.Load().Paths().Sources(), "only the laptop's address is known")
 	bulk()
 	require.Equal(t, transport.DirectUDP, r.Path().Transport)
 }
@@ -474,7 +474,7 @@ func TestConnectionsOfAFormerHubAreReset(t *testing.T) {
 					r.Firewall().OpenFlows(),
 					func(id tundev.FlowID) bool { return id.Local == c.LocalAddr().(*net.TCPAddr).AddrPort() },
 				),
-				"they are forgotten",
+				"the closed connections are forgotten",
 			)
 		})
 	}

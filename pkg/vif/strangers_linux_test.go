@@ -88,16 +88,16 @@ func TestStrangersDisturbNobody(t *testing.T) {
 	_, _ = random.Read(noise)
 	handshake := append([]byte{1, 0, 0, 0}, noise[:144]...) // WireGuard's length and kind, but nobody's key
 	for name, sends := range map[string][]byte{
-		"nothing":                    nil,
-		"half a frame":               viftest.Framed("unfinished")[:7],
-		"frames without a meaning":   viftest.Framed(string(noise), "", "x", string(noise[:32])),
-		"a frame that is too long":   {0xff, 0xff, 0xff, 0xff},
-		"another protocol":           []byte("GET / HTTP/1.1\r\nHost: traffic-manager\r\n\r\n"),
-		"a handshake of nobody":      viftest.Framed(string(handshake)),
-		"data of nobody":             viftest.Framed(string(append([]byte{4, 0, 0, 0}, noise[:60]...))),
-		"what the laptop once sent":  recorded,
-		"that again, all at once":    bytes.Repeat(recorded, 3),
-		"the largest frame, of data": viftest.Framed(string(append([]byte{4, 0, 0, 0}, bytes.Repeat([]byte{7}, transport.MaxMessage-4)...))),
+		"nothing":                         nil,
+		"half a frame":                    viftest.Framed("unfinished")[:7],
+		"frames without a meaning":        viftest.Framed(string(noise), "", "x", string(noise[:32])),
+		"a frame that is too long":        {0xff, 0xff, 0xff, 0xff},
+		"another protocol":                []byte("GET / HTTP/1.1\r\nHost: traffic-manager\r\n\r\n"),
+		"a handshake with an unknown key": viftest.Framed(string(handshake)),
+		"data with an unknown key":        viftest.Framed(string(append([]byte{4, 0, 0, 0}, noise[:60]...))),
+		"the laptop's own recorded bytes": recorded,
+		"the recorded bytes three times":  bytes.Repeat(recorded, 3),
+		"the largest frame, of data":      viftest.Framed(string(append([]byte{4, 0, 0, 0}, bytes.Repeat([]byte{7}, transport.MaxMessage-4)...))),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := stranger(t, hub)

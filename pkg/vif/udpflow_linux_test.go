@@ -62,7 +62,7 @@ func TestLongestIdleUDPFlowMakesRoom(t *testing.T) {
 		defer c.Close()
 		all, seen = append(all, c), append(seen, seenFrom(t, c))
 	}
-	require.Equal(t, seen[0], seenFrom(t, all[0]), "it has its place again")
+	require.Equal(t, seen[0], seenFrom(t, all[0]), "the flow is still there")
 	c, err := viftest.Dial("udp", address)
 	require.NoError(t, err)
 	defer c.Close()
@@ -70,7 +70,7 @@ func TestLongestIdleUDPFlowMakesRoom(t *testing.T) {
 	require.Equal(t, 3, hub.Stack().UDPFlows(viftest.LaptopAddress))
 	require.Equal(t, seen[0], seenFrom(t, all[0]))
 	require.Equal(t, seen[2], seenFrom(t, all[2]))
-	require.NotEqual(t, seen[1], seenFrom(t, all[1]), "it had to make room, and is another flow now")
+	require.NotEqual(t, seen[1], seenFrom(t, all[1]), "the flow had to make room, and is a new one now")
 }
 
 func TestUDPFlowsCarryDatagramsOfAnySize(t *testing.T) {
@@ -115,7 +115,7 @@ func TestUDPFlowsOutliveARefusal(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	for range 3 {
-		if _, err := c.Write([]byte("anybody?")); err != nil {
+		if _, err := c.Write([]byte("hello")); err != nil {
 			require.ErrorIs(t, err, syscall.ECONNREFUSED)
 		}
 	}

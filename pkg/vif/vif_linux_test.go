@@ -84,7 +84,7 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 		require.ErrorIs(t, err, syscall.ECONNREFUSED)
 	})
 
-	t.Run("what the hub does not allow is refused", func(t *testing.T) {
+	t.Run("a destination that the hub does not allow is refused", func(t *testing.T) {
 		viftest.OnLaptop(t, func() error {
 			rtt, err := vif.RTT(t.Context(), new(net.Dialer).DialContext, viftest.HubAddress)
 			require.Positive(t, rtt)

@@ -60,31 +60,31 @@ func (s segment) packet() *stack.PacketBuffer {
 func TestBareAcknowledgementsWait(t *testing.T) {
 	for name, c := range map[string]struct {
 		written []segment
-		left    []uint32
+		atOnce  []uint32
 		later   uint32 // 0 for none
 	}{
-		"the first is not known":            {[]segment{{ack: 1}}, []uint32{1}, 0},
-		"of a small message waits":          {[]segment{{ack: 1}, {ack: 101}}, []uint32{1}, 101},
-		"goes with what follows":            {[]segment{{ack: 1}, {ack: 101}, {ack: 101, payload: 10}}, []uint32{1, 101}, 0},
-		"each second goes":                  {[]segment{{ack: 1}, {ack: 101}, {ack: 201}, {ack: 301}}, []uint32{1, 201}, 301},
-		"of much goes":                      {[]segment{{ack: 1}, {ack: 20001}}, []uint32{1, 20001}, 0},
-		"said again goes":                   {[]segment{{ack: 1}, {ack: 1}, {ack: 1}}, []uint32{1, 1, 1}, 0},
-		"of a hole goes":                    {[]segment{{ack: 1}, {ack: 101, sack: true}}, []uint32{1, 101}, 0},
-		"with an end goes":                  {[]segment{{ack: 1}, {ack: 101, flags: header.TCPFlagFin}}, []uint32{1, 101}, 0},
-		"over the end of the numbers":       {[]segment{{ack: 1<<32 - 1}, {ack: 99}}, []uint32{1<<32 - 1}, 99},
-		"others have nothing to do with it": {[]segment{{ack: 1}, {ack: 101}, {port: 1, ack: 7, payload: 1}}, []uint32{1, 7}, 101},
+		"the first of a connection leaves at once": {written: []segment{{ack: 1}}, atOnce: []uint32{1}},
+		"one of a small message waits":             {written: []segment{{ack: 1}, {ack: 101}}, atOnce: []uint32{1}, later: 101},
+		"a segment with data replaces it":          {written: []segment{{ack: 1}, {ack: 101}, {ack: 101, payload: 10}}, atOnce: []uint32{1, 101}},
+		"every second one leaves":                  {written: []segment{{ack: 1}, {ack: 101}, {ack: 201}, {ack: 301}}, atOnce: []uint32{1, 201}, later: 301},
+		"one of much data leaves at once":          {written: []segment{{ack: 1}, {ack: 20001}}, atOnce: []uint32{1, 20001}},
+		"a repeated one leaves at once":            {written: []segment{{ack: 1}, {ack: 1}, {ack: 1}}, atOnce: []uint32{1, 1, 1}},
+		"one with SACK leaves at once":             {written: []segment{{ack: 1}, {ack: 101, sack: true}}, atOnce: []uint32{1, 101}},
+		"one with FIN leaves at once":              {written: []segment{{ack: 1}, {ack: 101, flags: header.TCPFlagFin}}, atOnce: []uint32{1, 101}},
+		"the numbers wrap around":                  {written: []segment{{ack: 1<<32 - 1}, {ack: 99}}, atOnce: []uint32{1<<32 - 1}, later: 99},
+		"connections do not affect each other":     {written: []segment{{ack: 1}, {ack: 101}, {port: 1, ack: 7, payload: 1}}, atOnce: []uint32{1, 7}, later: 101},
 	} {
 		t.Run(name, func(t *testing.T) {
 			link := channel.New(16, 1500, "")
 			d := newDelayedAcks(link)
 			defer d.Close()
-			var left []uint32
+			var sent []uint32
 			take := func() bool {
 				p := link.Read()
 				if p == nil {
 					return false
 				}
-				left = append(left, header.TCP(p.TransportHeader().Slice()).AckNumber())
+				sent = append(sent, header.TCP(p.TransportHeader().Slice()).AckNumber())
 				p.DecRef()
 				return true
 			}
@@ -101,11 +101,11 @@ func TestBareAcknowledgementsWait(t *testing.T) {
 			for take() {
 			}
 			d.mu.Unlock()
-			require.Equal(t, c.left, left)
+			require.Equal(t, c.atOnce, sent)
 			if c.later != 0 {
-				left = nil
+				sent = nil
 				require.Eventually(t, take, 10*time.Second, time.Millisecond)
-				require.Equal(t, []uint32{c.later}, left)
+				require.Equal(t, []uint32{c.later}, sent)
 			}
 			require.Eventually(
 				t,
@@ -113,7 +113,7 @@ func TestBareAcknowledgementsWait(t *testing.T) {
 				10*time.Second,
 				time.Millisecond,
 			)
-			require.False(t, take(), "nothing is said twice")
+			require.False(t, take(), "no acknowledgement leaves twice")
 		})
 	}
 }
@@ -126,32 +126,32 @@ func TestBulkIsAcknowledgedLater(t *testing.T) {
 	defer d.Close()
 	clock := time.Now()
 	d.now = func() time.Time { return clock }
-	ack, left := uint32(1), []uint32(nil)
+	ack, sent := uint32(1), []uint32(nil)
 	// write writes segments, and returns those that leave at once.
 	write := func(steps int, each time.Duration) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		left = nil
+		sent = nil
 		for i := range steps {
 			s := segment{ack: ack}
 			ack += step
 			clock = clock.Add(each)
 			if p := s.packet(); !d.holdLocked(p) {
-				left = append(left, uint32(i))
+				sent = append(sent, uint32(i))
 			}
 		}
 	}
 	write(1+bulkSize/step, 100*time.Microsecond)
-	require.Len(t, left, bulkSize/step, "all but the one that shows that it is bulk")
+	require.Len(t, sent, bulkSize/step, "all but the one by which the flow becomes bulk")
 	write(12, 100*time.Microsecond)
-	require.Equal(t, []uint32{3, 8}, left, "what comes after 256 KiB that wait does not")
+	require.Equal(t, []uint32{3, 8}, sent, "after 256 KiB without acknowledgement one leaves")
 	var last *stack.PacketBuffer
 	require.Eventually(
 		t,
 		func() bool { last = link.Read(); return last != nil },
 		10*time.Second,
 		time.Millisecond,
-		"the last comes with a tick",
+		"the last one comes with a tick",
 	)
 	require.Equal(t, ack-step, header.TCP(last.TransportHeader().Slice()).AckNumber())
 	last.DecRef()
@@ -159,7 +159,7 @@ func TestBulkIsAcknowledgedLater(t *testing.T) {
 
 	write(32, time.Millisecond)
 	write(4, time.Millisecond)
-	require.Len(t, left, 4, "what has become slow is acknowledged at once")
+	require.Len(t, sent, 4, "a flow that has become slow is acknowledged at once")
 }
 
 // The table of connections is bounded, and connections outside it work.

@@ -74,8 +74,8 @@ func (u *udpFlow) run(idle time.Duration) {
 	u.touch()
 	var watch *time.Timer
 	watch = time.AfterFunc(idle, func() {
-		if left := idle - time.Since(time.Unix(0, u.lastUsed.Load())); left > 0 {
-			watch.Reset(left)
+		if remaining := idle - time.Since(time.Unix(0, u.lastUsed.Load())); remaining > 0 {
+			watch.Reset(remaining)
 			return
 		}
 		u.end()

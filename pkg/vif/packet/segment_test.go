@@ -52,7 +52,7 @@ func TestLargePacketsAreCut(t *testing.T) {
 					t,
 					last,
 					tcp.Flags().Contains(header.TCPFlagPsh),
-					"who waits for the end is woken at the end",
+					"PSH is on the last segment only",
 				)
 				require.Equal(t, last, tcp.Flags().Contains(header.TCPFlagFin))
 				if six {

@@ -22,19 +22,19 @@ var (
 
 func pair(text string) Pair {
 	real, seen, _ := bytes.Cut([]byte(text), []byte("="))
-	return Pair{netip.MustParsePrefix(string(real)), netip.MustParsePrefix(string(seen))}
+	return Pair{Real: netip.MustParsePrefix(string(real)), Seen: netip.MustParsePrefix(string(seen))}
 }
 
 func TestAddresses(t *testing.T) {
 	for _, c := range []struct{ pair, real, seen string }{
-		{"10.96.0.0/16=198.19.0.0/16", "10.96.0.1", "198.19.0.1"},
-		{"10.96.0.0/16=198.19.0.0/16", "10.96.255.255", "198.19.255.255"},
-		{"10.96.16.0/20=172.16.32.0/20", "10.96.31.7", "172.16.47.7"},
-		{"10.96.16.0/20=172.16.32.0/20", "10.96.15.7", "10.96.15.7"},
-		{"10.1.1.1/32=10.2.2.2/32", "10.1.1.1", "10.2.2.2"},
-		{"0.0.0.0/1=128.0.0.0/1", "10.1.1.1", "138.1.1.1"},
-		{"fd96::/112=fd00:1::/112", "fd96::abcd", "fd00:1::abcd"},
-		{"fd96::/112=fd00:1::/112", "10.1.1.1", "10.1.1.1"},
+		{pair: "10.96.0.0/16=198.19.0.0/16", real: "10.96.0.1", seen: "198.19.0.1"},
+		{pair: "10.96.0.0/16=198.19.0.0/16", real: "10.96.255.255", seen: "198.19.255.255"},
+		{pair: "10.96.16.0/20=172.16.32.0/20", real: "10.96.31.7", seen: "172.16.47.7"},
+		{pair: "10.96.16.0/20=172.16.32.0/20", real: "10.96.15.7", seen: "10.96.15.7"},
+		{pair: "10.1.1.1/32=10.2.2.2/32", real: "10.1.1.1", seen: "10.2.2.2"},
+		{pair: "0.0.0.0/1=128.0.0.0/1", real: "10.1.1.1", seen: "138.1.1.1"},
+		{pair: "fd96::/112=fd00:1::/112", real: "fd96::abcd", seen: "fd00:1::abcd"},
+		{pair: "fd96::/112=fd00:1::/112", real: "10.1.1.1", seen: "10.1.1.1"},
 	} {
 		table := Table{pair(c.pair)}
 		real, seen := netip.MustParseAddr(c.real), netip.MustParseAddr(c.seen)
@@ -55,7 +55,7 @@ func TestCheck(t *testing.T) {
 	}
 	require.ErrorContains(
 		t,
-		Table{{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}.Check(),
+		Table{{Real: netip.MustParsePrefix("10.0.0.0/8"), Seen: netip.MustParsePrefix("fd00::/8")}}.Check(),
 		"differ in size or IP family",
 	)
 	for _, two := range []Table{
@@ -71,7 +71,7 @@ func TestCheck(t *testing.T) {
 // address that the laptop knows.
 func TestPackets(t *testing.T) {
 	for name, protocol := range map[string]tcpip.TransportProtocolNumber{"TCP": tcp, "UDP": udp, "echo": icmp4, "echo, IPv6": icmp6} {
-		for _, ends := range []struct{ laptop, real, seen netip.Addr }{{laptop4, real4, seen4}, {laptop6, real6, seen6}, {laptop4, elsewhere, elsewhere}} {
+		for _, ends := range []struct{ laptop, real, seen netip.Addr }{{laptop: laptop4, real: real4, seen: seen4}, {laptop: laptop6, real: real6, seen: seen6}, {laptop: laptop4, real: elsewhere, seen: elsewhere}} {
 			if protocol == icmp4 && ends.laptop.Is6() || protocol == icmp6 && ends.laptop.Is4() {
 				continue
 			}
@@ -93,22 +93,22 @@ func TestErrors(t *testing.T) {
 		laptop, real, seen netip.Addr
 		icmp               tcpip.TransportProtocolNumber
 		kind               byte
-	}{{laptop4, real4, seen4, icmp4, 3}, {laptop6, real6, seen6, icmp6, 1}} {
+	}{{laptop: laptop4, real: real4, seen: seen4, icmp: icmp4, kind: 3}, {laptop: laptop6, real: real6, seen: seen6, icmp: icmp6, kind: 1}} {
 		for _, protocol := range []tcpip.TransportProtocolNumber{tcp, udp} {
 			failure := func(from, to netip.Addr, about []byte) []byte {
 				body := append([]byte{ends.kind, 1, 0, 0, 0, 0, 0, 0}, about...)
 				return wrap(from, to, ends.icmp, body)
 			}
-			said := packet(ends.laptop, ends.real, protocol, []byte("what was sent"))
+			inner := packet(ends.laptop, ends.real, protocol, []byte("what was sent"))
 			sent := packet(ends.laptop, ends.seen, protocol, []byte("what was sent"))
-			for _, from := range []struct{ real, seen netip.Addr }{{ends.real, ends.seen}, {router(ends.laptop), router(ends.laptop)}} {
-				p := failure(from.real, ends.laptop, said)
+			for _, from := range []struct{ real, seen netip.Addr }{{real: ends.real, seen: ends.seen}, {real: router(ends.laptop), seen: router(ends.laptop)}} {
+				p := failure(from.real, ends.laptop, inner)
 				table.In(p)
 				require.Equal(t, failure(from.seen, ends.laptop, sent), p, "from %s", from.real)
 			}
 			// In the other direction the laptop refuses a datagram.
-			came := packet(ends.seen, ends.laptop, protocol, []byte("x"))
-			p := failure(ends.laptop, ends.seen, came)
+			datagram := packet(ends.seen, ends.laptop, protocol, []byte("x"))
+			p := failure(ends.laptop, ends.seen, datagram)
 			table.Out(p)
 			require.Equal(t, failure(ends.laptop, ends.real, packet(ends.real, ends.laptop, protocol, []byte("x"))), p)
 		}

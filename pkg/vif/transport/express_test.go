@@ -22,7 +22,7 @@ func TestOlderHubsGetNoExpressStream(t *testing.T) {
 	defer l.add(&path{Wire: s, transport: "stream"})()
 	l.since = l.since.Add(-time.Hour)
 	for _, takes := range []byte{FeatureLarge, FeatureLarge | FeatureExpress, FeatureLarge} {
-		l.pings[7] = pendingPing{l.active.Load(), time.Now()}
+		l.pings[7] = pendingPing{path: l.active.Load(), sentAt: time.Now()}
 		l.handlePong(s, p.Seal(PongType, Probe{Number: 7, Features: takes}, 0))
 		require.Equal(t, takes&FeatureExpress != 0, l.WantsExpress(s))
 	}

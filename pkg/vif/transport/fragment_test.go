@@ -66,7 +66,7 @@ func TestFragmentsMakeTheMessageAgain(t *testing.T) {
 	_, n, _ = appendFragments(make([]byte, 0, 20000), randomBytes(streamMTU), 1, false)
 	require.NotZero(t, n)
 	_, n, _ = appendFragments(make([]byte, 15000, 20000), randomBytes(streamMTU), 1, false)
-	require.Zero(t, n, "no room is left")
+	require.Zero(t, n, "there is no room")
 }
 
 func TestFragmentsInOrder(t *testing.T) {
@@ -121,7 +121,7 @@ func TestFragmentsOfSeveralMessagesAtOnce(t *testing.T) {
 	}
 	assert.Equal(t, [][]byte{a, b}, got)
 
-	t.Run("with a spare one, any one may be lost", func(t *testing.T) {
+	t.Run("with a parity fragment any fragment may be lost", func(t *testing.T) {
 		bs := cutWith(t, b, 2, true)
 		for lost := range bs {
 			var j reassembler
@@ -134,17 +134,17 @@ func TestFragmentsOfSeveralMessagesAtOnce(t *testing.T) {
 					got = append(got, bytes.Clone(m))
 				}
 			}
-			require.Equal(t, [][]byte{b}, got, "without piece %d", lost)
-			require.Equal(t, lost < len(bs)-1, j.loses(time.Now()), "it is noticed")
+			require.Equal(t, [][]byte{b}, got, "without fragment %d", lost)
+			require.Equal(t, lost < len(bs)-1, j.loses(time.Now()), "the loss is noticed")
 		}
 		var j reassembler
 		j.skip(bs[0])
-		require.Nil(t, j.add(bs[len(bs)-1]), "nobody waits for the others")
+		require.Nil(t, j.add(bs[len(bs)-1]), "its other fragments do not begin a new message")
 		require.Nil(t, j.add(cutMessage(t, b, 2+inFlight)[0]))
 		require.False(t, j.loses(time.Now()))
 	})
 
-	t.Run("a lost piece costs only its own message", func(t *testing.T) {
+	t.Run("a lost fragment costs only its own message", func(t *testing.T) {
 		var j reassembler
 		for _, p := range as[1:] {
 			require.Nil(t, j.add(p))

@@ -44,7 +44,7 @@ func TestProbes(t *testing.T) {
 		asPong := bytes.Clone(ping)
 		asPong[0] = PongType
 		_, ok = laptop.Open(PongType, asPong)
-		require.False(t, ok, "nor is one that says so")
+		require.False(t, ok, "nor is one with the type of a pong")
 		for i := range ping {
 			bad := bytes.Clone(ping)
 			bad[i] ^= 1
@@ -55,7 +55,7 @@ func TestProbes(t *testing.T) {
 		require.False(t, ok)
 	}
 	_, err := NewProber(wgkey.Key{1}, wgkey.Key{}, wgkey.Key{})
-	require.Error(t, err, "a key that would make the secret nobody's is refused")
+	require.Error(t, err, "an invalid point is refused")
 }
 
 func FuzzProbe(f *testing.F) {

@@ -284,7 +284,7 @@ func (s *StreamWire) readLoop(receivers chan<- *StreamWire, probe func(Wire, []b
 			c.put()
 			return readError(err)
 		}
-		left, err := splitFrames(c.buf[:have+n], func(m []byte) {
+		unfinished, err := splitFrames(c.buf[:have+n], func(m []byte) {
 			if isProbe(m) {
 				probe(s, m)
 				return
@@ -295,7 +295,7 @@ func (s *StreamWire) readLoop(receivers chan<- *StreamWire, probe func(Wire, []b
 			c.put()
 			return err
 		}
-		rest = append(rest[:0], left...)
+		rest = append(rest[:0], unfinished...)
 		if len(c.messages) == 0 {
 			c.put()
 			continue

@@ -33,18 +33,18 @@ func TestSplitFrames(t *testing.T) {
 		rest     int
 		err      error
 	}{
-		"nothing":              {nil, nil, 0, nil},
-		"one":                  {frame("handshake"), []string{"handshake"}, 0, nil},
-		"several":              {frame("a", "bc", "def"), []string{"a", "bc", "def"}, 0, nil},
-		"an empty message":     {frame("a", "", "b"), []string{"a", "", "b"}, 0, nil},
-		"half a length":        {append(frame("a"), 0, 0), []string{"a"}, 2, nil},
-		"only a length":        {append(frame("a"), 0, 0, 0, 1), []string{"a"}, 4, nil},
-		"half a message":       {append(frame("a"), 0, 0, 0, 3, 'x', 'y'), []string{"a"}, 6, nil},
-		"the longest":          {frame(longest), []string{longest}, 0, nil},
-		"one longer than that": {frame("a", longest+"x"), []string{"a"}, 0, errFrameTooLong},
+		"nothing":              {raw: nil, messages: nil},
+		"one":                  {raw: frame("handshake"), messages: []string{"handshake"}},
+		"several":              {raw: frame("a", "bc", "def"), messages: []string{"a", "bc", "def"}},
+		"an empty message":     {raw: frame("a", "", "b"), messages: []string{"a", "", "b"}},
+		"half a length":        {raw: append(frame("a"), 0, 0), messages: []string{"a"}, rest: 2},
+		"only a length":        {raw: append(frame("a"), 0, 0, 0, 1), messages: []string{"a"}, rest: 4},
+		"half a message":       {raw: append(frame("a"), 0, 0, 0, 3, 'x', 'y'), messages: []string{"a"}, rest: 6},
+		"the longest":          {raw: frame(longest), messages: []string{longest}},
+		"one longer than that": {raw: frame("a", longest+"x"), messages: []string{"a"}, err: errFrameTooLong},
 		// The error comes before the bytes do: nobody waits for 4 GB.
-		"a length of nonsense":   {[]byte{0xff, 0xff, 0xff, 0xff}, nil, 0, errFrameTooLong},
-		"HTTP at the wrong door": {[]byte("GET / HTTP/1.1\r\n\r\n"), nil, 0, errFrameTooLong},
+		"a nonsensical length": {raw: []byte{0xff, 0xff, 0xff, 0xff}, messages: nil, err: errFrameTooLong},
+		"HTTP":                 {raw: []byte("GET / HTTP/1.1\r\n\r\n"), messages: nil, err: errFrameTooLong},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
@@ -52,7 +52,7 @@ func TestSplitFrames(t *testing.T) {
 			require.ErrorIs(t, err, c.err)
 			assert.Equal(t, c.messages, got)
 			assert.Len(t, rest, c.rest)
-			assert.True(t, bytes.HasSuffix(c.raw, rest), "the rest is the end of what came")
+			assert.True(t, bytes.HasSuffix(c.raw, rest), "the rest is the end of the input")
 		})
 	}
 }
@@ -68,7 +68,7 @@ func FuzzSplitFrames(f *testing.F) {
 		var whole []string
 		rest, err := splitFrames(raw, func(m []byte) { whole = append(whole, string(m)) })
 		if err == nil {
-			require.True(t, bytes.Equal(raw, append(frame(whole...), rest...)), "frames and rest are what came")
+			require.True(t, bytes.Equal(raw, append(frame(whole...), rest...)), "frames and rest make up the input")
 		} else {
 			require.ErrorIs(t, err, errFrameTooLong)
 			require.True(t, bytes.HasPrefix(raw, frame(whole...)))
@@ -144,7 +144,7 @@ func TestStreamIsReadByWireGuard(t *testing.T) {
 			s := newStreamWire("one", &struct {
 				io.Reader
 				io.WriteCloser
-			}{Reader: &atMost{strings.NewReader(string(frame(sent...))), most}})
+			}{Reader: &atMost{Reader: strings.NewReader(string(frame(sent...))), most: most}})
 			packets, sizes, from := make([][]byte, 4), make([]int, 4), make([]conn.Endpoint, 4)
 			for i := range packets {
 				packets[i] = make([]byte, MaxMessage)

@@ -16,15 +16,15 @@ import (
 func silentStreams(t *testing.T, bind *bind, count int) (open func() int) {
 	t.Helper()
 	var serving sync.WaitGroup
-	var left atomic.Int64
+	var streams atomic.Int64
 	ctx, stop := context.WithCancel(context.Background())
 	t.Cleanup(func() { stop(); serving.Wait() })
 	for range count {
 		_, theirs := sockets(t)
-		left.Add(1)
-		serving.Go(func() { defer left.Add(-1); _ = bind.serve(ctx, theirs, nil) })
+		streams.Add(1)
+		serving.Go(func() { defer streams.Add(-1); _ = bind.serve(ctx, theirs, nil) })
 	}
-	return func() int { return int(left.Load()) }
+	return func() int { return int(streams.Load()) }
 }
 
 // Anybody in the cluster can open a stream. Streams that send nothing use little memory, are few,
@@ -37,12 +37,12 @@ func TestUnauthenticatedStreamsAreBounded(t *testing.T) {
 		func() bool { return open() == maxUnauthStreams },
 		timeout,
 		10*time.Millisecond,
-		"the oldest go",
+		"the oldest streams end",
 	)
 	bind.unauth.mu.Lock()
 	defer bind.unauth.mu.Unlock()
 	for _, s := range bind.unauth.all {
-		require.Len(t, s.chunk(nil).buf, unauthChunk, "none has a laptop's buffers")
+		require.Len(t, s.chunk(nil).buf, unauthChunk, "no such stream has a laptop's buffer")
 	}
 }
 
@@ -79,13 +79,13 @@ func TestUnauthenticatedStreamsMayCutMessagesAnyhow(t *testing.T) {
 }
 
 // inPieces returns its bytes in reads of at most 1000.
-type inPieces struct{ left []byte }
+type inPieces struct{ rest []byte }
 
 func (p *inPieces) Read(b []byte) (int, error) {
-	if len(p.left) == 0 {
+	if len(p.rest) == 0 {
 		return 0, io.EOF
 	}
-	n := copy(b, p.left[:min(len(p.left), 1000)])
-	p.left = p.left[n:]
+	n := copy(b, p.rest[:min(len(p.rest), 1000)])
+	p.rest = p.rest[n:]
 	return n, nil
 }

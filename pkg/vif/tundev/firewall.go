@@ -50,16 +50,16 @@ func (f *Firewall) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 func (f *Firewall) Write(bufs [][]byte, offset int) (int, error) {
 	total := len(bufs)
 	now := uint32(time.Now().Unix())
-	kept := bufs[:0:total]
+	admitted := bufs[:0:total]
 	for _, b := range bufs {
 		if f.admits(b[offset:], now) {
-			kept = append(kept, b)
+			admitted = append(admitted, b)
 		}
 	}
-	if len(kept) == 0 {
+	if len(admitted) == 0 {
 		return total, nil
 	}
-	if _, err := f.Device.Write(kept, offset); err != nil {
+	if _, err := f.Device.Write(admitted, offset); err != nil {
 		return 0, err
 	}
 	return total, nil

@@ -37,16 +37,16 @@ func TestFlowClassifier(t *testing.T) {
 		bulk  bool // the class of the last packet
 	}
 	for name, all := range map[string][]sends{
-		"a request now and then":          {{1, 1000, 1000, 100 * time.Millisecond, false}},
-		"a page":                          {{1, 1500, 80, 0, false}},
-		"a download":                      {{1, 16000, 100, 0, true}},
-		"a slow download":                 {{1, 16000, 100, 100 * time.Millisecond, true}},
-		"acknowledgements of a download":  {{1, 52, 100000, 0, false}},
-		"a download and another flow":     {{1, 16000, 100, 0, true}, {2, 1000, 1, 0, false}, {1, 1000, 1, 0, true}},
-		"a download that pauses":          {{1, 16000, 100, 0, true}, {2, 1000, 1, 3 * time.Second, false}, {1, 1000, 1, 0, true}},
-		"a download that has ended":       {{1, 16000, 100, 0, true}, {2, 1000, 1, 10 * time.Second, false}, {1, 1000, 1, 0, false}},
-		"requests after a large answer":   {{1, 16000, 100, 0, true}, {1, 500, 200, 100 * time.Millisecond, false}},
-		"what is too short to have ports": {{1, 40, 10, 0, false}},
+		"a request now and then":         {{port: 1, size: 1000, count: 1000, every: 100 * time.Millisecond, bulk: false}},
+		"a page":                         {{port: 1, size: 1500, count: 80, bulk: false}},
+		"a download":                     {{port: 1, size: 16000, count: 100, bulk: true}},
+		"a slow download":                {{port: 1, size: 16000, count: 100, every: 100 * time.Millisecond, bulk: true}},
+		"acknowledgements of a download": {{port: 1, size: 52, count: 100000, bulk: false}},
+		"a download and another flow":    {{port: 1, size: 16000, count: 100, bulk: true}, {port: 2, size: 1000, count: 1, bulk: false}, {port: 1, size: 1000, count: 1, bulk: true}},
+		"a download that pauses":         {{port: 1, size: 16000, count: 100, bulk: true}, {port: 2, size: 1000, count: 1, every: 3 * time.Second, bulk: false}, {port: 1, size: 1000, count: 1, bulk: true}},
+		"a download that has ended":      {{port: 1, size: 16000, count: 100, bulk: true}, {port: 2, size: 1000, count: 1, every: 10 * time.Second, bulk: false}, {port: 1, size: 1000, count: 1, bulk: false}},
+		"requests after a large answer":  {{port: 1, size: 16000, count: 100, bulk: true}, {port: 1, size: 500, count: 200, every: 100 * time.Millisecond, bulk: false}},
+		"packets too short for ports":    {{port: 1, size: 40, count: 10, bulk: false}},
 	} {
 		for _, version := range []byte{4, 6} {
 			for _, protocol := range []byte{packet.TCP, packet.UDP} {

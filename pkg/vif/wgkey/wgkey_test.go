@@ -25,5 +25,5 @@ func TestProofNeedsEitherPrivateKey(t *testing.T) {
 	assert.NotEqual(t, one, proof(private[1], private[0].Public(), "other"))
 	assert.NotEqual(t, one, proof(private[2], private[0].Public(), "tail"))
 	_, err := private[0].Proof(Key{}, "tail")
-	assert.Error(t, err, "a point that would make the secret known")
+	assert.Error(t, err, "an invalid point is refused")
 }
