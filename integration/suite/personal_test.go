@@ -42,7 +42,7 @@ func TestPersonalIntercepts(t *testing.T) {
 		holder := kit.Kubectl(t, "-n", "shop", "get", "intercepts", "-o",
 			`go-template={{range .items}}{{if and (eq .spec.service "subject") (eq .status.requests "header x-dev=alice")}}{{.status.laptop}}{{end}}{{end}}`)
 		require.NotEmpty(t, holder)
-		require.Contains(t, out, "a request could match both this intercept and that of ")
+		require.Contains(t, out, "a request could match both this intercept and the one by ")
 		require.Regexp(t,
 			regexp.QuoteMeta(holder)+` since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(intercept subject-\S+\) \(header x-dev=alice\)`, out)
 	})

@@ -76,7 +76,7 @@ func clash(i, other *detour.Intercept) error {
 	}
 	switch {
 	case other.Spec.Match != nil:
-		return taken("a request could match both this intercept and that of %s (%s): "+
+		return taken("a request could match both this intercept and the one by %s (%s): "+
 			"add a condition, so that one is more specific, or %s", owner, other.Status.Requests, owner.advice)
 	case i.Status.ContainerPort == 0:
 		return taken("%s is replaced by %s: %s", workload, owner, owner.advice)

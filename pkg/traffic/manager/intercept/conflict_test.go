@@ -16,9 +16,13 @@ import (
 func TestClash(t *testing.T) {
 	of := func(session, laptop string, change func(*detour.Intercept)) *detour.Intercept {
 		i := &detour.Intercept{
-			ObjectMeta: metav1.ObjectMeta{Name: "catalog-x", CreationTimestamp: metav1.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
-			Spec:       detour.InterceptSpec{Session: session, Service: "catalog", Mode: detour.ModeIntercept},
-			Status:     detour.InterceptStatus{Laptop: laptop, ContainerPort: 8080, Workload: &detour.WorkloadRef{Kind: "Deployment", Name: "catalog"}},
+			ObjectMeta: metav1.ObjectMeta{
+				Name: "catalog-x", CreationTimestamp: metav1.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC),
+			},
+			Spec: detour.InterceptSpec{Session: session, Service: "catalog", Mode: detour.ModeIntercept},
+			Status: detour.InterceptStatus{
+				Laptop: laptop, ContainerPort: 8080, Workload: &detour.WorkloadRef{Kind: "Deployment", Name: "catalog"},
+			},
 		}
 		if change != nil {
 			change(i)
@@ -27,7 +31,9 @@ func TestClash(t *testing.T) {
 	}
 	personal := func(value string) func(*detour.Intercept) {
 		return func(i *detour.Intercept) {
-			i.Spec.Match = &detour.Match{Headers: []detour.ValueMatch{{Name: "x-dev", Type: detour.MatchExact, Value: value}}}
+			i.Spec.Match = &detour.Match{
+				Headers: []detour.ValueMatch{{Name: "x-dev", Type: detour.MatchExact, Value: value}},
+			}
 			i.Status.Requests = "header x-dev=" + value
 		}
 	}
@@ -39,51 +45,67 @@ func TestClash(t *testing.T) {
 		return func(i *detour.Intercept) { personal(name)(i); i.Spec.TLS = &detour.TLS{Secret: name} }
 	}
 	port := func(n int32) func(*detour.Intercept) { return func(i *detour.Intercept) { i.Status.ContainerPort = n } }
+	alice := func(change func(*detour.Intercept)) *detour.Intercept { return of("a", "alice@thinkpad", change) }
+	bob := func(change func(*detour.Intercept)) *detour.Intercept { return of("b", "bob@mac", change) }
 	for name, c := range map[string]struct {
 		mine, other *detour.Intercept
-		want        string
+		want        string // empty: the two can exist side by side
 	}{
-		"another's": {
-			of("a", "alice@thinkpad", nil), of("b", "bob@mac", nil),
-			"port 8080 of deployment/catalog is intercepted by bob@mac since 2030-01-02 03:04:05 UTC (intercept catalog-x): ask them to leave it, or take only your requests with --me or --header",
+		"another user's": {
+			mine: alice(nil), other: bob(nil),
+			want: "port 8080 of deployment/catalog is intercepted by bob@mac since 2030-01-02 03:04:05 UTC " +
+				"(intercept catalog-x): ask them to leave it, or take only your requests with --me or --header",
 		},
-		"one's own": {
-			of("a", "alice@thinkpad", nil), of("a", "alice@thinkpad", nil),
-			"port 8080 of deployment/catalog is intercepted by you since 2030-01-02 03:04:05 UTC (intercept catalog-x): run `detour leave catalog-x` first",
+		"the user's own": {
+			mine: alice(nil), other: alice(nil),
+			want: "port 8080 of deployment/catalog is intercepted by you since 2030-01-02 03:04:05 UTC " +
+				"(intercept catalog-x): run `detour leave catalog-x` first",
 		},
-		"one's own in another session": {
-			of("a", "alice@thinkpad", nil), of("b", "alice@thinkpad", nil),
-			"port 8080 of deployment/catalog is intercepted by another session of alice@thinkpad since 2030-01-02 03:04:05 UTC (intercept catalog-x): run `detour leave` in that session, or take only your requests with --me or --header",
+		"the user's own in another session": {
+			mine: alice(nil), other: of("b", "alice@thinkpad", nil),
+			want: "port 8080 of deployment/catalog is intercepted by another session of alice@thinkpad since " +
+				"2030-01-02 03:04:05 UTC (intercept catalog-x): run `detour leave` in that session, " +
+				"or take only your requests with --me or --header",
 		},
-		"another's personal one": {
-			of("a", "alice@thinkpad", personal("x")), of("b", "bob@mac", personal("x")),
-			"a request could match both this intercept and that of bob@mac since 2030-01-02 03:04:05 UTC (intercept catalog-x) (header x-dev=x): add a condition, so that one is more specific, or ask them to leave it",
+		"another user's personal one": {
+			mine: alice(personal("x")), other: bob(personal("x")),
+			want: "a request could match both this intercept and the one by bob@mac since 2030-01-02 03:04:05 UTC " +
+				"(intercept catalog-x) (header x-dev=x): add a condition, so that one is more specific, " +
+				"or ask them to leave it",
 		},
-		"one's own personal one": {
-			of("a", "alice@thinkpad", personal("x")), of("a", "alice@thinkpad", personal("x")),
-			"a request could match both this intercept and that of you since 2030-01-02 03:04:05 UTC (intercept catalog-x) (header x-dev=x): add a condition, so that one is more specific, or run `detour leave catalog-x` first",
+		"the user's own personal one": {
+			mine: alice(personal("x")), other: alice(personal("x")),
+			want: "a request could match both this intercept and the one by you since 2030-01-02 03:04:05 UTC " +
+				"(intercept catalog-x) (header x-dev=x): add a condition, so that one is more specific, " +
+				"or run `detour leave catalog-x` first",
 		},
-		"another's Secret": {
-			of("a", "alice@thinkpad", secret("x")), of("b", "bob@mac", secret("y")),
-			"the agent decrypts port 8080 with Secret y for bob@mac since 2030-01-02 03:04:05 UTC (intercept catalog-x): use the same Secret",
+		"another Secret": {
+			mine: alice(secret("x")), other: bob(secret("y")),
+			want: "the agent decrypts port 8080 with Secret y for bob@mac since 2030-01-02 03:04:05 UTC " +
+				"(intercept catalog-x): use the same Secret",
 		},
-		"replaced by another": {
-			of("a", "alice@thinkpad", nil), of("b", "bob@mac", mode(detour.ModeReplace)),
-			"deployment/catalog is replaced by bob@mac since 2030-01-02 03:04:05 UTC (intercept catalog-x): ask them to leave it",
+		"replaced by another user": {
+			mine: alice(nil), other: bob(mode(detour.ModeReplace)),
+			want: "deployment/catalog is replaced by bob@mac since 2030-01-02 03:04:05 UTC " +
+				"(intercept catalog-x): ask them to leave it",
 		},
-		"to replace what another intercepts": {
-			of("a", "alice@thinkpad", mode(detour.ModeReplace)), of("b", "bob@mac", personal("x")),
-			"deployment/catalog is intercepted by bob@mac since 2030-01-02 03:04:05 UTC (intercept catalog-x), and their other requests would reach no app: ask them to leave it",
+		"to be replaced while another user intercepts it": {
+			mine: alice(mode(detour.ModeReplace)), other: bob(personal("x")),
+			want: "deployment/catalog is intercepted by bob@mac since 2030-01-02 03:04:05 UTC " +
+				"(intercept catalog-x), and their other requests would reach no app: ask them to leave it",
 		},
-		"replaced by oneself": {
-			of("a", "alice@thinkpad", work), of("a", "alice@thinkpad", work),
-			"deployment/catalog is replaced by you since 2030-01-02 03:04:05 UTC (intercept catalog-x): run `detour leave catalog-x` first",
+		"replaced by the user": {
+			mine: alice(work), other: alice(work),
+			want: "deployment/catalog is replaced by you since 2030-01-02 03:04:05 UTC " +
+				"(intercept catalog-x): run `detour leave catalog-x` first",
 		},
-		"another port":         {of("a", "alice@thinkpad", port(9090)), of("b", "bob@mac", nil), ""},
-		"personal and global":  {of("a", "alice@thinkpad", personal("x")), of("b", "bob@mac", nil), ""},
-		"disjoint":             {of("a", "alice@thinkpad", personal("x")), of("b", "bob@mac", personal("y")), ""},
-		"a wiretap":            {of("a", "alice@thinkpad", mode(detour.ModeWiretap)), of("b", "bob@mac", mode(detour.ModeReplace)), ""},
-		"another port and TLS": {of("a", "alice@thinkpad", secret("x")), of("b", "bob@mac", func(i *detour.Intercept) { secret("y")(i); port(9090)(i) }), ""},
+		"another port":        {mine: alice(port(9090)), other: bob(nil)},
+		"personal and global": {mine: alice(personal("x")), other: bob(nil)},
+		"disjoint":            {mine: alice(personal("x")), other: bob(personal("y"))},
+		"a wiretap":           {mine: alice(mode(detour.ModeWiretap)), other: bob(mode(detour.ModeReplace))},
+		"another port and TLS": {
+			mine: alice(secret("x")), other: bob(func(i *detour.Intercept) { secret("y")(i); port(9090)(i) }),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := clash(c.mine, c.other)
@@ -112,12 +134,12 @@ func TestPrecedes(t *testing.T) {
 		a, b *detour.Intercept
 		want bool
 	}{
-		"active, in the same second":   {active(at(1, "b")), at(1, "a"), true},
-		"active, though created later": {active(at(2, "b")), at(1, "a"), true},
-		"created earlier":              {at(1, "b"), at(2, "a"), true},
-		"created later":                {at(2, "a"), at(1, "b"), false},
-		"in the same second, by UID":   {at(1, "a"), at(1, "b"), true},
-		"itself":                       {at(1, "a"), at(1, "a"), false},
+		"active, in the same second":   {a: active(at(1, "b")), b: at(1, "a"), want: true},
+		"active, though created later": {a: active(at(2, "b")), b: at(1, "a"), want: true},
+		"created earlier":              {a: at(1, "b"), b: at(2, "a"), want: true},
+		"created later":                {a: at(2, "a"), b: at(1, "b"), want: false},
+		"in the same second, by UID":   {a: at(1, "a"), b: at(1, "b"), want: true},
+		"itself":                       {a: at(1, "a"), b: at(1, "a"), want: false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			assert.Equal(t, c.want, precedes(c.a, c.b))

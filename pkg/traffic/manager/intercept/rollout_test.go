@@ -37,12 +37,12 @@ func TestMissedPod(t *testing.T) {
 		pod    corev1.Pod
 		missed bool
 	}{
-		"with the agent":                   {pod(plan.String(), "own"), false},
-		"created without the webhook":      {pod(plan.String(), ""), true},
-		"of another traffic-manager":       {pod(plan.String(), "another"), true},
-		"ending":                           {ending, false},
-		"of an older template":             {pod("", ""), false},
-		"of an older template with a plan": {pod(inject.Plan{Restart: "before"}.String(), "another"), false},
+		"with the agent":                   {pod: pod(plan.String(), "own"), missed: false},
+		"created without the webhook":      {pod: pod(plan.String(), ""), missed: true},
+		"of another traffic-manager":       {pod: pod(plan.String(), "another"), missed: true},
+		"ending":                           {pod: ending, missed: false},
+		"of an older template":             {pod: pod("", ""), missed: false},
+		"of an older template with a plan": {pod: pod(inject.Plan{Restart: "before"}.String(), "another"), missed: false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &workload{Workload: &workloads.Workload{Kind: "Deployment", Object: &appsv1.Deployment{}}, port: port, authority: []byte("own")}
@@ -80,17 +80,17 @@ func TestWorthRepeating(t *testing.T) {
 		podAge time.Duration
 		want   bool
 	}{
-		"created a moment ago":                    {"Deployment", time.Second, detour.PhasePending, inject.Plan{}, 0, true},
-		"created a moment ago, and repeated once": {"Deployment", 2 * time.Minute, detour.PhasePending, restart(time.Minute), time.Minute, true},
-		"pending for too long":                    {"Deployment", time.Hour, detour.PhasePending, restart(time.Minute), time.Minute, false},
-		"active, and released meanwhile":          {"Deployment", time.Hour, detour.PhaseActive, inject.Plan{}, time.Second, true},
-		"active for a moment":                     {"Deployment", time.Minute, detour.PhaseActive, inject.Plan{}, time.Second, true},
-		"active, and repeated once":               {"Deployment", time.Hour, detour.PhaseActive, restart(time.Minute), time.Minute, false},
-		"active, repeated for another release":    {"Deployment", time.Hour, detour.PhaseActive, restart(24 * time.Hour), time.Minute, true},
-		"laptop is back, released meanwhile":      {"Deployment", time.Hour, detour.PhaseLaptopGone, inject.Plan{}, time.Minute, true},
-		"active, and the template does not roll":  {"StatefulSet", time.Hour, detour.PhaseActive, restart(time.Minute), time.Hour, false},
-		"a Rollout":                               {argo.Kind, time.Hour, detour.PhasePending, inject.Plan{}, time.Minute, true},
-		"a Rollout, active":                       {argo.Kind, time.Minute, detour.PhaseActive, inject.Plan{}, time.Minute, false},
+		"created a moment ago":                    {kind: "Deployment", age: time.Second, phase: detour.PhasePending, plan: inject.Plan{}, podAge: 0, want: true},
+		"created a moment ago, and repeated once": {kind: "Deployment", age: 2 * time.Minute, phase: detour.PhasePending, plan: restart(time.Minute), podAge: time.Minute, want: true},
+		"pending for too long":                    {kind: "Deployment", age: time.Hour, phase: detour.PhasePending, plan: restart(time.Minute), podAge: time.Minute, want: false},
+		"active, and released meanwhile":          {kind: "Deployment", age: time.Hour, phase: detour.PhaseActive, plan: inject.Plan{}, podAge: time.Second, want: true},
+		"active for a moment":                     {kind: "Deployment", age: time.Minute, phase: detour.PhaseActive, plan: inject.Plan{}, podAge: time.Second, want: true},
+		"active, and repeated once":               {kind: "Deployment", age: time.Hour, phase: detour.PhaseActive, plan: restart(time.Minute), podAge: time.Minute, want: false},
+		"active, repeated for another release":    {kind: "Deployment", age: time.Hour, phase: detour.PhaseActive, plan: restart(24 * time.Hour), podAge: time.Minute, want: true},
+		"laptop is back, released meanwhile":      {kind: "Deployment", age: time.Hour, phase: detour.PhaseLaptopGone, plan: inject.Plan{}, podAge: time.Minute, want: true},
+		"active, and the template does not roll":  {kind: "StatefulSet", age: time.Hour, phase: detour.PhaseActive, plan: restart(time.Minute), podAge: time.Hour, want: false},
+		"a Rollout":                               {kind: argo.Kind, age: time.Hour, phase: detour.PhasePending, plan: inject.Plan{}, podAge: time.Minute, want: true},
+		"a Rollout, active":                       {kind: argo.Kind, age: time.Minute, phase: detour.PhaseActive, plan: inject.Plan{}, podAge: time.Minute, want: false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &workload{Workload: &workloads.Workload{Kind: c.kind}}
@@ -139,40 +139,40 @@ func TestRolledOut(t *testing.T) {
 		want    bool
 		waiting string
 	}{
-		"deployment":                      {deployment(func(*appsv1.Deployment) {}), true, ""},
-		"deployment, not yet looked at":   {deployment(func(d *appsv1.Deployment) { d.Status.ObservedGeneration = 2 }), false, ""},
-		"deployment, an old pod is left":  {deployment(func(d *appsv1.Deployment) { d.Status.Replicas = 3 }), false, ""},
-		"deployment, a new pod is absent": {deployment(func(d *appsv1.Deployment) { d.Status.UpdatedReplicas = 1 }), false, ""},
-		"deployment, one is not ready":    {deployment(func(d *appsv1.Deployment) { d.Status.AvailableReplicas = 1 }), false, ""},
-		"deployment of nothing": {deployment(func(d *appsv1.Deployment) {
+		"deployment":                       {object: deployment(func(*appsv1.Deployment) {}), want: true},
+		"deployment, not observed yet":     {object: deployment(func(d *appsv1.Deployment) { d.Status.ObservedGeneration = 2 }), want: false},
+		"deployment, an old pod remains":   {object: deployment(func(d *appsv1.Deployment) { d.Status.Replicas = 3 }), want: false},
+		"deployment, a new pod is missing": {object: deployment(func(d *appsv1.Deployment) { d.Status.UpdatedReplicas = 1 }), want: false},
+		"deployment, one is not ready":     {object: deployment(func(d *appsv1.Deployment) { d.Status.AvailableReplicas = 1 }), want: false},
+		"deployment without replicas": {object: deployment(func(d *appsv1.Deployment) {
 			d.Spec.Replicas, d.Status = ptr(int32(0)), appsv1.DeploymentStatus{ObservedGeneration: 3}
-		}), true, ""},
-		"deployment of one by default": {deployment(func(d *appsv1.Deployment) {
+		}), want: true},
+		"deployment with the default of one replica": {object: deployment(func(d *appsv1.Deployment) {
 			d.Spec.Replicas, d.Status = nil, appsv1.DeploymentStatus{ObservedGeneration: 3}
-		}), false, ""},
-		"deployment, no quota left":     {failed(appsv1.DeploymentReplicaFailure, corev1.ConditionTrue), false, "exceeded quota"},
-		"deployment, over its deadline": {failed(appsv1.DeploymentProgressing, corev1.ConditionFalse), false, "exceeded quota"},
-		"deployment, still progressing": {failed(appsv1.DeploymentProgressing, corev1.ConditionTrue), false, ""},
+		}), want: false},
+		"deployment, no quota":          {object: failed(appsv1.DeploymentReplicaFailure, corev1.ConditionTrue), want: false, waiting: "exceeded quota"},
+		"deployment, over its deadline": {object: failed(appsv1.DeploymentProgressing, corev1.ConditionFalse), want: false, waiting: "exceeded quota"},
+		"deployment, still progressing": {object: failed(appsv1.DeploymentProgressing, corev1.ConditionTrue), want: false},
 
-		"stateful set":                   {stateful(func(*appsv1.StatefulSet) {}), true, ""},
-		"stateful set, half way":         {stateful(func(s *appsv1.StatefulSet) { s.Status.UpdatedReplicas = 1 }), false, ""},
-		"stateful set, not yet seen":     {stateful(func(s *appsv1.StatefulSet) { s.Status.ObservedGeneration = 2 }), false, ""},
-		"stateful set, one is not ready": {stateful(func(s *appsv1.StatefulSet) { s.Status.AvailableReplicas = 1 }), false, ""},
+		"stateful set":                   {object: stateful(func(*appsv1.StatefulSet) {}), want: true},
+		"stateful set, half done":        {object: stateful(func(s *appsv1.StatefulSet) { s.Status.UpdatedReplicas = 1 }), want: false},
+		"stateful set, not observed yet": {object: stateful(func(s *appsv1.StatefulSet) { s.Status.ObservedGeneration = 2 }), want: false},
+		"stateful set, one is not ready": {object: stateful(func(s *appsv1.StatefulSet) { s.Status.AvailableReplicas = 1 }), want: false},
 		// When a rollout ends the controller makes both revisions equal and counts no pod as updated.
-		"stateful set, long since": {stateful(func(s *appsv1.StatefulSet) { s.Status.CurrentRevision, s.Status.UpdatedReplicas = "b", 0 }), true, ""},
+		"stateful set, finished long ago": {object: stateful(func(s *appsv1.StatefulSet) { s.Status.CurrentRevision, s.Status.UpdatedReplicas = "b", 0 }), want: true},
 
-		"rollout":                    {rollout(func(*argo.Rollout) {}), true, ""},
-		"rollout, not yet looked at": {rollout(func(r *argo.Rollout) { r.SetGeneration(4) }), false, ""},
-		"rollout, one is not ready": {rollout(func(r *argo.Rollout) {
+		"rollout":                   {object: rollout(func(*argo.Rollout) {}), want: true},
+		"rollout, not observed yet": {object: rollout(func(r *argo.Rollout) { r.SetGeneration(4) }), want: false},
+		"rollout, one is not ready": {object: rollout(func(r *argo.Rollout) {
 			r.Status.AvailableReplicas, r.Status.Message = 1, "more replicas need to be updated"
-		}), false, "more replicas need to be updated"},
-		"rollout, two releases serve": {rollout(func(r *argo.Rollout) { r.Status.AvailableReplicas, r.Status.Message = 3, "CanaryPauseStep" }), true, "CanaryPauseStep"},
+		}), want: false, waiting: "more replicas need to be updated"},
+		"rollout, two releases serve": {object: rollout(func(r *argo.Rollout) { r.Status.AvailableReplicas, r.Status.Message = 3, "CanaryPauseStep" }), want: true, waiting: "CanaryPauseStep"},
 
-		"daemon set":                     {daemon(func(*appsv1.DaemonSet) {}), true, ""},
-		"daemon set, half way":           {daemon(func(d *appsv1.DaemonSet) { d.Status.UpdatedNumberScheduled = 1 }), false, ""},
-		"daemon set, not yet looked at":  {daemon(func(d *appsv1.DaemonSet) { d.Status.ObservedGeneration = 2 }), false, ""},
-		"daemon set, a node is not done": {daemon(func(d *appsv1.DaemonSet) { d.Status.NumberAvailable = 1 }), false, ""},
-		"daemon set without nodes":       {daemon(func(d *appsv1.DaemonSet) { d.Status = appsv1.DaemonSetStatus{ObservedGeneration: 3} }), true, ""},
+		"daemon set":                       {object: daemon(func(*appsv1.DaemonSet) {}), want: true},
+		"daemon set, half done":            {object: daemon(func(d *appsv1.DaemonSet) { d.Status.UpdatedNumberScheduled = 1 }), want: false},
+		"daemon set, not observed yet":     {object: daemon(func(d *appsv1.DaemonSet) { d.Status.ObservedGeneration = 2 }), want: false},
+		"daemon set, one is not available": {object: daemon(func(d *appsv1.DaemonSet) { d.Status.NumberAvailable = 1 }), want: false},
+		"daemon set without nodes":         {object: daemon(func(d *appsv1.DaemonSet) { d.Status = appsv1.DaemonSetStatus{ObservedGeneration: 3} }), want: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			done, waiting := (&workload{Workload: &workloads.Workload{Object: c.object}}).rolledOut()

@@ -12,32 +12,35 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
+// The owner of a key is the session that was created first, whoever claims the key later.
 func TestKeyOwners(t *testing.T) {
 	private, err := wgkey.NewPrivate()
 	require.NoError(t, err)
 	key := private.Public()
-	began := time.Now()
+	start := time.Now()
 	session := func(uid string, second int, addresses ...string) detour.Session {
 		return detour.Session{
-			ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), CreationTimestamp: metav1.NewTime(began.Add(time.Duration(second) * time.Second))},
-			Spec:       detour.SessionSpec{PublicKey: key.String()}, Status: detour.SessionStatus{Addresses: addresses},
+			ObjectMeta: metav1.ObjectMeta{
+				UID: types.UID(uid), CreationTimestamp: metav1.NewTime(start.Add(time.Duration(second) * time.Second)),
+			},
+			Spec: detour.SessionSpec{PublicKey: key.String()}, Status: detour.SessionStatus{Addresses: addresses},
 		}
 	}
 	ending := session("ending", 0)
-	ending.DeletionTimestamp = &metav1.Time{Time: began}
+	ending.DeletionTimestamp = &metav1.Time{Time: start}
 	noKey := session("no key", 0)
 	noKey.Spec.PublicKey = "none"
 	for name, c := range map[string]struct {
 		all  []detour.Session
 		want string
 	}{
-		"one":                           {[]detour.Session{session("a", 1)}, "a"},
-		"the first":                     {[]detour.Session{session("a", 2), session("b", 1)}, "b"},
-		"whatever the others got":       {[]detour.Session{session("a", 2, "100.64.0.2"), session("b", 1)}, "b"},
-		"in one second, with addresses": {[]detour.Session{session("a", 1), session("b", 1, "100.64.0.2")}, "b"},
-		"in one second":                 {[]detour.Session{session("b", 1), session("a", 1)}, "a"},
-		"not one that ends":             {[]detour.Session{ending, noKey, session("a", 1)}, "a"},
-		"nobody":                        {[]detour.Session{ending, noKey}, ""},
+		"one":        {all: []detour.Session{session("a", 1)}, want: "a"},
+		"the oldest": {all: []detour.Session{session("a", 2), session("b", 1)}, want: "b"},
+		"the oldest, though another has addresses": {all: []detour.Session{session("a", 2, "100.64.0.2"), session("b", 1)}, want: "b"},
+		"of the same second, with addresses":       {all: []detour.Session{session("a", 1), session("b", 1, "100.64.0.2")}, want: "b"},
+		"of the same second, by UID":               {all: []detour.Session{session("b", 1), session("a", 1)}, want: "a"},
+		"not a session that is being deleted":      {all: []detour.Session{ending, noKey, session("a", 1)}, want: "a"},
+		"no session":                               {all: []detour.Session{ending, noKey}, want: ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := ""

@@ -18,18 +18,15 @@ func pod(hostNetwork bool, phase corev1.PodPhase, ips ...string) *corev1.Pod {
 }
 
 func TestPodAddresses(t *testing.T) {
-	assert.Equal(t, []netip.Addr{netip.MustParseAddr("10.42.0.7"), netip.MustParseAddr("fd42::7")}, podAddresses(pod(false, corev1.PodRunning, "10.42.0.7", "fd42::7")))
-	assert.Empty(t, podAddresses(pod(true, corev1.PodRunning, "172.30.0.11")), "that is the node's")
-	assert.Empty(t, podAddresses(pod(false, corev1.PodSucceeded, "10.42.0.7")), "it may be another pod's by now")
+	assert.Equal(t, addresses("10.42.0.7", "fd42::7"), podAddresses(pod(false, corev1.PodRunning, "10.42.0.7", "fd42::7")))
+	assert.Empty(t, podAddresses(pod(true, corev1.PodRunning, "172.30.0.11")), "the address is the node's")
+	assert.Empty(t, podAddresses(pod(false, corev1.PodSucceeded, "10.42.0.7")), "another pod may have the address by now")
 	assert.Empty(t, podAddresses(pod(false, corev1.PodPending)))
 }
 
 func TestUndeclaredNetworks(t *testing.T) {
 	declared := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24"), netip.MustParsePrefix("fd42::/64")}
-	var used []netip.Addr
-	for _, a := range []string{"10.42.0.7", "fd42::7", "172.20.3.9", "172.20.3.10", "172.20.4.1", "fd43::1:2", "fd43::9"} {
-		used = append(used, netip.MustParseAddr(a))
-	}
+	used := addresses("10.42.0.7", "fd42::7", "172.20.3.9", "172.20.3.10", "172.20.4.1", "fd43::1:2", "fd43::9")
 	var got []string
 	for _, p := range addUndeclared(declared, used) {
 		got = append(got, p.String())
@@ -37,17 +34,17 @@ func TestUndeclaredNetworks(t *testing.T) {
 	assert.Equal(t, []string{"10.42.0.0/24", "fd42::/64", "172.20.3.0/24", "172.20.4.0/24", "fd43::/64"}, got)
 }
 
-// Only what changes the networks wakes the sessions.
-func TestEventsThatMatter(t *testing.T) {
+// Only an event that changes the networks reconciles the sessions.
+func TestNetworkEvents(t *testing.T) {
 	r := &Reconciler{}
 	p := r.unknownNetwork(podAddresses)
-	strange, usual := pod(false, corev1.PodRunning, "172.20.3.9"), pod(false, corev1.PodRunning, "10.42.0.7")
-	assert.False(t, p.Create(event.CreateEvent{Object: strange}), "no session has been told anything yet")
+	unknown, known := pod(false, corev1.PodRunning, "172.20.3.9"), pod(false, corev1.PodRunning, "10.42.0.7")
+	assert.False(t, p.Create(event.CreateEvent{Object: unknown}), "no session has been told its networks yet")
 	r.networks.Store(&[]netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")})
-	assert.True(t, p.Create(event.CreateEvent{Object: strange}))
-	assert.True(t, p.Update(event.UpdateEvent{ObjectOld: usual, ObjectNew: strange}))
-	assert.False(t, p.Update(event.UpdateEvent{ObjectOld: strange, ObjectNew: usual}))
-	assert.False(t, p.Delete(event.DeleteEvent{Object: strange}))
+	assert.True(t, p.Create(event.CreateEvent{Object: unknown}))
+	assert.True(t, p.Update(event.UpdateEvent{ObjectOld: known, ObjectNew: unknown}))
+	assert.False(t, p.Update(event.UpdateEvent{ObjectOld: unknown, ObjectNew: known}))
+	assert.False(t, p.Delete(event.DeleteEvent{Object: unknown}))
 
 	heartbeat, other := &corev1.Node{}, &corev1.Node{}
 	heartbeat.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady}}
