@@ -28,8 +28,20 @@ func main() {
 }
 
 func command() *cobra.Command {
-	root := &cobra.Command{Use: "traffic", Short: "The in-cluster side of detour", SilenceUsage: true, SilenceErrors: true, Version: version.Version}
-	o := manager.Options{PodName: os.Getenv("POD_NAME"), PodNamespace: os.Getenv("POD_NAMESPACE"), PodIP: os.Getenv("POD_IP"), NodeName: os.Getenv("NODE_NAME")}
+	root := &cobra.Command{
+		Use: "traffic", Short: "The in-cluster side of detour",
+		SilenceUsage: true, SilenceErrors: true, Version: version.Version,
+	}
+	root.AddCommand(managerCommand())
+	return root
+}
+
+// managerCommand runs the traffic-manager. The chart sets its flags and the environment.
+func managerCommand() *cobra.Command {
+	o := manager.Options{
+		PodName: os.Getenv("POD_NAME"), PodNamespace: os.Getenv("POD_NAMESPACE"), PodIP: os.Getenv("POD_IP"),
+		NodeName: os.Getenv("NODE_NAME"),
+	}
 	level := "info"
 	cmd := &cobra.Command{
 		Use: "manager", Short: "Run the traffic-manager", Args: cobra.NoArgs,
@@ -44,15 +56,18 @@ func command() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.AgentImage, "agent-image", "", "image of the traffic-agent")
-	f.StringVar(&o.AgentPullPolicy, "agent-image-pull-policy", "IfNotPresent", "its pull policy")
+	f.StringVar(&o.AgentPullPolicy, "agent-image-pull-policy", "IfNotPresent", "pull policy of that image")
 	f.StringVar(&o.SessionCIDR, "session-cidr", "198.18.0.0/16", "IPv4 addresses of the laptops")
-	f.StringVar(&o.SessionCIDR6, "session-cidr6", "fd64:6574:6f75:72::/64", "IPv6 addresses of the laptops, empty for none")
-	f.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "the cluster's DNS domain")
-	f.StringVar(&o.UDP, "udp", "", "how laptops reach the manager's UDP port: NodePort, LoadBalancer, HostPort; empty for not at all")
-	f.Uint16Var(&o.UDPHostPort, "udp-host-port", wellknown.WireGuardPort, "with HostPort: the port of the node")
-	f.DurationVar(&o.StaleAfter, "stale-after", 5*time.Second, "a laptop that is silent for longer is gone, its traffic goes to the cluster's pods")
-	f.DurationVar(&o.SessionTTL, "session-ttl", 10*time.Minute, "a session is deleted after its laptop has been silent for so long")
+	f.StringVar(&o.SessionCIDR6, "session-cidr6", "fd64:6574:6f75:72::/64",
+		"IPv6 addresses of the laptops, empty for none")
+	f.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster")
+	f.StringVar(&o.UDP, "udp", "",
+		"how laptops reach the manager's UDP port: NodePort, LoadBalancer or HostPort; empty if they cannot")
+	f.Uint16Var(&o.UDPHostPort, "udp-host-port", wellknown.WireGuardPort, "with --udp=HostPort: the port of the node")
+	f.DurationVar(&o.StaleAfter, "stale-after", 5*time.Second,
+		"how long a laptop may be silent before its traffic goes to the cluster's pods")
+	f.DurationVar(&o.SessionTTL, "session-ttl", 10*time.Minute,
+		"how long a laptop may be silent before its session is deleted")
 	f.StringVar(&level, "log-level", level, "debug, info, warn or error")
-	root.AddCommand(cmd)
-	return root
+	return cmd
 }

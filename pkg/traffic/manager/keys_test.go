@@ -28,7 +28,7 @@ func newKeys(t *testing.T) *keys {
 	return k
 }
 
-// What the manager makes once it can read for ever, and it is the same manager then.
+// A manager that reads the keys of an earlier one is the same manager.
 func TestKeysSurvive(t *testing.T) {
 	name := client.ObjectKey{Namespace: "detour-system", Name: wellknown.KeysSecret}
 	secret, err := newKeysSecret(name)
@@ -53,7 +53,7 @@ func TestKeysSurvive(t *testing.T) {
 	assert.False(t, one.caKey.Equal(other.caKey))
 }
 
-// Whatever part is damaged, the administrator is told which secret to delete.
+// Whatever part of it is damaged, the error names the Secret to delete.
 func TestDamagedKeys(t *testing.T) {
 	for part, values := range map[string][]string{
 		"wireguard.key": {"", "not base64!", "c2hvcnQ="},
@@ -81,7 +81,7 @@ func TestDamagedKeys(t *testing.T) {
 	})
 }
 
-// Agents and the API server reach the manager over TLS that they trust by its authority alone, under each of its names.
+// Agents and the API server trust the manager by its authority alone, under each of its names.
 func TestCertificatesAreTrusted(t *testing.T) {
 	k := newKeys(t)
 	certs, err := newCertificates(k, options)
@@ -91,7 +91,7 @@ func TestCertificatesAreTrusted(t *testing.T) {
 	l, err := tls.Listen("tcp", "127.0.0.1:0", server)
 	require.NoError(t, err)
 	defer l.Close()
-	go func() { // ends with the listener
+	go func() { // nobody waits for it: it ends with the listener
 		for {
 			c, err := l.Accept()
 			if err != nil {
@@ -123,7 +123,7 @@ func TestCertificatesAreTrusted(t *testing.T) {
 	require.Error(t, dial(roots, "traffic-manager", tls.VersionTLS11), "old TLS is refused")
 }
 
-// A certificate is used until two thirds of its life are over, and then replaced while the old one is still good.
+// A certificate is replaced after two thirds of its life, while it is still valid.
 func TestCertificatesAreRenewed(t *testing.T) {
 	certs, err := newCertificates(newKeys(t), options)
 	require.NoError(t, err)
@@ -135,7 +135,7 @@ func TestCertificatesAreRenewed(t *testing.T) {
 
 	leaf, err := x509.ParseCertificate(first.Certificate[0])
 	require.NoError(t, err)
-	assert.Less(t, certs.renewAt, leaf.NotAfter.Add(-leafLife/4), "there is time left for those who hold on to the old one")
+	assert.Less(t, certs.renewAt, leaf.NotAfter.Add(-leafLife/4), "a server that uses the old one has time left")
 	certs.renewAt = time.Now().Add(-time.Second)
 	renewed, err := certs.get(nil)
 	require.NoError(t, err)
@@ -146,8 +146,8 @@ func TestCertificatesAreRenewed(t *testing.T) {
 	assert.NotEqual(t, leaf.SerialNumber, newLeaf.SerialNumber)
 }
 
-// What an HTTP server read ahead of an upgrade belongs to the tunnel, and comes before the rest.
-func TestBufferedConn(t *testing.T) {
+// The bytes that an HTTP server read ahead of an upgrade belong to the tunnel and come first.
+func TestReadAheadOfAnUpgrade(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()

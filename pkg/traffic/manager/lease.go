@@ -17,21 +17,26 @@ import (
 	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
-// Only the holder of the lease writes. A manager that cannot renew it in time ends, and all tunnels with it, so it has time: for an API server
-// that is starved or restarts. Hardly anybody waits for it to run out: a manager that ends gives it back, one that is killed takes it up
-// again in the next container of its pod, and that of a pod that no longer exists is free.
+// Only the manager that holds the lease writes. A manager that cannot renew the lease in time ends, and
+// all tunnels end with it, so it gets enough time for an API server that is starved or restarts.
+//
+// Hardly anybody has to wait until the lease runs out. A manager that ends gives it back. A manager that
+// is killed takes it up again in the next container of its pod. The lease of a pod that no longer exists
+// is free: see podLock.
 const (
 	leaseDuration = 60 * time.Second
 	renewDeadline = 45 * time.Second
 	leaseRetry    = time.Second
 	leaseTimeout  = 5 * time.Second // of one request
 
-	// podlessAfter is how long a pod has to be gone before it cannot write any more, wherever it may still run: its token is bound to it,
-	// and API servers remember for 10 s that a token was good.
-	podlessAfter = 15 * time.Second
+	// podGoneAfter is how long a pod has to be deleted before it certainly cannot write any more, even if
+	// its process still runs on a node that is lost: its token is bound to the pod, and API servers cache
+	// for 10 s that a token is valid.
+	podGoneAfter = 15 * time.Second
 )
 
-// newLease makes the lock of the lease. Its holder is the pod: that has one container at a time, which is started after the last one's end.
+// newLease returns the lock for the lease. The pod holds it, not the process: a pod has one container at
+// a time, and its next container starts after the end of the last one.
 func newLease(config *rest.Config, pods client.Reader, o Options) (resourcelock.Interface, error) {
 	config = rest.AddUserAgent(config, "lease") // a copy
 	config.Timeout = leaseTimeout
@@ -50,23 +55,24 @@ func newLease(config *rest.Config, pods client.Reader, o Options) (resourcelock.
 	}}, nil
 }
 
-// podLock is a lock that is free also when its holder's pod was deleted without the time to give it back.
+// podLock is a lock that is also free if its holder's pod was deleted without the time to give it back.
+// The leader election calls it from one goroutine.
 type podLock struct {
 	resourcelock.Interface
 	log    *slog.Logger
 	exists func(ctx context.Context, pod string) (bool, error)
 
-	gone  string // a holder without a pod
-	since time.Time
+	gone  string    // the holder, if its pod does not exist
+	since time.Time // when that was first seen
 }
 
 // Get implements resourcelock.Interface.
 func (l *podLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
-	if err != nil || !l.podless(ctx, record.HolderIdentity) {
+	if err != nil || !l.podGone(ctx, record.HolderIdentity) {
 		return record, raw, err
 	}
-	l.log.Info("the lease's holder has no pod any more: taking it", "holder", record.HolderIdentity)
+	l.log.Info("taking the lease over: the pod that holds it no longer exists", "pod", record.HolderIdentity)
 	free := *record
 	free.HolderIdentity = ""
 	if raw, err = json.Marshal(free); err != nil {
@@ -75,8 +81,8 @@ func (l *podLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, 
 	return &free, raw, nil
 }
 
-// podless says whether the holder's pod has been gone for long enough.
-func (l *podLock) podless(ctx context.Context, holder string) bool {
+// podGone reports whether the holder's pod has been deleted for long enough.
+func (l *podLock) podGone(ctx context.Context, holder string) bool {
 	if holder == "" || holder == l.Identity() {
 		l.gone = ""
 		return false
@@ -91,5 +97,5 @@ func (l *podLock) podless(ctx context.Context, holder string) bool {
 	case l.gone != holder:
 		l.gone, l.since = holder, time.Now()
 	}
-	return time.Since(l.since) >= podlessAfter
+	return time.Since(l.since) >= podGoneAfter
 }

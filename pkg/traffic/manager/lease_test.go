@@ -14,7 +14,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// heldBy is a lock that somebody has.
+// heldBy is a lock that a holder has.
 type heldBy struct {
 	resourcelock.Interface
 	holder string
@@ -28,22 +28,28 @@ func (h heldBy) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte
 	return r, raw, err
 }
 
-// A lease is free when its holder's pod is gone for so long that its token is worth nothing, and not before; nor when that cannot be told.
+// A lease is free once its holder's pod has been deleted for so long that the pod's token is worthless,
+// and not before; nor if nobody can tell.
 func TestPodLock(t *testing.T) {
-	absent := func(context.Context, string) (bool, error) { return false, nil }
-	flickering := 0
+	type exists = func(context.Context, string) (bool, error)
+	answer := func(exists bool, err error) exists {
+		return func(context.Context, string) (bool, error) { return exists, err }
+	}
+	absent := answer(false, nil)
+	calls := 0
+	sometimes := func(context.Context, string) (bool, error) { calls++; return calls%10 == 0, nil }
 	for name, c := range map[string]struct {
 		holder string
-		exists func(context.Context, string) (bool, error)
+		exists exists
 		after  time.Duration
 		free   bool
 	}{
-		"gone for long":     {"old", absent, podlessAfter, true},
-		"gone":              {"old", absent, podlessAfter - time.Second, false},
-		"there":             {"old", func(context.Context, string) (bool, error) { return true, nil }, 2 * podlessAfter, false},
-		"nobody can tell":   {"old", func(context.Context, string) (bool, error) { return false, errors.New("no answer") }, 2 * podlessAfter, false},
-		"its own":           {"me", absent, 2 * podlessAfter, false},
-		"gone now and then": {"old", func(context.Context, string) (bool, error) { flickering++; return flickering%10 == 0, nil }, 2 * podlessAfter, false},
+		"deleted for long":            {holder: "old", exists: absent, after: podGoneAfter, free: true},
+		"deleted a moment ago":        {holder: "old", exists: absent, after: podGoneAfter - time.Second},
+		"the pod exists":              {holder: "old", exists: answer(true, nil), after: 2 * podGoneAfter},
+		"the API server says nothing": {holder: "old", exists: answer(false, errors.New("no answer")), after: 2 * podGoneAfter},
+		"the manager's own lease":     {holder: "me", exists: absent, after: 2 * podGoneAfter},
+		"deleted now and then":        {holder: "old", exists: sometimes, after: 2 * podGoneAfter},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

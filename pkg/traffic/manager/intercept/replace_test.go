@@ -25,19 +25,27 @@ func TestReplaced(t *testing.T) {
 		change func(*detour.Intercept)
 		want   bool
 	}{
-		"active":             {change: func(*detour.Intercept) {}, want: true},
-		"its laptop is gone": {change: func(i *detour.Intercept) { i.Status.Phase = detour.PhaseLaptopGone }, want: true},
+		"active": {change: func(*detour.Intercept) {}, want: true},
+		"its laptop is gone": {
+			change: func(i *detour.Intercept) { i.Status.Phase = detour.PhaseLaptopGone }, want: true,
+		},
 		"not reconciled yet": {change: func(i *detour.Intercept) { i.Status = detour.InterceptStatus{} }, want: true},
 		"another container":  {change: func(i *detour.Intercept) { i.Status.Container = "log" }, want: false},
 		"another workload":   {change: func(i *detour.Intercept) { i.Status.Workload.Name = "mailer" }, want: false},
-		"another kind":       {change: func(i *detour.Intercept) { i.Status.Workload.Kind = "StatefulSet" }, want: false},
-		"another namespace":  {change: func(i *detour.Intercept) { i.Namespace = "other" }, want: false},
-		"another mode":       {change: func(i *detour.Intercept) { i.Spec.Mode = detour.ModeIntercept }, want: false},
-		"suspended":          {change: func(i *detour.Intercept) { i.Spec.Suspend = true }, want: false},
-		"refused":            {change: func(i *detour.Intercept) { i.Status.Phase = detour.PhaseRefused }, want: false},
-		"being deleted":      {change: func(i *detour.Intercept) { i.DeletionTimestamp = ptr(metav1.Now()) }, want: false},
-		"expired":            {change: expires(time.Minute), want: false},
-		"not expired yet":    {change: expires(2 * time.Hour), want: true},
+		"another kind": {
+			change: func(i *detour.Intercept) { i.Status.Workload.Kind = "StatefulSet" }, want: false,
+		},
+		"another namespace": {change: func(i *detour.Intercept) { i.Namespace = "other" }, want: false},
+		"another mode":      {change: func(i *detour.Intercept) { i.Spec.Mode = detour.ModeIntercept }, want: false},
+		"suspended":         {change: func(i *detour.Intercept) { i.Spec.Suspend = true }, want: false},
+		"refused": {
+			change: func(i *detour.Intercept) { i.Status.Phase = detour.PhaseRefused }, want: false,
+		},
+		"being deleted": {
+			change: func(i *detour.Intercept) { i.DeletionTimestamp = ptr(metav1.Now()) }, want: false,
+		},
+		"expired":         {change: expires(time.Minute), want: false},
+		"not expired yet": {change: expires(2 * time.Hour), want: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := detour.Intercept{ObjectMeta: metav1.ObjectMeta{

@@ -36,11 +36,19 @@ func TestKeyOwners(t *testing.T) {
 	}{
 		"one":        {all: []detour.Session{session("a", 1)}, want: "a"},
 		"the oldest": {all: []detour.Session{session("a", 2), session("b", 1)}, want: "b"},
-		"the oldest, though another has addresses": {all: []detour.Session{session("a", 2, "100.64.0.2"), session("b", 1)}, want: "b"},
-		"of the same second, with addresses":       {all: []detour.Session{session("a", 1), session("b", 1, "100.64.0.2")}, want: "b"},
-		"of the same second, by UID":               {all: []detour.Session{session("b", 1), session("a", 1)}, want: "a"},
-		"not a session that is being deleted":      {all: []detour.Session{ending, noKey, session("a", 1)}, want: "a"},
-		"no session":                               {all: []detour.Session{ending, noKey}, want: ""},
+		"the oldest, though another has addresses": {
+			all: []detour.Session{session("a", 2, "100.64.0.2"), session("b", 1)}, want: "b",
+		},
+		"of the same second, with addresses": {
+			all: []detour.Session{session("a", 1), session("b", 1, "100.64.0.2")}, want: "b",
+		},
+		"of the same second, by UID": {
+			all: []detour.Session{session("b", 1), session("a", 1)}, want: "a",
+		},
+		"not a session that is being deleted": {
+			all: []detour.Session{ending, noKey, session("a", 1)}, want: "a",
+		},
+		"no session": {all: []detour.Session{ending, noKey}, want: ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := ""

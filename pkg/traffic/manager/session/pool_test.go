@@ -26,8 +26,10 @@ func TestParsePool(t *testing.T) {
 		"two families":            {[]string{"100.64.0.0/16", "fd00:1::/64"}, addresses("100.64.0.1", "fd00:1::1"), ""},
 		"IPv6 only":               {[]string{"", "fd00:1::/64"}, addresses("fd00:1::1"), ""},
 		"an address of the range": {[]string{"100.64.3.9/16"}, addresses("100.64.0.1"), ""},
-		"none":                    {cidrs: []string{"", ""}, err: "no session CIDR is given: set --session-cidr or --session-cidr6"},
-		"not a range":             {cidrs: []string{"100.64.0.1"}, err: "session CIDR: "},
+		"none": {
+			cidrs: []string{"", ""}, err: "no session CIDR is given: set --session-cidr or --session-cidr6",
+		},
+		"not a range": {cidrs: []string{"100.64.0.1"}, err: "session CIDR: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := ParsePool(c.cidrs...)
@@ -48,22 +50,44 @@ func TestPoolNext(t *testing.T) {
 		taken []netip.Addr
 		want  []netip.Addr
 	}{
-		"the first":                        {cidrs: []string{"100.64.0.0/16"}, want: addresses("100.64.0.2")},
-		"the first of both":                {cidrs: []string{"100.64.0.0/16", "fd00::/64"}, want: addresses("100.64.0.2", "fd00::2")},
-		"the next":                         {cidrs: []string{"100.64.0.0/16"}, taken: addresses("100.64.0.2", "100.64.0.3"), want: addresses("100.64.0.4")},
-		"a gap":                            {cidrs: []string{"100.64.0.0/16"}, taken: addresses("100.64.0.2", "100.64.0.4"), want: addresses("100.64.0.3")},
-		"in any order":                     {cidrs: []string{"100.64.0.0/16"}, taken: addresses("100.64.0.3", "100.64.0.2"), want: addresses("100.64.0.4")},
-		"families are independent":         {cidrs: []string{"100.64.0.0/16", "fd00::/64"}, taken: addresses("100.64.0.2", "fd00::2", "fd00::3"), want: addresses("100.64.0.3", "fd00::4")},
-		"a mask within a byte":             {cidrs: []string{"10.0.0.252/22"}, want: addresses("10.0.0.2")},
-		"the last":                         {cidrs: []string{"100.64.0.0/30"}, want: addresses("100.64.0.2")},
-		"full":                             {cidrs: []string{"100.64.0.0/30"}, taken: addresses("100.64.0.2")},
-		"a range without room":             {cidrs: []string{"100.64.0.0/31"}},
-		"a single address":                 {cidrs: []string{"100.64.0.0/32"}},
-		"one family full is full":          {cidrs: []string{"100.64.0.0/30", "fd00::/64"}, taken: addresses("100.64.0.2")},
-		"IPv6 has no broadcast":            {cidrs: []string{"fd00::/126"}, taken: addresses("fd00::2"), want: addresses("fd00::3")},
-		"IPv6 full":                        {cidrs: []string{"fd00::/126"}, taken: addresses("fd00::2", "fd00::3")},
-		"the last IPv4 range":              {cidrs: []string{"255.255.255.252/30"}, taken: addresses("255.255.255.254")},
-		"taken addresses of another range": {cidrs: []string{"100.64.0.0/16"}, taken: addresses("192.168.0.2"), want: addresses("100.64.0.2")},
+		"the first": {cidrs: []string{"100.64.0.0/16"}, want: addresses("100.64.0.2")},
+		"the first of both": {
+			cidrs: []string{"100.64.0.0/16", "fd00::/64"}, want: addresses("100.64.0.2", "fd00::2"),
+		},
+		"the next": {
+			cidrs: []string{"100.64.0.0/16"}, taken: addresses("100.64.0.2", "100.64.0.3"),
+			want: addresses("100.64.0.4"),
+		},
+		"a gap": {
+			cidrs: []string{"100.64.0.0/16"}, taken: addresses("100.64.0.2", "100.64.0.4"),
+			want: addresses("100.64.0.3"),
+		},
+		"in any order": {
+			cidrs: []string{"100.64.0.0/16"}, taken: addresses("100.64.0.3", "100.64.0.2"),
+			want: addresses("100.64.0.4"),
+		},
+		"families are independent": {
+			cidrs: []string{"100.64.0.0/16", "fd00::/64"}, taken: addresses("100.64.0.2", "fd00::2", "fd00::3"),
+			want: addresses("100.64.0.3", "fd00::4"),
+		},
+		"a mask within a byte": {cidrs: []string{"10.0.0.252/22"}, want: addresses("10.0.0.2")},
+		"the last":             {cidrs: []string{"100.64.0.0/30"}, want: addresses("100.64.0.2")},
+		"full":                 {cidrs: []string{"100.64.0.0/30"}, taken: addresses("100.64.0.2")},
+		"a range without room": {cidrs: []string{"100.64.0.0/31"}},
+		"a single address":     {cidrs: []string{"100.64.0.0/32"}},
+		"one family full is full": {
+			cidrs: []string{"100.64.0.0/30", "fd00::/64"}, taken: addresses("100.64.0.2"),
+		},
+		"IPv6 has no broadcast": {
+			cidrs: []string{"fd00::/126"}, taken: addresses("fd00::2"), want: addresses("fd00::3"),
+		},
+		"IPv6 full": {cidrs: []string{"fd00::/126"}, taken: addresses("fd00::2", "fd00::3")},
+		"the last IPv4 range": {
+			cidrs: []string{"255.255.255.252/30"}, taken: addresses("255.255.255.254"),
+		},
+		"taken addresses of another range": {
+			cidrs: []string{"100.64.0.0/16"}, taken: addresses("192.168.0.2"), want: addresses("100.64.0.2"),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := ParsePool(c.cidrs...)
