@@ -51,6 +51,17 @@ func (a attempt) opener(transport string, made *[]*fakeStream) opener {
 	}
 }
 
+// switchable returns an opener that fails until works is set.
+func switchable(works *atomic.Bool, made *[]*fakeStream) opener {
+	fails, succeeds := attempt{err: errNoUpgrade}.opener(Upgrade, made), attempt{}.opener(Upgrade, made)
+	return func(ctx context.Context) (vif.Stream, error) {
+		if works.Load() {
+			return succeeds(ctx)
+		}
+		return fails(ctx)
+	}
+}
+
 func statusError(code int, reason metav1.StatusReason) error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{Code: int32(code), Reason: reason, Message: string(reason)}}
 }
@@ -132,8 +143,9 @@ func TestOpenChoosesATransport(t *testing.T) {
 func TestPortForwardGivesWayToTheUpgrade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var upgrades, forwards []*fakeStream
+		var works atomic.Bool
 		d := &Dialer{}
-		d.upgrade = attempt{err: errNoUpgrade}.opener(Upgrade, &upgrades)
+		d.upgrade = switchable(&works, &upgrades)
 		d.portForward = attempt{}.opener(PortForward, &forwards)
 		s, err := d.Open(t.Context())
 		require.NoError(t, err)
@@ -141,7 +153,7 @@ func TestPortForwardGivesWayToTheUpgrade(t *testing.T) {
 		time.Sleep(2*retryUpgradeEvery + time.Second)
 		require.Zero(t, forwards[0].closed.Load(), "the upgrade does not work yet")
 
-		d.upgrade = attempt{}.opener(Upgrade, &upgrades)
+		works.Store(true)
 		time.Sleep(retryUpgradeEvery)
 		synctest.Wait()
 		require.EqualValues(t, 1, forwards[0].closed.Load())
@@ -159,12 +171,13 @@ func TestPortForwardGivesWayToTheUpgrade(t *testing.T) {
 func TestClosedDialerKeepsNoStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var upgrades, forwards []*fakeStream
+		var works atomic.Bool
 		d := &Dialer{}
-		d.upgrade = attempt{err: errNoUpgrade}.opener(Upgrade, &upgrades)
+		d.upgrade = switchable(&works, &upgrades)
 		d.portForward = attempt{}.opener(PortForward, &forwards)
 		_, err := d.Open(t.Context())
 		require.NoError(t, err)
-		d.upgrade = attempt{}.opener(Upgrade, &upgrades)
+		works.Store(true)
 		d.Close()
 		time.Sleep(retryUpgradeEvery)
 		synctest.Wait()
