@@ -9,18 +9,21 @@ import (
 )
 
 const (
-	// maxTTL and maxNegativeTTL bound what a record says: the cluster changes while people work in it.
+	// maxTTL and maxNegativeTTL bound how long an answer is cached, whatever its records say: the
+	// cluster changes while people work in it.
 	maxTTL         = 5 * time.Minute
 	maxNegativeTTL = 30 * time.Second
-	// maxCached and maxCachedSize bound the cache's memory to 16 MB.
+	// maxCached answers of at most maxCachedSize bytes bound the cache's memory to 16 MB.
 	maxCached     = 2048
 	maxCachedSize = 8 << 10
 )
 
-// cache remembers what the cluster's DNS said, for as long as it said that it may be: each question less is a journey through the
-// tunnel less. The answers of the resolver that was there before are not kept: it has its own cache, and knows when the laptop moves
-// to another network. The zero value is empty.
+// cache holds answers of the cluster's DNS for as long as their records allow. Each answer from the
+// cache saves a round trip through the tunnel. The proxy does not cache answers of the previous
+// resolvers: they have caches, and they notice when the laptop moves to another network. The zero
+// value is an empty cache.
 type cache struct {
+	// mu guards the fields below.
 	mu  sync.Mutex
 	all map[cacheKey]cached
 }
@@ -28,22 +31,25 @@ type cache struct {
 type cacheKey struct {
 	name        string
 	kind, class uint16
-	// Signatures asked for, and not checked: each makes another answer.
+	// do and cd are the DNSSEC bits of the query. Each changes the answer.
 	do, cd bool
 }
 
 type cached struct {
-	answer       *dns.Msg // never changed
+	answer       *dns.Msg // never changes
 	since, until time.Time
 }
 
 func keyOf(query *dns.Msg) cacheKey {
 	q := query.Question[0]
 	e := query.IsEdns0()
-	return cacheKey{strings.ToLower(q.Name), q.Qtype, q.Qclass, e != nil && e.Do(), query.CheckingDisabled}
+	return cacheKey{
+		name: strings.ToLower(q.Name), kind: q.Qtype, class: q.Qclass,
+		do: e != nil && e.Do(), cd: query.CheckingDisabled,
+	}
 }
 
-// get returns a copy with what is left of the records' time, or nil.
+// get returns a copy of a cached answer with the remaining TTLs, or nil.
 func (c *cache) get(query *dns.Msg) *dns.Msg {
 	c.mu.Lock()
 	entry, ok := c.all[keyOf(query)]
@@ -60,7 +66,7 @@ func (c *cache) get(query *dns.Msg) *dns.Msg {
 	return answer
 }
 
-// put remembers an answer, unless it may not be.
+// put caches an answer if that is allowed. It copies the answer.
 func (c *cache) put(query, answer *dns.Msg) {
 	ttl := lifetime(answer)
 	if ttl <= 0 || answer.Len() > maxCachedSize {
@@ -73,13 +79,14 @@ func (c *cache) put(query, answer *dns.Msg) {
 		c.all = map[cacheKey]cached{}
 	}
 	if len(c.all) >= maxCached {
-		c.shrink(now)
+		c.shrinkLocked(now)
 	}
-	c.all[keyOf(query)] = cached{answer.Copy(), now, now.Add(ttl)}
+	c.all[keyOf(query)] = cached{answer: answer.Copy(), since: now, until: now.Add(ttl)}
 }
 
-// shrink drops what is over, and if that is not enough any: the order of a map is as good as a dice.
-func (c *cache) shrink(now time.Time) {
+// shrinkLocked drops the answers that have expired. If that is not enough it drops others, in the
+// map's random order, until a quarter of the cache is free.
+func (c *cache) shrinkLocked(now time.Time) {
 	for k, e := range c.all {
 		if !now.Before(e.until) {
 			delete(c.all, k)
@@ -93,8 +100,9 @@ func (c *cache) shrink(now time.Time) {
 	}
 }
 
-// lifetime is how long an answer may be remembered: as long as the shortest of its records; that something is not there, as long as the
-// SOA record with it says (RFC 2308). Failures and parts of answers are not remembered.
+// lifetime returns how long an answer may be cached: as long as the shortest TTL of its records, and
+// a negative answer as long as its SOA record says (RFC 2308). It returns 0 for failures and for
+// truncated answers.
 func lifetime(answer *dns.Msg) time.Duration {
 	if answer.Truncated || answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError {
 		return 0
@@ -114,7 +122,7 @@ func lifetime(answer *dns.Msg) time.Duration {
 	return 0
 }
 
-// sections are all records of an answer, but what is not one.
+// sections returns all records of a message except the OPT pseudo-record.
 func sections(m *dns.Msg) (all []dns.RR) {
 	for _, s := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range s {

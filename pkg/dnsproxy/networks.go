@@ -10,20 +10,21 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/remap"
 )
 
-// networks are those behind the VIF, as the laptop sees them, and which are seen elsewhere than they are.
+// networks are the networks behind the VIF, at the addresses at which the laptop sees them.
 type networks struct {
 	all   []netip.Prefix
-	table remap.Table
+	table remap.Table // the mapped ones
 }
 
-// SetNetworks says which networks are behind the VIF now: their reverse names are the cluster's. Answers of the cluster have the addresses
-// at which the laptop sees it.
+// SetNetworks sets the networks behind the VIF. The proxy asks the cluster for their reverse names,
+// and replaces mapped addresses in the cluster's answers by those that the laptop sees.
 func (p *Proxy) SetNetworks(all []netip.Prefix, table remap.Table) {
-	p.networks.Store(&networks{all, table})
+	p.networks.Store(&networks{all: all, table: table})
 }
 
-// ours is the cluster's reverse name of an address behind the VIF.
-func (p *Proxy) ours(reverse string) (name string, ok bool) {
+// clusterReverse returns the reverse name that the cluster uses for an address behind the VIF. ok is
+// false for other addresses.
+func (p *Proxy) clusterReverse(reverse string) (name string, ok bool) {
 	address, err := records.Reverse(reverse)
 	n := p.networks.Load()
 	if err != nil || !slices.ContainsFunc(n.all, func(s netip.Prefix) bool { return s.Contains(address) }) {
@@ -37,8 +38,8 @@ func (p *Proxy) ours(reverse string) (name string, ok bool) {
 	return name, err == nil
 }
 
-// seen puts the addresses at which the laptop sees the cluster into its answer.
-func (p *Proxy) seen(answer *dns.Msg) *dns.Msg {
+// mapAddresses replaces mapped addresses in an answer of the cluster by those that the laptop sees.
+func (p *Proxy) mapAddresses(answer *dns.Msg) *dns.Msg {
 	table := p.networks.Load().table
 	if answer == nil || len(table) == 0 {
 		return answer

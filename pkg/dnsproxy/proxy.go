@@ -1,5 +1,6 @@
-// Package dnsproxy is the laptop's split DNS: the cluster's names are answered from what is known of them here, or asked of the
-// cluster's DNS through the VIF; all others are asked of the resolver that was there before.
+// Package dnsproxy is the laptop's split DNS. It answers the cluster's names from watched Services
+// and EndpointSlices, or asks the cluster's DNS through the VIF. It asks the laptop's previous
+// resolvers for all other names. Start with Start, and with System for the laptop's own settings.
 package dnsproxy
 
 import (
@@ -21,37 +22,40 @@ import (
 
 const (
 	exchangeTimeout = 4 * time.Second
-	// ednsSize is what is asked for and offered over UDP: what passes any link unfragmented (DNS flag day 2020). More comes over TCP.
+	// ednsSize is the size of messages, in bytes, that the proxy offers and asks for over UDP. It
+	// passes every link without fragmentation (DNS flag day 2020). Larger answers use TCP.
 	ednsSize = 1232
 )
 
-// Names is what is known of the cluster's names without asking its DNS.
+// Names answers what the laptop knows of the cluster's names without asking the cluster's DNS.
 type Names interface {
-	// Answer answers for a whole name; ok is false when the cluster's DNS must be asked.
+	// Answer answers for a complete name. ok is false when the cluster's DNS must be asked.
 	Answer(q dns.Question) (a records.Answer, ok bool)
-	// Namespace says whether a namespace exists, if that is known.
+	// Namespace reports whether a namespace exists, and whether that is known.
 	Namespace(name string) (exists, known bool)
 }
 
-// Network is where the proxy listens and from where it asks the cluster; nil functions mean the network of this process. The
-// previous resolvers are asked from this process's network in any case.
+// Network is the network in which the proxy listens and asks the cluster. Nil functions mean the
+// network of this process. The proxy always asks the previous resolvers from the network of this
+// process.
 type Network struct {
 	Listen       func(network, address string) (net.Listener, error)
 	ListenPacket func(network, address string) (net.PacketConn, error)
 	Dial         func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Config says whom to ask what.
+// Config describes a Proxy.
 type Config struct {
 	Listen    netip.AddrPort
 	Network   Network
 	Cluster   []string // host:port of the cluster's DNS
 	Domain    string   // "cluster.local"
-	Namespace string   // where single names are looked up
+	Namespace string   // in which the proxy looks up single labels
 	Upstream  []string // host:port of the previous resolvers
 	Rules     Rules
-	Names     Names // may be nil: then all is asked
-	// Alive says whether the cluster was heard lately; while it was not, its DNS is not waited for. nil is always.
+	Names     Names // may be nil: then the cluster's DNS is asked for every name
+	// Alive reports whether the tunnel to the cluster is alive. While it is not, the proxy does not
+	// ask the cluster's DNS. A nil Alive means always.
 	Alive func() bool
 	Log   *slog.Logger
 
@@ -67,13 +71,15 @@ type Proxy struct {
 	cache   cache
 
 	networks atomic.Pointer[networks]
-	others   atomic.Pointer[[]string] // the resolvers besides the proxy
+	upstream atomic.Pointer[[]string] // the previous resolvers, host:port
 
+	// mu guards the fields below.
 	mu         sync.Mutex
 	namespaces map[string]namespaceEntry
 }
 
-// Start listens. Close ends it.
+// Start listens and answers until Close. The caller owns the Proxy. After an error nothing is left
+// open.
 func Start(c Config) (*Proxy, error) {
 	p := newProxy(c)
 	packet, err := p.config.Network.ListenPacket("udp", c.Listen.String())
@@ -103,7 +109,7 @@ func newProxy(c Config) *Proxy {
 		c.Network = Network{Listen: net.Listen, ListenPacket: net.ListenPacket, Dial: new(net.Dialer).DialContext}
 	}
 	if c.Names == nil {
-		c.Names = nothing{}
+		c.Names = noNames{}
 	}
 	if c.Alive == nil {
 		c.Alive = func() bool { return true }
@@ -117,21 +123,21 @@ func newProxy(c Config) *Proxy {
 	return p
 }
 
-// nothing is what is known where nothing may be watched.
-type nothing struct{}
+// noNames are the Names of a laptop that may watch nothing.
+type noNames struct{}
 
-func (nothing) Answer(dns.Question) (records.Answer, bool) { return records.Answer{}, false }
-func (nothing) Namespace(string) (exists bool, known bool) { return false, false }
+func (noNames) Answer(dns.Question) (records.Answer, bool) { return records.Answer{}, false }
+func (noNames) Namespace(string) (exists, known bool)      { return false, false }
 
-// Addr is where it listens.
+// Addr returns the address on which the proxy listens.
 func (p *Proxy) Addr() netip.AddrPort {
 	return p.servers[0].PacketConn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// SetUpstream says whom to ask for what is not the cluster's, as host:port.
-func (p *Proxy) SetUpstream(all []string) { p.others.Store(&all) }
+// SetUpstream sets the resolvers, as host:port, for names that are not the cluster's.
+func (p *Proxy) SetUpstream(all []string) { p.upstream.Store(&all) }
 
-// Close stops answering and waits for what is under way.
+// Close stops answering, and waits for the queries that are being answered.
 func (p *Proxy) Close() error {
 	var all []error
 	for _, s := range p.servers {
@@ -159,36 +165,37 @@ func (p *Proxy) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 		answer.Truncate(size)
 	}
 	if err := w.WriteMsg(answer); err != nil {
-		p.config.Log.Debug("a DNS answer could not be sent", "err", err)
+		p.config.Log.Debug("sending a DNS answer failed", "err", err)
 	}
 }
 
-// servers are asked in turn, from one network.
+// servers are DNS servers that are reached from one network.
 type servers struct {
 	addresses []string
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// askCluster asks the cluster's DNS, unless nothing can come of that.
+// askCluster asks the cluster's DNS. It returns nil at once when the tunnel is not alive.
 func (p *Proxy) askCluster(ctx context.Context, query *dns.Msg, network string) *dns.Msg {
 	if !p.config.Alive() {
 		return nil
 	}
-	return p.exchange(ctx, query, servers{p.config.Cluster, p.config.Network.Dial}, network)
+	return p.exchange(ctx, query, servers{addresses: p.config.Cluster, dial: p.config.Network.Dial}, network)
 }
 
-func (p *Proxy) upstream() servers {
-	return servers{*p.others.Load(), new(net.Dialer).DialContext}
+// askUpstream asks the previous resolvers.
+func (p *Proxy) askUpstream(ctx context.Context, query *dns.Msg, network string) *dns.Msg {
+	return p.exchange(ctx, query, servers{addresses: *p.upstream.Load(), dial: new(net.Dialer).DialContext}, network)
 }
 
-// exchange asks servers in turn and returns the first answer, or nil. One that cannot or does not want to answer is not the
-// last word, as it is not for the C library.
+// exchange asks servers in turn and returns the first answer, or nil when no server answers. After
+// SERVFAIL and REFUSED it asks the next server, as the C library does.
 func (p *Proxy) exchange(ctx context.Context, query *dns.Msg, of servers, network string) *dns.Msg {
 	var last *dns.Msg
 	for i, s := range of.addresses {
 		answer, err := of.ask(ctx, query, s, network, len(of.addresses)-i)
 		if err != nil {
-			p.config.Log.Debug("a DNS server did not answer", "server", s, "err", err)
+			p.config.Log.Debug("asking a DNS server failed", "server", s, "err", err)
 			continue
 		}
 		if answer.Rcode != dns.RcodeServerFailure && answer.Rcode != dns.RcodeRefused {
@@ -199,10 +206,11 @@ func (p *Proxy) exchange(ctx context.Context, query *dns.Msg, of servers, networ
 	return last
 }
 
-// ask asks one server, and leaves those after it their share of the time.
-func (s servers) ask(ctx context.Context, query *dns.Msg, server, network string, left int) (*dns.Msg, error) {
+// ask asks one server, by TCP too when the answer over UDP is truncated. remaining is how many
+// servers there are to ask, this one included: each gets an equal share of the time.
+func (s servers) ask(ctx context.Context, query *dns.Msg, server, network string, remaining int) (*dns.Msg, error) {
 	deadline, _ := ctx.Deadline()
-	ctx, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+	ctx, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(remaining))
 	defer cancel()
 	answer, err := s.once(ctx, query, server, network)
 	if err == nil && answer.Truncated && network == "udp" {

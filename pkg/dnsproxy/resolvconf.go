@@ -11,11 +11,11 @@ import (
 	"strings"
 )
 
-// ResolvConf manages /etc/resolv.conf (resolv.conf(5)) and puts it back, after a crash as well: what was there is kept in a
-// directory of its own before anything is changed.
+// ResolvConf manages /etc/resolv.conf (resolv.conf(5)). It copies the file into a directory before it
+// changes anything, so that it can restore the file after a crash too.
 type ResolvConf struct {
 	Path  string // normally /etc/resolv.conf
-	State string // directory
+	State string // directory for the copy
 }
 
 const header = "# Written by detour; the file that was here is put back by `detour quit`.\n"
@@ -23,7 +23,8 @@ const header = "# Written by detour; the file that was here is put back by `deto
 func (r ResolvConf) backup() string  { return filepath.Join(r.State, "resolv.conf.before") }
 func (r ResolvConf) written() string { return filepath.Join(r.State, "resolv.conf.ours") }
 
-// Upstream are the resolvers of the file as host:port, and the rest of it.
+// Upstream returns the resolvers of the file as host:port, and its search path. A missing file has
+// neither.
 func (r ResolvConf) Upstream() (servers, search []string, err error) {
 	raw, err := os.ReadFile(r.Path)
 	if os.IsNotExist(err) {
@@ -40,14 +41,15 @@ func (r ResolvConf) Upstream() (servers, search []string, err error) {
 		switch fields[0] {
 		case "nameserver":
 			servers = append(servers, net.JoinHostPort(fields[1], "53"))
-		case "search", "domain": // the last one counts
+		case "search", "domain": // the last line decides
 			search = fields[1:]
 		}
 	}
 	return servers, search, nil
 }
 
-// With is the file with server as the resolver, and the cluster's search path before the one that is there.
+// With returns the file's text with server as the only resolver, and with search before the file's own
+// search path. It keeps the file's options.
 func (r ResolvConf) With(server netip.Addr, search []string) (string, error) {
 	now, err := os.ReadFile(r.Path)
 	if err != nil && !os.IsNotExist(err) {
@@ -71,9 +73,9 @@ func (r ResolvConf) With(server netip.Addr, search []string) (string, error) {
 	return b.String(), nil
 }
 
-// Set makes server the resolver, with the cluster's search path before the one that was there.
+// Set writes the text of With to the file, after it has copied the file.
 func (r ResolvConf) Set(server netip.Addr, search []string) error {
-	// What a session before this one left is not what was there.
+	// A crashed session may have left its own text in the file.
 	if err := r.Restore(); err != nil {
 		return err
 	}
@@ -81,26 +83,28 @@ func (r ResolvConf) Set(server netip.Addr, search []string) error {
 	if err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("read %s: %w", r.Path, err)
 	}
-	ours, err := r.With(server, search)
+	text, err := r.With(server, search)
 	if err != nil {
 		return err
 	}
-	ours = header + ours
+	text = header + text
 	if err := os.WriteFile(r.backup(), before, 0o600); err != nil {
 		return fmt.Errorf("keep a copy of %s: %w", r.Path, err)
 	}
-	if err := os.WriteFile(r.written(), []byte(ours), 0o600); err != nil {
-		return fmt.Errorf("note what is written to %s: %w", r.Path, err)
+	if err := os.WriteFile(r.written(), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("note the new text of %s: %w", r.Path, err)
 	}
-	// In place and not by rename: the file is often a bind mount or a symbolic link.
-	if err := os.WriteFile(r.Path, []byte(ours), 0o644); err != nil {
-		_ = os.WriteFile(r.Path, before, 0o644) // what was there had room
+	// Set writes in place. A rename would fail or mislead, because the file is often a bind mount or
+	// a symbolic link.
+	if err := os.WriteFile(r.Path, []byte(text), 0o644); err != nil {
+		_ = os.WriteFile(r.Path, before, 0o644) // the old text had room
 		return fmt.Errorf("write %s: %w", r.Path, err)
 	}
 	return nil
 }
 
-// LeftBehind says whether the file is ours and leads to a resolver that this machine has no more. Anybody may ask.
+// LeftBehind reports whether detour wrote the file and its resolver no longer exists on this machine.
+// It needs no right to change the file.
 func (r ResolvConf) LeftBehind() bool {
 	now, err := os.ReadFile(r.Path)
 	if err != nil || !bytes.HasPrefix(now, []byte(header)) {
@@ -120,7 +124,8 @@ func (r ResolvConf) LeftBehind() bool {
 	})
 }
 
-// Restore puts back what was there, unless somebody else has written the file since. It does nothing when nothing was set.
+// Restore restores the file from its copy, unless another program has written the file since. Without
+// a copy it does nothing.
 func (r ResolvConf) Restore() error {
 	before, err := os.ReadFile(r.backup())
 	if os.IsNotExist(err) {
@@ -129,9 +134,9 @@ func (r ResolvConf) Restore() error {
 	if err != nil {
 		return fmt.Errorf("read the copy of %s: %w", r.Path, err)
 	}
-	ours, _ := os.ReadFile(r.written())
+	text, _ := os.ReadFile(r.written())
 	now, err := os.ReadFile(r.Path)
-	if err == nil && bytes.Equal(now, ours) {
+	if err == nil && bytes.Equal(now, text) {
 		if err := os.WriteFile(r.Path, before, 0o644); err != nil {
 			return fmt.Errorf("put %s back: %w", r.Path, err)
 		}

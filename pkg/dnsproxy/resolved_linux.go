@@ -22,15 +22,15 @@ const (
 	resolvedStubProxy = "127.0.0.54"
 )
 
-// resolved is systemd-resolved, which is told over D-Bus (org.freedesktop.resolve1(5)). It forgets what it was told of an interface when
-// that goes, so that a crash leaves nothing.
+// resolved is systemd-resolved, which detour configures over D-Bus (org.freedesktop.resolve1(5)). It
+// drops the settings of an interface when the interface goes, so a crash leaves nothing behind.
 type resolved struct {
-	uplinks string // the file in which it says whom it asks itself
-	link    int32
+	uplinks string // the file that lists the servers it asks
+	link    int32  // index of the VIF; 0 before Set
 	server  netip.Addr
 }
 
-// leadsToResolved says whether the programs that read the file ask systemd-resolved.
+// leadsToResolved reports whether programs that read the file ask systemd-resolved.
 func (r ResolvConf) leadsToResolved() bool {
 	servers, _, err := r.Upstream()
 	if err != nil || len(servers) == 0 {
@@ -50,54 +50,60 @@ func findResolved(ctx context.Context) (*resolved, error) {
 	return r, nil
 }
 
-// Upstream are whom it asks itself: it must not be asked again, since it asks the proxy.
+// Upstream returns the servers that systemd-resolved asks. The proxy must not ask systemd-resolved,
+// because systemd-resolved asks the proxy.
 func (r *resolved) Upstream() ([]string, error) {
 	servers, _, err := ResolvConf{Path: r.uplinks}.Upstream()
-	ours := func(s string) bool { a, err := netip.ParseAddrPort(s); return err == nil && a.Addr() == r.server }
-	return slices.DeleteFunc(servers, ours), err
+	isProxy := func(s string) bool { a, err := netip.ParseAddrPort(s); return err == nil && a.Addr() == r.server }
+	return slices.DeleteFunc(servers, isProxy), err
 }
 
-// domain is a name and whether it is only for choosing the server, not to be tried behind short names.
+// domain is an argument of SetLinkDomains. A RouteOnly domain chooses the server and is not a suffix
+// for short names.
 type domain struct {
 	Name      string
 	RouteOnly bool
 }
 
+// address is an argument of SetLinkDNS.
 type address struct {
 	Family int32
 	Bytes  []byte
 }
 
-// Set makes the proxy the one that is asked first for all names, because which are the cluster's is seen only there.
+// Set makes systemd-resolved ask the proxy for all names, because only the proxy knows which names are
+// the cluster's.
 func (r *resolved) Set(link string, server netip.Addr, search []string) error {
 	i, err := net.InterfaceByName(link)
 	if err != nil {
 		return fmt.Errorf("find the interface %s: %w", link, err)
 	}
-	r.link, r.server = int32(i.Index), server //nolint:gosec // Linux's are small
+	r.link, r.server = int32(i.Index), server //nolint:gosec // Linux has small indexes
 	family := int32(unix.AF_INET)
 	if server.Is6() {
 		family = unix.AF_INET6
 	}
-	domains := []domain{{".", true}}
+	domains := []domain{{Name: ".", RouteOnly: true}}
 	for _, s := range search {
-		domains = append(domains, domain{s, false})
+		domains = append(domains, domain{Name: s})
 	}
 	for _, call := range []struct {
 		method   string
 		argument any
-		must     bool
+		required bool
 	}{
-		{"SetLinkDNS", []address{{family, server.AsSlice()}}, true},
-		{"SetLinkDomains", domains, true},
-		{"SetLinkDefaultRoute", true, false},
-		// The cluster's names are not signed, and nobody else is on this link. Older ones do not know all of these.
-		{"SetLinkDNSSEC", "no", false},
-		{"SetLinkDNSOverTLS", "no", false},
-		{"SetLinkLLMNR", "no", false},
-		{"SetLinkMulticastDNS", "no", false},
+		{method: "SetLinkDNS", argument: []address{{Family: family, Bytes: server.AsSlice()}}, required: true},
+		{method: "SetLinkDomains", argument: domains, required: true},
+		{method: "SetLinkDefaultRoute", argument: true},
+		// The cluster's names are not signed, and no other host is on this link. An older
+		// systemd-resolved does not know all of these methods.
+		{method: "SetLinkDNSSEC", argument: "no"},
+		{method: "SetLinkDNSOverTLS", argument: "no"},
+		{method: "SetLinkLLMNR", argument: "no"},
+		{method: "SetLinkMulticastDNS", argument: "no"},
 	} {
-		if err := r.call(context.Background(), resolvedManager+call.method, r.link, call.argument); err != nil && call.must {
+		err := r.call(context.Background(), resolvedManager+call.method, r.link, call.argument)
+		if err != nil && call.required {
 			return fmt.Errorf("tell systemd-resolved of the cluster's names: %w", err)
 		}
 	}
@@ -105,10 +111,10 @@ func (r *resolved) Set(link string, server netip.Addr, search []string) error {
 	return nil
 }
 
-// Keep has nothing to do: nobody else configures the interface.
+// Keep does nothing: no other program configures the interface.
 func (r *resolved) Keep() error { return nil }
 
-// Restore makes it forget the interface, and what it learned over it.
+// Restore removes the settings of the interface and the answers that came over it.
 func (r *resolved) Restore() error {
 	if r.link == 0 {
 		return nil
@@ -121,7 +127,7 @@ func (r *resolved) Restore() error {
 	return nil
 }
 
-// call has a connection of its own each time: there are few calls, and hours between them.
+// call opens a connection for each call: there are few calls, and hours between them.
 func (r *resolved) call(ctx context.Context, method string, arguments ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, resolvedTimeout)
 	defer cancel()

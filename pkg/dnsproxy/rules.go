@@ -9,16 +9,18 @@ import (
 	"github.com/miekg/dns"
 )
 
-// mappedTTL is how long a program may remember what the user has mapped, in seconds: as long as CoreDNS lets it remember the cluster's.
+// mappedTTL is the TTL, in seconds, of names from --map. It equals CoreDNS's TTL for the cluster's
+// names.
 const mappedTTL = 5
 
-// Rules are what the user says about names.
+// Rules are the user's flags about names.
 type Rules struct {
-	include, exclude []string          // suffixes with a dot at both ends
-	names            map[string]string // from a name to an address, or to a name with a dot at its end
+	include, exclude []string          // suffixes, with a dot at both ends
+	names            map[string]string // name to address, or to another name; names end with a dot
 }
 
-// ParseRules reads the values of --include-suffix, --exclude-suffix and --map.
+// ParseRules parses the values of --include-suffix, --exclude-suffix and --map. Its errors are
+// sentences for the user.
 func ParseRules(include, exclude, maps []string) (r Rules, err error) {
 	if r.include, err = suffixes("--include-suffix", include); err != nil {
 		return r, err
@@ -30,7 +32,8 @@ func ParseRules(include, exclude, maps []string) (r Rules, err error) {
 	for _, text := range maps {
 		name, target, _ := strings.Cut(text, "=")
 		if !isName(name) || !isName(target) {
-			return r, fmt.Errorf("--map %s is not NAME=TARGET: write for example --map db.example.com=10.1.2.3 or --map db.example.com=db.shop", text)
+			return r, fmt.Errorf("--map %s is not NAME=TARGET: write for example --map db.example.com=10.1.2.3 "+
+				"or --map db.example.com=db.shop", text)
 		}
 		if _, err := netip.ParseAddr(target); err != nil {
 			target = strings.ToLower(dns.Fqdn(target))
@@ -40,24 +43,27 @@ func ParseRules(include, exclude, maps []string) (r Rules, err error) {
 	return r, nil
 }
 
+// isName reports whether s is a domain name that a flag can hold.
 func isName(s string) bool {
 	_, ok := dns.IsDomainName(s)
 	return ok && s != "" && s != "." && !strings.ContainsAny(s, " =/")
 }
 
+// suffixes parses the suffixes of one flag, with or without a leading "*." or ".".
 func suffixes(flag string, texts []string) (all []string, err error) {
 	for _, text := range texts {
 		suffix := strings.TrimPrefix(strings.TrimPrefix(text, "*"), ".")
 		if !isName(suffix) {
-			return nil, fmt.Errorf("%s %s is not the end of a name: write for example %s corp.example.com", flag, text, flag)
+			return nil, fmt.Errorf("%s %s is not a domain suffix: write for example %s corp.example.com", flag, text, flag)
 		}
 		all = append(all, "."+strings.ToLower(dns.Fqdn(suffix)))
 	}
 	return all, nil
 }
 
-// side says where a name belongs, if there is a rule: of several the longest counts.
-func (r Rules) side(name string) (cluster, ruled bool) {
+// belongs reports whether a name belongs to the cluster by the rules, and whether any rule matches.
+// Of several rules the one with the longest suffix decides.
+func (r Rules) belongs(name string) (cluster, matched bool) {
 	longest := func(all []string) (n int) {
 		for _, s := range all {
 			if strings.HasSuffix("."+name, s) {
@@ -70,19 +76,20 @@ func (r Rules) side(name string) (cluster, ruled bool) {
 	return in > out, in+out > 0
 }
 
-// ruled answers by the rules for suffixes, and where there is none as usual.
-func (p *Proxy) ruled(ctx context.Context, query *dns.Msg, name, network string) *dns.Msg {
-	switch cluster, ruled := p.config.Rules.side(name); {
-	case !ruled:
-		return p.unruled(ctx, query, name, network)
+// answerByRules answers by the rules for suffixes, or as without rules when none matches.
+func (p *Proxy) answerByRules(ctx context.Context, query *dns.Msg, name, network string) *dns.Msg {
+	switch cluster, matched := p.config.Rules.belongs(name); {
+	case !matched:
+		return p.answerByName(ctx, query, name, network)
 	case cluster:
 		return p.inCluster(ctx, query, name, network)
 	}
-	return p.exchange(ctx, query, p.upstream(), network)
+	return p.askUpstream(ctx, query, network)
 }
 
-// mapped says what the user has mapped a name to. A program's search path may have made a longer one of it.
-func (p *Proxy) mapped(name string) (target string, ok bool) {
+// mappingOf returns what the user mapped a name to. It also finds a name to which the search path of
+// a program has added a suffix.
+func (p *Proxy) mappingOf(name string) (target string, ok bool) {
 	if len(p.config.Rules.names) == 0 {
 		return "", false
 	}
@@ -96,8 +103,8 @@ func (p *Proxy) mapped(name string) (target string, ok bool) {
 	return "", false
 }
 
-// mappedTo answers with an address, or with another name and what there is to say of that.
-func (p *Proxy) mappedTo(ctx context.Context, query *dns.Msg, target, network string) *dns.Msg {
+// answerMapping answers with an address, or with a CNAME record and the records of its target.
+func (p *Proxy) answerMapping(ctx context.Context, query *dns.Msg, target, network string) *dns.Msg {
 	q := query.Question[0]
 	answer := new(dns.Msg).SetReply(query)
 	answer.RecursionAvailable = true
@@ -118,7 +125,7 @@ func (p *Proxy) mappedTo(ctx context.Context, query *dns.Msg, target, network st
 	if q.Qtype != dns.TypeCNAME {
 		ask := query.Copy()
 		ask.Question[0].Name = target
-		found := p.ruled(ctx, ask, target, network)
+		found := p.answerByRules(ctx, ask, target, network)
 		if found == nil {
 			return nil
 		}

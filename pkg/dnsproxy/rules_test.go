@@ -86,9 +86,9 @@ func TestParseRules(t *testing.T) {
 		include, exclude, maps []string
 		fails                  string
 	}{
-		{include: []string{"."}, fails: "--include-suffix . is not the end of a name"},
-		{exclude: []string{""}, fails: "--exclude-suffix  is not the end of a name"},
-		{exclude: []string{"a..b"}, fails: "--exclude-suffix a..b is not the end of a name"},
+		{include: []string{"."}, fails: "--include-suffix . is not a domain suffix"},
+		{exclude: []string{""}, fails: "--exclude-suffix  is not a domain suffix"},
+		{exclude: []string{"a..b"}, fails: "--exclude-suffix a..b is not a domain suffix"},
 		{maps: []string{"db"}, fails: "--map db is not NAME=TARGET"},
 		{maps: []string{"=10.1.2.3"}, fails: "--map =10.1.2.3 is not NAME=TARGET"},
 		{maps: []string{"a=b=c"}, fails: "--map a=b=c is not NAME=TARGET"},

@@ -11,13 +11,15 @@ import (
 )
 
 const (
-	// namespaceTTL is how long it is remembered whether a namespace exists.
+	// namespaceTTL is how long the proxy remembers whether a namespace exists.
 	namespaceTTL = 30 * time.Second
-	// silenceTTL is how long the cluster's DNS is not asked for a namespace again that it said nothing of.
+	// silenceTTL is how long the proxy waits before it asks for a namespace again, after the cluster's
+	// DNS did not answer.
 	silenceTTL = 3 * time.Second
-	// maxNamespaces bounds what is remembered.
+	// maxNamespaces bounds how many namespaces the proxy remembers.
 	maxNamespaces = 10000
-	// ndots is that of a pod: a name with fewer dots is first looked for along the search path.
+	// ndots is the option ndots of a pod's resolv.conf: a name with fewer dots is first looked up with
+	// the suffixes of the search path.
 	ndots = 5
 )
 
@@ -26,70 +28,73 @@ type namespaceEntry struct {
 	until         time.Time
 }
 
-// answer finds who knows the name. A name may be a part of one: it is looked for where a pod of the namespace would look, in the same
-// order, here and not in the program's resolver, because that one may have other options, and would ask for each name of the
-// internet with the cluster's suffixes first.
+// answer answers a query. The proxy follows a pod's search path itself, in a pod's order. It does not
+// leave that to the program's resolver: that resolver may have other options, and it would ask for
+// each name of the internet with the cluster's suffixes first.
 func (p *Proxy) answer(ctx context.Context, query *dns.Msg, network string) *dns.Msg {
 	if len(query.Question) != 1 {
 		return new(dns.Msg).SetRcode(query, dns.RcodeFormatError)
 	}
 	name := strings.ToLower(dns.Fqdn(query.Question[0].Name))
 	if query.Opcode != dns.OpcodeQuery {
-		return p.unruled(ctx, query, name, network)
+		return p.answerByName(ctx, query, name, network)
 	}
-	if target, ok := p.mapped(name); ok {
-		return p.mappedTo(ctx, query, target, network)
+	if target, ok := p.mappingOf(name); ok {
+		return p.answerMapping(ctx, query, target, network)
 	}
-	return p.ruled(ctx, query, name, network)
+	return p.answerByRules(ctx, query, name, network)
 }
 
-// unruled finds who knows a name that no rule is about.
-func (p *Proxy) unruled(ctx context.Context, query *dns.Msg, name, network string) *dns.Msg {
+// answerByName answers for a name that no rule matches.
+func (p *Proxy) answerByName(ctx context.Context, query *dns.Msg, name, network string) *dns.Msg {
 	switch {
 	case strings.HasSuffix(name, p.domain):
 		return p.inDomain(ctx, query, query.Question[0].Name, network)
 	case strings.Contains(name, p.domain):
-		// What the search path that the laptop had before makes of a name of the cluster's: the office's resolver need not know it.
+		// The laptop's own search path has added a suffix to a name of the cluster. The previous
+		// resolvers need not learn that name.
 		return withEDNS(query, new(dns.Msg).SetRcode(query, dns.RcodeNameError))
 	case strings.HasSuffix(name, ".arpa."):
-		if full, ok := p.ours(name); ok {
+		if full, ok := p.clusterReverse(name); ok {
 			return p.inCluster(ctx, query, full, network)
 		}
 	case strings.HasSuffix(name, ".svc."):
 		return p.inDomain(ctx, query, strings.TrimSuffix(name, ".")+p.domain, network)
 	default:
 		if full := p.search(ctx, query, name); full != "" {
-			return p.first(ctx, query, full, network)
+			return p.clusterFirst(ctx, query, full, network)
 		}
 	}
-	return p.exchange(ctx, query, p.upstream(), network)
+	return p.askUpstream(ctx, query, network)
 }
 
-// first looks for a name in the cluster and then outside. A cluster that says nothing does not keep the office's hosts away, but that
-// nobody outside has heard of a name does not say that it is not in the cluster.
-func (p *Proxy) first(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
-	part, cancel := half(ctx)
+// clusterFirst looks for a name in the cluster and then outside. When the cluster does not answer,
+// the outside may still know the name. But when the outside does not know it either, the name may
+// exist in the cluster, so clusterFirst returns nil, a failure.
+func (p *Proxy) clusterFirst(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
+	part, cancel := halfOf(ctx)
 	answer := p.inCluster(part, query, full, network)
 	cancel()
 	if answer != nil && answer.Rcode != dns.RcodeNameError {
 		return answer
 	}
 	silent := answer == nil
-	if answer = p.exchange(ctx, query, p.upstream(), network); silent && answer != nil && answer.Rcode == dns.RcodeNameError {
+	if answer = p.askUpstream(ctx, query, network); silent && answer != nil && answer.Rcode == dns.RcodeNameError {
 		return nil
 	}
 	return answer
 }
 
-// half of the time is left for what comes after.
-func half(ctx context.Context) (context.Context, context.CancelFunc) {
+// halfOf returns a context with half of the remaining time.
+func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, _ := ctx.Deadline()
 	return context.WithTimeout(ctx, time.Until(deadline)/2)
 }
 
-// search finds the whole name that a name may stand for in the cluster, if any: first in the connected namespace, then in the one that is its
-// last part. Names of the internet must not be told to the cluster, so that with two labels and more the first is only for
-// what is known here, and the second only for namespaces that exist.
+// search returns the complete name that a name may stand for in the cluster, or an empty string. It
+// tries the connected namespace, then the namespace that the last label names. The cluster must not
+// learn which names of the internet the laptop asks for. So for two labels or more, search tries the
+// connected namespace only with records that the laptop has, and the other only if it exists.
 func (p *Proxy) search(ctx context.Context, query *dns.Msg, name string) string {
 	labels := dns.SplitDomainName(name)
 	if len(labels) == 0 || len(labels) > ndots {
@@ -103,7 +108,7 @@ func (p *Proxy) search(ctx context.Context, query *dns.Msg, name string) string 
 	if a, ok := p.known(query, first); ok && a.Rcode == dns.RcodeSuccess {
 		return first
 	}
-	// port.protocol.service.namespace is as long as it gets.
+	// The longest such name is port.protocol.service.namespace.
 	if len(labels) > 4 || len(labels) == 4 && !strings.HasPrefix(name, "_") {
 		return ""
 	}
@@ -113,15 +118,16 @@ func (p *Proxy) search(ctx context.Context, query *dns.Msg, name string) string 
 	return ""
 }
 
-// inDomain answers for a name under the cluster's domain. A program's search path makes such names of any name (www.example.com.svc.cluster.local),
-// and what cannot be there is not asked of the cluster.
+// inDomain answers for a name under the cluster's domain. A program's search path makes such names of
+// every name (www.example.com.svc.cluster.local). inDomain does not ask the cluster for names that
+// cannot exist there.
 func (p *Proxy) inDomain(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
 	domain := full[len(full)-len(p.domain)+1:]
 	labels := dns.SplitDomainName(strings.ToLower(full[:len(full)-len(p.domain)]))
 	last := len(labels) - 1
 	switch {
 	case last < 1:
-		// The cluster's administrator may have added names of their own.
+		// The cluster's administrator may have added such names.
 	case labels[last] == "svc" || labels[last] == "pod":
 		exists, known := p.namespace(ctx, labels[last-1])
 		if !known {
@@ -136,15 +142,15 @@ func (p *Proxy) inDomain(ctx context.Context, query *dns.Msg, full, network stri
 	return p.inCluster(ctx, query, full, network)
 }
 
-// inCluster answers a question for a name that is whole.
+// inCluster answers a query for a complete name of the cluster.
 func (p *Proxy) inCluster(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
-	return p.seen(p.fromCluster(ctx, query, full, network))
+	return p.mapAddresses(p.fromCluster(ctx, query, full, network))
 }
 
-// fromCluster answers from what is known here, from what was asked before, or by asking.
+// fromCluster answers from the watched records, from the cache, or by asking the cluster's DNS.
 func (p *Proxy) fromCluster(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
 	if e := query.IsEdns0(); e != nil && e.Version() != 0 {
-		// The one thing of EDNS that may not be passed on: what a later version means is not known here (RFC 6891).
+		// RFC 6891, section 6.1.3: a server answers BADVERS to a version that it does not know.
 		return new(dns.Msg).SetRcode(query, dns.RcodeBadVers).SetEdns0(ednsSize, false)
 	}
 	if a, ok := p.known(query, full); ok {
@@ -163,7 +169,7 @@ func (p *Proxy) fromCluster(ctx context.Context, query *dns.Msg, full, network s
 	return finish(query, answer, full)
 }
 
-// known answers from what is known here.
+// known answers from the watched records. ok is false when they do not suffice.
 func (p *Proxy) known(query *dns.Msg, full string) (records.Answer, bool) {
 	q := query.Question[0]
 	if query.Opcode != dns.OpcodeQuery {
@@ -176,8 +182,8 @@ func (p *Proxy) known(query *dns.Msg, full string) (records.Answer, bool) {
 	return a, ok
 }
 
-// strip is the question as it goes to the cluster. What of EDNS is between two neighbours (sizes, cookies) is not passed on; whether
-// signatures are wanted is.
+// strip returns the query as it goes to the cluster. It drops the parts of EDNS that concern two
+// neighbours only, such as sizes and cookies, and keeps the bit that asks for signatures.
 func strip(query *dns.Msg, full string) *dns.Msg {
 	q := query.Question[0]
 	ask := new(dns.Msg)
@@ -191,7 +197,8 @@ func strip(query *dns.Msg, full string) *dns.Msg {
 	return ask.SetEdns0(ednsSize, e != nil && e.Do())
 }
 
-// finish makes an answer to one question that to another: the one as the program asked it. It may change answer.
+// finish turns the answer to the complete name into the answer to the program's query. It may change
+// answer.
 func finish(query, answer *dns.Msg, full string) *dns.Msg {
 	if answer == nil {
 		return nil
@@ -202,7 +209,7 @@ func finish(query, answer *dns.Msg, full string) *dns.Msg {
 	return withEDNS(query, answer)
 }
 
-// reply is the message for what is known here.
+// reply returns the message for an answer from the watched records.
 func reply(query *dns.Msg, a records.Answer) *dns.Msg {
 	m := new(dns.Msg).SetRcode(query, a.Rcode)
 	m.Authoritative, m.RecursionAvailable = true, true
@@ -210,7 +217,7 @@ func reply(query *dns.Msg, a records.Answer) *dns.Msg {
 	return withEDNS(query, m)
 }
 
-// withEDNS tells a program that understands EDNS that the proxy does too.
+// withEDNS adds EDNS to an answer if the query has it.
 func withEDNS(query, m *dns.Msg) *dns.Msg {
 	if e := query.IsEdns0(); e != nil {
 		m.SetEdns0(ednsSize, e.Do())
@@ -218,6 +225,7 @@ func withEDNS(query, m *dns.Msg) *dns.Msg {
 	return m
 }
 
+// withoutEDNS returns the records without the OPT pseudo-record.
 func withoutEDNS(all []dns.RR) (rest []dns.RR) {
 	for _, rr := range all {
 		if rr.Header().Rrtype != dns.TypeOPT {
@@ -227,7 +235,8 @@ func withoutEDNS(all []dns.RR) (rest []dns.RR) {
 	return rest
 }
 
-// rename gives records of a name another one: a program looks for the name that it asked, letter by letter.
+// rename renames the records of one name. Programs look for the name that they asked for, in the same
+// case.
 func rename(all []dns.RR, from, to string) {
 	for _, rr := range all {
 		if strings.EqualFold(rr.Header().Name, from) {
@@ -236,13 +245,14 @@ func rename(all []dns.RR, from, to string) {
 	}
 }
 
-// namespace says whether a namespace exists, and whether that is known. Where the user may not list namespaces the cluster's DNS is
-// asked: CoreDNS knows the name <namespace>.svc.<domain> exactly when the namespace exists.
+// namespace reports whether a namespace exists, and whether that is known. If the user may not list
+// namespaces, it asks the cluster's DNS: CoreDNS knows the name <namespace>.svc.<domain> exactly when
+// the namespace exists.
 func (p *Proxy) namespace(ctx context.Context, name string) (exists, known bool) {
 	if name == p.config.Namespace {
 		return true, true
 	}
-	if !label(name) {
+	if !isLabel(name) {
 		return false, true
 	}
 	if exists, known = p.config.Names.Namespace(name); known {
@@ -254,18 +264,18 @@ func (p *Proxy) namespace(ctx context.Context, name string) (exists, known bool)
 	if ok && p.config.now().Before(entry.until) || !p.config.Alive() {
 		return entry.exists, entry.known
 	}
-	ctx, cancel := half(ctx)
+	ctx, cancel := halfOf(ctx)
 	defer cancel()
 	answer := p.askCluster(ctx, new(dns.Msg).SetQuestion(name+".svc"+p.domain, dns.TypeA), "udp")
 	if answer != nil && answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError {
-		return false, false // it is asked again
+		return false, false // a failure is not remembered
 	}
 	now := p.config.now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if answer != nil {
-		entry = namespaceEntry{answer.Rcode == dns.RcodeSuccess, true, now.Add(namespaceTTL)}
-	} else if entry = p.namespaces[name]; !now.Before(entry.until) { // what was known before is still the best guess
+		entry = namespaceEntry{exists: answer.Rcode == dns.RcodeSuccess, known: true, until: now.Add(namespaceTTL)}
+	} else if entry = p.namespaces[name]; !now.Before(entry.until) { // an older answer is the best guess
 		entry.until = now.Add(silenceTTL)
 	}
 	if len(p.namespaces) >= maxNamespaces {
@@ -275,8 +285,8 @@ func (p *Proxy) namespace(ctx context.Context, name string) (exists, known bool)
 	return entry.exists, entry.known
 }
 
-// label says whether a namespace can have a name (RFC 1123).
-func label(name string) bool {
+// isLabel reports whether a namespace can have this name (RFC 1123).
+func isLabel(name string) bool {
 	if name == "" || len(name) > 63 || name[0] == '-' || name[len(name)-1] == '-' {
 		return false
 	}

@@ -11,37 +11,41 @@ import (
 	"sync"
 )
 
-// System is the laptop's own name resolution, which is told to ask the proxy.
+// System is the name resolution of the laptop. It is configured to ask the proxy. Its methods may be
+// called by several goroutines.
 type System interface {
-	// Upstream are the resolvers besides the proxy as host:port, those that were there before or have come since.
+	// Upstream returns the resolvers of the laptop except the proxy, as host:port: those from before
+	// Set and those that other programs have added since.
 	Upstream() ([]string, error)
-	// Set makes server, which is reached over an interface, the resolver of the cluster's names at least. search are the suffixes to look
-	// for short names with.
+	// Set makes server the resolver of the cluster's names at least. The server is reached over the
+	// interface link. search are the suffixes for short names.
 	Set(link string, server netip.Addr, search []string) error
-	// Keep sets it again when somebody else has changed it, as happens when a laptop comes into another network.
+	// Keep repeats Set when another program has changed the settings, as happens when a laptop joins
+	// another network.
 	Keep() error
-	// Restore undoes Set.
+	// Restore undoes Set. Without Set it does nothing.
 	Restore() error
 }
 
-// plain is a system whose programs read /etc/resolv.conf and nothing else.
+// plain is a System whose programs read only /etc/resolv.conf.
 type plain struct {
 	ResolvConf
 
-	mu     sync.Mutex // the file may be kept while the session ends
-	server netip.Addr // none when nothing is set
+	// mu guards the fields below and the file: Keep may run while the session ends.
+	mu     sync.Mutex
+	server netip.Addr // invalid before Set and after Restore
 	search []string
-	before map[string][]byte // what was there, by what was written in its place
+	before map[string][]byte // the text that Set replaced, by the text that it wrote
 }
 
-// Plain only reads and writes the file.
+// Plain returns a System that reads and writes only the file.
 func Plain(file ResolvConf) System { return &plain{ResolvConf: file, before: map[string][]byte{}} }
 
 func (p *plain) Upstream() ([]string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	file := p.ResolvConf
-	if p.untouched() {
+	if p.unchangedLocked() {
 		file.Path = p.backup()
 	}
 	servers, _, err := file.Upstream()
@@ -52,26 +56,26 @@ func (p *plain) Set(_ string, server netip.Addr, search []string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.server, p.search = server, search
-	return p.set()
+	return p.setLocked()
 }
 
 func (p *plain) Keep() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.server.IsValid() || p.untouched() {
+	if !p.server.IsValid() || p.unchangedLocked() {
 		return nil
 	}
-	if err := p.disown(); err != nil {
+	if err := p.removeOwnLocked(); err != nil {
 		return err
 	}
-	return p.set()
+	return p.setLocked()
 }
 
 func (p *plain) Restore() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.server.IsValid() && !p.untouched() {
-		if err := p.disown(); err != nil {
+	if p.server.IsValid() && !p.unchangedLocked() {
+		if err := p.removeOwnLocked(); err != nil {
 			return err
 		}
 	}
@@ -79,7 +83,7 @@ func (p *plain) Restore() error {
 	return p.ResolvConf.Restore()
 }
 
-func (p *plain) set() error {
+func (p *plain) setLocked() error {
 	if err := p.ResolvConf.Set(p.server, p.search); err != nil {
 		return err
 	}
@@ -87,16 +91,17 @@ func (p *plain) set() error {
 	if err != nil {
 		return fmt.Errorf("read the copy of %s: %w", p.Path, err)
 	}
-	ours, err := os.ReadFile(p.written())
+	text, err := os.ReadFile(p.written())
 	if err != nil {
-		return fmt.Errorf("read what was written to %s: %w", p.Path, err)
+		return fmt.Errorf("read the note of the new text of %s: %w", p.Path, err)
 	}
-	p.before[string(ours)] = before
+	p.before[string(text)] = before
 	return nil
 }
 
-// disown takes out of the file what is the proxy's. A program that put back what it had found, as scripts of VPNs do, may have found that.
-func (p *plain) disown() error {
+// removeOwnLocked removes the proxy from the file. A program that restores the text that it once
+// found, as scripts of VPNs do, may have found the proxy's.
+func (p *plain) removeOwnLocked() error {
 	now, err := os.ReadFile(p.Path)
 	if os.IsNotExist(err) {
 		return nil
@@ -104,29 +109,31 @@ func (p *plain) disown() error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", p.Path, err)
 	}
-	others, ours := p.before[string(now)]
-	if !ours {
+	rest, own := p.before[string(now)]
+	if !own {
 		for line := range strings.Lines(string(now)) {
-			if f := strings.Fields(line); line != header && (len(f) < 2 || f[0] != "nameserver" || f[1] != p.server.String()) {
-				others = append(others, line...)
+			f := strings.Fields(line)
+			isProxy := len(f) > 1 && f[0] == "nameserver" && f[1] == p.server.String()
+			if line != header && !isProxy {
+				rest = append(rest, line...)
 			}
 		}
 	}
-	if bytes.Equal(now, others) {
+	if bytes.Equal(now, rest) {
 		return nil
 	}
-	if err := os.WriteFile(p.Path, others, 0o644); err != nil {
+	if err := os.WriteFile(p.Path, rest, 0o644); err != nil {
 		return fmt.Errorf("write %s: %w", p.Path, err)
 	}
 	return nil
 }
 
-// untouched says whether the file is as it was set.
-func (p *plain) untouched() bool {
-	ours, err := os.ReadFile(p.written())
+// unchangedLocked reports whether the file still has the text that Set wrote.
+func (p *plain) unchangedLocked() bool {
+	text, err := os.ReadFile(p.written())
 	if err != nil {
 		return false
 	}
 	now, err := os.ReadFile(p.Path)
-	return err == nil && bytes.Equal(now, ours)
+	return err == nil && bytes.Equal(now, text)
 }

@@ -11,16 +11,16 @@ import (
 	"path/filepath"
 )
 
-// resolverDirectory has a file for each domain that another server is asked for (resolver(5)).
+// resolverDirectory holds a file for each domain that has a server of its own (resolver(5)).
 const resolverDirectory = "/etc/resolver"
 
-// macOS asks the proxy for the cluster's domain and for each suffix in its search path. It builds, and is untried.
+// macOS asks the proxy for each suffix in the cluster's search path. It builds but was never tried.
 type macOS struct{ ResolvConf }
 
-// FindSystem finds out who resolves names here.
+// FindSystem returns the name resolution of this laptop.
 func FindSystem(_ context.Context, file ResolvConf, _ *slog.Logger) System { return macOS{file} }
 
-// PutBack undoes what a process before this one has set.
+// PutBack undoes what an earlier process has set.
 func PutBack(file ResolvConf) error { return macOS{file}.Restore() }
 
 func (m macOS) Upstream() ([]string, error) {

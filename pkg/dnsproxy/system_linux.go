@@ -5,17 +5,18 @@ import (
 	"log/slog"
 )
 
-// PutBack undoes what a process before this one has set.
+// PutBack undoes what an earlier process has set.
 func PutBack(file ResolvConf) error { return file.Restore() }
 
-// FindSystem finds out who resolves names here: systemd-resolved if the file leads to it, else the file itself.
+// FindSystem returns the name resolution of this laptop: systemd-resolved if the file leads to it,
+// otherwise the file itself.
 func FindSystem(ctx context.Context, file ResolvConf, log *slog.Logger) System {
 	if !file.leadsToResolved() {
 		return Plain(file)
 	}
 	r, err := findResolved(ctx)
 	if err != nil {
-		log.Warn("systemd-resolved is not told of the cluster's names, "+file.Path+" is", "err", err)
+		log.Warn("configuring systemd-resolved failed, so detour writes "+file.Path, "err", err)
 		return Plain(file)
 	}
 	return r

@@ -9,17 +9,17 @@ import (
 	"strings"
 )
 
-// nrptComment marks the rules of detour's in the name resolution policy table.
+// nrptComment marks detour's rules in the name resolution policy table.
 const nrptComment = "detour"
 
-// windows asks the proxy for each suffix in the cluster's search path, by rules of the name resolution policy table (NRPT). Other names do not
-// come to the proxy. It builds, and is untried.
+// windows asks the proxy for each suffix in the cluster's search path, by rules of the name resolution
+// policy table (NRPT). Other names do not reach the proxy. It builds but was never tried.
 type windows struct{}
 
-// FindSystem finds out who resolves names here.
+// FindSystem returns the name resolution of this laptop.
 func FindSystem(context.Context, ResolvConf, *slog.Logger) System { return windows{} }
 
-// PutBack undoes what a process before this one has set.
+// PutBack undoes what an earlier process has set.
 func PutBack(ResolvConf) error { return windows{}.Restore() }
 
 func (windows) Keep() error { return nil }
@@ -34,11 +34,13 @@ func (w windows) Set(_ string, server netip.Addr, search []string) error {
 	for _, s := range search {
 		names = append(names, "'."+s+"'")
 	}
-	return powershell(fmt.Sprintf("Add-DnsClientNrptRule -Namespace %s -NameServers '%s' -Comment '%s'", strings.Join(names, ","), server, nrptComment))
+	return powershell(fmt.Sprintf("Add-DnsClientNrptRule -Namespace %s -NameServers '%s' -Comment '%s'",
+		strings.Join(names, ","), server, nrptComment))
 }
 
 func (windows) Restore() error {
-	return powershell(fmt.Sprintf("Get-DnsClientNrptRule | Where-Object Comment -eq '%s' | Remove-DnsClientNrptRule -Force; Clear-DnsClientCache", nrptComment))
+	return powershell(fmt.Sprintf("Get-DnsClientNrptRule | Where-Object Comment -eq '%s' | "+
+		"Remove-DnsClientNrptRule -Force; Clear-DnsClientCache", nrptComment))
 }
 
 func powershell(script string) error {

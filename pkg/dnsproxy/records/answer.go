@@ -11,53 +11,54 @@ import (
 )
 
 const (
-	// TTL is how long programs may keep a record: CoreDNS's own default.
+	// TTL is the TTL of all records, in seconds. It is CoreDNS's default.
 	TTL = 5
-	// maxChain is how many ExternalName services may follow each other.
+	// maxChain is how many ExternalName services may point to one another in a row.
 	maxChain = 10
 )
 
-// Answer is what a reply says.
+// Answer is the content of a DNS reply.
 type Answer struct {
 	Rcode             int
 	Answer, Ns, Extra []dns.RR
 }
 
-// entry is an address, with a port, that a question's name stands for; or the other name that it stands for.
+// entry is one meaning of a name: an address with a port, or another name.
 type entry struct {
 	address  address
 	port     int
-	target   string // of a SRV record
-	external string
+	target   string // of the SRV record
+	external string // the other name; empty for an address
 }
 
-// request is a question's name taken apart.
+// request holds the parts of a question's name.
 type request struct {
 	port, protocol, endpoint, service string
 }
 
-// Answer answers a question of class IN. ok is false when only the cluster's DNS can tell.
+// Answer answers a question of class IN. ok is false when only the cluster's DNS can answer.
 func (z *Zone) Answer(q dns.Question) (a Answer, ok bool) {
-	// What the cluster says to ANY, SOA or a transfer is a matter of its configuration, for names that do not exist too.
-	if q.Qclass != dns.ClassINET || !answered(q.Qtype) || strings.IndexByte(q.Name, '\\') >= 0 {
+	// The answers to ANY, SOA and zone transfers depend on CoreDNS's configuration, even for names
+	// that do not exist.
+	if q.Qclass != dns.ClassINET || !supports(q.Qtype) || strings.IndexByte(q.Name, '\\') >= 0 {
 		return Answer{}, false
 	}
 	z.mu.RLock()
 	defer z.mu.RUnlock()
 	lower := strings.ToLower(q.Name)
 	if strings.HasSuffix(lower, ".arpa.") {
-		return z.reverse(q, lower)
+		return z.reverseLocked(q, lower)
 	}
-	base, ours := strings.CutSuffix(lower, z.suffix)
-	if !ours || base == "" {
+	base, inZone := strings.CutSuffix(lower, z.suffix)
+	if !inZone || base == "" {
 		return Answer{}, false
 	}
-	domain := q.Name[len(q.Name)-len(z.domain)+1:] // as the program wrote it
+	domain := q.Name[len(q.Name)-len(z.domain)+1:] // in the case of the question
 	r, valid := split(base)
 	if !valid {
 		return missing(domain, z.serial), true
 	}
-	entries, found, known := z.find(r, domain)
+	entries, found, known := z.findLocked(r, domain)
 	switch {
 	case !known:
 		return Answer{}, false
@@ -69,7 +70,7 @@ func (z *Zone) Answer(q dns.Question) (a Answer, ok bool) {
 	}
 	switch q.Qtype {
 	case dns.TypeA, dns.TypeAAAA:
-		all, known := z.addresses(q, entries, domain, nil)
+		all, known := z.addressesLocked(q, entries, domain, nil)
 		if !known {
 			return Answer{}, false
 		}
@@ -81,23 +82,25 @@ func (z *Zone) Answer(q dns.Question) (a Answer, ok bool) {
 			a.Answer = []dns.RR{cname(q.Name, entries[0].external)}
 		}
 	}
-	// Of the other types the name has no record.
+	// The name has no record of any other type.
 	if len(a.Answer) == 0 {
 		a.Ns = []dns.RR{soa(domain, z.serial)}
 	}
 	return a, true
 }
 
-// answered says whether questions of a type are answered here at all.
-func answered(kind uint16) bool {
+// supports reports whether Answer answers questions of a type.
+func supports(kind uint16) bool {
 	switch kind {
-	case dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeCNAME, dns.TypeTXT, dns.TypeMX, dns.TypePTR, dns.TypeNS, dns.TypeHTTPS, dns.TypeSVCB:
+	case dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeCNAME, dns.TypeTXT, dns.TypeMX, dns.TypePTR,
+		dns.TypeNS, dns.TypeHTTPS, dns.TypeSVCB:
 		return true
 	}
 	return false
 }
 
-// split takes apart what stands before the namespace. As CoreDNS does, it does not insist on underscores.
+// split parses the part of a name before the namespace. Like CoreDNS, it accepts ports and protocols
+// without an underscore.
 func split(base string) (r request, valid bool) {
 	labels := strings.Split(base, ".")
 	last := len(labels) - 1
@@ -117,13 +120,15 @@ func split(base string) (r request, valid bool) {
 	return r, true
 }
 
-// matches compares a port with a question's; what the question leaves out is any.
+// matches reports whether a port has the name and the protocol of the question. An empty part matches
+// every port.
 func (r request) matches(p Port) bool {
-	return (r.port == "" || strings.EqualFold(r.port, p.Name)) && (r.protocol == "" || strings.EqualFold(r.protocol, p.Protocol))
+	return (r.port == "" || strings.EqualFold(r.port, p.Name)) &&
+		(r.protocol == "" || strings.EqualFold(r.protocol, p.Protocol))
 }
 
-// find returns what a name stands for. known is false when that is not to be told from here.
-func (z *Zone) find(r request, domain string) (all []entry, found, known bool) {
+// findLocked returns what a name stands for. known is false when only the cluster's DNS can tell.
+func (z *Zone) findLocked(r request, domain string) (all []entry, found, known bool) {
 	s := z.services[r.service]
 	if s == nil {
 		return nil, false, true
@@ -136,30 +141,40 @@ func (z *Zone) find(r request, domain string) (all []entry, found, known bool) {
 		}
 		return []entry{{external: s.External}}, true, s.External != ""
 	case len(s.ClusterIPs) == 0:
-		return nil, false, false // it has no address yet
+		return nil, false, false // the service has no address yet
 	case s.ClusterIPs[0] != None && r.endpoint == "":
-		for _, p := range s.Ports {
-			if !r.matches(p) {
-				continue
-			}
-			for _, text := range s.ClusterIPs {
-				ip := parse(text)
-				if !ip.ip.IsValid() {
-					return nil, false, false
-				}
-				all = append(all, entry{address: ip, port: p.Number, target: name})
-			}
-		}
-		return all, len(all) > 0, true
+		return clusterIPs(s, r, name)
 	}
-	// Endpoints may be in any order: the kubernetes plugin has none, and CoreDNS's loadbalance shuffles.
+	return z.endpointsLocked(s, r, name)
+}
+
+// clusterIPs returns the cluster IPs of a service, once for each port that matches.
+func clusterIPs(s *Service, r request, name string) (all []entry, found, known bool) {
+	for _, p := range s.Ports {
+		if !r.matches(p) {
+			continue
+		}
+		for _, text := range s.ClusterIPs {
+			ip := parse(text)
+			if !ip.ip.IsValid() {
+				return nil, false, false
+			}
+			all = append(all, entry{address: ip, port: p.Number, target: name})
+		}
+	}
+	return all, len(all) > 0, true
+}
+
+// endpointsLocked returns the endpoints of a headless service, or one endpoint of any service. Their
+// order does not matter: the kubernetes plugin has none, and CoreDNS's loadbalance shuffles.
+func (z *Zone) endpointsLocked(s *Service, r request, name string) (all []entry, found, known bool) {
 	for _, slice := range z.backends[s.Name] {
 		for _, b := range slice {
 			if r.endpoint != "" && !strings.EqualFold(r.endpoint, b.label) {
 				continue
 			}
 			if !b.address.ip.IsValid() {
-				return nil, false, false // a slice of names
+				return nil, false, false // an EndpointSlice of the type FQDN
 			}
 			for _, p := range b.ports {
 				if r.matches(p) {
@@ -171,12 +186,12 @@ func (z *Zone) find(r request, domain string) (all []entry, found, known bool) {
 	return all, len(all) > 0, true
 }
 
-// addresses are the A or AAAA records of a name, behind the CNAME records that lead to them.
-func (z *Zone) addresses(q dns.Question, entries []entry, domain string, chain []string) (all []dns.RR, known bool) {
+// addressesLocked returns the A or AAAA records of a name, after the CNAME records that lead to them.
+func (z *Zone) addressesLocked(q dns.Question, entries []entry, domain string, chain []string) (all []dns.RR, known bool) {
 	seen := map[string]bool{}
 	for _, e := range entries {
 		if e.external != "" {
-			return z.follow(q, e.external, domain, chain)
+			return z.followLocked(q, e.external, domain, chain)
 		}
 		if e.address.ip.Is4() != (q.Qtype == dns.TypeA) || seen[e.address.text] {
 			continue
@@ -184,38 +199,39 @@ func (z *Zone) addresses(q dns.Question, entries []entry, domain string, chain [
 		seen[e.address.text] = true
 		all = append(all, record(q.Name, e.address.ip))
 	}
-	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] }) // many programs take the first
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] }) // many programs use only the first record
 	return all, true
 }
 
-// follow answers for an ExternalName service. Another name of this namespace is looked up here. All others are for the cluster's
-// DNS: how it sees the world outside is how a pod does.
-func (z *Zone) follow(q dns.Question, target, domain string, chain []string) (all []dns.RR, known bool) {
+// followLocked answers for an ExternalName service whose target is in this namespace. For every other
+// target known is false: the cluster's DNS has to answer, because a pod sees the outside through it.
+func (z *Zone) followLocked(q dns.Question, target, domain string, chain []string) (all []dns.RR, known bool) {
 	lower := strings.ToLower(dns.Fqdn(target))
 	if dns.IsSubDomain(strings.ToLower(q.Name), lower) || len(chain) > maxChain || slices.Contains(chain, lower) {
 		return nil, true
 	}
-	base, ours := strings.CutSuffix(lower, z.suffix)
-	if !ours || base == "" {
+	base, inZone := strings.CutSuffix(lower, z.suffix)
+	if !inZone || base == "" {
 		return nil, false
 	}
 	r, valid := split(base)
 	if !valid {
 		return nil, true
 	}
-	entries, _, known := z.find(r, domain)
+	entries, _, known := z.findLocked(r, domain)
 	if !known {
 		return nil, false
 	}
 	next := dns.Question{Name: dns.Fqdn(target), Qtype: q.Qtype, Qclass: q.Qclass}
-	rest, known := z.addresses(next, entries, domain, append(chain, lower))
+	rest, known := z.addressesLocked(next, entries, domain, append(chain, lower))
 	if !known || len(rest) == 0 {
-		return nil, known // CoreDNS does not tell of a name that leads nowhere
+		return nil, known // CoreDNS returns no CNAME record to a name without addresses
 	}
 	return append([]dns.RR{cname(q.Name, target)}, rest...), true
 }
 
-// services are SRV records, and the addresses that a program needs next. The weights and what counts as a duplicate are CoreDNS's.
+// services returns SRV records, and the addresses of their targets. The weights, and the rule for
+// duplicates, are CoreDNS's.
 func services(q dns.Question, entries []entry) (all, extra []dns.RR) {
 	type item struct {
 		target  string
@@ -246,9 +262,10 @@ func services(q dns.Question, entries []entry) (all, extra []dns.RR) {
 	return all, extra
 }
 
-// reverse knows cluster IPs, which only one service of the cluster has. Endpoints of other namespaces may have the address of an
-// endpoint here too (pods on the node's network do), so those are for the cluster's DNS.
-func (z *Zone) reverse(q dns.Question, lower string) (Answer, bool) {
+// reverseLocked answers for cluster IPs, which belong to one service of the whole cluster. It does not
+// answer for endpoints: endpoints of other namespaces may have the same address, as pods on the
+// node's network do.
+func (z *Zone) reverseLocked(q dns.Question, lower string) (Answer, bool) {
 	ip, err := Reverse(lower)
 	name, ok := z.byIP[ip]
 	if err != nil || !ok || q.Qtype != dns.TypePTR {
@@ -257,14 +274,16 @@ func (z *Zone) reverse(q dns.Question, lower string) (Answer, bool) {
 	return Answer{Answer: []dns.RR{&dns.PTR{Hdr: header(q.Name, dns.TypePTR), Ptr: name + z.suffix}}}, true
 }
 
-// Missing says that a name does not exist. domain is the cluster's, with a dot at its end, as the program wrote it.
+// Missing returns the answer for a name that does not exist. domain is the cluster's domain with a dot
+// at its end, in the case of the question.
 func Missing(domain string) Answer { return missing(domain, now()) }
 
 func missing(domain string, serial uint32) Answer {
 	return Answer{Rcode: dns.RcodeNameError, Ns: []dns.RR{soa(domain, serial)}}
 }
 
-// soa is the record that comes with the absence of others and says how long that is so, as CoreDNS has it.
+// soa returns the record of a negative answer. It bounds how long the answer may be cached, as
+// CoreDNS's does.
 func soa(domain string, serial uint32) dns.RR {
 	return &dns.SOA{
 		Hdr: header(domain, dns.TypeSOA), Ns: "ns.dns." + domain, Mbox: "hostmaster." + domain, Serial: serial,

@@ -8,7 +8,7 @@ import (
 
 var errNotReverse = errors.New("not the reverse name of an address")
 
-// Reverse is the address that a whole name under in-addr.arpa. or ip6.arpa. is about.
+// Reverse returns the address of a complete reverse name under in-addr.arpa. or ip6.arpa.
 func Reverse(name string) (netip.Addr, error) {
 	name = strings.ToLower(name)
 	if base, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {

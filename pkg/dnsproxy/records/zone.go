@@ -1,7 +1,7 @@
-// Package records answers DNS questions for the services of one namespace as CoreDNS's kubernetes plugin does, from what is known of
-// them on the laptop. It knows neither Kubernetes' API nor the network, so that each rule of CoreDNS can be tested by itself. What
-// it cannot answer exactly as CoreDNS would, because that depends on other namespaces or on CoreDNS's configuration, it leaves to
-// be asked of the cluster.
+// Package records answers DNS questions about the services of one namespace as CoreDNS's kubernetes
+// plugin does. It knows neither Kubernetes' API nor the network, so each rule of CoreDNS can be tested
+// by itself. Some answers depend on other namespaces or on CoreDNS's configuration: there it tells the
+// caller to ask the cluster's DNS. Start with Zone.
 package records
 
 import (
@@ -20,23 +20,23 @@ type Port struct {
 	Number         int
 }
 
-// noPort stands for the ports of what has none: it has addresses, but no SRV record.
+// noPort replaces an empty list of ports: a service without ports has addresses but no SRV record.
 var noPort = []Port{{Number: -1}}
 
-// Service is what DNS needs to know of a service.
+// Service holds the fields of a Service that DNS needs.
 type Service struct {
 	Name       string
 	ClusterIPs []string // None when it is headless
 	Ports      []Port
-	External   string // the other name of an ExternalName service
+	External   string // the target of an ExternalName service
 	IsExternal bool
 }
 
-// Slice is what DNS needs to know of an EndpointSlice.
+// Slice holds the fields of an EndpointSlice that DNS needs.
 type Slice struct {
 	Name, Service string
 	Ports         []Port
-	Endpoints     []Endpoint // only those that are ready, or unready ones that are published nevertheless
+	Endpoints     []Endpoint // the ready ones, and unready ones that the service publishes
 }
 
 // Endpoint is one backend of a service, in most cases a pod.
@@ -45,12 +45,14 @@ type Endpoint struct {
 	Addresses []string
 }
 
-// Zone is what is known of a namespace. It may be read and changed at once.
+// Zone holds the services and endpoints of one namespace. Its methods may be called by several
+// goroutines.
 type Zone struct {
 	namespace string
 	domain    string // with dots at both ends
 	suffix    string // ".<namespace>.svc.<domain>."
 
+	// mu guards the fields below.
 	mu       sync.RWMutex
 	services map[string]*Service
 	byIP     map[netip.Addr]string            // cluster IP to service
@@ -61,18 +63,18 @@ type Zone struct {
 
 // backend is one address of an endpoint.
 type backend struct {
-	label   string // of the name under its service
+	label   string // its label under the name of the service
 	address address
 	ports   []Port
 }
 
-// address is parsed once and not for each question.
+// address is an address, parsed once and not for each question.
 type address struct {
 	text string
-	ip   netip.Addr // invalid when it is none: no DNS server but CoreDNS can say what becomes of it
+	ip   netip.Addr // invalid if text is not an address: only CoreDNS knows what to answer then
 }
 
-// New is a namespace without services. domain is the cluster's, as in cluster.local.
+// New returns a Zone without services. domain is the cluster's domain, such as cluster.local.
 func New(domain, namespace string) *Zone {
 	domain = "." + strings.Trim(strings.ToLower(domain), ".") + "."
 	return &Zone{
@@ -95,7 +97,7 @@ func (z *Zone) SetServices(all []Service) {
 	z.serial = now()
 }
 
-// PutService adds or changes one.
+// PutService adds or changes a service.
 func (z *Zone) PutService(s Service) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -104,7 +106,7 @@ func (z *Zone) PutService(s Service) {
 	z.serial = now()
 }
 
-// DeleteService forgets one.
+// DeleteService removes a service.
 func (z *Zone) DeleteService(name string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -130,7 +132,8 @@ func (z *Zone) dropService(name string) {
 		return
 	}
 	for _, text := range old.ClusterIPs {
-		// The address may belong to another service by now: events of two services come in any order.
+		// The address may belong to another service already: the events of two services arrive in
+		// any order.
 		if ip, err := netip.ParseAddr(text); err == nil && z.byIP[ip] == name {
 			delete(z.byIP, ip)
 		}
@@ -138,7 +141,7 @@ func (z *Zone) dropService(name string) {
 	delete(z.services, name)
 }
 
-// SetSlices replaces all endpoints.
+// SetSlices replaces all endpoint slices.
 func (z *Zone) SetSlices(all []Slice) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -149,7 +152,7 @@ func (z *Zone) SetSlices(all []Slice) {
 	z.serial = now()
 }
 
-// PutSlice adds or changes endpoints.
+// PutSlice adds or changes an endpoint slice.
 func (z *Zone) PutSlice(s Slice) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -158,7 +161,7 @@ func (z *Zone) PutSlice(s Slice) {
 	z.serial = now()
 }
 
-// DeleteSlice forgets endpoints.
+// DeleteSlice removes an endpoint slice.
 func (z *Zone) DeleteSlice(name string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -203,7 +206,8 @@ func parse(text string) address {
 	return address{text: text, ip: ip.Unmap()}
 }
 
-// label is the name of an endpoint under its service: the pod's hostname, or its address in a form that a name can have.
+// label returns the label of an endpoint under the name of its service: the pod's hostname, or its
+// address with dashes.
 func label(hostname, ip string) string {
 	switch {
 	case hostname != "":
