@@ -98,7 +98,8 @@ func (o *tailOptions) Run(ctx context.Context) error {
 			}
 		}
 		if m.Missed > 0 {
-			fmt.Fprintf(o.ErrOut, "%d requests are not shown: they arrived faster than they could be reported\n", m.Missed)
+			fmt.Fprintf(o.ErrOut, "%d requests are not shown: they arrived faster than they could be reported\n",
+				m.Missed)
 		}
 	}
 }

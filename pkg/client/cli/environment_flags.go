@@ -106,7 +106,8 @@ func (o *interceptOptions) appEnvironment(
 		return nil, errors.New(message(err))
 	}
 	if len(e.Missing) > 0 {
-		fmt.Fprintf(termSafeWriter{o.ErrOut}, "warning: parts of the environment are missing: %s\n", strings.Join(e.Missing, ", "))
+		fmt.Fprintf(termSafeWriter{o.ErrOut}, "warning: parts of the environment are missing: %s\n",
+			strings.Join(e.Missing, ", "))
 	}
 	variables := map[string]string{}
 	for name, value := range e.Variables {

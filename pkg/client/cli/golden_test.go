@@ -58,7 +58,8 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 	tail := []*tailv1.TailResponse{
 		{Note: "following 2 pods"},
 		{Requests: []*tailv1.Request{{
-			At: at, Duration: durationpb.New(time.Millisecond), Pod: "catalog-1", Port: 8080, Method: "GET", Path: "/items",
+			At: at, Duration: durationpb.New(time.Millisecond), Pod: "catalog-1", Port: 8080, Method: "GET",
+			Path:   "/items",
 			Status: 200, ServedBy: tailv1.ServedBy_SERVED_BY_LAPTOP, Laptop: "eve@thinkpad", Why: "all requests",
 		}}},
 		{Missed: 3},
@@ -73,7 +74,8 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 		"connected": {
 			daemon: &fakeDaemon{status: connected(), targets: targets, tail: tail},
 			lines: []string{
-				"connect", "list", "list -o json", "list -o yaml", "tail catalog", "tail catalog -o json", "tail catalog -o yaml",
+				"connect", "list", "list -o json", "list -o yaml", "tail catalog", "tail catalog -o json",
+				"tail catalog -o yaml",
 				"version", "version -o json",
 			},
 		},
@@ -135,7 +137,8 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 			lines:  []string{"run -- true", "run -- false", "run -- /nonexistent/command", "run -- /dev/null", "run"},
 		},
 		"mistakes": {lines: []string{
-			"frobnicate", "statsu", "status catalog", "leave", "status -o xml", "intercept catalog", "intercept catalog --port http",
+			"frobnicate", "statsu", "status catalog", "leave", "status -o xml", "intercept catalog",
+			"intercept catalog --port http",
 			"intercept catalog --port 8080 --mode steal", "intercept catalog --port 8080 --ttl 2",
 			"intercept deployment/worker --port 8080", "intercept catalog --port 8080 --", "connect --rootless=maybe",
 			"connect --transport pigeon", "tail Bad", "install --timeout -1s", "install --set foo",

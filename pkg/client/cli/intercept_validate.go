@@ -81,7 +81,8 @@ func (o *interceptOptions) checkNotEmpty() error {
 // checkValues refuses values that do not exist.
 func (o *interceptOptions) checkValues() error {
 	if o.onFailure != onFailureFallback && o.onFailure != onFailureError {
-		return fmt.Errorf("--on-failure %s does not exist: use fallback (the cluster's pods answer) or error", o.onFailure)
+		return fmt.Errorf("--on-failure %s does not exist: use fallback (the cluster's pods answer) or error",
+			o.onFailure)
 	}
 	if _, ok := modes[o.mode]; !ok {
 		return fmt.Errorf("--mode %s does not exist: use intercept, wiretap (copies of the requests; the cluster's "+

@@ -48,7 +48,8 @@ func (m *matchFlags) parse() (*agentv1.Match, error) {
 	for _, text := range m.headers {
 		v, ok := parseValueMatch(text)
 		if !ok || strings.ContainsAny(v.Name, " \t:") {
-			return nil, fmt.Errorf("--header %q: write NAME=VALUE, NAME~=REGEX or NAME, as in --header x-dev=alice", text)
+			return nil, fmt.Errorf("--header %q: write NAME=VALUE, NAME~=REGEX or NAME, as in --header x-dev=alice",
+				text)
 		}
 		v.Value = strings.TrimSpace(v.Value) // as servers and HTTP/1 clients do
 		match.Headers = append(match.Headers, v)
@@ -90,7 +91,8 @@ func (m *matchFlags) checkPaths() error {
 	}
 	for _, f := range []struct{ flag, path string }{{"path", m.path}, {"path-prefix", m.pathPrefix}} {
 		if f.path != "" && f.path[0] != '/' {
-			return fmt.Errorf("--%s %q does not begin with /: write for example --%s /%s", f.flag, f.path, f.flag, f.path)
+			return fmt.Errorf("--%s %q does not begin with /: write for example --%s /%s", f.flag, f.path, f.flag,
+				f.path)
 		}
 	}
 	return nil

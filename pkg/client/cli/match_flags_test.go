@@ -50,7 +50,10 @@ func TestMatchFlags(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, c.want, route.Describe(match))
 		if match != nil {
-			i := &daemonv1.Intercept{Service: "catalog", Namespace: "shop", ServicePort: 80, Personal: true, LocalPort: 8080, Requests: "some"}
+			i := &daemonv1.Intercept{
+				Service: "catalog", Namespace: "shop", ServicePort: 80, Personal: true,
+				LocalPort: 8080, Requests: "some",
+			}
 			assert.Equal(t, c.curl, curlCommand(match, i))
 			for rootless, prefix := range map[bool]string{false: "try: curl ", true: "try: detour run -- curl "} {
 				var out strings.Builder

@@ -53,20 +53,22 @@ func TestNotKubernetes(t *testing.T) {
 func TestMistakes(t *testing.T) {
 	t.Setenv("KUBECONFIG", os.DevNull)
 	for said, line := range map[string]string{
-		"there is no command \"frobnicate\": see `detour --help`":                                                                "frobnicate",
-		"there is no command \"statsu\": did you mean `detour status`?":                                                          "statsu",
-		"there is no command \"klingon\": see `detour completion --help`":                                                        "completion klingon",
-		"--me must be true or false, not \"maybe\": see `detour intercept --help`":                                               "intercept a --port 8080 --me=maybe",
-		"--rootless must be true or false, not \"maybe\": see `detour connect --help`":                                           "connect --rootless=maybe",
-		"--manager-namespace is empty: write a name such as my-app":                                                              "connect --manager-namespace=",
-		`--manager-namespace "Bad" is not a valid name in Kubernetes: use only lowercase letters, digits, - and ., as in my-app`: "install --manager-namespace Bad",
-		`the service "Bad" is not a valid name in Kubernetes: use only lowercase letters, digits, - and ., as in my-app`:         "tail Bad",
-		"--port is empty: name one of the service's ports, or omit --port to see all of them":                                    "tail catalog --port=",
-		"--path and --path-prefix exclude each other: omit one of them":                                                          "intercept a --port 8080 --path /a --path-prefix /b",
-		`--path "api" does not begin with /: write for example --path /api`:                                                      "intercept a --port 8080 --path api",
-		"unknown command \"x\" for \"detour completion bash\": usage: `detour completion bash`":                                  "completion bash x",
-		"--timeout \"abc\" is not a valid duration (for example 5m0s): see `detour uninstall --help`":                            "uninstall --timeout abc",
-		"the name is empty: name the service or workload to leave; `detour status` lists them":                                   "leave ''",
+		"there is no command \"frobnicate\": see `detour --help`":                      "frobnicate",
+		"there is no command \"statsu\": did you mean `detour status`?":                "statsu",
+		"there is no command \"klingon\": see `detour completion --help`":              "completion klingon",
+		"--me must be true or false, not \"maybe\": see `detour intercept --help`":     "intercept a --port 8080 --me=maybe",
+		"--rootless must be true or false, not \"maybe\": see `detour connect --help`": "connect --rootless=maybe",
+		"--manager-namespace is empty: write a name such as my-app":                    "connect --manager-namespace=",
+		`--manager-namespace "Bad" is not a valid name in Kubernetes: use only lowercase letters, digits, - and ., ` +
+			`as in my-app`: "install --manager-namespace Bad",
+		`the service "Bad" is not a valid name in Kubernetes: use only lowercase letters, digits, - and ., as in ` +
+			`my-app`: "tail Bad",
+		"--port is empty: name one of the service's ports, or omit --port to see all of them":         "tail catalog --port=",
+		"--path and --path-prefix exclude each other: omit one of them":                               "intercept a --port 8080 --path /a --path-prefix /b",
+		`--path "api" does not begin with /: write for example --path /api`:                           "intercept a --port 8080 --path api",
+		"unknown command \"x\" for \"detour completion bash\": usage: `detour completion bash`":       "completion bash x",
+		"--timeout \"abc\" is not a valid duration (for example 5m0s): see `detour uninstall --help`": "uninstall --timeout abc",
+		"the name is empty: name the service or workload to leave; `detour status` lists them":        "leave ''",
 	} {
 		args := strings.Fields(line)
 		if last := len(args) - 1; args[last] == "''" {

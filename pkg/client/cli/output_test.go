@@ -30,8 +30,10 @@ func printed(t *testing.T, output string, value any, people func(io.Writer)) []b
 func connected() *daemonv1.StatusResponse {
 	return &daemonv1.StatusResponse{
 		Connected: true, TunnelUp: true, Context: "staging", Server: "https://k8s.example:6443", Namespace: "shop",
-		Session: "eve-thinkpad", User: "eve", Host: "thinkpad", Addresses: []string{"100.64.0.2", "fd00::2"}, Subnets: []string{"10.42.0.0/24", "10.96.0.0/16"},
-		Interface: "detour0", Transport: "api-server-upgrade", TransportSinceUnix: 1800000003, DnsServers: []string{"10.96.0.10"}, ClusterDomain: "cluster.local",
+		Session: "eve-thinkpad", User: "eve", Host: "thinkpad", Addresses: []string{"100.64.0.2", "fd00::2"},
+		Subnets:   []string{"10.42.0.0/24", "10.96.0.0/16"},
+		Interface: "detour0", Transport: "api-server-upgrade", TransportSinceUnix: 1800000003,
+		DnsServers: []string{"10.96.0.10"}, ClusterDomain: "cluster.local",
 		ClientVersion: "v0.1.0", ManagerVersion: "v0.1.1", SinceUnix: 1800000000, RttSeconds: 0.0123456,
 	}
 }
@@ -197,7 +199,8 @@ func TestHelp(t *testing.T) {
 		if f := cmd.Flags().Lookup("rootless"); f != nil {
 			f.DefValue = "false" // root's
 		}
-		fmt.Fprintf(&out, "\n== detour %s\n%s\n%s\n%s\n%s", cmd.Use, cmd.Short, cmd.Long, cmd.Example, cmd.LocalNonPersistentFlags().FlagUsages())
+		fmt.Fprintf(&out, "\n== detour %s\n%s\n%s\n%s\n%s", cmd.Use, cmd.Short, cmd.Long, cmd.Example,
+			cmd.LocalNonPersistentFlags().FlagUsages())
 	}
 	golden(t, "help.txt", out.Bytes())
 }

@@ -86,7 +86,8 @@ func expandRange(flag string, first, last uint32, remote, protocol string) ([]po
 		return nil, fmt.Errorf("--port %q: there are %d ports of this laptop for %d of the service",
 			flag, last-first+1, remoteLast-remoteFirst+1)
 	case last-first >= maxPortRange:
-		return nil, fmt.Errorf("--port %q: the range has %d ports, and at most %d are allowed", flag, last-first+1, maxPortRange)
+		return nil, fmt.Errorf("--port %q: the range has %d ports, and at most %d are allowed", flag, last-first+1,
+			maxPortRange)
 	}
 	var all []portMapping
 	for n := range last - first + 1 {

@@ -101,7 +101,8 @@ func printStatusOfIntercept(w io.Writer, i *daemonv1.Intercept) {
 		printStatusRow(w, "", "only "+i.Requests)
 	}
 	if i.Dropped > 0 {
-		printStatusRow(w, "", fmt.Sprintf("%d copies were dropped because this laptop did not take them in time", i.Dropped))
+		printStatusRow(w, "", fmt.Sprintf("%d copies were dropped because this laptop did not take them in time",
+			i.Dropped))
 	}
 }
 

@@ -49,7 +49,8 @@ func writeReference(w io.Writer, root *cobra.Command) {
 }
 
 func writeCommand(w io.Writer, cmd *cobra.Command) {
-	fmt.Fprintf(w, "\n## %s\n\n%s.\n\n```\ndetour %s\n```\n", cmd.CommandPath(), strings.TrimSuffix(cmd.Short, "."), cmd.Use)
+	fmt.Fprintf(w, "\n## %s\n\n%s.\n\n```\ndetour %s\n```\n", cmd.CommandPath(), strings.TrimSuffix(cmd.Short, "."),
+		cmd.Use)
 	if cmd.Name() == "completion" { // cobra's own command
 		fmt.Fprintln(w, "\nSee `detour completion --help`.")
 		return
@@ -57,7 +58,8 @@ func writeCommand(w io.Writer, cmd *cobra.Command) {
 	if cmd.Long != "" {
 		fmt.Fprintf(w, "\n%s\n", cmd.Long)
 	}
-	fmt.Fprintf(w, "\nExamples:\n\n```\n%s\n```\n", strings.ReplaceAll(strings.TrimPrefix(cmd.Example, "  "), "\n  ", "\n"))
+	fmt.Fprintf(w, "\nExamples:\n\n```\n%s\n```\n", strings.ReplaceAll(strings.TrimPrefix(cmd.Example, "  "),
+		"\n  ", "\n"))
 	if f := cmd.Flags().Lookup("rootless"); f != nil {
 		f.DefValue = "true on Linux, false for root" // it depends on who runs this test
 	}

@@ -74,7 +74,8 @@ func explainFlagError(cmd *cobra.Command, err error) error {
 		case flag.Value.Type() == "bool":
 			err = fmt.Errorf("--%s must be true or false, not %q", flag.Name, value.GetValue())
 		case strings.HasPrefix(cause, "time: "):
-			err = fmt.Errorf("--%s %q is not a valid duration (for example %s)", flag.Name, value.GetValue(), flag.DefValue)
+			err = fmt.Errorf("--%s %q is not a valid duration (for example %s)", flag.Name, value.GetValue(),
+				flag.DefValue)
 		}
 	}
 	return fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())

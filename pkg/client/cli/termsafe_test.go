@@ -17,7 +17,10 @@ func TestStrangersAreHarmless(t *testing.T) {
 	const evil = "eve\x1b]0;owned\a\x1b[2J\u009b2J\u202e\nfake line\rx\tcell"
 	status := connected()
 	status.User, status.Host, status.Problem = evil, evil, evil
-	status.Intercepts = []*daemonv1.Intercept{{Service: "web", LocalPort: 8080, Phase: "Refused", Message: "port 80 is intercepted by " + evil, Requests: evil, Personal: true, Workload: "deployment/web"}}
+	status.Intercepts = []*daemonv1.Intercept{{
+		Service: "web", LocalPort: 8080, Phase: "Refused",
+		Message: "port 80 is intercepted by " + evil, Requests: evil, Personal: true, Workload: "deployment/web",
+	}}
 	down := &daemonv1.StatusResponse{Problem: evil}
 	left := &daemonv1.Intercept{Service: evil}
 	for name, c := range map[string]struct {
@@ -27,11 +30,17 @@ func TestStrangersAreHarmless(t *testing.T) {
 		"status":        {func(w io.Writer) { printStatus(w, status) }, 10},
 		"not connected": {func(w io.Writer) { printStatus(w, down) }, 2},
 		"list": {func(w io.Writer) {
-			printList(w, []listRow{{Service: "web", Port: "80", Workload: "deployment/web", Why: evil, Intercepts: []listIntercept{{Laptop: evil, Phase: "Active", Mode: "intercept", Requests: evil}}}})
+			printList(w, []listRow{{
+				Service: "web", Port: "80", Workload: "deployment/web", Why: evil,
+				Intercepts: []listIntercept{{Laptop: evil, Phase: "Active", Mode: "intercept", Requests: evil}},
+			}})
 		}, 2},
 		"left": {func(w io.Writer) { printEnded(w, left) }, 1},
 		"intercept": {func(w io.Writer) {
-			printIntercept(w, &daemonv1.InterceptRequest{}, &daemonv1.Intercept{Service: "web", LocalPort: 1, Workload: evil}, false)
+			printIntercept(w, &daemonv1.InterceptRequest{}, &daemonv1.Intercept{
+				Service: "web", LocalPort: 1,
+				Workload: evil,
+			}, false)
 		}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {

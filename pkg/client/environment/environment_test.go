@@ -19,7 +19,8 @@ import (
 func TestExpand(t *testing.T) {
 	known := map[string]string{"A": "1", "B": "$(A)"}
 	for in, want := range map[string]string{
-		"": "", "plain": "plain", "$(A)": "1", "x$(A)y$(A)": "x1y1", "$(B)": "$(A)", "$(C)": "$(C)", "$$(A)": "$(A)", "$$$(A)": "$1", "$A": "$A", "$(A": "$(A", "$": "$", "a$": "a$", "$$": "$", "$()": "$()",
+		"": "", "plain": "plain", "$(A)": "1", "x$(A)y$(A)": "x1y1", "$(B)": "$(A)", "$(C)": "$(C)",
+		"$$(A)": "$(A)", "$$$(A)": "$1", "$A": "$A", "$(A": "$(A", "$": "$", "a$": "a$", "$$": "$", "$()": "$()",
 	} {
 		assert.Equal(t, want, expand(in, known), in)
 	}
@@ -52,9 +53,15 @@ func TestTheEnvironmentIsThatOfTheContainer(t *testing.T) {
 	object := func(name string) corev1.LocalObjectReference { return corev1.LocalObjectReference{Name: name} }
 	from := func(s corev1.EnvVarSource) *corev1.EnvVarSource { return &s }
 	secret := func(name, key string, optional *bool) *corev1.EnvVarSource {
-		return from(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: object(name), Key: key, Optional: optional}})
+		return from(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+			LocalObjectReference: object(name),
+			Key:                  key, Optional: optional,
+		}})
 	}
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app-1", Namespace: "shop", Labels: map[string]string{"tier": "web"}}, Spec: corev1.PodSpec{NodeName: "node1"}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Name: "app-1", Namespace: "shop",
+		Labels: map[string]string{"tier": "web"},
+	}, Spec: corev1.PodSpec{NodeName: "node1"}}
 	pod.Status.PodIPs = []corev1.PodIP{{IP: "10.1.1.1"}, {IP: "fd00::1"}}
 	field := func(path string) *corev1.EnvVarSource {
 		return from(corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}})
@@ -79,14 +86,24 @@ func TestTheEnvironmentIsThatOfTheContainer(t *testing.T) {
 			{Name: "ODD", ValueFrom: field("spec.odd")},
 		},
 	}
-	got, missing := resolve(t.Context(), pod, container, fakeSources{"configmap all": {"X": "x", "Y": "y"}, "secret keys": {"s": "secret"}, "secret hidden": nil})
-	assert.Equal(t, map[string]string{"P_X": "x", "P_Y": "over", "A": "1", "B": "1x", "S": "secret", "NODE": "node1", "IPS": "10.1.1.1,fd00::1", "TIER": "web"}, got)
+	got, missing := resolve(t.Context(), pod, container, fakeSources{
+		"configmap all": {"X": "x", "Y": "y"},
+		"secret keys":   {"s": "secret"}, "secret hidden": nil,
+	})
+	assert.Equal(t, map[string]string{
+		"P_X": "x", "P_Y": "over", "A": "1", "B": "1x", "S": "secret",
+		"NODE": "node1", "IPS": "10.1.1.1,fd00::1", "TIER": "web",
+	}, got)
 	assert.Equal(t, []string{"a field of the pod (unsupported fieldPath: spec.odd)", "secret hidden (you may not " +
 		"read it)", "secret keys (key none does not exist)"}, missing)
 }
 
 func TestMergeKeepsTheLaptopsOwnVariables(t *testing.T) {
-	got := Merge([]string{"PATH=/bin", "HOME=/root", "A=old", "AB=kept"}, map[string]string{"PATH": "/app", "HOME": "/", "A": "new", "B": "", "BASH_FUNC_ls%%": "() { id; }", "PROMPT_COMMAND": "id", "LD_PRELOAD": "/app/lib.so"})
+	got := Merge([]string{"PATH=/bin", "HOME=/root", "A=old", "AB=kept"}, map[string]string{
+		"PATH": "/app",
+		"HOME": "/", "A": "new", "B": "", "BASH_FUNC_ls%%": "() { id; }", "PROMPT_COMMAND": "id",
+		"LD_PRELOAD": "/app/lib.so",
+	})
 	assert.Equal(t, []string{"PATH=/bin", "HOME=/root", "AB=kept", "A=new", "B="}, got)
 }
 
@@ -96,7 +113,10 @@ func TestEnvFileExecutesNothing(t *testing.T) {
 	dir := t.TempDir()
 	ran := filepath.Join(dir, "ran")
 	values := map[string]string{"PLAIN": "1", "_A1": "2"}
-	bad := []string{"", "1A", "A B", "A-B", "A.B", "A;touch " + ran + ";B", "$(touch " + ran + ")", "A\n touch " + ran + "\nB", "É", "A[$(touch " + ran + ")]", "PROMPT_COMMAND", "PS1"}
+	bad := []string{
+		"", "1A", "A B", "A-B", "A.B", "A;touch " + ran + ";B", "$(touch " + ran + ")",
+		"A\n touch " + ran + "\nB", "É", "A[$(touch " + ran + ")]", "PROMPT_COMMAND", "PS1",
+	}
 	for _, name := range bad {
 		values[name] = "touch " + ran
 	}
@@ -118,7 +138,10 @@ func TestEnvFileExecutesNothing(t *testing.T) {
 
 // A shell reads the same values back, and nobody else can read the file.
 func TestEnvFileIsReadByAShell(t *testing.T) {
-	values := map[string]string{"PLAIN": "a-b_c./:@1", "SPACES": "a  b", "QUOTES": `it's "so"`, "DOLLAR": "$HOME `id` $(id)", "LINES": "a\nb", "EMPTY": "", "HASH": "#x", "BACKSLASH": `\n\`}
+	values := map[string]string{
+		"PLAIN": "a-b_c./:@1", "SPACES": "a  b", "QUOTES": `it's "so"`,
+		"DOLLAR": "$HOME `id` $(id)", "LINES": "a\nb", "EMPTY": "", "HASH": "#x", "BACKSLASH": `\n\`,
+	}
 	file := filepath.Join(t.TempDir(), "env")
 	require.NoError(t, os.WriteFile(file, []byte("old"), 0o644))
 	lines, out := EnvFile(values)

@@ -30,7 +30,10 @@ func Read(
 	ctx context.Context, config *rest.Config, namespace string, r *daemonv1.InterceptRequest,
 ) (variables map[string]string, missing []string, err error) {
 	explained := func(err error) error {
-		return explain.Context{Doing: "find the app's environment", Server: config.Host, Namespace: namespace}.Error(err)
+		return explain.Context{
+			Doing: "find the app's environment", Server: config.Host,
+			Namespace: namespace,
+		}.Error(err)
 	}
 	objects, err := client.New(config, client.Options{Scheme: scheme.Scheme})
 	if err != nil {
@@ -131,7 +134,8 @@ func (f *finder) ofWorkload(ctx context.Context, r *daemonv1.InterceptRequest) (
 
 func (f *finder) pods(ctx context.Context, selector labels.Selector) ([]corev1.Pod, error) {
 	var list corev1.PodList
-	err := f.objects.List(ctx, &list, client.InNamespace(f.namespace), client.MatchingLabelsSelector{Selector: selector})
+	err := f.objects.List(ctx, &list, client.InNamespace(f.namespace),
+		client.MatchingLabelsSelector{Selector: selector})
 	return list.Items, err
 }
 

@@ -110,12 +110,15 @@ func ofStatus(err error, status metav1.Status, what Context) string {
 	case apierrors.IsForbidden(err):
 		return forbidden(status, what)
 	case apierrors.IsNotFound(err) && status.Details != nil && status.Details.Kind == "namespaces":
-		return fmt.Sprintf("namespace %q does not exist in the cluster%s: choose another with --namespace", status.Details.Name, where)
+		return fmt.Sprintf("namespace %q does not exist in the cluster%s: choose another with --namespace",
+			status.Details.Name, where)
 	case apierrors.IsNotFound(err) && (status.Details == nil || status.Details.Name == ""):
 		return NotInstalled(err, what).Error() // the API server does not know the resource
 	case apierrors.IsNotFound(err):
-		return fmt.Sprintf("%s %q does not exist%s", singular(status.Details.Kind), status.Details.Name, inNamespace(what))
-	case apierrors.IsInternalError(err), apierrors.IsServiceUnavailable(err), apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err):
+		return fmt.Sprintf("%s %q does not exist%s", singular(status.Details.Kind), status.Details.Name,
+			inNamespace(what))
+	case apierrors.IsInternalError(err), apierrors.IsServiceUnavailable(err), apierrors.IsServerTimeout(err),
+		apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err):
 		reason := oneLine(status.Message)
 		if apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) { // perhaps the page of a load balancer
 			reason = fmt.Sprintf("HTTP %d %s", status.Code, http.StatusText(int(status.Code)))
@@ -133,7 +136,8 @@ func foreign(err error, status metav1.Status) bool {
 		return false // a load balancer that cannot reach its API servers
 	}
 	cause, ok := apierrors.StatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
-	return ok && (strings.Contains(cause.Message, "<") || apierrors.IsNotFound(err) && status.Details.Group != detour.GroupVersion.Group)
+	return ok && (strings.Contains(cause.Message, "<") || apierrors.IsNotFound(err) &&
+		status.Details.Group != detour.GroupVersion.Group)
 }
 
 func forbidden(status metav1.Status, what Context) string {
@@ -179,7 +183,8 @@ func ofNetwork(err error, what Context) string {
 		return unreachable(fmt.Sprintf("its name %s does not resolve", dns.Name))
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return unreachable("nothing listens there")
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err,
+		os.ErrDeadlineExceeded):
 		return unreachable("it does not respond in time")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return unreachable("the connection was closed")

@@ -24,13 +24,20 @@ const notAnAPIServer = "the server at https://k8s.example:6443 is not a Kubernet
 
 // genericResponse is client-go's error for a response that is not a Status.
 func genericResponse(code int, group, resource, body string) error {
-	return apierrors.NewGenericServerResponse(code, http.MethodGet, schema.GroupResource{Group: group, Resource: resource}, "", body, 0, true)
+	return apierrors.NewGenericServerResponse(code, http.MethodGet, schema.GroupResource{
+		Group:    group,
+		Resource: resource,
+	}, "", body, 0, true)
 }
 
 func TestErrorsBecomeSentences(t *testing.T) {
 	shop := explain.Context{Doing: "list the services", Server: "https://k8s.example:6443", Namespace: "shop"}
 	sessions := schema.GroupResource{Group: "detour.dev", Resource: "sessions"}
-	noResource := &apierrors.StatusError{ErrStatus: metav1.Status{Code: http.StatusNotFound, Reason: metav1.StatusReasonNotFound, Message: "the server could not find the requested resource", Details: &metav1.StatusDetails{Group: "detour.dev", Kind: "sessions"}}}
+	noResource := &apierrors.StatusError{ErrStatus: metav1.Status{
+		Code:   http.StatusNotFound,
+		Reason: metav1.StatusReasonNotFound, Message: "the server could not find the requested resource",
+		Details: &metav1.StatusDetails{Group: "detour.dev", Kind: "sessions"},
+	}}
 	for name, c := range map[string]struct {
 		err  error
 		what explain.Context
@@ -48,16 +55,20 @@ func TestErrorsBecomeSentences(t *testing.T) {
 				"`kubectl create rolebinding detour-user --clusterrole=detour-user --user=YOU -n shop`",
 		},
 		"no right to the tunnel": {
-			apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "traffic-manager:tunnel", errors.New("no")),
+			apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "traffic-manager:tunnel",
+				errors.New("no")),
 			explain.Context{Role: explain.RoleConnect},
-			`the API server refused: services "traffic-manager:tunnel" is forbidden: no; you need the Role detour-connect there: ask an administrator to add you to connect.subjects of the chart`,
+			`the API server refused: services "traffic-manager:tunnel" is forbidden: no; you need the Role ` +
+				`detour-connect there: ask an administrator to add you to connect.subjects of the chart`,
 		},
 		"no such namespace": {
 			apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, "shop"), shop,
-			`namespace "shop" does not exist in the cluster at https://k8s.example:6443: choose another with --namespace`,
+			`namespace "shop" does not exist in the cluster at https://k8s.example:6443: choose another with ` +
+				`--namespace`,
 		},
 		"no such object": {
-			apierrors.NewNotFound(schema.GroupResource{Resource: "services"}, "catalog"), shop, `service "catalog" does not exist in namespace shop`,
+			apierrors.NewNotFound(schema.GroupResource{Resource: "services"}, "catalog"), shop,
+			`service "catalog" does not exist in namespace shop`,
 		},
 		"no custom resources": {
 			fmt.Errorf("create the session: %w", noResource), shop,
@@ -74,17 +85,60 @@ func TestErrorsBecomeSentences(t *testing.T) {
 		"plugin with a hint": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
 			"not found\n\nIt looks like\n\nTo learn more: " +
 			"https://kubernetes.io/#client-go-credential-plugins\n\nget it from\nlogin.example"), shop, "the credential plugin of your kubeconfig, login, is not found: get it from login.example"},
-		"plugin fails": {errors.New("getting credentials: exec: executable login failed with exit code 3"), shop, "the credential plugin of your kubeconfig failed (executable login failed with exit code 3): run it by hand; `kubectl config view --minify` shows its command line"},
+		"plugin fails": {
+			err:  errors.New("getting credentials: exec: executable login failed with exit code 3"),
+			what: shop,
+			want: "the credential plugin of your kubeconfig failed (executable login failed with exit code 3): run " +
+				"it by hand; `kubectl config view --minify` shows its command line",
+		},
 		"plugin of root's daemon": {errors.New("getting credentials: exec: executable /proc/self/exe failed with " +
 			"exit code 3"), shop, "the credential plugin of your kubeconfig failed: the daemon's log says why"},
-		"plugin talks":           {errors.New(`getting credentials: decoding stdout: couldn't get version/kind; json parse error: json: cannot unmarshal string into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\"" }`), shop, "the credential plugin of your kubeconfig did not print a credential: run it by hand; `kubectl config view --minify` shows its command line"},
-		"a web page":             {genericResponse(http.StatusNotImplemented, "detour.dev", "sessions", "<!DOCTYPE HTML>\n<html lang=\"en\">"), shop, notAnAPIServer},
-		"a web page not found":   {genericResponse(http.StatusNotFound, "detour.dev", "sessions", "<!DOCTYPE HTML>"), shop, notAnAPIServer},
-		"a load balancer's page": {genericResponse(http.StatusBadGateway, "", "services", "<html>"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 502 Bad Gateway): try again"},
-		"a login page":           {genericResponse(http.StatusForbidden, "detour.dev", "sessions", "<html>"), shop, notAnAPIServer},
-		"no services":            {genericResponse(http.StatusNotFound, "", "services", "404 page not found"), shop, notAnAPIServer},
-		"no API group":           {genericResponse(http.StatusNotFound, "detour.dev", "sessions", "404 page not found"), shop, "the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour install`, or ask an administrator to"},
-		"not ready":              {genericResponse(http.StatusServiceUnavailable, "", "services", "apiserver not ready"), shop, "the API server at https://k8s.example:6443 could not answer (HTTP 503 Service Unavailable): try again"},
+		"plugin talks": {
+			err: errors.New(`getting credentials: decoding stdout: couldn't get version/kind; json parse error: ` +
+				`json: cannot unmarshal string into Go value of type struct { APIVersion string ` +
+				`"json:\"apiVersion,omitempty\"" }`),
+			what: shop,
+			want: "the credential plugin of your kubeconfig did not print a credential: run it by hand; `kubectl " +
+				"config view --minify` shows its command line",
+		},
+		"a web page": {
+			err: genericResponse(http.StatusNotImplemented, "detour.dev", "sessions", "<!DOCTYPE HTML>\n<html "+
+				"lang=\"en\">"),
+			what: shop,
+			want: notAnAPIServer,
+		},
+		"a web page not found": {
+			err:  genericResponse(http.StatusNotFound, "detour.dev", "sessions", "<!DOCTYPE HTML>"),
+			what: shop,
+			want: notAnAPIServer,
+		},
+		"a load balancer's page": {
+			err:  genericResponse(http.StatusBadGateway, "", "services", "<html>"),
+			what: shop,
+			want: "the API server at https://k8s.example:6443 could not answer (HTTP 502 Bad Gateway): try again",
+		},
+		"a login page": {
+			err:  genericResponse(http.StatusForbidden, "detour.dev", "sessions", "<html>"),
+			what: shop,
+			want: notAnAPIServer,
+		},
+		"no services": {
+			err:  genericResponse(http.StatusNotFound, "", "services", "404 page not found"),
+			what: shop,
+			want: notAnAPIServer,
+		},
+		"no API group": {
+			err:  genericResponse(http.StatusNotFound, "detour.dev", "sessions", "404 page not found"),
+			what: shop,
+			want: "the traffic-manager is not installed in the cluster at https://k8s.example:6443: run `detour " +
+				"install`, or ask an administrator to",
+		},
+		"not ready": {
+			err:  genericResponse(http.StatusServiceUnavailable, "", "services", "apiserver not ready"),
+			what: shop,
+			want: "the API server at https://k8s.example:6443 could not answer (HTTP 503 Service Unavailable): try " +
+				"again",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := c.what.Error(c.err)

@@ -14,7 +14,8 @@ func TestNamesOfKubernetesObjects(t *testing.T) {
 		require.NoError(t, explain.Name("the service", good))
 	}
 	require.EqualError(t, explain.Name("--namespace", ""), "--namespace is empty: write a name such as my-app")
-	require.EqualError(t, explain.Name("the service", "a\nb"), `the service "a\nb" is not a valid name in Kubernetes: use only lowercase letters, digits, - and ., as in my-app`)
+	require.EqualError(t, explain.Name("the service", "a\nb"), `the service "a\nb" is not a valid name in `+
+		`Kubernetes: use only lowercase letters, digits, - and ., as in my-app`)
 	for _, bad := range []string{"Bad Name", "../etc", "a/b", "-a", "a_b"} {
 		require.ErrorContains(t, explain.Name("the service", bad), "is not a valid name in Kubernetes")
 	}

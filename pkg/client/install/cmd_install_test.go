@@ -33,7 +33,10 @@ func TestMistakesAreFoundWithoutACluster(t *testing.T) {
 		args []string
 		want string
 	}{
-		"no value":   {args: []string{"--set", "foo"}, want: `--set foo: key "foo" has no value: write it as key=value`},
+		"no value": {
+			args: []string{"--set", "foo"},
+			want: `--set foo: key "foo" has no value: write it as key=value`,
+		},
 		"empty":      {args: []string{"--set", ""}, want: `--set "" names no value: write it as key=value`},
 		"no key":     {args: []string{"--set", "=x"}, want: `--set "=x" names no value: write it as key=value`},
 		"half a key": {args: []string{"--set", "a[=1"}, want: `--set "a[=1" names no value: write it as key=value`},
@@ -79,7 +82,8 @@ func TestMistakesAreFoundWithoutACluster(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cmd := NewInstallCommand(genericiooptions.NewTestIOStreamsDiscard(), genericclioptions.NewConfigFlags(true), noPrinter{})
+			cmd := NewInstallCommand(genericiooptions.NewTestIOStreamsDiscard(),
+				genericclioptions.NewConfigFlags(true), noPrinter{})
 			cmd.SetArgs(c.args)
 			cmd.SilenceErrors, cmd.SilenceUsage = true, true
 			require.EqualError(t, cmd.Execute(), c.want)
@@ -167,8 +171,12 @@ func TestPortForwardIsOffInANamespaceOfOthers(t *testing.T) {
 		disabled bool
 		want     any
 	}{
-		"no flag":                      {disabled: true, want: false},
-		"another value of connect":     {set: []string{"connect.subjects[0].kind=User,connect.subjects[0].name=alice"}, disabled: true, want: false},
+		"no flag": {disabled: true, want: false},
+		"another value of connect": {
+			set:      []string{"connect.subjects[0].kind=User,connect.subjects[0].name=alice"},
+			disabled: true,
+			want:     false,
+		},
 		"the user switches it on":      {set: []string{"connect.portForward=true"}, want: true},
 		"the user switches it off too": {set: []string{"connect.portForward=false"}, want: false},
 	} {

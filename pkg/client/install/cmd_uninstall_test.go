@@ -48,14 +48,23 @@ func TestOrphansAreThoseOfThisRelease(t *testing.T) {
 		want        bool
 	}{
 		"of this release": {
-			annotations: map[string]string{releaseNameAnnotation: wellknown.TrafficManager, releaseNamespaceAnnotation: "detour-system"},
-			want:        true,
+			annotations: map[string]string{
+				releaseNameAnnotation:      wellknown.TrafficManager,
+				releaseNamespaceAnnotation: "detour-system",
+			},
+			want: true,
 		},
 		"of a release in another namespace": {
-			annotations: map[string]string{releaseNameAnnotation: wellknown.TrafficManager, releaseNamespaceAnnotation: "tools"},
+			annotations: map[string]string{
+				releaseNameAnnotation:      wellknown.TrafficManager,
+				releaseNamespaceAnnotation: "tools",
+			},
 		},
 		"of another release in this namespace": {
-			annotations: map[string]string{releaseNameAnnotation: "grafana", releaseNamespaceAnnotation: "detour-system"},
+			annotations: map[string]string{
+				releaseNameAnnotation:      "grafana",
+				releaseNamespaceAnnotation: "detour-system",
+			},
 		},
 		"of no release": {},
 	} {

@@ -31,7 +31,10 @@ func rolloutWith(annotations map[string]string, spec argo.Spec) *argo.Rollout {
 
 func TestWorkloadsWithAgent(t *testing.T) {
 	deployment := func(template corev1.PodTemplateSpec) []*workloads.Workload {
-		d := appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "catalog"}, Spec: appsv1.DeploymentSpec{Template: template}}
+		d := appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Name: "catalog"},
+			Spec:       appsv1.DeploymentSpec{Template: template},
+		}
 		return workloads.FromList(&appsv1.DeploymentList{Items: []appsv1.Deployment{d}})
 	}
 	rollout := func(annotations map[string]string, spec argo.Spec) []*workloads.Workload {
@@ -41,9 +44,12 @@ func TestWorkloadsWithAgent(t *testing.T) {
 		all  []*workloads.Workload
 		want string
 	}{
-		"a deployment with the agent":           {all: deployment(templateWithAgent()), want: "deployment/catalog"},
-		"a deployment without it":               {all: deployment(corev1.PodTemplateSpec{})},
-		"a rollout with the agent":              {all: rollout(withAgent().Annotations, argo.Spec{}), want: "rollout/catalog"},
+		"a deployment with the agent": {all: deployment(templateWithAgent()), want: "deployment/catalog"},
+		"a deployment without it":     {all: deployment(corev1.PodTemplateSpec{})},
+		"a rollout with the agent": {
+			all:  rollout(withAgent().Annotations, argo.Spec{}),
+			want: "rollout/catalog",
+		},
 		"a rollout without it":                  {all: rollout(nil, argo.Spec{})},
 		"a rollout whose template is annotated": {all: rollout(nil, argo.Spec{Template: templateWithAgent()})},
 		"a namespace without any workload":      {},

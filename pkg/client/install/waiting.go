@@ -50,7 +50,8 @@ func (o *commonOptions) whileWatching(ctx context.Context, do func() error) erro
 	err := do()
 	stop()
 	if problem := <-last; errors.Is(err, context.DeadlineExceeded) && problem != "" {
-		return fmt.Errorf("the traffic-manager was not ready within %s, and the cluster is as it was before: %s", o.timeout, problem)
+		return fmt.Errorf("the traffic-manager was not ready within %s, and the cluster is as it was before: %s",
+			o.timeout, problem)
 	}
 	return err
 }

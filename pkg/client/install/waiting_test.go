@@ -31,7 +31,8 @@ func waitingPod(reason, message string) corev1.Pod {
 
 func TestWhyTheTrafficManagerIsNotReady(t *testing.T) {
 	quota := appsv1.DeploymentCondition{
-		Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: `pods "traffic-manager-" is forbidden: exceeded quota`,
+		Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: `pods "traffic-manager-" is ` +
+			`forbidden: exceeded quota`,
 	}
 	for name, c := range map[string]struct {
 		status appsv1.DeploymentStatus
