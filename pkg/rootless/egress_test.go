@@ -10,7 +10,19 @@ import (
 )
 
 func TestEgressRefusesLoopbackUnderAnyName(t *testing.T) {
-	for _, a := range []string{"127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "0.0.0.0", "0.1.2.3", "::", "::ffff:0.0.0.0", "255.255.255.255", "224.0.0.251", "ff02::fb"} {
+	for _, a := range []string{
+		"127.0.0.1",
+		"127.8.8.8",
+		"::1",
+		"::ffff:127.0.0.1",
+		"0.0.0.0",
+		"0.1.2.3",
+		"::",
+		"::ffff:0.0.0.0",
+		"255.255.255.255",
+		"224.0.0.251",
+		"ff02::fb",
+	} {
 		require.False(t, allowEgress(netip.MustParseAddr(a)), a)
 	}
 	for _, a := range []string{"192.0.2.1", "10.0.0.1", "2001:db8::1", "::ffff:192.0.2.1"} {

@@ -31,7 +31,13 @@ func output(t *testing.T, pid int, script string) (int, string) {
 }
 
 func TestExecIsLikeAShell(t *testing.T) {
-	for script, want := range map[string]int{"exit 0": 0, "exit 7": 7, "kill -TERM $$": 143, "kill -KILL $$": 137, "kill -INT $$": 130} {
+	for script, want := range map[string]int{
+		"exit 0":        0,
+		"exit 7":        7,
+		"kill -TERM $$": 143,
+		"kill -KILL $$": 137,
+		"kill -INT $$":  130,
+	} {
 		code, _ := output(t, 0, script)
 		require.Equal(t, want, code, script)
 	}

@@ -257,7 +257,8 @@ func TestNamespacesSwitchedOff(t *testing.T) {
 	require.ErrorContains(
 		t,
 		err,
-		"this machine denies user namespaces to ordinary users: `sudo sysctl -w user.max_user_namespaces=15000`, or use root: `detour connect --rootless=false`",
+		"this machine denies user namespaces to ordinary users: `sudo sysctl -w user.max_user_namespaces=15000`, "+
+			"or use root: `detour connect --rootless=false`",
 	)
 }
 
@@ -307,10 +308,23 @@ func TestNamespaceOutlivesItsSessions(t *testing.T) {
 func TestExplainRefusal(t *testing.T) {
 	denied := fmt.Errorf("make a user namespace: %w", unix.EPERM)
 	for file, c := range map[string]struct{ value, contains string }{
-		"user/max_user_namespaces":                         {value: "0\n", contains: "`sudo sysctl -w user.max_user_namespaces=15000`"},
-		"kernel/unprivileged_userns_clone":                 {value: "0\n", contains: "`sudo sysctl -w kernel.unprivileged_userns_clone=1`"},
-		"kernel/apparmor_restrict_unprivileged_userns":     {value: "1\n", contains: "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"},
-		"kernel/apparmor_restrict_unprivileged_unconfined": {value: "1\n", contains: "this machine, or the container this runs in, denies user namespaces to ordinary users: allow them"},
+		"user/max_user_namespaces": {
+			value:    "0\n",
+			contains: "`sudo sysctl -w user.max_user_namespaces=15000`",
+		},
+		"kernel/unprivileged_userns_clone": {
+			value:    "0\n",
+			contains: "`sudo sysctl -w kernel.unprivileged_userns_clone=1`",
+		},
+		"kernel/apparmor_restrict_unprivileged_userns": {
+			value:    "1\n",
+			contains: "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`",
+		},
+		"kernel/apparmor_restrict_unprivileged_unconfined": {
+			value: "1\n",
+			contains: "this machine, or the container this runs in, denies " +
+				"user namespaces to ordinary users: allow them",
+		},
 	} {
 		settings := fstest.MapFS{
 			"user/max_user_namespaces":                     {Data: []byte("63432\n")},

@@ -83,7 +83,7 @@ func (l *expressPair) inUse(t *testing.T, gone ...*transport.StreamWire) {
 		all := []*transport.StreamWire{l.stream, l.express, l.hubStream, l.hubExpress}
 		return !slices.Contains(all, nil) &&
 			!slices.ContainsFunc(gone, func(s *transport.StreamWire) bool { return slices.Contains(all, s) })
-	}, 2*viftest.Timeout, 10*time.Millisecond, "an express stream is in use") // a silent one is given up after some seconds
+	}, 2*viftest.Timeout, 10*time.Millisecond, "an express stream is in use")
 }
 
 func tap(s *transport.StreamWire) *tapped { return s.Carrier().(vif.Stream).ReadWriteCloser.(*tapped) }

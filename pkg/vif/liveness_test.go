@@ -13,18 +13,28 @@ func TestParsePeers(t *testing.T) {
 	}{
 		"no peers": {state: "private_key=aa\nlisten_port=0\n", want: map[string]peerCounters{}},
 		"one": {
-			state: "private_key=aa\npublic_key=b1\nendpoint=stream-3\nlast_handshake_time_sec=1\nlast_handshake_time_nsec=5\ntx_bytes=7\nrx_bytes=42\nallowed_ip=100.64.0.2/32\n",
-			want:  map[string]peerCounters{"b1": {received: 42, sent: 7, endpoint: "stream-3", handshake: 1e9 + 5}},
+			state: "private_key=aa\npublic_key=b1\nendpoint=stream-3\n" +
+				"last_handshake_time_sec=1\nlast_handshake_time_nsec=5\ntx_bytes=7\nrx_bytes=42\nallowed_ip=100.64.0.2/32\n",
+			want: map[string]peerCounters{"b1": {received: 42, sent: 7, endpoint: "stream-3", handshake: 1e9 + 5}},
 		},
 		"two, the second without a message": {
 			state: "public_key=b1\nrx_bytes=1\nendpoint=stream-1\npublic_key=b2\nrx_bytes=0\n",
 			want:  map[string]peerCounters{"b1": {received: 1, endpoint: "stream-1"}, "b2": {}},
 		},
-		"a large counter":           {state: "public_key=b1\nrx_bytes=18446744073709551615\n", want: map[string]peerCounters{"b1": {received: 1<<64 - 1}}},
-		"not a number":              {state: "public_key=b1\nrx_bytes=many\n", want: map[string]peerCounters{"b1": {}}},
-		"an endpoint with an equal": {state: "public_key=b1\nendpoint=a=b\n", want: map[string]peerCounters{"b1": {endpoint: "a=b"}}},
-		"no line end":               {state: "public_key=b1\nrx_bytes=5", want: map[string]peerCounters{"b1": {received: 5}}},
-		"empty":                     {state: "", want: map[string]peerCounters{}},
+		"a large counter": {
+			state: "public_key=b1\nrx_bytes=18446744073709551615\n",
+			want:  map[string]peerCounters{"b1": {received: 1<<64 - 1}},
+		},
+		"not a number": {state: "public_key=b1\nrx_bytes=many\n", want: map[string]peerCounters{"b1": {}}},
+		"an endpoint with an equal": {
+			state: "public_key=b1\nendpoint=a=b\n",
+			want:  map[string]peerCounters{"b1": {endpoint: "a=b"}},
+		},
+		"no line end": {
+			state: "public_key=b1\nrx_bytes=5",
+			want:  map[string]peerCounters{"b1": {received: 5}},
+		},
+		"empty": {state: "", want: map[string]peerCounters{}},
 	} {
 		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, parsePeers(c.state)) })
 	}

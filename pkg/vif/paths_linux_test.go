@@ -159,7 +159,10 @@ func (r *pathPair) passDatagrams(serving *sync.WaitGroup) {
 		r.client.Store(&from)
 		c := out[from]
 		if c == nil {
-			if c, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(r.udp)}); err != nil {
+			if c, err = net.DialUDP("udp4", nil, &net.UDPAddr{
+				IP:   net.IPv4(127, 0, 0, 1),
+				Port: int(r.udp),
+			}); err != nil {
 				return
 			}
 			out[from] = c
@@ -393,7 +396,10 @@ func TestStrangersGetNoAnswer(t *testing.T) {
 		name    string
 		address netip.AddrPort
 		seen    [][]byte
-	}{{name: "the hub", address: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.udp), seen: toHub}, {name: "the laptop", address: *r.client.Load(), seen: toLaptop}} {
+	}{
+		{name: "the hub", address: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.udp), seen: toHub},
+		{name: "the laptop", address: *r.client.Load(), seen: toLaptop},
+	} {
 		stranger, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(end.address))
 		require.NoError(t, err)
 		defer stranger.Close()

@@ -97,7 +97,12 @@ func TestStrangersDisturbNobody(t *testing.T) {
 		"data with an unknown key":        viftest.Framed(string(append([]byte{4, 0, 0, 0}, noise[:60]...))),
 		"the laptop's own recorded bytes": recorded,
 		"the recorded bytes three times":  bytes.Repeat(recorded, 3),
-		"the largest frame, of data":      viftest.Framed(string(append([]byte{4, 0, 0, 0}, bytes.Repeat([]byte{7}, transport.MaxMessage-4)...))),
+		"the largest frame, of data": viftest.Framed(string(append([]byte{
+			4,
+			0,
+			0,
+			0,
+		}, bytes.Repeat([]byte{7}, transport.MaxMessage-4)...))),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := stranger(t, hub)
@@ -131,7 +136,9 @@ func TestLaptopWithoutSessionGetsNoAnswer(t *testing.T) {
 	viftest.OnLaptop(t, func() (err error) {
 		laptop, err = vif.Up(t.Context(), vif.Config{
 			PrivateKey: strange, PeerKey: hubKey.Public(), Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.3")},
-			Dial: func(context.Context) (vif.Stream, error) { return vif.Stream{ReadWriteCloser: stranger(t, hub)}, nil },
+			Dial: func(context.Context) (vif.Stream, error) {
+				return vif.Stream{ReadWriteCloser: stranger(t, hub)}, nil
+			},
 		})
 		return err
 	})

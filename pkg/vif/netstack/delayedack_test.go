@@ -64,15 +64,46 @@ func TestBareAcknowledgementsWait(t *testing.T) {
 		later   uint32 // 0 for none
 	}{
 		"the first of a connection leaves at once": {written: []segment{{ack: 1}}, atOnce: []uint32{1}},
-		"one of a small message waits":             {written: []segment{{ack: 1}, {ack: 101}}, atOnce: []uint32{1}, later: 101},
-		"a segment with data replaces it":          {written: []segment{{ack: 1}, {ack: 101}, {ack: 101, payload: 10}}, atOnce: []uint32{1, 101}},
-		"every second one leaves":                  {written: []segment{{ack: 1}, {ack: 101}, {ack: 201}, {ack: 301}}, atOnce: []uint32{1, 201}, later: 301},
-		"one of much data leaves at once":          {written: []segment{{ack: 1}, {ack: 20001}}, atOnce: []uint32{1, 20001}},
-		"a repeated one leaves at once":            {written: []segment{{ack: 1}, {ack: 1}, {ack: 1}}, atOnce: []uint32{1, 1, 1}},
-		"one with SACK leaves at once":             {written: []segment{{ack: 1}, {ack: 101, sack: true}}, atOnce: []uint32{1, 101}},
-		"one with FIN leaves at once":              {written: []segment{{ack: 1}, {ack: 101, flags: header.TCPFlagFin}}, atOnce: []uint32{1, 101}},
-		"the numbers wrap around":                  {written: []segment{{ack: 1<<32 - 1}, {ack: 99}}, atOnce: []uint32{1<<32 - 1}, later: 99},
-		"connections do not affect each other":     {written: []segment{{ack: 1}, {ack: 101}, {port: 1, ack: 7, payload: 1}}, atOnce: []uint32{1, 7}, later: 101},
+		"one of a small message waits": {
+			written: []segment{{ack: 1}, {ack: 101}},
+			atOnce:  []uint32{1},
+			later:   101,
+		},
+		"a segment with data replaces it": {
+			written: []segment{{ack: 1}, {ack: 101}, {ack: 101, payload: 10}},
+			atOnce:  []uint32{1, 101},
+		},
+		"every second one leaves": {
+			written: []segment{{ack: 1}, {ack: 101}, {ack: 201}, {ack: 301}},
+			atOnce:  []uint32{1, 201},
+			later:   301,
+		},
+		"one of much data leaves at once": {
+			written: []segment{{ack: 1}, {ack: 20001}},
+			atOnce:  []uint32{1, 20001},
+		},
+		"a repeated one leaves at once": {
+			written: []segment{{ack: 1}, {ack: 1}, {ack: 1}},
+			atOnce:  []uint32{1, 1, 1},
+		},
+		"one with SACK leaves at once": {
+			written: []segment{{ack: 1}, {ack: 101, sack: true}},
+			atOnce:  []uint32{1, 101},
+		},
+		"one with FIN leaves at once": {
+			written: []segment{{ack: 1}, {ack: 101, flags: header.TCPFlagFin}},
+			atOnce:  []uint32{1, 101},
+		},
+		"the numbers wrap around": {
+			written: []segment{{ack: 1<<32 - 1}, {ack: 99}},
+			atOnce:  []uint32{1<<32 - 1},
+			later:   99,
+		},
+		"connections do not affect each other": {
+			written: []segment{{ack: 1}, {ack: 101}, {port: 1, ack: 7, payload: 1}},
+			atOnce:  []uint32{1, 7},
+			later:   101,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			link := channel.New(16, 1500, "")

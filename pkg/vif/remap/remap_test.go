@@ -70,8 +70,17 @@ func TestCheck(t *testing.T) {
 // A packet that the laptop sends arrives in the cluster intact, and the answer comes from the
 // address that the laptop knows.
 func TestPackets(t *testing.T) {
-	for name, protocol := range map[string]tcpip.TransportProtocolNumber{"TCP": tcp, "UDP": udp, "echo": icmp4, "echo, IPv6": icmp6} {
-		for _, ends := range []struct{ laptop, real, seen netip.Addr }{{laptop: laptop4, real: real4, seen: seen4}, {laptop: laptop6, real: real6, seen: seen6}, {laptop: laptop4, real: elsewhere, seen: elsewhere}} {
+	for name, protocol := range map[string]tcpip.TransportProtocolNumber{
+		"TCP":        tcp,
+		"UDP":        udp,
+		"echo":       icmp4,
+		"echo, IPv6": icmp6,
+	} {
+		for _, ends := range []struct{ laptop, real, seen netip.Addr }{
+			{laptop: laptop4, real: real4, seen: seen4},
+			{laptop: laptop6, real: real6, seen: seen6},
+			{laptop: laptop4, real: elsewhere, seen: elsewhere},
+		} {
 			if protocol == icmp4 && ends.laptop.Is6() || protocol == icmp6 && ends.laptop.Is4() {
 				continue
 			}
@@ -93,7 +102,10 @@ func TestErrors(t *testing.T) {
 		laptop, real, seen netip.Addr
 		icmp               tcpip.TransportProtocolNumber
 		kind               byte
-	}{{laptop: laptop4, real: real4, seen: seen4, icmp: icmp4, kind: 3}, {laptop: laptop6, real: real6, seen: seen6, icmp: icmp6, kind: 1}} {
+	}{
+		{laptop: laptop4, real: real4, seen: seen4, icmp: icmp4, kind: 3},
+		{laptop: laptop6, real: real6, seen: seen6, icmp: icmp6, kind: 1},
+	} {
 		for _, protocol := range []tcpip.TransportProtocolNumber{tcp, udp} {
 			failure := func(from, to netip.Addr, about []byte) []byte {
 				body := append([]byte{ends.kind, 1, 0, 0, 0, 0, 0, 0}, about...)
@@ -101,7 +113,10 @@ func TestErrors(t *testing.T) {
 			}
 			inner := packet(ends.laptop, ends.real, protocol, []byte("what was sent"))
 			sent := packet(ends.laptop, ends.seen, protocol, []byte("what was sent"))
-			for _, from := range []struct{ real, seen netip.Addr }{{real: ends.real, seen: ends.seen}, {real: router(ends.laptop), seen: router(ends.laptop)}} {
+			for _, from := range []struct{ real, seen netip.Addr }{
+				{real: ends.real, seen: ends.seen},
+				{real: router(ends.laptop), seen: router(ends.laptop)},
+			} {
 				p := failure(from.real, ends.laptop, inner)
 				table.In(p)
 				require.Equal(t, failure(from.seen, ends.laptop, sent), p, "from %s", from.real)
@@ -174,7 +189,13 @@ func packet(from, to netip.Addr, protocol tcpip.TransportProtocolNumber, payload
 	case tcp:
 		transport = append(make([]byte, header.TCPMinimumSize), payload...)
 		header.TCP(transport).
-			Encode(&header.TCPFields{SrcPort: 80, DstPort: 8080, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagAck, WindowSize: 100})
+			Encode(&header.TCPFields{
+				SrcPort:    80,
+				DstPort:    8080,
+				DataOffset: header.TCPMinimumSize,
+				Flags:      header.TCPFlagAck,
+				WindowSize: 100,
+			})
 	case udp:
 		transport = append(make([]byte, header.UDPMinimumSize), payload...)
 		header.UDP(transport).Encode(&header.UDPFields{SrcPort: 53, DstPort: 5353, Length: uint16(len(transport))})
@@ -199,7 +220,13 @@ func wrap(from, to netip.Addr, protocol tcpip.TransportProtocolNumber, transport
 	if from.Is6() {
 		b := append(make([]byte, header.IPv6MinimumSize), transport...)
 		header.IPv6(b).
-			Encode(&header.IPv6Fields{PayloadLength: uint16(len(transport)), TransportProtocol: protocol, HopLimit: 64, SrcAddr: source, DstAddr: destination})
+			Encode(&header.IPv6Fields{
+				PayloadLength:     uint16(len(transport)),
+				TransportProtocol: protocol,
+				HopLimit:          64,
+				SrcAddr:           source,
+				DstAddr:           destination,
+			})
 		return b
 	}
 	b := append(make([]byte, header.IPv4MinimumSize), transport...)

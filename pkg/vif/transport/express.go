@@ -50,24 +50,24 @@ func (s *StreamWire) sendClassified(messages [][]byte) error {
 	if express == nil {
 		return s.Send(messages)
 	}
-	var small, large [packet.BatchSize][]byte
-	e, b := small[:0], large[:0]
+	var expressArray, bulkArray [packet.BatchSize][]byte
+	urgent, bulk := expressArray[:0], bulkArray[:0]
 	for _, m := range messages {
 		if packet.IsBulk(m) {
-			b = append(b, m)
+			bulk = append(bulk, m)
 		} else {
-			e = append(e, m)
+			urgent = append(urgent, m)
 		}
 	}
-	if len(e) > 0 && express.Send(e) != nil {
-		if err := s.Send(e); err != nil {
+	if len(urgent) > 0 && express.Send(urgent) != nil {
+		if err := s.Send(urgent); err != nil {
 			return err
 		}
 	}
-	if len(b) == 0 {
+	if len(bulk) == 0 {
 		return nil
 	}
-	return s.Send(b)
+	return s.Send(bulk)
 }
 
 // endpoint is the endpoint that WireGuard is to answer to.

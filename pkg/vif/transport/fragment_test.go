@@ -37,7 +37,13 @@ func cutWith(t *testing.T, message []byte, id uint32, spare bool) [][]byte {
 }
 
 func TestFragmentsMakeTheMessageAgain(t *testing.T) {
-	for _, size := range []int{MaxDatagram + 1, 2*MaxDatagram - 1, 2*(MaxDatagram-fragmentHeaderSize) + 1, streamMTU + 32, 60000} {
+	for _, size := range []int{
+		MaxDatagram + 1,
+		2*MaxDatagram - 1,
+		2*(MaxDatagram-fragmentHeaderSize) + 1,
+		streamMTU + 32,
+		60000,
+	} {
 		message := randomBytes(size)
 		all := cutMessage(t, message, 7)
 		for _, p := range all {

@@ -217,9 +217,9 @@ func (r *Responder) handlePing(from Wire, m []byte) {
 		l.pinged, l.features = time.Now(), ping.Features
 		switch w := from.(type) {
 		case *datagramWire:
-			join := r.addSourceLocked(w.to, l)
-			join.sendParity.Store(ping.Features&FeatureParity != 0)
-			if join.loses(l.pinged) {
+			reassembler := r.addSourceLocked(w.to, l)
+			reassembler.sendParity.Store(ping.Features&FeatureParity != 0)
+			if reassembler.loses(l.pinged) {
 				features = FeatureParity
 			}
 		case *StreamWire:

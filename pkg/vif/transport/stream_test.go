@@ -139,7 +139,11 @@ func TestStreamIsReadByWireGuard(t *testing.T) {
 	for range 300 {
 		sent = append(sent, strings.Repeat(string(rune('a'+len(sent)%26)), random.IntN(MaxMessage+1)))
 	}
-	for name, most := range map[string]int{"a few bytes at a time": 700, "records of TLS": 16 << 10, "as much as there is": 1 << 30} {
+	for name, most := range map[string]int{
+		"a few bytes at a time": 700,
+		"records of TLS":        16 << 10,
+		"as much as there is":   1 << 30,
+	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStreamWire("one", &struct {
 				io.Reader

@@ -60,30 +60,39 @@ func TestFirewallAdmits(t *testing.T) {
 		"first fragment without a question, IPv6": {packet: firstFragment(udpPacket(6, neverSent)), want: false},
 		"first fragment of an answer, IPv6":       {packet: firstFragment(udpPacket(6, sentFrom)), want: true},
 		"first fragment of a SYN, IPv6":           {packet: firstFragment(tcpPacket(6, 22, syn)), want: false},
-		"first fragment without a question":       {packet: fragment(udpPacket(4, neverSent), ipv4Fragment), want: false},
-		"first fragment of an answer":             {packet: fragment(udpPacket(4, sentFrom), ipv4Fragment), want: true},
-		"answer to a datagram":                    {packet: udpPacket(4, sentFrom), want: true},
-		"answer to a datagram, IPv6":              {packet: udpPacket(6, sentFrom), want: true},
-		"answer within the same moment":           {packet: udpPacket(4, sentANewDay), want: true},
-		"answer that comes much too late":         {packet: udpPacket(4, sentLongAgo), want: false},
-		"datagram without a question":             {packet: udpPacket(4, neverSent), want: false},
-		"datagram to the open port":               {packet: udpPacket(4, openPort), want: false},
-		"first fragment of a SYN":                 {packet: fragment(tcpPacket(4, 22, syn), ipv4Fragment), want: false},
-		"later fragment":                          {packet: fragment(tcpPacket(4, 51234, ack), 1), want: false},
-		"later fragment of an answer":             {packet: fragment(udpPacket(4, sentFrom), 185), want: true},
-		"later fragment of a ping":                {packet: fragment(icmpPacket(4), 1), want: false},
-		"TCP header cut short":                    {packet: tcpPacket(4, openPort, syn)[:20+13], want: false},
-		"UDP header cut short":                    {packet: udpPacket(4, sentFrom)[:20+3], want: false},
-		"ping":                                    {packet: icmpPacket(4), want: true},
-		"ping, IPv6":                              {packet: icmpPacket(6), want: true},
-		"SCTP":                                    {packet: podPacket(4, 132, make([]byte, 12)), want: false},
-		"IP in IP":                                {packet: podPacket(4, 4, tcpPacket(4, 22, syn)), want: false},
-		"GRE, IPv6":                               {packet: podPacket(6, 47, make([]byte, 8)), want: false},
-		"empty":                                   {packet: nil, want: false},
-		"IP version 5":                            {packet: append([]byte{0x50}, make([]byte, 60)...), want: false},
-		"header length below the least":           {packet: append([]byte{0x44}, tcpPacket(4, openPort, syn)[1:]...), want: false},
-		"header longer than the packet":           {packet: append([]byte{0x4f}, tcpPacket(4, 51234, ack)[1:]...), want: false},
-		"IPv6 header cut short":                   {packet: tcpPacket(6, openPort, syn)[:39], want: false},
+		"first fragment without a question": {
+			packet: fragment(udpPacket(4, neverSent), ipv4Fragment),
+			want:   false,
+		},
+		"first fragment of an answer":     {packet: fragment(udpPacket(4, sentFrom), ipv4Fragment), want: true},
+		"answer to a datagram":            {packet: udpPacket(4, sentFrom), want: true},
+		"answer to a datagram, IPv6":      {packet: udpPacket(6, sentFrom), want: true},
+		"answer within the same moment":   {packet: udpPacket(4, sentANewDay), want: true},
+		"answer that comes much too late": {packet: udpPacket(4, sentLongAgo), want: false},
+		"datagram without a question":     {packet: udpPacket(4, neverSent), want: false},
+		"datagram to the open port":       {packet: udpPacket(4, openPort), want: false},
+		"first fragment of a SYN":         {packet: fragment(tcpPacket(4, 22, syn), ipv4Fragment), want: false},
+		"later fragment":                  {packet: fragment(tcpPacket(4, 51234, ack), 1), want: false},
+		"later fragment of an answer":     {packet: fragment(udpPacket(4, sentFrom), 185), want: true},
+		"later fragment of a ping":        {packet: fragment(icmpPacket(4), 1), want: false},
+		"TCP header cut short":            {packet: tcpPacket(4, openPort, syn)[:20+13], want: false},
+		"UDP header cut short":            {packet: udpPacket(4, sentFrom)[:20+3], want: false},
+		"ping":                            {packet: icmpPacket(4), want: true},
+		"ping, IPv6":                      {packet: icmpPacket(6), want: true},
+		"SCTP":                            {packet: podPacket(4, 132, make([]byte, 12)), want: false},
+		"IP in IP":                        {packet: podPacket(4, 4, tcpPacket(4, 22, syn)), want: false},
+		"GRE, IPv6":                       {packet: podPacket(6, 47, make([]byte, 8)), want: false},
+		"empty":                           {packet: nil, want: false},
+		"IP version 5":                    {packet: append([]byte{0x50}, make([]byte, 60)...), want: false},
+		"header length below the least": {
+			packet: append([]byte{0x44}, tcpPacket(4, openPort, syn)[1:]...),
+			want:   false,
+		},
+		"header longer than the packet": {
+			packet: append([]byte{0x4f}, tcpPacket(4, 51234, ack)[1:]...),
+			want:   false,
+		},
+		"IPv6 header cut short": {packet: tcpPacket(6, openPort, syn)[:39], want: false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFilter(openPort)
@@ -157,7 +166,8 @@ func (w *kernelSide) Write(bufs [][]byte, offset int) (int, error) {
 // would see.
 func FuzzFirewall(f *testing.F) {
 	for _, p := range [][]byte{
-		tcpPacket(4, openPort, syn), tcpPacket(6, 22, syn), withIPv4Options(tcpPacket(4, 22, syn)), udpPacket(4, sentFrom), udpPacket(6, neverSent),
+		tcpPacket(4, openPort, syn), tcpPacket(6, 22, syn), withIPv4Options(tcpPacket(4, 22, syn)),
+		udpPacket(4, sentFrom), udpPacket(6, neverSent),
 		fragment(tcpPacket(4, 22, syn), ipv4Fragment), withExtension(tcpPacket(6, 22, syn), 0), icmpPacket(4), nil,
 	} {
 		f.Add(p)
@@ -232,7 +242,13 @@ func podPacket(version int, protocol uint8, payload []byte) []byte {
 func tcpPacket(version int, to uint16, flags header.TCPFlags) []byte {
 	b := make([]byte, header.TCPMinimumSize)
 	header.TCP(b).
-		Encode(&header.TCPFields{SrcPort: 8080, DstPort: to, DataOffset: header.TCPMinimumSize, Flags: flags, WindowSize: 65535})
+		Encode(&header.TCPFields{
+			SrcPort:    8080,
+			DstPort:    to,
+			DataOffset: header.TCPMinimumSize,
+			Flags:      flags,
+			WindowSize: 65535,
+		})
 	return podPacket(version, packet.TCP, b)
 }
 
@@ -297,7 +313,14 @@ func TestUDPAnswersAreAdmittedForMinutes(t *testing.T) {
 	for _, c := range []struct {
 		after time.Duration
 		want  bool
-	}{{after: 0, want: true}, {after: time.Second, want: true}, {after: udpMemory*time.Second - time.Second, want: true}, {after: udpMemory * time.Second, want: false}, {after: 24 * time.Hour, want: false}, {after: -time.Second, want: true}} {
+	}{
+		{after: 0, want: true},
+		{after: time.Second, want: true},
+		{after: udpMemory*time.Second - time.Second, want: true},
+		{after: udpMemory * time.Second, want: false},
+		{after: 24 * time.Hour, want: false},
+		{after: -time.Second, want: true},
+	} {
 		f.sentAt[sentFrom].Store(now)
 		assert.Equal(
 			t,

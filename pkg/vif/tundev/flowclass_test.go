@@ -37,16 +37,43 @@ func TestFlowClassifier(t *testing.T) {
 		bulk  bool // the class of the last packet
 	}
 	for name, all := range map[string][]sends{
-		"a request now and then":         {{port: 1, size: 1000, count: 1000, every: 100 * time.Millisecond, bulk: false}},
-		"a page":                         {{port: 1, size: 1500, count: 80, bulk: false}},
-		"a download":                     {{port: 1, size: 16000, count: 100, bulk: true}},
-		"a slow download":                {{port: 1, size: 16000, count: 100, every: 100 * time.Millisecond, bulk: true}},
+		"a request now and then": {{
+			port:  1,
+			size:  1000,
+			count: 1000,
+			every: 100 * time.Millisecond,
+			bulk:  false,
+		}},
+		"a page":     {{port: 1, size: 1500, count: 80, bulk: false}},
+		"a download": {{port: 1, size: 16000, count: 100, bulk: true}},
+		"a slow download": {{
+			port:  1,
+			size:  16000,
+			count: 100,
+			every: 100 * time.Millisecond,
+			bulk:  true,
+		}},
 		"acknowledgements of a download": {{port: 1, size: 52, count: 100000, bulk: false}},
-		"a download and another flow":    {{port: 1, size: 16000, count: 100, bulk: true}, {port: 2, size: 1000, count: 1, bulk: false}, {port: 1, size: 1000, count: 1, bulk: true}},
-		"a download that pauses":         {{port: 1, size: 16000, count: 100, bulk: true}, {port: 2, size: 1000, count: 1, every: 3 * time.Second, bulk: false}, {port: 1, size: 1000, count: 1, bulk: true}},
-		"a download that has ended":      {{port: 1, size: 16000, count: 100, bulk: true}, {port: 2, size: 1000, count: 1, every: 10 * time.Second, bulk: false}, {port: 1, size: 1000, count: 1, bulk: false}},
-		"requests after a large answer":  {{port: 1, size: 16000, count: 100, bulk: true}, {port: 1, size: 500, count: 200, every: 100 * time.Millisecond, bulk: false}},
-		"packets too short for ports":    {{port: 1, size: 40, count: 10, bulk: false}},
+		"a download and another flow": {
+			{port: 1, size: 16000, count: 100, bulk: true},
+			{port: 2, size: 1000, count: 1, bulk: false},
+			{port: 1, size: 1000, count: 1, bulk: true},
+		},
+		"a download that pauses": {
+			{port: 1, size: 16000, count: 100, bulk: true},
+			{port: 2, size: 1000, count: 1, every: 3 * time.Second, bulk: false},
+			{port: 1, size: 1000, count: 1, bulk: true},
+		},
+		"a download that has ended": {
+			{port: 1, size: 16000, count: 100, bulk: true},
+			{port: 2, size: 1000, count: 1, every: 10 * time.Second, bulk: false},
+			{port: 1, size: 1000, count: 1, bulk: false},
+		},
+		"requests after a large answer": {
+			{port: 1, size: 16000, count: 100, bulk: true},
+			{port: 1, size: 500, count: 200, every: 100 * time.Millisecond, bulk: false},
+		},
+		"packets too short for ports": {{port: 1, size: 40, count: 10, bulk: false}},
 	} {
 		for _, version := range []byte{4, 6} {
 			for _, protocol := range []byte{packet.TCP, packet.UDP} {
