@@ -35,8 +35,14 @@ func components() []component {
 				"kubelet": k + "kubelet", "kube-proxy": k + "kube-proxy", "kubectl": k + "kubectl",
 			},
 		},
-		{module: "etcd", version: "v3.7.3", takes: "half a minute", ldflags: "-s -w", packages: map[string]string{"etcd": "."}},
-		{module: "coredns", version: "v1.15.0", takes: "a minute", ldflags: "-s -w", packages: map[string]string{"coredns": "."}},
+		{
+			module: "etcd", version: "v3.7.3", takes: "half a minute", ldflags: "-s -w",
+			packages: map[string]string{"etcd": "."},
+		},
+		{
+			module: "coredns", version: "v1.15.0", takes: "a minute", ldflags: "-s -w",
+			packages: map[string]string{"coredns": "."},
+		},
 	}
 }
 

@@ -114,7 +114,10 @@ func (c *Cluster) nodes() []node {
 	var all []node
 	for i := 1; i <= c.Nodes; i++ {
 		name, host := fmt.Sprintf("node%d", i), byte(nodeHost+i)
-		all = append(all, node{name: name, ns: c.name() + "-" + name, address: c.address(host), address6: c.address6(host)})
+		all = append(all, node{
+			name: name, ns: c.name() + "-" + name, address: c.address(host),
+			address6: c.address6(host),
+		})
 	}
 	return all
 }

@@ -53,7 +53,8 @@ func (c *Cluster) JoinLaptop(ctx context.Context, i int) error {
 	in := func(ns, line string) { fmt.Fprintf(&b, "nsenter --net=%s -- %s\n", netnsPath(ns), line) }
 	fmt.Fprintf(&b, "ip netns add %s\n", name)
 	// The same address each time, which the others may still know.
-	fmt.Fprintf(&b, "ip link add %s netns %s type veth peer name eth0 address 02:de:70:00:01:%02x netns %s\n", name, c.controlPlane(), i, name)
+	fmt.Fprintf(&b, "ip link add %s netns %s type veth peer name eth0 address 02:de:70:00:01:%02x netns %s\n", name,
+		c.controlPlane(), i, name)
 	in(c.controlPlane(), "ip link set "+name+" master fabric up")
 	in(name, "ip link set lo up")
 	// Without this the laptop would see the others on the link by their link-local addresses.
@@ -80,7 +81,8 @@ func (c *Cluster) RouteLaptop(ctx context.Context, i int, to netip.Addr) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return run("nsenter", "--net="+netnsPath(LaptopName(i)), "--", "ip", "route", "replace", to.String()+"/32", "dev", "eth0", "src", c.LaptopAddress(i).String())
+	return run("nsenter", "--net="+netnsPath(LaptopName(i)), "--", "ip", "route", "replace", to.String()+"/32", "dev",
+		"eth0", "src", c.LaptopAddress(i).String())
 }
 
 // HostAddress is the host's address on the fabric. Laptops do not reach it, unless RouteLaptop says
@@ -165,7 +167,8 @@ func inLaptop(name string) []int {
 			continue
 		}
 		if spaceErr == nil {
-			if other, err := os.Stat(filepath.Join("/proc", e.Name(), "ns", "net")); err == nil && os.SameFile(space, other) {
+			other, err := os.Stat(filepath.Join("/proc", e.Name(), "ns", "net"))
+			if err == nil && os.SameFile(space, other) {
 				pids = append(pids, pid)
 				continue
 			}

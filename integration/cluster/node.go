@@ -19,7 +19,10 @@ func (n node) socket(c *Cluster) string { return filepath.Join(n.dir(c), "contai
 func (c *Cluster) startNode(n node) error {
 	dir := n.dir(c)
 	cni := filepath.Join(dir, "cni")
-	for _, d := range []string{dir, cni, filepath.Join(dir, "containerd"), filepath.Join(dir, "run"), filepath.Join(dir, "kubelet")} {
+	for _, d := range []string{
+		dir, cni, filepath.Join(dir, "containerd"), filepath.Join(dir, "run"),
+		filepath.Join(dir, "kubelet"),
+	} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", d, err)
 		}
@@ -27,12 +30,38 @@ func (c *Cluster) startNode(n node) error {
 	if err := c.cgroup(n.ns); err != nil {
 		return err
 	}
+	files := c.nodeFiles(n, dir, cni)
+	for path, text := range files {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return fmt.Errorf("write %s: %w", path, err)
+		}
+	}
+	if err := c.start("containerd-"+n.name, n.ns, "containerd", "--config",
+		filepath.Join(dir, "containerd.toml")); err != nil {
+		return err
+	}
+	if err := c.waitFor(context.Background(), 30*time.Second,
+		func() error { return run("ctr", "-a", n.socket(c), "version") }); err != nil {
+		return fmt.Errorf("containerd of %s does not answer: %w; see %s", n.name, err, c.path("logs"))
+	}
+	if err := c.start("kubelet-"+n.name, n.ns, c.path("bin", "kubelet"), "--config", filepath.Join(dir, "kubelet.yaml"),
+		"--kubeconfig", c.path("pki", n.name+".kubeconfig"),
+		"--root-dir", filepath.Join(dir, "kubelet"), "--cert-dir", filepath.Join(dir, "kubelet-pki"),
+		"--hostname-override", n.name, "--node-ip", n.address+","+n.address6); err != nil {
+		return err
+	}
+	return c.start("kube-proxy-"+n.name, n.ns, c.path("bin", "kube-proxy"), "--config",
+		filepath.Join(dir, "kube-proxy.yaml"))
+}
+
+// nodeFiles returns the configuration of a node's programs, by path.
+func (c *Cluster) nodeFiles(n node, dir, cni string) map[string]string {
 	// ptp and not bridge: each pod has a routed link of its own, so that service rules see traffic
 	// between two pods of one node without br_netfilter. The ranges are the node's; the controller
 	// manager gives them out in the order of the nodes' arrival, so they are read from the node by
 	// the kubelet's runtime hook through the conf template. The logs of pods lie apart, or each
 	// kubelet would delete the other's as those of pods that are gone.
-	files := map[string]string{
+	return map[string]string{
 		filepath.Join(dir, "cni.tmpl"): fmt.Sprintf(`{
   "cniVersion": "0.4.0", "name": "pods",
   "plugins": [
@@ -97,22 +126,6 @@ conntrack: {maxPerCore: 0}
 iptables: {minSyncPeriod: 100ms}
 `, n.name, podCIDRs, c.path("pki", "kube-proxy.kubeconfig")),
 	}
-	for path, text := range files {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			return fmt.Errorf("write %s: %w", path, err)
-		}
-	}
-	if err := c.start("containerd-"+n.name, n.ns, "containerd", "--config", filepath.Join(dir, "containerd.toml")); err != nil {
-		return err
-	}
-	if err := c.waitFor(context.Background(), 30*time.Second, func() error { return run("ctr", "-a", n.socket(c), "version") }); err != nil {
-		return fmt.Errorf("containerd of %s does not answer: %w; see %s", n.name, err, c.path("logs"))
-	}
-	if err := c.start("kubelet-"+n.name, n.ns, c.path("bin", "kubelet"), "--config", filepath.Join(dir, "kubelet.yaml"), "--kubeconfig", c.path("pki", n.name+".kubeconfig"),
-		"--root-dir", filepath.Join(dir, "kubelet"), "--cert-dir", filepath.Join(dir, "kubelet-pki"), "--hostname-override", n.name, "--node-ip", n.address+","+n.address6); err != nil {
-		return err
-	}
-	return c.start("kube-proxy-"+n.name, n.ns, c.path("bin", "kube-proxy"), "--config", filepath.Join(dir, "kube-proxy.yaml"))
 }
 
 // cgroup makes a node's own cgroup, or each kubelet would end the other's pods as orphans.
@@ -148,10 +161,16 @@ func (c *Cluster) imagesForSystem(ctx context.Context, source string, log *slog.
 		return err
 	}
 	pause, coredns := c.path("pause.tar"), c.path("coredns.tar")
-	if err := image.Write(pause, "detour.local/pause:1", image.Options{Entrypoint: []string{"/pause"}, Files: map[string]string{"/pause": pauseProgram}}); err != nil {
+	if err := image.Write(pause, "detour.local/pause:1", image.Options{
+		Entrypoint: []string{"/pause"},
+		Files:      map[string]string{"/pause": pauseProgram},
+	}); err != nil {
 		return err
 	}
-	if err := image.Write(coredns, "detour.local/coredns:1", image.Options{Entrypoint: []string{"/coredns"}, Files: map[string]string{"/coredns": c.path("bin", "coredns")}}); err != nil {
+	if err := image.Write(coredns, "detour.local/coredns:1", image.Options{
+		Entrypoint: []string{"/coredns"},
+		Files:      map[string]string{"/coredns": c.path("bin", "coredns")},
+	}); err != nil {
 		return err
 	}
 	return c.LoadImages(pause, coredns)

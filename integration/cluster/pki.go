@@ -39,7 +39,11 @@ func (c *Cluster) pki() error {
 	if err != nil {
 		return err
 	}
-	hosts := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost", c.apiServer(), c.address6(apiServerHost), firstService, "127.0.0.1", c.address(thisHost)}
+	hosts := []string{
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc",
+		"kubernetes.default.svc.cluster.local", "localhost", c.apiServer(), c.address6(apiServerHost),
+		firstService, "127.0.0.1", c.address(thisHost),
+	}
 	type leaf struct {
 		name, user, group string
 		hosts             []string
@@ -55,7 +59,8 @@ func (c *Cluster) pki() error {
 		{"kube-proxy", "system:kube-proxy", "", nil, ca},
 	}
 	for _, n := range c.nodes() {
-		leaves = append(leaves, leaf{n.name, "system:node:" + n.name, "system:nodes", []string{n.name, n.address, n.address6}, ca})
+		hosts := []string{n.name, n.address, n.address6}
+		leaves = append(leaves, leaf{n.name, "system:node:" + n.name, "system:nodes", hosts, ca})
 	}
 	for _, l := range leaves {
 		if err := l.by.issue(dir, l.name, l.user, l.group, l.hosts); err != nil {
@@ -65,7 +70,12 @@ func (c *Cluster) pki() error {
 	if _, err := newAuthority(dir, "service-account"); err != nil { // only its key pair is used
 		return err
 	}
-	for name, path := range map[string]string{"admin": c.Kubeconfig(), "controller-manager": c.path("pki", "controller-manager.kubeconfig"), "scheduler": c.path("pki", "scheduler.kubeconfig"), "kube-proxy": c.path("pki", "kube-proxy.kubeconfig")} {
+	for name, path := range map[string]string{
+		"admin":              c.Kubeconfig(),
+		"controller-manager": c.path("pki", "controller-manager.kubeconfig"),
+		"scheduler":          c.path("pki", "scheduler.kubeconfig"),
+		"kube-proxy":         c.path("pki", "kube-proxy.kubeconfig"),
+	} {
 		if err := c.writeKubeconfig(dir, name, path); err != nil {
 			return err
 		}
@@ -136,7 +146,8 @@ func writePair(dir, name string, cert []byte, key *ecdsa.PrivateKey) error {
 	if err := os.WriteFile(filepath.Join(dir, name+".crt"), cert, 0o644); err != nil {
 		return fmt.Errorf("write the certificate of %s: %w", name, err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, name+".key"),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 		return fmt.Errorf("write the key of %s: %w", name, err)
 	}
 	return nil

@@ -56,11 +56,18 @@ func (c *Cluster) Up(ctx context.Context, source string, log *slog.Logger) error
 	if err := c.imagesForSystem(ctx, source, log); err != nil {
 		return err
 	}
+	return c.awaitReady(ctx, source, log)
+}
+
+// awaitReady starts CoreDNS, and waits until the nodes and CoreDNS are ready.
+func (c *Cluster) awaitReady(ctx context.Context, source string, log *slog.Logger) error {
 	log.Info("waiting for the nodes and CoreDNS")
 	if err := c.Kubectl("apply", "-f", filepath.Join(source, "..", "coredns.yaml")); err != nil {
 		return err
 	}
-	if err := c.waitFor(ctx, 2*time.Minute, func() error { return c.Kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=5s") }); err != nil {
+	if err := c.waitFor(ctx, 2*time.Minute, func() error {
+		return c.Kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=5s")
+	}); err != nil {
 		return fmt.Errorf("the nodes do not become ready: %w; see %s", err, c.path("logs"))
 	}
 	for _, n := range c.nodes() {
@@ -91,7 +98,11 @@ func (c *Cluster) answers(path string) error {
 		return err
 	}
 	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true, TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true}, //nolint:gosec // a liveness probe
+		DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{
+			Certificates:       []tls.Certificate{cert},
+			InsecureSkipVerify: true, //nolint:gosec // this only asks whether the server answers
+		},
 	}}
 	resp, err := client.Get(c.Server() + path)
 	if err != nil {
@@ -124,7 +135,8 @@ func (c *Cluster) waitFor(ctx context.Context, limit time.Duration, try func() e
 
 // Kubectl runs kubectl as the administrator.
 func (c *Cluster) Kubectl(args ...string) error {
-	return run(c.path("bin", "kubectl"), append([]string{"--kubeconfig", c.Kubeconfig(), "--cache-dir", c.path("kubectl-cache")}, args...)...)
+	administrator := []string{"--kubeconfig", c.Kubeconfig(), "--cache-dir", c.path("kubectl-cache")}
+	return run(c.path("bin", "kubectl"), append(administrator, args...)...)
 }
 
 // network joins the namespaces with a bridge in the control plane's; the host has one leg on it and
@@ -162,7 +174,8 @@ func (c *Cluster) network() error {
 
 // routePods tells the control plane and the other nodes where a node's pods are.
 func (c *Cluster) routePods(n node) error {
-	out, err := exec.Command(c.path("bin", "kubectl"), "--kubeconfig", c.Kubeconfig(), "get", "node", n.name, "-o", "jsonpath={.spec.podCIDRs[*]}").Output()
+	out, err := exec.Command(c.path("bin", "kubectl"), "--kubeconfig", c.Kubeconfig(), "get", "node", n.name, "-o",
+		"jsonpath={.spec.podCIDRs[*]}").Output()
 	if err != nil {
 		return fmt.Errorf("ask for the pod networks of %s: %w", n.name, err)
 	}
@@ -178,7 +191,8 @@ func (c *Cluster) routePods(n node) error {
 			via, family = n.address6, "-6"
 		}
 		for _, ns := range places {
-			if err := run("nsenter", "--net=/run/netns/"+ns, "--", "ip", family, "route", "replace", cidr, "via", via); err != nil {
+			inside := []string{"--net=/run/netns/" + ns, "--", "ip", family, "route", "replace", cidr, "via", via}
+			if err := run("nsenter", inside...); err != nil {
 				return err
 			}
 		}
@@ -188,9 +202,11 @@ func (c *Cluster) routePods(n node) error {
 
 func (c *Cluster) startControlPlane(ctx context.Context) error {
 	pki := func(name string) string { return c.path("pki", name) }
-	if err := c.start("etcd", c.controlPlane(), c.path("bin", "etcd"), "--data-dir", c.path("etcd"), "--unsafe-no-fsync",
+	if err := c.start("etcd", c.controlPlane(), c.path("bin", "etcd"), "--data-dir", c.path("etcd"),
+		"--unsafe-no-fsync",
 		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
-		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380", "--initial-cluster=default=http://127.0.0.1:2380", "--log-level=warn"); err != nil {
+		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
+		"--initial-cluster=default=http://127.0.0.1:2380", "--log-level=warn"); err != nil {
 		return err
 	}
 	if err := c.start("kube-apiserver", c.controlPlane(), c.path("bin", "kube-apiserver"),

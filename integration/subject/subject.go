@@ -28,13 +28,16 @@ func Serve(l net.Listener, name string) error {
 	calls := grpc.NewServer()
 	testpb.RegisterTestServiceServer(calls, &rpc{name: name})
 	web := pages(name)
-	s := &http.Server{Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-			calls.ServeHTTP(w, r)
-			return
-		}
-		web.ServeHTTP(w, r)
-	})}
+	s := &http.Server{
+		Protocols: protocols, ReadHeaderTimeout: 10 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+				calls.ServeHTTP(w, r)
+				return
+			}
+			web.ServeHTTP(w, r)
+		}),
+	}
 	defer s.Close() //nolint:errcheck // what is open ends with it
 	return s.Serve(l)
 }
@@ -59,7 +62,8 @@ func pages(name string) http.Handler {
 		w.WriteHeader(http.StatusEarlyHints)
 		w.Header().Set("Trailer", "X-Sum")
 		w.Header()["Date"], w.Header()["Content-Type"] = nil, nil
-		fmt.Fprintf(w, "%s %s %s %s %d %d\n%v\n%v\n", r.Proto, r.Method, r.Host, r.RequestURI, r.ContentLength, n, r.Header, r.Trailer) // maps are printed in order
+		fmt.Fprintf(w, "%s %s %s %s %d %d\n%v\n%v\n", r.Proto, r.Method, r.Host, r.RequestURI, r.ContentLength, n,
+			r.Header, r.Trailer) // maps are printed in order
 		w.Header().Set("X-Sum", "42")
 	})
 	mux.HandleFunc("/sum", func(w http.ResponseWriter, r *http.Request) {
@@ -83,36 +87,43 @@ func pages(name string) http.Handler {
 	mux.HandleFunc("/head", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %d\n", name, len(r.Header.Get("X-Large")))
 	})
-	mux.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		for r.Context().Err() == nil {
-			if _, err := fmt.Fprintf(w, "data: %s\n\n", name); err != nil || http.NewResponseController(w).Flush() != nil {
-				return
-			}
-			time.Sleep(pace)
-		}
-	})
-	mux.HandleFunc("/socket", func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodConnect {
-			lines(w, r, name)
+	mux.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) { events(w, r, name) })
+	mux.HandleFunc("/socket", func(w http.ResponseWriter, r *http.Request) { socket(w, r, name) })
+	return mux
+}
+
+// events sends server-sent events that name the server, until the client leaves.
+func events(w http.ResponseWriter, r *http.Request, name string) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	for r.Context().Err() == nil {
+		if _, err := fmt.Fprintf(w, "data: %s\n\n",
+			name); err != nil || http.NewResponseController(w).Flush() != nil {
 			return
 		}
-		c, err := websocket.Accept(w, r, nil)
+		time.Sleep(pace)
+	}
+}
+
+// socket sends each message of a WebSocket back, after the name of the server.
+func socket(w http.ResponseWriter, r *http.Request, name string) {
+	if r.Method == http.MethodConnect {
+		lines(w, r, name)
+		return
+	}
+	c, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer c.CloseNow() //nolint:errcheck // it is over
+	for {
+		kind, said, err := c.Read(r.Context())
 		if err != nil {
 			return
 		}
-		defer c.CloseNow() //nolint:errcheck // it is over
-		for {
-			kind, said, err := c.Read(r.Context())
-			if err != nil {
-				return
-			}
-			if err := c.Write(r.Context(), kind, append([]byte(name+" "), said...)); err != nil {
-				return
-			}
+		if err := c.Write(r.Context(), kind, append([]byte(name+" "), said...)); err != nil {
+			return
 		}
-	})
-	return mux
+	}
 }
 
 // Zeros are without end.

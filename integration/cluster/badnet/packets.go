@@ -201,7 +201,8 @@ func (r *PacketRelay) sender(from netip.AddrPort) *net.UDPConn {
 				return
 			}
 			if err == nil { // else nobody listens there now
-				r.down.carry(append([]byte(nil), buffer[:n]...), func(data []byte) { _, _ = r.conn.WriteToUDPAddrPort(data, from) })
+				r.down.carry(append([]byte(nil), buffer[:n]...),
+					func(data []byte) { _, _ = r.conn.WriteToUDPAddrPort(data, from) })
 			}
 		}
 	})

@@ -102,7 +102,10 @@ type pipe struct {
 }
 
 func newPipe(p *pair, from, to *net.TCPConn, l *link, w *weather) *pipe {
-	return &pipe{pair: p, from: from, to: to, link: l, weather: w, queue: make(chan parcel, depth), written: make(chan struct{})}
+	return &pipe{
+		pair: p, from: from, to: to, link: l, weather: w, queue: make(chan parcel, depth),
+		written: make(chan struct{}),
+	}
 }
 
 // read takes what one side sends. It goes on while the network is stalled, until the pipe is full.

@@ -81,7 +81,8 @@ func layerOf(files map[string]string) (v1.Layer, error) {
 	if err := w.Close(); err != nil {
 		return nil, fmt.Errorf("write the layer: %w", err)
 	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil }
+	layer, err := tarball.LayerFromOpener(open)
 	if err != nil {
 		return nil, fmt.Errorf("make the layer: %w", err)
 	}

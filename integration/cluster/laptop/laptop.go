@@ -82,7 +82,8 @@ const prepare = `echo "$0" > /proc/sys/kernel/hostname && mount --bind "$1" /etc
 // startHolder makes the mount namespace. It lives as long as its holder, which ends with the
 // process that made it, even if that is killed: then the holder's input ends.
 func (l *Laptop) startHolder(ctx context.Context) error {
-	cmd := exec.Command("nsenter", "--net="+l.netns(), "--", "unshare", "--uts", "--mount", "--propagation", "private", "--",
+	cmd := exec.Command("nsenter", "--net="+l.netns(), "--", "unshare", "--uts", "--mount", "--propagation", "private",
+		"--",
 		"sh", "-c", prepare, l.Name(), l.cluster.LaptopResolvConf(l.number))
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -165,7 +166,8 @@ func (l *Laptop) Command(ctx context.Context, name string, args ...string) *exec
 			name = full
 		}
 	}
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + l.netns(), "--uts=" + l.uts, "--mount=" + l.mounts, "--", name}, args...)...)
+	inside := []string{"--net=" + l.netns(), "--uts=" + l.uts, "--mount=" + l.mounts, "--", name}
+	cmd := exec.CommandContext(ctx, "nsenter", append(inside, args...)...)
 	for _, v := range os.Environ() {
 		key, _, _ := strings.Cut(v, "=")
 		if key == "KUBECONFIG" || key == "HOME" || strings.HasPrefix(key, "DETOUR_") || strings.HasPrefix(key, "XDG_") {
@@ -200,7 +202,8 @@ func (l *Laptop) Kubeconfig(server string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("parse the API server's URL: %w", err)
 	}
-	out, err := exec.Command(filepath.Join(l.cluster.Dir, "bin", "kubectl"), "--kubeconfig", f.Name(), "config", "set-cluster", "detour",
+	out, err := exec.Command(filepath.Join(l.cluster.Dir, "bin", "kubectl"), "--kubeconfig", f.Name(), "config",
+		"set-cluster", "detour",
 		"--server="+server, "--tls-server-name="+original.Hostname()).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("set the server in %s: %w: %s", f.Name(), err, out)

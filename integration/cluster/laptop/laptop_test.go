@@ -61,7 +61,8 @@ func run(t *testing.T, l *laptop.Laptop, name string, args ...string) string {
 }
 
 func kubectl(t *testing.T, c *cluster.Cluster, args ...string) string {
-	out, err := exec.Command(filepath.Join(c.Dir, "bin", "kubectl"), append([]string{"--kubeconfig", c.Kubeconfig()}, args...)...).Output()
+	out, err := exec.Command(filepath.Join(c.Dir, "bin", "kubectl"), append([]string{"--kubeconfig", c.Kubeconfig()},
+		args...)...).Output()
 	require.NoError(t, err)
 	require.NotEmpty(t, string(out))
 	return string(out)
@@ -86,13 +87,15 @@ func TestReachesTheAPIServer(t *testing.T) {
 
 	path, err := l.Kubeconfig("")
 	require.NoError(t, err)
-	require.Equal(t, "ok", run(t, l, filepath.Join(c.Dir, "bin", "kubectl"), "--kubeconfig", path, "get", "--raw", "/readyz"))
+	require.Equal(t, "ok", run(t, l, filepath.Join(c.Dir, "bin", "kubectl"), "--kubeconfig", path, "get", "--raw",
+		"/readyz"))
 }
 
 func TestReachesTheNodes(t *testing.T) {
 	c := local(t)
 	l := boot(t, first)
-	nodes := strings.Fields(kubectl(t, c, "get", "nodes", "-o", `jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}`))
+	nodes := strings.Fields(kubectl(t, c, "get", "nodes", "-o",
+		`jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}`))
 	tried := 0
 	for _, n := range nodes {
 		if netip.MustParseAddr(n).Is4() {
@@ -108,11 +111,13 @@ func TestReachesTheNodes(t *testing.T) {
 func TestReachesNothingElse(t *testing.T) {
 	c := local(t)
 	l, other := boot(t, first), boot(t, second)
-	pod := kubectl(t, c, "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", "jsonpath={.items[0].status.podIP}")
+	pod := kubectl(t, c, "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o",
+		"jsonpath={.items[0].status.podIP}")
 	service := kubectl(t, c, "-n", "kube-system", "get", "service", "kube-dns", "-o", "jsonpath={.spec.clusterIP}")
 	for _, target := range []string{pod, service} {
 		// It is there, for who has a route.
-		out, err := exec.Command("nsenter", "--net=/run/netns/detour-node1", "--", "timeout", "20", "bash", "-c", "exec 3<>/dev/tcp/"+target+"/53").CombinedOutput()
+		out, err := exec.Command("nsenter", "--net=/run/netns/detour-node1", "--", "timeout", "20", "bash", "-c",
+			"exec 3<>/dev/tcp/"+target+"/53").CombinedOutput()
 		require.NoError(t, err, "%s", out)
 		unreachable(t, l, net.JoinHostPort(target, "53"))
 	}
@@ -150,7 +155,8 @@ func TestHasFilesOfItsOwn(t *testing.T) {
 	t.Setenv("KUBECONFIG", "/somebody/elses")
 	for _, l := range []*laptop.Laptop{a, b} {
 		require.Equal(t, fmt.Sprintf("%s %s %s none\n", l.Home(), l.RunDir(), l.StateDir()),
-			run(t, l, "sh", "-c", `echo "$HOME $DETOUR_RUN_DIR $DETOUR_STATE_DIR ${KUBECONFIG:-none}"; touch "$HOME/a" "$DETOUR_RUN_DIR/b" "$DETOUR_STATE_DIR/c"`))
+			run(t, l, "sh", "-c",
+				`echo "$HOME $DETOUR_RUN_DIR $DETOUR_STATE_DIR ${KUBECONFIG:-none}"; touch "$HOME/a" "$DETOUR_RUN_DIR/b" "$DETOUR_STATE_DIR/c"`))
 		require.FileExists(t, filepath.Join(l.Home(), "a"))
 	}
 }
@@ -198,7 +204,8 @@ func TestARelayIsInTheWay(t *testing.T) {
 		get := func(timeout time.Duration) ([]byte, error) {
 			ctx, cancel := context.WithTimeout(t.Context(), timeout)
 			defer cancel()
-			return l.Command(ctx, filepath.Join(c.Dir, "bin", "kubectl"), "--kubeconfig", path, "get", "--raw", "/readyz").CombinedOutput()
+			return l.Command(ctx, filepath.Join(c.Dir, "bin", "kubectl"), "--kubeconfig", path, "get", "--raw",
+				"/readyz").CombinedOutput()
 		}
 		out, err := get(30 * time.Second)
 		require.NoError(t, err, "%s", out)
@@ -267,7 +274,8 @@ func TestClearsWhatACrashLeft(t *testing.T) {
 		fmt.Printf("pids %s\n", run(t, l, "sh", "-c", "setsid sleep 1005 >/dev/null 2>&1 & echo $!"))
 		require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGKILL))
 	}
-	for _, prefix := range [][]string{nil, {"unshare", "--mount", "--propagation", "private"}} { // as integration/run.sh does
+	private := []string{"unshare", "--mount", "--propagation", "private"} // as integration/run.sh does
+	for _, prefix := range [][]string{nil, private} {
 		args := append(append([]string{}, prefix...), os.Args[0], "-test.run=^TestClearsWhatACrashLeft$")
 		crash := exec.Command(args[0], args[1:]...)
 		crash.Env = append(os.Environ(), "LAPTOP_CRASH=yes")
@@ -298,7 +306,8 @@ func TestOneLaptopIsNotTakenTwice(t *testing.T) {
 func TestFabricKeepsItsAddress(t *testing.T) {
 	local(t)
 	link := func(args ...string) string {
-		out, err := exec.Command("nsenter", append([]string{"--net=/run/netns/detour-cp", "--", "ip", "-o", "link"}, args...)...).CombinedOutput()
+		out, err := exec.Command("nsenter", append([]string{"--net=/run/netns/detour-cp", "--", "ip", "-o", "link"},
+			args...)...).CombinedOutput()
 		require.NoError(t, err, string(out))
 		return string(out)
 	}

@@ -44,7 +44,17 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		names string // prefixes of what it measures
 		run   func(context.Context) error
-	}{{"connect", b.connect}, {"intercept rss.agent", b.intercept}, {"dns.local", b.names}, {"out.slow", b.slow}, {"out.portforward out.upgrade out.udp", b.out}, {"in.tcp", b.in}, {"in.http idle.http", b.personal}, {"idle.rps idle.echo", b.idle}, {"out.connections rss.daemon rss.manager", b.connections}} {
+	}{
+		{"connect", b.connect},
+		{"intercept rss.agent", b.intercept},
+		{"dns.local", b.names},
+		{"out.slow", b.slow},
+		{"out.portforward out.upgrade out.udp", b.out},
+		{"in.tcp", b.in},
+		{"in.http idle.http", b.personal},
+		{"idle.rps idle.echo", b.idle},
+		{"out.connections rss.daemon rss.manager", b.connections},
+	} {
 		// The others stand on the first two.
 		wanted := b.only == "" || part.names == "connect" || part.names == "intercept rss.agent"
 		for _, name := range strings.Fields(part.names) {
@@ -70,15 +80,18 @@ func (b *bench) prepare(ctx context.Context) error {
 	if _, err := output(apply); err != nil {
 		return err
 	}
-	if _, err := output(exec.CommandContext(ctx, "detour", "install", "--image", "detour.local/traffic:dev")); err != nil {
+	if _, err := output(exec.CommandContext(ctx, "detour", "install", "--image",
+		"detour.local/traffic:dev")); err != nil {
 		return err
 	}
 	b.address = map[string]string{}
 	for _, name := range []string{"direct", "target", "catalog-direct", "catalog-target", "stock"} {
-		if _, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "status", "deployment/"+name, "--timeout=60s")); err != nil {
+		if _, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "status",
+			"deployment/"+name, "--timeout=60s")); err != nil {
 			return err
 		}
-		address, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "get", "service", name, "-o", "jsonpath={.spec.clusterIP}"))
+		address, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "get", "service", name, "-o",
+			"jsonpath={.spec.clusterIP}"))
 		if err != nil {
 			return err
 		}
@@ -112,7 +125,10 @@ func (b *bench) close() error {
 	if b.plain != nil {
 		all = append(all, b.plain.Close())
 	}
-	for _, args := range [][]string{{"detour", "uninstall"}, {"kubectl", "delete", "namespace", namespace, "--ignore-not-found", "--wait=true"}} {
+	for _, args := range [][]string{{"detour", "uninstall"}, {
+		"kubectl", "delete", "namespace", namespace,
+		"--ignore-not-found", "--wait=true",
+	}} {
 		if _, err := output(exec.CommandContext(ctx, args[0], args[1:]...)); err != nil {
 			all = append(all, err)
 		}
@@ -179,10 +195,12 @@ func (b *bench) intercept(ctx context.Context) error {
 		_, err := b.detour(ctx, "intercept", "target", "--port", "8080:http")
 		return err
 	}, func() error {
-		if _, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "restart", "deployment/direct")); err != nil {
+		if _, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "restart",
+			"deployment/direct")); err != nil {
 			return err
 		}
-		_, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "status", "deployment/direct", "--timeout=60s"))
+		_, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "rollout", "status", "deployment/direct",
+			"--timeout=60s"))
 		return err
 	})
 	if err != nil {
@@ -211,7 +229,9 @@ func (b *bench) program() string { return filepath.Join(b.root, "bin", "bench") 
 // plain route. The last daemon stays, for all that follows.
 func (b *bench) out(ctx context.Context) error {
 	for _, p := range []struct{ name, flag, transport string }{
-		{"out.portforward", "portforward", "port-forward"}, {"out.upgrade", "upgrade", "api-server-upgrade"}, {"out.udp", "auto", "direct-udp"},
+		{"out.portforward", "portforward", "port-forward"},
+		{"out.upgrade", "upgrade", "api-server-upgrade"},
+		{"out.udp", "auto", "direct-udp"},
 	} {
 		if !strings.HasPrefix(p.name, b.only) && !strings.HasPrefix(b.only, p.name) {
 			continue
@@ -225,7 +245,8 @@ func (b *bench) out(ctx context.Context) error {
 		if err := b.onPath(ctx, p.transport); err != nil {
 			return err
 		}
-		if err := b.path(ctx, p.name, []string{"up", "down", "lat1", "rps16"}, end{from: b.laptop, to: b.address["direct"]}, end{from: b.plain, to: b.address["direct"]}); err != nil {
+		if err := b.path(ctx, p.name, []string{"up", "down", "lat1", "rps16"},
+			end{from: b.laptop, to: b.address["direct"]}, end{from: b.plain, to: b.address["direct"]}); err != nil {
 			return err
 		}
 		if err := b.onPath(ctx, p.transport); err != nil {
@@ -261,7 +282,8 @@ func (b *bench) in(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.path(ctx, "in.tcp", []string{"up", "down", "lat1", "rps16"}, end{from: b.plain, to: b.address["target"]}, end{from: b.plain, to: b.address["direct"]}); err != nil {
+	if err := b.path(ctx, "in.tcp", []string{"up", "down", "lat1", "rps16"},
+		end{from: b.plain, to: b.address["target"]}, end{from: b.plain, to: b.address["direct"]}); err != nil {
 		return err
 	}
 	_, err := b.detour(ctx, "leave", "target")
@@ -274,7 +296,8 @@ func (b *bench) personal(ctx context.Context) error {
 	if _, err := b.detour(ctx, "intercept", "target", "--port", "8080:http", "--header", mark+"=1"); err != nil {
 		return err
 	}
-	others, direct := end{from: b.plain, to: b.address["target"], web: true}, end{from: b.plain, to: b.address["direct"], web: true}
+	others := end{from: b.plain, to: b.address["target"], web: true}
+	direct := end{from: b.plain, to: b.address["direct"], web: true}
 	if err := b.path(ctx, "idle.http", []string{"lat1", "rps16"}, others, direct); err != nil {
 		return err
 	}
@@ -296,7 +319,13 @@ func (b *bench) personal(ctx context.Context) error {
 // what services do, the shop's catalog, which asks another one and answers JSON; idle.echo is of
 // one that does nothing, where two more passes through TCP weigh the most.
 func (b *bench) idle(ctx context.Context) error {
-	catalog, echo := [2]end{{from: b.plain, to: b.address["catalog-target"]}, {from: b.plain, to: b.address["catalog-direct"]}}, [2]end{{from: b.plain, to: b.address["target"]}, {from: b.plain, to: b.address["direct"]}}
+	catalog, echo := [2]end{
+		{from: b.plain, to: b.address["catalog-target"]},
+		{from: b.plain, to: b.address["catalog-direct"]},
+	}, [2]end{
+		{from: b.plain, to: b.address["target"]},
+		{from: b.plain, to: b.address["direct"]},
+	}
 	if err := b.path(ctx, "idle", []string{"rps1", "rps16"}, catalog[0], catalog[1]); err != nil {
 		return err
 	}
@@ -329,7 +358,8 @@ func (b *bench) path(ctx context.Context, prefix string, whats []string, value, 
 			}
 			values, plains = append(values, v), append(plains, p)
 			if prefix == "out.upgrade" && (what == "up" || what == "down") {
-				r, err := number(value.from.Command(ctx, b.program(), "raw", "--kubeconfig", b.kubeconfig, fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
+				r, err := number(value.from.Command(ctx, b.program(), "raw", "--kubeconfig", b.kubeconfig,
+					fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
 				if err != nil {
 					return err
 				}
@@ -360,7 +390,8 @@ var units = map[string]string{"up": "bit/s", "down": "bit/s", "lat1": "ms", "rps
 func (b *bench) measure(ctx context.Context, what string, e end) (float64, error) {
 	switch what {
 	case "up", "down":
-		return number(e.from.Command(ctx, b.program(), "bulk", "--to", e.to+":"+e.bulkPort(), fmt.Sprintf("--web=%t", e.web), fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
+		return number(e.from.Command(ctx, b.program(), "bulk", "--to", e.to+":"+e.bulkPort(),
+			fmt.Sprintf("--web=%t", e.web), fmt.Sprintf("--up=%t", what == "up"), "--for", b.each.String()))
 	case "rps16":
 		return b.requests(ctx, e, "2", "16")
 	case "rps1":

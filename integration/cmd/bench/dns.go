@@ -17,7 +17,8 @@ const dnsQuestions = 5000
 // one that asks CoreDNS by a plain route.
 func (b *bench) names(ctx context.Context) error {
 	name := "target." + namespace + ".svc.cluster.local."
-	coredns, err := output(exec.CommandContext(ctx, "kubectl", "-n", "kube-system", "get", "service", "kube-dns", "-o", "jsonpath={.spec.clusterIP}"))
+	coredns, err := output(exec.CommandContext(ctx, "kubectl", "-n", "kube-system", "get", "service", "kube-dns", "-o",
+		"jsonpath={.spec.clusterIP}"))
 	if err != nil {
 		return err
 	}

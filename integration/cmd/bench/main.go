@@ -34,6 +34,8 @@ func run(ctx context.Context, args []string) error {
 	}
 	flags := flag.NewFlagSet("bench "+mode, flag.ContinueOnError)
 	switch mode {
+	case "":
+		return measure(ctx, flags, args)
 	case "serve":
 		web := flags.String("http", ":8080", "where to answer HTTP")
 		bulk := flags.String("bulk", ":9000", "where to take and give bytes")
@@ -54,6 +56,13 @@ func run(ctx context.Context, args []string) error {
 			move = webRate
 		}
 		return printed(move(ctx, *to, *up, *duration))
+	}
+	return client(ctx, mode, flags, args)
+}
+
+// client runs the other modes, which the benchmark starts itself.
+func client(ctx context.Context, mode string, flags *flag.FlagSet, args []string) error {
+	switch mode {
 	case "raw":
 		kubeconfig := flags.String("kubeconfig", "", "of the laptop")
 		up := flags.Bool("up", false, "send instead of receive")
@@ -85,18 +94,21 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return printed(dnsTime(*to, *name))
-	case "":
-		b := bench{}
-		flags.StringVar(&b.root, "root", "..", "the repository")
-		flags.IntVar(&b.rounds, "rounds", 3, "how often each pair is measured; the median counts")
-		flags.DurationVar(&b.each, "each", 3*time.Second, "how long one measurement takes")
-		flags.StringVar(&b.only, "only", "", "the prefix of the names to measure, such as idle or out")
-		if err := flags.Parse(args); err != nil {
-			return err
-		}
-		return b.run(ctx)
 	}
 	return fmt.Errorf("unknown mode %q: serve, bulk, raw, ask, many, dns, or none", mode)
+}
+
+// measure runs the whole benchmark.
+func measure(ctx context.Context, flags *flag.FlagSet, args []string) error {
+	b := bench{}
+	flags.StringVar(&b.root, "root", "..", "the repository")
+	flags.IntVar(&b.rounds, "rounds", 3, "how often each pair is measured; the median counts")
+	flags.DurationVar(&b.each, "each", 3*time.Second, "how long one measurement takes")
+	flags.StringVar(&b.only, "only", "", "the prefix of the names to measure, such as idle or out")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	return b.run(ctx)
 }
 
 // printed ends a client: with its figure on a line.

@@ -53,11 +53,13 @@ var goroutineCount = regexp.MustCompile(`(?m)^go_goroutines ([0-9.e+]+)$`)
 
 // goroutines are the traffic-manager's.
 func goroutines(ctx context.Context) (float64, error) {
-	pod, err := output(exec.CommandContext(ctx, "kubectl", "-n", "detour-system", "get", "pods", "-l", "app=traffic-manager", "-o", "jsonpath={.items[0].metadata.name}"))
+	pod, err := output(exec.CommandContext(ctx, "kubectl", "-n", "detour-system", "get", "pods", "-l",
+		"app=traffic-manager", "-o", "jsonpath={.items[0].metadata.name}"))
 	if err != nil {
 		return 0, err
 	}
-	page, err := output(exec.CommandContext(ctx, "kubectl", "get", "--raw", "/api/v1/namespaces/detour-system/pods/"+pod+":8080/proxy/metrics"))
+	page, err := output(exec.CommandContext(ctx, "kubectl", "get", "--raw",
+		"/api/v1/namespaces/detour-system/pods/"+pod+":8080/proxy/metrics"))
 	if err != nil {
 		return 0, err
 	}

@@ -20,14 +20,17 @@ func (b *bench) memory() error {
 		return err
 	}
 	manager, err := resident("VmRSS", "cmdline", "", "/traffic", "manager")
-	b.figures = append(b.figures, figure{Name: "rss.daemon", Unit: "MiB", Value: daemon}, figure{Name: "rss.manager", Unit: "MiB", Value: manager})
+	b.figures = append(b.figures,
+		figure{Name: "rss.daemon", Unit: "MiB", Value: daemon},
+		figure{Name: "rss.manager", Unit: "MiB", Value: manager})
 	return err
 }
 
 // residentAgent is what the pod of target pays for its agent: that and its keeper, now (VmRSS) or
 // at the most (VmHWM).
 func (b *bench) residentAgent(ctx context.Context, field string) (float64, error) {
-	uid, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "get", "pods", "-l", "app=target", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.uid}"))
+	uid, err := output(exec.CommandContext(ctx, "kubectl", "-n", namespace, "get", "pods", "-l", "app=target",
+		"--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.uid}"))
 	if err != nil {
 		return 0, err
 	}
@@ -54,11 +57,13 @@ func resident(field, file, mark string, words ...string) (float64, error) {
 		}
 		// The keeper's command line has the agent's in it.
 		given := strings.Split(string(line), "\x00")
-		if len(given) < len(words) || !strings.HasSuffix(given[0], words[0]) || !slices.Equal(given[1:len(words)], words[1:]) {
+		if len(given) < len(words) || !strings.HasSuffix(given[0], words[0]) ||
+			!slices.Equal(given[1:len(words)], words[1:]) {
 			continue
 		}
 		about, err := os.ReadFile(filepath.Join(dir, file))
-		if err != nil || !strings.Contains(strings.ReplaceAll(string(about), "_", "-"), strings.ReplaceAll(mark, "_", "-")) { // as systemd writes a pod's UID
+		if err != nil || !strings.Contains(strings.ReplaceAll(string(about), "_", "-"), strings.ReplaceAll(mark, "_",
+			"-")) { // as systemd writes a pod's UID
 			continue
 		}
 		status, err := os.ReadFile(filepath.Join(dir, "status"))

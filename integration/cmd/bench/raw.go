@@ -29,7 +29,8 @@ func answerRaw(w http.ResponseWriter, _ *http.Request) {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Time{})
-	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+vif.UpgradeProtocol+"\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn,
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+vif.UpgradeProtocol+"\r\n\r\n"); err != nil {
 		return
 	}
 	serveBulk(&untilOne{ReadWriter: conn})
@@ -57,7 +58,8 @@ func rawRate(ctx context.Context, kubeconfig string, sending bool, duration time
 	if err != nil {
 		return 0, fmt.Errorf("read the kubeconfig: %w", err)
 	}
-	dialer, err := tunnel.New(config, namespace, tunnel.OnlyUpgrade, func(context.Context) (string, error) { return "", errors.ErrUnsupported })
+	noPod := func(context.Context) (string, error) { return "", errors.ErrUnsupported }
+	dialer, err := tunnel.New(config, namespace, tunnel.OnlyUpgrade, noPod)
 	if err != nil {
 		return 0, err
 	}

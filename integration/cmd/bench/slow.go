@@ -46,16 +46,12 @@ func (b *bench) slow(ctx context.Context) (err error) {
 		return err
 	}
 	defer line.Close()
-	if err := commands(ctx, gate, "ip link set "+slowLink+" up", "ip route add "+b.laptop.Address().String()+" dev "+slowLink, "sysctl -qw net.ipv4.ip_forward=1",
-		"ip route add 10.96.0.0/16 via "+gateway,
-		"nft 'add table ip gate; add chain ip gate out { type nat hook postrouting priority 100; }; add rule ip gate out oifname eth0 masquerade'"); err != nil {
-		return err
-	}
-	if err := commands(ctx, b.laptop, "ip link set "+slowLink+" up"); err != nil {
+	if err := b.joinGate(ctx, gate); err != nil {
 		return err
 	}
 	for _, to := range []string{"172.30.0.1", "172.30.0.11", "172.30.0.12"} {
-		if err := commands(ctx, b.laptop, "ip route replace "+to+" dev "+slowLink+" src "+b.laptop.Address().String()); err != nil {
+		if err := commands(ctx, b.laptop,
+			"ip route replace "+to+" dev "+slowLink+" src "+b.laptop.Address().String()); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, b.laptop.Reach(ctx, netip.MustParseAddr(to))) }()
@@ -73,42 +69,13 @@ func (b *bench) slow(ctx context.Context) (err error) {
 		return err
 	}
 	line.Set(slowTrip, slowRate, slowQueue, 0)
-	for _, p := range []struct{ name, flag, transport string }{{"out.slow", "upgrade", "api-server-upgrade"}, {"out.slow.udp", "auto", "direct-udp"}} {
-		if _, err := b.detour(ctx, "quit"); err != nil {
+	for _, p := range []slowPath{
+		{"out.slow", "upgrade", "api-server-upgrade"},
+		{"out.slow.udp", "auto", "direct-udp"},
+	} {
+		if err := b.slowPath(ctx, p); err != nil {
 			return err
 		}
-		if _, err := b.detour(ctx, "connect", "-n", namespace, "--transport", p.flag); err != nil {
-			return err
-		}
-		if err := b.onPath(ctx, p.transport); err != nil {
-			return err
-		}
-		quiet, err := b.asks(ctx, 2*time.Second)
-		if err != nil {
-			return err
-		}
-		goodput, late := 0.0, 0.0
-		for _, direction := range []string{"up", "down"} {
-			busy := make(chan float64, 1)
-			var asked error
-			go func() {
-				time.Sleep(slowSettle)
-				var p95 float64
-				p95, asked = b.asks(ctx, slowEach-slowSettle-time.Second)
-				busy <- p95
-			}()
-			rate, err := b.slowBulk(ctx, direction)
-			p95 := <-busy
-			if err := errors.Join(err, asked); err != nil {
-				return err
-			}
-			say("%s %s: %.4g Mbit/s, a request takes %.4g ms", p.name, direction, rate/1e6, p95)
-			if goodput == 0 || rate < goodput {
-				goodput = rate
-			}
-			late = max(late, p95)
-		}
-		b.figures = append(b.figures, compared(p.name+".goodput", "bit/s", goodput, slowRate), compared(p.name+".p95", "ms", late, quiet))
 	}
 	line.Set(slowTrip, slowRate, slowQueue, slowLoss)
 	lossy, err := b.slowest(ctx)
@@ -122,6 +89,61 @@ func (b *bench) slow(ctx context.Context) (err error) {
 	line.Set(0, 0, 0, 0)
 	_, err = b.detour(ctx, "quit")
 	return err
+}
+
+// joinGate sets up both ends of the slow line: the gate forwards the laptop's packets to the cluster.
+func (b *bench) joinGate(ctx context.Context, gate *laptop.Laptop) error {
+	if err := commands(ctx, gate, "ip link set "+slowLink+" up",
+		"ip route add "+b.laptop.Address().String()+" dev "+slowLink, "sysctl -qw net.ipv4.ip_forward=1",
+		"ip route add 10.96.0.0/16 via "+gateway,
+		"nft 'add table ip gate; add chain ip gate out { type nat hook postrouting priority 100; }; add rule ip gate out oifname eth0 masquerade'"); err != nil {
+		return err
+	}
+	return commands(ctx, b.laptop, "ip link set "+slowLink+" up")
+}
+
+// slowPath is a path that is measured over the slow line.
+type slowPath struct{ name, flag, transport string }
+
+// slowPath measures the goodput of one path, and requests beside that load.
+func (b *bench) slowPath(ctx context.Context, p slowPath) error {
+	if _, err := b.detour(ctx, "quit"); err != nil {
+		return err
+	}
+	if _, err := b.detour(ctx, "connect", "-n", namespace, "--transport", p.flag); err != nil {
+		return err
+	}
+	if err := b.onPath(ctx, p.transport); err != nil {
+		return err
+	}
+	quiet, err := b.asks(ctx, 2*time.Second)
+	if err != nil {
+		return err
+	}
+	goodput, late := 0.0, 0.0
+	for _, direction := range []string{"up", "down"} {
+		busy := make(chan float64, 1)
+		var asked error
+		go func() {
+			time.Sleep(slowSettle)
+			var p95 float64
+			p95, asked = b.asks(ctx, slowEach-slowSettle-time.Second)
+			busy <- p95
+		}()
+		rate, err := b.slowBulk(ctx, direction)
+		p95 := <-busy
+		if err := errors.Join(err, asked); err != nil {
+			return err
+		}
+		say("%s %s: %.4g Mbit/s, a request takes %.4g ms", p.name, direction, rate/1e6, p95)
+		if goodput == 0 || rate < goodput {
+			goodput = rate
+		}
+		late = max(late, p95)
+	}
+	b.figures = append(b.figures, compared(p.name+".goodput", "bit/s", goodput, slowRate),
+		compared(p.name+".p95", "ms", late, quiet))
+	return nil
 }
 
 func commands(ctx context.Context, l *laptop.Laptop, lines ...string) error {
@@ -145,11 +167,13 @@ func (b *bench) slowest(ctx context.Context) (float64, error) {
 }
 
 func (b *bench) slowBulk(ctx context.Context, direction string) (float64, error) {
-	return number(b.laptop.Command(ctx, b.program(), "bulk", "--to", b.address["direct"]+":9000", fmt.Sprintf("--up=%t", direction == "up"), "--for", slowEach.String()))
+	return number(b.laptop.Command(ctx, b.program(), "bulk", "--to", b.address["direct"]+":9000",
+		fmt.Sprintf("--up=%t", direction == "up"), "--for", slowEach.String()))
 }
 
 func (b *bench) asks(ctx context.Context, duration time.Duration) (float64, error) {
-	return number(b.laptop.Command(ctx, b.program(), "ask", "--to", b.address["direct"]+":80", "--for", duration.String()))
+	return number(b.laptop.Command(ctx, b.program(), "ask", "--to", b.address["direct"]+":80", "--for",
+		duration.String()))
 }
 
 // number runs a client of this program and returns its figure.

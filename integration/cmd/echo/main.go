@@ -24,15 +24,20 @@ func main() {
 	flag.Parse()
 	failed := make(chan error)
 	if *secured != "" {
-		server := &http.Server{Addr: *secured, ReadHeaderTimeout: 5 * time.Second, TLSConfig: &tls.Config{}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			body, _ := io.ReadAll(r.Body)
-			fmt.Fprintf(w, `{"edition":%q,"protocol":%q,"name":%q,"body":%q}`, *edition, r.Proto, r.TLS.ServerName, body)
-		})}
+		server := &http.Server{
+			Addr: *secured, ReadHeaderTimeout: 5 * time.Second, TLSConfig: &tls.Config{},
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				fmt.Fprintf(w, `{"edition":%q,"protocol":%q,"name":%q,"body":%q}`, *edition, r.Proto, r.TLS.ServerName,
+					body)
+			}),
+		}
 		if *clients {
 			server.TLSConfig.ClientAuth = tls.RequestClientCert
 		}
 		go func() {
-			failed <- server.ListenAndServeTLS(filepath.Join(*certificates, "tls.crt"), filepath.Join(*certificates, "tls.key"))
+			failed <- server.ListenAndServeTLS(
+				filepath.Join(*certificates, "tls.crt"), filepath.Join(*certificates, "tls.key"))
 		}()
 	}
 	for address := range strings.SplitSeq(*datagrams, ",") {

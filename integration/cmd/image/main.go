@@ -28,16 +28,30 @@ func run(root, version string) error {
 		entrypoint         []string
 		programs           map[string]string
 	}{
-		{"traffic.tar", "detour.local/traffic:dev", []string{"/traffic"}, map[string]string{"/traffic": "./cmd/traffic", "/traffic-agent": "./cmd/traffic/agent", "/traffic-keeper": "./cmd/traffic/keeper"}},
-		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{"/bench": "./cmd/bench", "/echo": "./cmd/echo", "/queue": "./cmd/queue", "/subject": "./cmd/subject"}},
-		{"shop.tar", "detour.local/shop:dev", nil, map[string]string{"/frontend": "./examples/shop/frontend", "/catalog": "./examples/shop/catalog", "/stock": "./examples/shop/stock"}},
+		{"traffic.tar", "detour.local/traffic:dev", []string{"/traffic"}, map[string]string{
+			"/traffic":        "./cmd/traffic",
+			"/traffic-agent":  "./cmd/traffic/agent",
+			"/traffic-keeper": "./cmd/traffic/keeper",
+		}},
+		{"bench.tar", "detour.local/bench:dev", []string{"/bench"}, map[string]string{
+			"/bench":   "./cmd/bench",
+			"/echo":    "./cmd/echo",
+			"/queue":   "./cmd/queue",
+			"/subject": "./cmd/subject",
+		}},
+		{"shop.tar", "detour.local/shop:dev", nil, map[string]string{
+			"/frontend": "./examples/shop/frontend",
+			"/catalog":  "./examples/shop/catalog",
+			"/stock":    "./examples/shop/stock",
+		}},
 	}
 	bin := filepath.Join(root, "bin")
 	for _, i := range images {
 		files := map[string]string{}
 		for path, pkg := range i.programs {
 			out := filepath.Join(bin, filepath.Base(path))
-			cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/detour-dev/detour/pkg/version.Version="+version, "-o", out, pkg)
+			cmd := exec.Command("go", "build", "-trimpath", "-ldflags",
+				"-s -w -X github.com/detour-dev/detour/pkg/version.Version="+version, "-o", out, pkg)
 			cmd.Dir, cmd.Stderr = root, os.Stderr
 			if i.tarball == "bench.tar" {
 				cmd.Dir = filepath.Join(root, "integration")
@@ -52,7 +66,10 @@ func run(root, version string) error {
 			}
 			files[path] = out
 		}
-		if err := image.Write(filepath.Join(bin, i.tarball), i.reference, image.Options{Entrypoint: i.entrypoint, Files: files}); err != nil {
+		if err := image.Write(filepath.Join(bin, i.tarball), i.reference, image.Options{
+			Entrypoint: i.entrypoint,
+			Files:      files,
+		}); err != nil {
 			return err
 		}
 	}

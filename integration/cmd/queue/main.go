@@ -37,7 +37,11 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	commands := map[string]func(context.Context, jetstream.JetStream, string) error{"worker": worker, "publish": publish, "done": account}
+	commands := map[string]func(context.Context, jetstream.JetStream, string) error{
+		"worker":  worker,
+		"publish": publish,
+		"done":    account,
+	}
 	if len(args) == 0 || (args[0] != "server" && commands[args[0]] == nil) {
 		return errors.New("usage: queue server|worker|publish|done [-server URL] [-who NAME]")
 	}
@@ -50,7 +54,8 @@ func run(ctx context.Context, args []string) error {
 	if args[0] == "server" {
 		return serve(ctx)
 	}
-	conn, err := nats.Connect(*url, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond))
+	conn, err := nats.Connect(*url, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
+		nats.ReconnectWait(200*time.Millisecond))
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", *url, err)
 	}
@@ -63,7 +68,10 @@ func run(ctx context.Context, args []string) error {
 }
 
 func serve(ctx context.Context) error {
-	s, err := server.NewServer(&server.Options{Host: "0.0.0.0", Port: nats.DefaultPort, JetStream: true, StoreDir: os.TempDir(), NoSigs: true})
+	s, err := server.NewServer(&server.Options{
+		Host: "0.0.0.0", Port: nats.DefaultPort, JetStream: true,
+		StoreDir: os.TempDir(), NoSigs: true,
+	})
 	if err != nil {
 		return fmt.Errorf("make the server: %w", err)
 	}
@@ -81,7 +89,10 @@ func serve(ctx context.Context) error {
 		return err
 	}
 	for _, c := range []jetstream.StreamConfig{
-		{Name: work, Subjects: []string{"work"}, Retention: jetstream.WorkQueuePolicy, Storage: jetstream.MemoryStorage},
+		{
+			Name: work, Subjects: []string{"work"}, Retention: jetstream.WorkQueuePolicy,
+			Storage: jetstream.MemoryStorage,
+		},
 		{Name: done, Subjects: []string{"done.*"}, Storage: jetstream.MemoryStorage},
 	} {
 		if _, err := js.CreateStream(ctx, c); err != nil {
@@ -98,7 +109,10 @@ func worker(ctx context.Context, js jetstream.JetStream, who string) error {
 	var queue jetstream.Consumer
 	for queue == nil {
 		var err error
-		if queue, err = js.CreateOrUpdateConsumer(ctx, work, jetstream.ConsumerConfig{Durable: "workers", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 5 * time.Second}); err != nil {
+		if queue, err = js.CreateOrUpdateConsumer(ctx, work, jetstream.ConsumerConfig{
+			Durable:   "workers",
+			AckPolicy: jetstream.AckExplicitPolicy, AckWait: 5 * time.Second,
+		}); err != nil {
 			fmt.Fprintln(os.Stderr, "waiting for the queue:", err)
 			select {
 			case <-ctx.Done():

@@ -18,6 +18,9 @@ import (
 
 func main() {
 	// The order is the order in which the plugins see a question.
-	dnsserver.Directives = []string{"reload", "health", "ready", "errors", "log", "cache", "rewrite", "kubernetes", "forward"}
+	dnsserver.Directives = []string{
+		"reload", "health", "ready", "errors", "log", "cache", "rewrite", "kubernetes",
+		"forward",
+	}
 	coremain.Run()
 }

@@ -43,12 +43,13 @@ func run(ctx context.Context, args []string) error {
 	if n, err := strconv.Atoi(os.Getenv("NODES")); err == nil {
 		c.Nodes = n
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
-			return slog.Attr{}
-		}
-		return a
-	}}))
+	log := slog.New(slog.NewTextHandler(os.Stderr,
+		&slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
+				return slog.Attr{}
+			}
+			return a
+		}}))
 	command, rest := args[0], args[1:]
 	switch command {
 	case "build":
@@ -56,20 +57,7 @@ func run(ctx context.Context, args []string) error {
 		_, _, err := c.ArgoRollouts(ctx, source, log)
 		return errors.Join(c.Build(ctx, source, log), err)
 	case "up":
-		flags := flag.NewFlagSet("up", flag.ContinueOnError)
-		flags.IntVar(&c.Nodes, "nodes", c.Nodes, "how many nodes")
-		source := flags.String("source", filepath.Join("integration", "cluster", "build"), "where the build modules are")
-		if err := flags.Parse(rest); err != nil {
-			return err
-		}
-		if os.Geteuid() != 0 {
-			return errors.New("the local cluster makes network namespaces and mounts: run this as root")
-		}
-		if err := c.Up(ctx, *source, log); err != nil {
-			return err
-		}
-		fmt.Println(c.Kubeconfig())
-		return nil
+		return up(ctx, c, rest, log)
 	case "down":
 		second, err := cluster.Second()
 		if err != nil {
@@ -85,9 +73,29 @@ func run(ctx context.Context, args []string) error {
 	case "load-image":
 		return c.LoadImages(rest...)
 	case "kubectl":
-		cmd := exec.CommandContext(ctx, filepath.Join(c.Dir, "bin", "kubectl"), append([]string{"--kubeconfig", c.Kubeconfig()}, rest...)...)
+		cmd := exec.CommandContext(ctx, filepath.Join(c.Dir, "bin", "kubectl"),
+			append([]string{"--kubeconfig", c.Kubeconfig()}, rest...)...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		return cmd.Run()
 	}
 	return errors.New(usage)
+}
+
+// up starts the cluster and prints the path of its kubeconfig.
+func up(ctx context.Context, c *cluster.Cluster, args []string, log *slog.Logger) error {
+	flags := flag.NewFlagSet("up", flag.ContinueOnError)
+	flags.IntVar(&c.Nodes, "nodes", c.Nodes, "how many nodes")
+	source := flags.String("source", filepath.Join("integration", "cluster", "build"),
+		"where the build modules are")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the local cluster makes network namespaces and mounts: run this as root")
+	}
+	if err := c.Up(ctx, *source, log); err != nil {
+		return err
+	}
+	fmt.Println(c.Kubeconfig())
+	return nil
 }
