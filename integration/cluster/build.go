@@ -29,7 +29,8 @@ func components() []component {
 	return []component{
 		{
 			module: "kubernetes", version: Version, takes: "about 6 minutes on 2 cores",
-			ldflags: "-s -w " + v + "gitVersion=" + Version + " " + v + "gitMajor=1 " + v + "gitMinor=34 " + v + "gitTreeState=clean",
+			ldflags: "-s -w " + v + "gitVersion=" + Version + " " + v + "gitMajor=1 " + v + "gitMinor=34 " +
+				v + "gitTreeState=clean",
 			packages: map[string]string{
 				"kube-apiserver": k + "kube-apiserver", "kube-controller-manager": k + "kube-controller-manager", "kube-scheduler": k + "kube-scheduler",
 				"kubelet": k + "kubelet", "kube-proxy": k + "kube-proxy", "kubectl": k + "kubectl",
@@ -63,11 +64,14 @@ func (c *Cluster) Build(ctx context.Context, source string, log *slog.Logger) er
 
 // ArgoRollouts makes the controller of Argo Rollouts, if it is not in the cache yet, and says where
 // it is and where its module has the custom resources. Only their test needs it.
-func (c *Cluster) ArgoRollouts(ctx context.Context, source string, log *slog.Logger) (controller, definitions string, err error) {
+func (c *Cluster) ArgoRollouts(
+	ctx context.Context, source string, log *slog.Logger,
+) (controller, definitions string, err error) {
 	const module = "github.com/argoproj/argo-rollouts"
 	const version = "v1.10.1"
 	dir, err := c.build(ctx, source, component{
-		module: "argo-rollouts", version: version, takes: "about 3 minutes on 2 cores", ldflags: "-s -w -X " + module + "/utils/version.version=" + version,
+		module: "argo-rollouts", version: version, takes: "about 3 minutes on 2 cores",
+		ldflags:  "-s -w -X " + module + "/utils/version.version=" + version,
 		packages: map[string]string{"rollouts-controller": module + "/cmd/rollouts-controller"},
 	}, log)
 	if err != nil {

@@ -55,7 +55,7 @@ func (c *Cluster) startNode(n node) error {
 }
 
 // nodeFiles returns the configuration of a node's programs, by path.
-func (c *Cluster) nodeFiles(n node, dir, cni string) map[string]string {
+func (c *Cluster) nodeFiles(n node, dir, cni string) map[string]string { //nolint:funlen // it is configuration
 	// ptp and not bridge: each pod has a routed link of its own, so that service rules see traffic
 	// between two pods of one node without br_netfilter. The ranges are the node's; the controller
 	// manager gives them out in the order of the nodes' arrival, so they are read from the node by
@@ -65,7 +65,11 @@ func (c *Cluster) nodeFiles(n node, dir, cni string) map[string]string {
 		filepath.Join(dir, "cni.tmpl"): fmt.Sprintf(`{
   "cniVersion": "0.4.0", "name": "pods",
   "plugins": [
-    {"type": "ptp", "mtu": 1500, "ipam": {"type": "host-local", "dataDir": %q, "ranges": [{{range $i, $r := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$r}}"}]{{end}}], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
+    {"type": "ptp", "mtu": 1500, "ipam": {
+      "type": "host-local", "dataDir": %q,
+      "ranges": [{{range $i, $r := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$r}}"}]{{end}}],
+      "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    }},
     {"type": "portmap", "capabilities": {"portMappings": true}}
   ]
 }`, filepath.Join(dir, "ipam")),
@@ -114,7 +118,8 @@ podLogsDir: %q
 serializeImagePulls: false
 syncFrequency: 10s
 containerRuntimeEndpoint: "unix://%s"
-`, c.path("pki", "ca.crt"), c.path("pki", n.name+".crt"), c.path("pki", n.name+".key"), n.ns, dnsAddress, filepath.Join(dir, "pod-logs"), n.socket(c)),
+`, c.path("pki", "ca.crt"), c.path("pki", n.name+".crt"), c.path("pki", n.name+".key"), n.ns, dnsAddress,
+			filepath.Join(dir, "pod-logs"), n.socket(c)),
 		filepath.Join(dir, "kube-proxy.yaml"): fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 bindAddress: "::"

@@ -23,7 +23,7 @@ type authority struct {
 }
 
 // pki makes all certificates and kubeconfigs of a cluster, once.
-func (c *Cluster) pki() error {
+func (c *Cluster) pki() error { //nolint:funlen // it is mostly a table
 	dir := c.path("pki")
 	if _, err := os.Stat(filepath.Join(dir, "done")); err == nil {
 		return nil

@@ -167,7 +167,9 @@ func (s *rpc) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleR
 }
 
 // StreamingOutputCall sends until the client goes.
-func (s *rpc) StreamingOutputCall(_ *testpb.StreamingOutputCallRequest, stream grpc.ServerStreamingServer[testpb.StreamingOutputCallResponse]) error {
+func (s *rpc) StreamingOutputCall(
+	_ *testpb.StreamingOutputCallRequest, stream grpc.ServerStreamingServer[testpb.StreamingOutputCallResponse],
+) error {
 	for {
 		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: s.payload()}); err != nil {
 			return err
@@ -177,13 +179,16 @@ func (s *rpc) StreamingOutputCall(_ *testpb.StreamingOutputCallRequest, stream g
 }
 
 // StreamingInputCall answers when the client has sent all.
-func (s *rpc) StreamingInputCall(stream grpc.ClientStreamingServer[testpb.StreamingInputCallRequest, testpb.StreamingInputCallResponse]) error {
+func (s *rpc) StreamingInputCall(
+	stream grpc.ClientStreamingServer[testpb.StreamingInputCallRequest, testpb.StreamingInputCallResponse],
+) error {
 	n := 0
 	for {
 		m, err := stream.Recv()
 		if err == io.EOF { //nolint:errorlint // as gRPC says it
 			// The answer has room for a number only: the length of the name goes with it.
-			return stream.SendAndClose(&testpb.StreamingInputCallResponse{AggregatedPayloadSize: int32(n*1000 + len(s.name))})
+			size := int32(n*1000 + len(s.name))
+			return stream.SendAndClose(&testpb.StreamingInputCallResponse{AggregatedPayloadSize: size})
 		}
 		if err != nil {
 			return err
@@ -193,7 +198,9 @@ func (s *rpc) StreamingInputCall(stream grpc.ClientStreamingServer[testpb.Stream
 }
 
 // FullDuplexCall answers each message.
-func (s *rpc) FullDuplexCall(stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+func (s *rpc) FullDuplexCall(
+	stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse],
+) error {
 	for {
 		if _, err := stream.Recv(); err == io.EOF { //nolint:errorlint // as gRPC says it
 			return nil

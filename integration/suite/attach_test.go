@@ -134,7 +134,8 @@ func TestAttachAgain(t *testing.T) {
 	leave()
 	attach() // while the agents still wait for a laptop
 	leave()
-	kit.WaitForAttachedAgentsToEnd(t, nobody) // although a client keeps its connection: the agent tells it to open another
+	// They end although a client keeps its connection: the agent tells it to open another.
+	kit.WaitForAttachedAgentsToEnd(t, nobody)
 	attach()
 	leave()
 	require.Equal(t, before, catalogPods(t), "nothing was restarted")

@@ -54,7 +54,8 @@ func ping(t *testing.T, to string, wait time.Duration) bool {
 			return false
 		}
 		answer, err := icmp.ParseMessage(protocol, buf[:n])
-		if err != nil || from.String() != to || answer.Type != ipv4.ICMPTypeEchoReply && answer.Type != ipv6.ICMPTypeEchoReply {
+		if err != nil || from.String() != to ||
+			answer.Type != ipv4.ICMPTypeEchoReply && answer.Type != ipv6.ICMPTypeEchoReply {
 			continue // the reply to another process
 		}
 		require.Equal(t, sent, answer.Body)

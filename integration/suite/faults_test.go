@@ -2,6 +2,7 @@ package suite
 
 import (
 	"encoding/base64"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -135,7 +136,8 @@ func TestRootsDaemonServesItsUser(t *testing.T) {
 	u.WriteFile("token", kit.Kubectl(t, "-n", "shop", "create", "token", "sue"), 0o600)
 	u.WriteFile("bin/get-token", `#!/bin/sh
 id -u >> "$HOME/calls"
-printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s","expirationTimestamp":"%s"}}' "$(cat "$HOME/token")" "$(date -u -d '+2 sec' +%FT%TZ)"
+printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
+"status":{"token":"%s","expirationTimestamp":"%s"}}' "$(cat "$HOME/token")" "$(date -u -d '+2 sec' +%FT%TZ)"
 `, 0o700)
 	page := func() {
 		t.Helper()
@@ -154,10 +156,15 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 			"exec: {apiVersion: client.authentication.k8s.io/v1, command: get-token, interactiveMode: Never}",
 		},
 	} {
-		u.WriteFile("kubeconfig",
-			"apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: '"+kit.Kubectl(t, "config", "view",
-				"-o", "jsonpath={.clusters[0].cluster.server}")+
-				"', certificate-authority: ca.crt}}]\nusers: [{name: a, user: {"+c.user+"}}]\ncontexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n", 0o600)
+		server := kit.Kubectl(t, "config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
+		u.WriteFile("kubeconfig", fmt.Sprintf(`
+apiVersion: v1
+kind: Config
+clusters: [{name: a, cluster: {server: %q, certificate-authority: ca.crt}}]
+users: [{name: a, user: {%s}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+current-context: a
+`, server, c.user), 0o600)
 		out, err := asRootFor(strconv.Itoa(u.UID), "daemon", "--detach")
 		require.NoError(t, err, out)
 		t.Cleanup(func() { _, _ = asRoot("quit") })

@@ -135,7 +135,8 @@ func TestKilledDaemon(t *testing.T) {
 	t.Cleanup(func() { _, _ = kit.Run("detour", "quit") }) // if the test fails before the daemon is killed
 	port := kit.ServePage(t)
 	kit.Detour(t, "intercept", "catalog", "--port", port)
-	w := kit.MonitorCatalog(t, kit.NodeTransports(t, "catalog"), "alice") // any mark: the service is intercepted as a whole
+	// Any mark will do: the service is intercepted as a whole.
+	w := kit.MonitorCatalog(t, kit.NodeTransports(t, "catalog"), "alice")
 	pid := kit.DaemonPID(t)
 	kit.Eventually(t, func() bool { return kit.ClusterEdition() == "laptop" })
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))

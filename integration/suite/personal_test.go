@@ -44,7 +44,8 @@ func TestPersonalIntercepts(t *testing.T) {
 		require.NotEmpty(t, holder)
 		require.Contains(t, out, "a request could match both this intercept and the one by ")
 		require.Regexp(t,
-			regexp.QuoteMeta(holder)+` since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(intercept subject-\S+\) \(header x-dev=alice\)`, out)
+			regexp.QuoteMeta(holder)+
+				` since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(intercept subject-\S+\) \(header x-dev=alice\)`, out)
 	})
 	require.Contains(t, kit.Detour(t, "list", "-n", "shop"), "header x-dev=bob")
 	require.Contains(t, kit.Kubectl(t, "-n", "shop", "get", "intercepts"), "header x-dev=alice")

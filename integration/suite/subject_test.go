@@ -80,7 +80,8 @@ func TestRealClients(t *testing.T) {
 		for version, client := range kit.Clients(t) {
 			require.Contains(t, before[version], "for=1.2.3.4")
 			require.Contains(t, before[version], "X-Total:[7]", "the trailers of the request")
-			for _, who := range []string{"carol", "alice"} { // marks of the same length, because the response tells its length
+			// Marks of the same length, because the response tells its length.
+			for _, who := range []string{"carol", "alice"} {
 				require.Equal(t, before[version], strings.ReplaceAll(transcript(t, client, who), who, "carol"))
 			}
 		}
@@ -195,7 +196,8 @@ func TestRealClients(t *testing.T) {
 				connection = "close"
 			}
 			fmt.Fprintf(&asked,
-				"PUT /%d HTTP/1.1\r\nHost: subject\r\nX-Dev: %s\r\nConnection: %s\r\nContent-Length: 3\r\n\r\nabc", i, who, connection)
+				"PUT /%d HTTP/1.1\r\nHost: subject\r\nX-Dev: %s\r\nConnection: %s\r\nContent-Length: 3\r\n\r\nabc",
+				i, who, connection)
 			fmt.Fprintf(&wanted, "%s HTTP/1.1 PUT /%d 3\n", served[who], i)
 		}
 		_, err = c.Write(asked.Bytes())
@@ -322,7 +324,8 @@ func TestMatches(t *testing.T) {
 	}
 	list := kit.Detour(t, "list", "-n", "shop")
 	require.Regexp(t,
-		`(?m)^subject +80/http +deployment/subject +yes, by targetPort +\S+ +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(intercept|wiretap) +`, list)
+		`(?m)^subject +80/http +deployment/subject +yes, by targetPort +\S+ +`+
+			`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(intercept|wiretap) +`, list)
 	for _, of := range []string{
 		"intercept +path /only",
 		`intercept +header x-dev~=\(the \)\?b\.b, query debug, query dev~=b\.b, paths under /api`, "intercept +header x-dev, method POST or PUT", "wiretap +copies of all requests",

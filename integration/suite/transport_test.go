@@ -131,7 +131,9 @@ func TestPortForward(t *testing.T) {
 		out, err := exec.Command("nsenter", "--net=/run/netns/detour-cp", "--", "nft", rules).CombinedOutput()
 		require.NoError(t, err, string(out))
 	}
-	apiServer("add table inet unreachable; add chain inet unreachable out { type filter hook output priority 0; }; add rule inet unreachable out ip daddr " + pod + " tcp dport 8081 drop")
+	apiServer("add table inet unreachable;" +
+		"add chain inet unreachable out { type filter hook output priority 0; };" +
+		"add rule inet unreachable out ip daddr " + pod + " tcp dport 8081 drop")
 	opened := false
 	open := func() {
 		if !opened {

@@ -17,7 +17,8 @@ func everything(t *testing.T) []string {
 	var kinds []string
 	for _, kind := range strings.Fields(kit.Kubectl(t, "api-resources", "--verbs=list", "-o", "name")) {
 		switch kind, _, _ := strings.Cut(kind, "."); kind {
-		case "events", "pods", "replicasets", "controllerrevisions", "endpointslices", "endpoints", "leases", "componentstatuses", "ipaddresses":
+		case "events", "pods", "replicasets", "controllerrevisions", "endpointslices", "endpoints", "leases",
+			"componentstatuses", "ipaddresses":
 		default:
 			kinds = append(kinds, kind)
 		}

@@ -77,7 +77,8 @@ func (l *Laptop) build(ctx context.Context) error {
 
 // prepare is what the holder runs. The names of other network namespaces are dropped: a mount of a
 // name in here would keep a laptop or a pod alive that is removed outside.
-const prepare = `echo "$0" > /proc/sys/kernel/hostname && mount --bind "$1" /etc/resolv.conf && { umount --all --lazy --types nsfs; echo ready; exec cat; }`
+const prepare = `echo "$0" > /proc/sys/kernel/hostname && mount --bind "$1" /etc/resolv.conf &&
+{ umount --all --lazy --types nsfs; echo ready; exec cat; }`
 
 // startHolder makes the mount namespace. It lives as long as its holder, which ends with the
 // process that made it, even if that is killed: then the holder's input ends.

@@ -96,7 +96,8 @@ func (b *bench) joinGate(ctx context.Context, gate *laptop.Laptop) error {
 	if err := commands(ctx, gate, "ip link set "+slowLink+" up",
 		"ip route add "+b.laptop.Address().String()+" dev "+slowLink, "sysctl -qw net.ipv4.ip_forward=1",
 		"ip route add 10.96.0.0/16 via "+gateway,
-		"nft 'add table ip gate; add chain ip gate out { type nat hook postrouting priority 100; }; add rule ip gate out oifname eth0 masquerade'"); err != nil {
+		"nft 'add table ip gate; add chain ip gate out { type nat hook postrouting priority 100; };"+
+			" add rule ip gate out oifname eth0 masquerade'"); err != nil {
 		return err
 	}
 	return commands(ctx, b.laptop, "ip link set "+slowLink+" up")

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -33,7 +34,8 @@ func run(args []string) error {
 	case len(args) == 4 && args[0] == "download":
 		return download(args[1], args[2], args[3])
 	}
-	return fmt.Errorf("usage: subject serve ADDRESS | subject upload 1|2 URL BYTES DEVELOPER | subject download 1|2 URL DEVELOPER")
+	return errors.New("usage: subject serve ADDRESS | subject upload 1|2 URL BYTES DEVELOPER | " +
+		"subject download 1|2 URL DEVELOPER")
 }
 
 // upload sends so many zeros without saying how many, by a version of HTTP, and prints the answer.
