@@ -18,8 +18,8 @@ import (
 
 const planOf8080 = `{"ports":[{"container":"app","port":8080,"via":"nftables","agentPort":9900}]}`
 
-// An intercept rolls its workload out, begins when every agent follows it, and ends when every agent has
-// let go of it.
+// An intercept rolls its workload out, begins when every agent follows it, and ends when every
+// agent has let go of it.
 func TestInterceptFromCreationToTheEnd(t *testing.T) {
 	s := newShop(t)
 	s.connect("alice")
@@ -72,7 +72,8 @@ func TestDeletedIntercept(t *testing.T) {
 	second.follows(s, 0)
 }
 
-// Traffic goes back to the cluster while a laptop does not respond, and to the laptop when it is back.
+// Traffic goes back to the cluster while a laptop does not respond, and to the laptop when it is
+// back.
 func TestLaptopThatIsGone(t *testing.T) {
 	s := newShop(t)
 	disconnect := s.connect("alice")

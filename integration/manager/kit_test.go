@@ -95,8 +95,8 @@ func (s *shop) plan() string {
 	return d.Spec.Template.Annotations[inject.Annotation]
 }
 
-// rollOut does what the Deployment's controller, the webhook and the kubelet do: it replaces all pods by
-// ready ones of the newest template.
+// rollOut does what the Deployment's controller, the webhook and the kubelet do: it replaces all
+// pods by ready ones of the newest template.
 func (s *shop) rollOut() []corev1.Pod {
 	s.Helper()
 	var d appsv1.Deployment

@@ -201,8 +201,8 @@ func serveAgents(ctx context.Context, registry *agents.Registry, l net.Listener)
 	return server.Serve(l)
 }
 
-// tunnel stands for the laptops' tunnels: a laptop is connected while keepAlive was called for its key
-// within staleAfter.
+// tunnel stands for the laptops' tunnels: a laptop is connected while keepAlive was called for its
+// key within staleAfter.
 type tunnel struct {
 	// mu guards the fields below.
 	mu       sync.Mutex

@@ -22,8 +22,8 @@ import (
 	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
-// caLife is how long the certificate authority is valid. It is never renewed: agents that run have it in
-// their pods' spec.
+// caLife is how long the certificate authority is valid. It is never renewed: agents that run have
+// it in their pods' spec.
 const caLife = 10 * 365 * 24 * time.Hour
 
 // keys are what makes a new pod the same traffic-manager.
@@ -47,8 +47,8 @@ func loadKeys(ctx context.Context, c client.Client, o Options) (*keys, error) {
 	return parseKeys(secret)
 }
 
-// keysSecret returns the Secret of the keys, which it creates if there is none. Two managers that start
-// together agree on the Secret that was created first.
+// keysSecret returns the Secret of the keys, which it creates if there is none. Two managers that
+// start together agree on the Secret that was created first.
 func keysSecret(ctx context.Context, c client.Client, o Options) (*corev1.Secret, error) {
 	var secret corev1.Secret
 	name := client.ObjectKey{Namespace: o.PodNamespace, Name: wellknown.KeysSecret}

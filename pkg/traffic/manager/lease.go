@@ -17,26 +17,27 @@ import (
 	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
-// Only the manager that holds the lease writes. A manager that cannot renew the lease in time ends, and
-// all tunnels end with it, so it gets enough time for an API server that is starved or restarts.
+// Only the manager that holds the lease writes. A manager that cannot renew the lease in time ends,
+// and all tunnels end with it, so it gets enough time for an API server that is starved or
+// restarts.
 //
-// Hardly anybody has to wait until the lease runs out. A manager that ends gives it back. A manager that
-// is killed takes it up again in the next container of its pod. The lease of a pod that no longer exists
-// is free: see podLock.
+// Hardly anybody has to wait until the lease runs out. A manager that ends gives it back. A manager
+// that is killed takes it up again in the next container of its pod. The lease of a pod that no
+// longer exists is free: see podLock.
 const (
 	leaseDuration = 60 * time.Second
 	renewDeadline = 45 * time.Second
 	leaseRetry    = time.Second
 	leaseTimeout  = 5 * time.Second // of one request
 
-	// podGoneAfter is how long a pod has to be deleted before it certainly cannot write any more, even if
-	// its process still runs on a node that is lost: its token is bound to the pod, and API servers cache
-	// for 10 s that a token is valid.
+	// podGoneAfter is how long a pod has to be deleted before it certainly cannot write any more,
+	// even if its process still runs on a node that is lost: its token is bound to the pod, and API
+	// servers cache for 10 s that a token is valid.
 	podGoneAfter = 15 * time.Second
 )
 
-// newLease returns the lock for the lease. The pod holds it, not the process: a pod has one container at
-// a time, and its next container starts after the end of the last one.
+// newLease returns the lock for the lease. The pod holds it, not the process: a pod has one
+// container at a time, and its next container starts after the end of the last one.
 func newLease(config *rest.Config, pods client.Reader, o Options) (resourcelock.Interface, error) {
 	config = rest.AddUserAgent(config, "lease") // a copy
 	config.Timeout = leaseTimeout
@@ -55,8 +56,8 @@ func newLease(config *rest.Config, pods client.Reader, o Options) (resourcelock.
 	}}, nil
 }
 
-// podLock is a lock that is also free if its holder's pod was deleted without the time to give it back.
-// The leader election calls it from one goroutine.
+// podLock is a lock that is also free if its holder's pod was deleted without the time to give it
+// back. The leader election calls it from one goroutine.
 type podLock struct {
 	resourcelock.Interface
 	log    *slog.Logger

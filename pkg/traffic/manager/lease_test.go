@@ -28,8 +28,8 @@ func (h heldBy) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte
 	return r, raw, err
 }
 
-// A lease is free once its holder's pod has been deleted for so long that the pod's token is worthless,
-// and not before; nor if nobody can tell.
+// A lease is free once its holder's pod has been deleted for so long that the pod's token is
+// worthless, and not before; nor if nobody can tell.
 func TestPodLock(t *testing.T) {
 	type exists = func(context.Context, string) (bool, error)
 	answer := func(exists bool, err error) exists {

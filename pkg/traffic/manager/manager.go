@@ -2,9 +2,9 @@
 // tunnels, tells the agents which traffic to divert, and relays that to the laptops. It rebuilds
 // everything that it knows from the Kubernetes API.
 //
-// Start with Run, which puts the parts together: package session looks after laptops, package intercept
-// after Intercepts, package agents after the connected agents, and package webhook adds agents to new
-// pods. The servers for laptops and agents are in tunnel.go, relay.go and tail.go.
+// Start with Run, which puts the parts together: package session looks after laptops, package
+// intercept after Intercepts, package agents after the connected agents, and package webhook adds
+// agents to new pods. The servers for laptops and agents are in tunnel.go, relay.go and tail.go.
 package manager
 
 import (
@@ -43,11 +43,11 @@ import (
 )
 
 const (
-	// apiQPS and apiBurst limit requests to the API server. The defaults of 20 and 30 are too few when
-	// many intercepts change at once.
+	// apiQPS and apiBurst limit requests to the API server. The defaults of 20 and 30 are too few
+	// when many intercepts change at once.
 	apiQPS, apiBurst = 50, 100
-	// shutdownTimeout is how long tasks may take to end. The pod has 30 s, but nobody waits for a manager
-	// that ends: its tunnels are down.
+	// shutdownTimeout is how long tasks may take to end. The pod has 30 s, but nobody waits for a
+	// manager that ends: its tunnels are down.
 	shutdownTimeout = 3 * time.Second
 )
 
@@ -169,7 +169,8 @@ func (m *manager) connect(ctx context.Context) (err error) {
 	return nil
 }
 
-// stripManagedFields keeps a part of every object out of the cache that is large and that nobody reads.
+// stripManagedFields keeps a part of every object out of the cache that is large and that nobody
+// reads.
 func stripManagedFields(in any) (any, error) {
 	if o, ok := in.(client.Object); ok {
 		o.SetManagedFields(nil)

@@ -1,8 +1,8 @@
 package manager
 
-// These markers list what the traffic-manager may do in the whole cluster. `make generate` turns them
-// into its ClusterRole. The right that `intercept --attach` needs is in the chart, which can leave it
-// out.
+// These markers list what the traffic-manager may do in the whole cluster. `make generate` turns
+// them into its ClusterRole. The right that `intercept --attach` needs is in the chart, which can
+// leave it out.
 
 // +kubebuilder:rbac:groups="",resources=nodes;services;pods,verbs=get;list;watch
 // +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=detour-traffic-agent,verbs=get;update

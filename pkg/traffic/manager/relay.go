@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// laptopDialTimeout is how long the laptop's daemon may take to accept a connection. The agent waits
-	// with the client's request meanwhile.
+	// laptopDialTimeout is how long the laptop's daemon may take to accept a connection. The agent
+	// waits with the client's request meanwhile.
 	laptopDialTimeout = 1500 * time.Millisecond
 	// headerTimeout is how long an agent may take to send the relay header.
 	headerTimeout = 5 * time.Second

@@ -30,14 +30,14 @@ import (
 const (
 	// refreshTail is how often a tail follows pods that are created and deleted.
 	refreshTail = time.Second
-	// tailKeepalive is how long a laptop may be silent before it is probed, and how long its answer may
-	// take.
+	// tailKeepalive is how long a laptop may be silent before it is probed, and how long its answer
+	// may take.
 	tailKeepalive = 10 * time.Second
 )
 
-// tailServer sends laptops the requests that agents route. A laptop may see the requests of a namespace
-// if it has a Session there. The laptop's address in the tunnel tells which Session a connection belongs
-// to, and a proof shows that it is the daemon that calls.
+// tailServer sends laptops the requests that agents route. A laptop may see the requests of a
+// namespace if it has a Session there. The laptop's address in the tunnel tells which Session a
+// connection belongs to, and a proof shows that it is the daemon that calls.
 type tailServer struct {
 	tailv1.UnimplementedTailServiceServer
 	intercepts *intercept.Reconciler

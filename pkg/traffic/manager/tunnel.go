@@ -15,15 +15,16 @@ import (
 	"github.com/detour-dev/detour/pkg/wellknown"
 )
 
-// upgradeTimeout is how long a laptop may take to send its request, and how long a connection may stay
-// open without one.
+// upgradeTimeout is how long a laptop may take to send its request, and how long a connection may
+// stay open without one.
 const upgradeTimeout = 10 * time.Second
 
 // switchingProtocols is the answer to a laptop's request. What follows belongs to the tunnel.
 const switchingProtocols = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " +
 	vif.UpgradeProtocol + "\r\n\r\n"
 
-// serveTunnel answers laptops' upgrade requests and hands their connections to the hub, until ctx ends.
+// serveTunnel answers laptops' upgrade requests and hands their connections to the hub, until ctx
+// ends.
 func serveTunnel(ctx context.Context, hub *vif.Hub, log *slog.Logger) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /tunnel", func(w http.ResponseWriter, r *http.Request) {

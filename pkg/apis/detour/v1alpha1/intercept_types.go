@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// InterceptSpec asks for the traffic of one port of a service or, in mode Replace, for the work of a
-// workload. Only Suspend can change.
+// InterceptSpec asks for the traffic of one port of a service or, in mode Replace, for the work of
+// a workload. Only Suspend can change.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.match) == has(oldSelf.match) && (!has(self.match) || self.match == oldSelf.match)",message="only suspend can change; delete the intercept and create a new one"
 // +kubebuilder:validation:XValidation:rule="has(self.service) == has(oldSelf.service) && has(self.workload) == has(oldSelf.workload) && (!has(self.workload) || self.workload == oldSelf.workload) && has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)",message="only suspend can change; delete the intercept and create a new one"
@@ -29,20 +29,20 @@ type InterceptSpec struct {
 	// +kubebuilder:validation:MinLength=1
 	// +optional
 	Service string `json:"service,omitempty"`
-	// Workload is the workload that is replaced, or whose environment is read, if no service leads to it:
-	// for example a worker that takes its work from a queue.
+	// Workload is the workload that is replaced, or whose environment is read, if no service leads
+	// to it: for example a worker that takes its work from a queue.
 	// +optional
 	Workload *WorkloadRef `json:"workload,omitempty"`
-	// Container is the container that is replaced, or whose environment is read. It is needed if the pod
-	// has several containers and the port does not tell which one is meant.
+	// Container is the container that is replaced, or whose environment is read. It is needed if
+	// the pod has several containers and the port does not tell which one is meant.
 	// +kubebuilder:validation:MinLength=1
 	// +optional
 	Container string `json:"container,omitempty"`
 	// Port is the service port, by name or number. It may be absent if the service has one port.
 	// +optional
 	Port *intstr.IntOrString `json:"port,omitempty"`
-	// Protocol is the protocol of the port. It is needed if the service has the port number for both TCP
-	// and UDP.
+	// Protocol is the protocol of the port. It is needed if the service has the port number for
+	// both TCP and UDP.
 	// +kubebuilder:validation:Enum=TCP;UDP
 	// +optional
 	Protocol corev1.Protocol `json:"protocol,omitempty"`
@@ -51,41 +51,42 @@ type InterceptSpec struct {
 	// +kubebuilder:validation:Maximum=65535
 	// +optional
 	LocalPort int32 `json:"localPort,omitempty"`
-	// Match selects the requests that go to the laptop. If it is absent the intercept is global: all
-	// traffic of the port goes to the laptop.
+	// Match selects the requests that go to the laptop. If it is absent the intercept is global:
+	// all traffic of the port goes to the laptop.
 	// +optional
 	Match *Match `json:"match,omitempty"`
-	// TLS lets the agents decrypt the requests of a port that speaks TLS. A match or a wiretap of such a
-	// port needs it. A global intercept does not: the laptop gets the encrypted connections.
+	// TLS lets the agents decrypt the requests of a port that speaks TLS. A match or a wiretap of
+	// such a port needs it. A global intercept does not: the laptop gets the encrypted connections.
 	// +optional
 	TLS *TLS `json:"tls,omitempty"`
-	// Mode is what the laptop gets. Intercept: the traffic. Wiretap: copies of the requests; the laptop's
-	// answers are discarded. Replace: all work of the app; the app's container does not run meanwhile.
-	// Ingest: no traffic, only the app's environment.
+	// Mode is what the laptop gets. Intercept: the traffic. Wiretap: copies of the requests; the
+	// laptop's answers are discarded. Replace: all work of the app; the app's container does not
+	// run meanwhile. Ingest: no traffic, only the app's environment.
 	// +kubebuilder:default=Intercept
 	Mode Mode `json:"mode,omitempty"`
-	// Attach adds the agent to the running pods, as an ephemeral container, instead of rolling out new
-	// pods that have it.
+	// Attach adds the agent to the running pods, as an ephemeral container, instead of rolling out
+	// new pods that have it.
 	// +optional
 	Attach bool `json:"attach,omitempty"`
-	// TTL is how long after its creation the intercept is deleted. If it is absent the intercept lives as
-	// long as its session.
+	// TTL is how long after its creation the intercept is deleted. If it is absent the intercept
+	// lives as long as its session.
 	// +optional
 	TTL *metav1.Duration `json:"ttl,omitempty"`
-	// OnFailure is what happens to traffic whose laptop is unreachable. Fallback: the app answers. Error:
-	// the client gets an error.
+	// OnFailure is what happens to traffic whose laptop is unreachable. Fallback: the app answers.
+	// Error: the client gets an error.
 	// +kubebuilder:default=Fallback
 	OnFailure OnFailure `json:"onFailure,omitempty"`
-	// Suspend gives the traffic back to the cluster without deleting the intercept. `detour leave` sets it
-	// first, so that it can wait until every agent has switched before the laptop stops answering.
+	// Suspend gives the traffic back to the cluster without deleting the intercept. `detour leave`
+	// sets it first, so that it can wait until every agent has switched before the laptop stops
+	// answering.
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
 }
 
 // TLS is how the agents decrypt a port.
 type TLS struct {
-	// Secret is the name of a Secret with the app's certificate and key (tls.crt, tls.key). The pods must
-	// use it themselves. It stays in the pods.
+	// Secret is the name of a Secret with the app's certificate and key (tls.crt, tls.key). The
+	// pods must use it themselves. It stays in the pods.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Secret string `json:"secret"`
@@ -123,8 +124,8 @@ const (
 // +kubebuilder:validation:MinProperties=1
 // +kubebuilder:validation:XValidation:rule="!(has(self.path) && has(self.pathPrefix))",message="give path or pathPrefix, not both"
 type Match struct {
-	// User selects the requests of one user: the header x-detour-for, or the member "detour" of the W3C
-	// header baggage, has this value.
+	// User selects the requests of one user: the header x-detour-for, or the member "detour" of the
+	// W3C header baggage, has this value.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=128
 	// +optional
@@ -214,8 +215,8 @@ const (
 
 // WorkloadRef names a workload in the intercept's namespace.
 type WorkloadRef struct {
-	// Kind is Deployment, StatefulSet, DaemonSet or Rollout (of Argo). In a spec it may be absent if only
-	// one workload has the name.
+	// Kind is Deployment, StatefulSet, DaemonSet or Rollout (of Argo). In a spec it may be absent
+	// if only one workload has the name.
 	// +optional
 	Kind string `json:"kind,omitempty"`
 	// Name is the name of the workload.
@@ -233,8 +234,8 @@ type InterceptStatus struct {
 	ServicePort int32 `json:"servicePort,omitempty"`
 	// ContainerPort is the number of the port that the app listens on.
 	ContainerPort int32 `json:"containerPort,omitempty"`
-	// Container is the container that does not run (mode Replace) or whose environment is read (mode
-	// Ingest).
+	// Container is the container that does not run (mode Replace) or whose environment is read
+	// (mode Ingest).
 	Container string `json:"container,omitempty"`
 	// Protocol is "UDP", or empty for TCP.
 	Protocol corev1.Protocol `json:"protocol,omitempty"`
@@ -244,8 +245,8 @@ type InterceptStatus struct {
 	Agents string `json:"agents,omitempty"`
 	// Requests describes which requests go to the laptop.
 	Requests string `json:"requests,omitempty"`
-	// Dropped is how many requests the laptop of a wiretap got no complete copy of, because it did not
-	// accept the copy in time.
+	// Dropped is how many requests the laptop of a wiretap got no complete copy of, because it did
+	// not accept the copy in time.
 	Dropped int64 `json:"dropped,omitempty"`
 	// Laptop is "user@host" of the session.
 	Laptop string `json:"laptop,omitempty"`

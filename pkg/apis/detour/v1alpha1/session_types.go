@@ -17,12 +17,13 @@ type SessionSpec struct {
 	// +kubebuilder:validation:MaxLength=64
 	ClientVersion string `json:"clientVersion"`
 
-	// User is the user's name on the laptop, such as "alice". It is for people to read, not for access
-	// control. Terminals show it, so it must not have control characters.
+	// User is the user's name on the laptop, such as "alice". It is for people to read, not for
+	// access control. Terminals show it, so it must not have control characters.
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^\P{C}*$`
 	User string `json:"user"`
-	// Host is the laptop's name, such as "alice-laptop". It must not have control characters either.
+	// Host is the laptop's name, such as "alice-laptop". It must not have control characters
+	// either.
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^\P{C}*$`
 	Host string `json:"host"`
@@ -38,8 +39,8 @@ type DNS struct {
 
 // Condition types and reasons of Session and Intercept.
 const (
-	// ConditionReady is true if the session's tunnel is up, or if the intercept's traffic goes to the
-	// laptop.
+	// ConditionReady is true if the session's tunnel is up, or if the intercept's traffic goes to
+	// the laptop.
 	ConditionReady = "Ready"
 
 	ReasonAddressAssigned = "AddressAssigned" // session: it has addresses, and its laptop has not connected yet
@@ -53,8 +54,8 @@ const (
 
 // SessionStatus is what the traffic-manager tells the laptop.
 type SessionStatus struct {
-	// Addresses are the laptop's addresses on the VIF, at most one of each IP family, without a prefix
-	// length.
+	// Addresses are the laptop's addresses on the VIF, at most one of each IP family, without a
+	// prefix length.
 	Addresses []string `json:"addresses,omitempty"`
 	// ManagerPublicKey is the traffic-manager's WireGuard public key, base64.
 	ManagerPublicKey string `json:"managerPublicKey,omitempty"`
@@ -68,16 +69,18 @@ type SessionStatus struct {
 	NodeAddresses []string `json:"nodeAddresses,omitempty"`
 	// DNS is the cluster's DNS.
 	DNS DNS `json:"dns,omitempty"`
-	// UDPEndpoints are where the traffic-manager accepts WireGuard messages as UDP datagrams, as host:port,
-	// the preferred ones first. A laptop that reaches none of them uses a path through the API server.
+	// UDPEndpoints are where the traffic-manager accepts WireGuard messages as UDP datagrams, as
+	// host:port, the preferred ones first. A laptop that reaches none of them uses a path through
+	// the API server.
 	// +kubebuilder:validation:MaxItems=16
 	UDPEndpoints []string `json:"udpEndpoints,omitempty"`
 	// Connected is true while the laptop's tunnel is up.
 	Connected bool `json:"connected,omitempty"`
-	// GivenUpAfter is how long the laptop may be silent before the traffic-manager deletes the session.
+	// GivenUpAfter is how long the laptop may be silent before the traffic-manager deletes the
+	// session.
 	GivenUpAfter metav1.Duration `json:"givenUpAfter,omitempty"`
-	// LastSeen is when the last authenticated packet of the laptop arrived. It is updated at most every
-	// 30 s.
+	// LastSeen is when the last authenticated packet of the laptop arrived. It is updated at most
+	// every 30 s.
 	LastSeen *metav1.Time `json:"lastSeen,omitempty"`
 	// Conditions has the condition Ready, whose message tells the user what to do.
 	// +listType=map

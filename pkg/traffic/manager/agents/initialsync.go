@@ -6,9 +6,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// InitialSync tracks a new manager's first pass over all Intercepts. Until the pass is done the manager
-// does not know which intercepts are active, so it sends nothing to the agents, and they keep to the
-// configuration that they have.
+// InitialSync tracks a new manager's first pass over all Intercepts. Until the pass is done the
+// manager does not know which intercepts are active, so it sends nothing to the agents, and they
+// keep to the configuration that they have.
 type InitialSync struct {
 	// mu guards the fields below.
 	mu         sync.Mutex

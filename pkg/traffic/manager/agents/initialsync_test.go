@@ -7,8 +7,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Agents get their configuration once every Intercept that existed at the start has been reconciled,
-// whatever the order, and not earlier.
+// Agents get their configuration once every Intercept that existed at the start has been
+// reconciled, whatever the order, and not earlier.
 func TestInitialSync(t *testing.T) {
 	one, two := client.ObjectKey{Namespace: "shop", Name: "one"}, client.ObjectKey{Namespace: "shop", Name: "two"}
 	expect := func(keys ...client.ObjectKey) func(*InitialSync) {

@@ -94,8 +94,8 @@ func New(c Config) *Registry {
 }
 
 // Notify sets the function that is called when an agent confirms, reports or disconnects. It may be
-// called with a lock held, so it must not block and must not call the Registry. Notify itself must be
-// called before Serve.
+// called with a lock held, so it must not block and must not call the Registry. Notify itself must
+// be called before Serve.
 func (r *Registry) Notify(notify func()) { r.notify = notify }
 
 // Activate makes agents follow an intercept. It does nothing if they already do.
@@ -151,8 +151,8 @@ func (r *Registry) wakeLocked() {
 	}
 }
 
-// Active returns the intercept that agents follow under this UID, or nil. The caller must not change
-// its maps.
+// Active returns the intercept that agents follow under this UID, or nil. The caller must not
+// change its maps.
 func (r *Registry) Active(uid string) *ActiveIntercept {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -163,8 +163,9 @@ func (r *Registry) Active(uid string) *ActiveIntercept {
 	return &i
 }
 
-// Confirmed reports whether every agent of a pod that stands in front of a port has applied the newest
-// configuration, and so follows each intercept as it is now. It is false if there is no such agent.
+// Confirmed reports whether every agent of a pod that stands in front of a port has applied the
+// newest configuration, and so follows each intercept as it is now. It is false if there is no such
+// agent.
 func (r *Registry) Confirmed(pod string, port int32) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -180,8 +181,8 @@ func (r *Registry) Confirmed(pod string, port int32) bool {
 	return found
 }
 
-// PortState returns what an agent of one of the pods found out about a port's TLS that keeps it from
-// reading requests, or nil.
+// PortState returns what an agent of one of the pods found out about a port's TLS that keeps it
+// from reading requests, or nil.
 func (r *Registry) PortState(pods map[string]bool, port int32) *agentv1.PortState {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -96,8 +96,8 @@ func TestAgentConfirmsByNewestGeneration(t *testing.T) {
 	assert.False(t, r.Confirmed("pod-1", 8080), "the agent does not know yet that the intercept has ended")
 }
 
-// An agent's configuration has the intercepts of its pod only, each with a token of its own that stays
-// the same from one configuration to the next.
+// An agent's configuration has the intercepts of its pod only, each with a token of its own that
+// stays the same from one configuration to the next.
 func TestConfigurationOfAnAgent(t *testing.T) {
 	r := newRegistry()
 	one, two := connectAgent(r, "pod-1"), connectAgent(r, "pod-2")
@@ -122,8 +122,8 @@ func TestConfigurationOfAnAgent(t *testing.T) {
 	assert.NotEqual(t, byUID["second"].Token, byUID["both"].Token)
 }
 
-// A token opens relay connections for the intercept that it was issued for, as long as that intercept
-// is active and the agent is connected.
+// A token opens relay connections for the intercept that it was issued for, as long as that
+// intercept is active and the agent is connected.
 func TestRelayTarget(t *testing.T) {
 	r := newRegistry()
 	a := connectAgent(r, "pod-1")
@@ -160,8 +160,8 @@ func TestRelayTarget(t *testing.T) {
 	assert.False(t, ok, "the agent has disconnected")
 }
 
-// A pod may have a sidecar for one port and an attached agent for another. Each gets the intercepts of
-// its own port and confirms only those.
+// A pod may have a sidecar for one port and an attached agent for another. Each gets the intercepts
+// of its own port and confirms only those.
 func TestTwoAgentsInOnePod(t *testing.T) {
 	r := newRegistry()
 	one, two := connectAgent(r, "pod-1"), connectAgent(r, "pod-1")

@@ -27,8 +27,8 @@ import (
 )
 
 const (
-	// keepaliveInterval is how long a connection may be silent before it is probed, and how long the
-	// answer may take. An agent whose node is lost closes nothing.
+	// keepaliveInterval is how long a connection may be silent before it is probed, and how long
+	// the answer may take. An agent whose node is lost closes nothing.
 	keepaliveInterval = 5 * time.Second
 	// tokenSize is the size in bytes of the token that opens relay connections.
 	tokenSize = 32
@@ -131,8 +131,8 @@ func (r *Registry) recordApplied(a *agent, applied *agentv1.Applied) {
 	}
 }
 
-// configFor returns the configuration of one agent: the intercepts of its pod and ports, each with a
-// token that stays the same from one configuration to the next.
+// configFor returns the configuration of one agent: the intercepts of its pod and ports, each with
+// a token that stays the same from one configuration to the next.
 func (r *Registry) configFor(a *agent) *agentv1.Config {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -18,8 +18,8 @@ import (
 // watcherLimit is how many requests are queued for one Watcher. Further ones are only counted.
 const watcherLimit = 1024
 
-// Watcher queues the requests that one caller of `detour tail` sees. The Registry's mutex guards its
-// fields, except for the channel.
+// Watcher queues the requests that one caller of `detour tail` sees. The Registry's mutex guards
+// its fields, except for the channel.
 type Watcher struct {
 	ports  map[uint32]bool
 	pods   map[string]string // UID -> name
@@ -34,8 +34,8 @@ func NewWatcher() *Watcher { return &Watcher{ready: make(chan struct{}, 1)} }
 // Ready returns a channel that receives a value when Take has something to return.
 func (w *Watcher) Ready() <-chan struct{} { return w.ready }
 
-// Watch makes agents report the requests to some ports of some pods (UID -> name) and queues them for
-// w. Calling it again replaces the ports and pods. The caller calls Unwatch in the end.
+// Watch makes agents report the requests to some ports of some pods (UID -> name) and queues them
+// for w. Calling it again replaces the ports and pods. The caller calls Unwatch in the end.
 func (r *Registry) Watch(w *Watcher, ports map[uint32]bool, pods map[string]string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -162,6 +162,11 @@ func (r *Registry) whyLocked(pod string, m *agentv1.Routed, laptop string, match
 		}
 		return fmt.Sprintf("%s %s %s's intercept", strings.Join(conditions, ", "), verb, laptop)
 	}
+	return r.whyUnmatchedLocked(pod, m)
+}
+
+// whyUnmatchedLocked explains why a request is part of no intercept.
+func (r *Registry) whyUnmatchedLocked(pod string, m *agentv1.Routed) string {
 	for _, i := range r.active {
 		if !i.Wiretap && i.Pods[pod] && uint32(i.Port) == m.Port {
 			if m.Method == "" {

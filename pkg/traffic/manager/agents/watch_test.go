@@ -135,8 +135,8 @@ func TestWhyARequestWentWhereItWent(t *testing.T) {
 	}
 }
 
-// An agent reports its whole count each time. The counts of several pods add up, and an agent cannot
-// count for an intercept that does not apply to its pod.
+// An agent reports its whole count each time. The counts of several pods add up, and an agent
+// cannot count for an intercept that does not apply to its pod.
 func TestDroppedCopies(t *testing.T) {
 	r := newRegistry()
 	notified := 0

@@ -48,8 +48,8 @@ func (r *Reconciler) apply(ctx context.Context, f facts, d decision) (ctrl.Resul
 	return ctrl.Result{RequeueAfter: d.requeue}, nil
 }
 
-// annotate writes the plan into the pod template, which makes the workload roll out. It fails if the
-// workload has changed meanwhile, since the plan was made for the workload as it was.
+// annotate writes the plan into the pod template, which makes the workload roll out. It fails if
+// the workload has changed meanwhile, since the plan was made for the workload as it was.
 func (r *Reconciler) annotate(ctx context.Context, w *workload, plan inject.Plan) error {
 	var value any // null removes the annotation
 	if !plan.Empty() {

@@ -18,11 +18,11 @@ import (
 )
 
 const (
-	// pollRollouts is how often the API server is asked whether it has Argo Rollouts: they may be
+	// pollRollouts is how often the API server is queried for Argo Rollouts: they may be
 	// installed or removed at any time.
 	pollRollouts = 5 * time.Second
-	// rolloutsTimeout limits the wait for a cache that is never filled because the Rollouts are being
-	// removed.
+	// rolloutsTimeout limits the wait for a cache that is never filled because the Rollouts are
+	// being removed.
 	rolloutsTimeout = 10 * time.Second
 )
 
@@ -82,9 +82,10 @@ func (r *Reconciler) listRollouts(ctx context.Context, namespace string) ([]*arg
 	return argo.FromList(list), nil
 }
 
-// otherRelease returns the label value of the pods of a blue-green Rollout that serve only its other
-// service. An intercept of the active service does not apply to the release in preview, nor the other
-// way round. Pods that serve neither service stay in: they may have served until a moment ago.
+// otherRelease returns the label value of the pods of a blue-green Rollout that serve only its
+// other service. An intercept of the active service does not apply to the release in preview, nor
+// the other way round. Pods that serve neither service stay in: they may have served until a moment
+// ago.
 func (r *Reconciler) otherRelease(ctx context.Context, w *workload, svc *corev1.Service) (hash string, err error) {
 	o, ok := w.Object.(*argo.Rollout)
 	if !ok || o.Other(svc.Name) == "" {
@@ -100,9 +101,9 @@ func (r *Reconciler) otherRelease(ctx context.Context, w *workload, svc *corev1.
 	return hash, nil
 }
 
-// PlanOfRollout returns the annotation of the Rollout that a new pod belongs to: the pods of a Rollout
-// do not carry it, unlike those of other workloads. It reads without the cache, since the pod may be
-// created for an annotation that was written a moment ago.
+// PlanOfRollout returns the annotation of the Rollout that a new pod belongs to: the pods of a
+// Rollout do not carry it, unlike those of other workloads. It reads without the cache, since the
+// pod may be created for an annotation that was written a moment ago.
 func (r *Reconciler) PlanOfRollout(ctx context.Context, namespace string, pod *corev1.Pod) (string, error) {
 	name := argo.OwnerOf(pod)
 	if name == "" || !r.rollouts.installed.Load() {
@@ -123,8 +124,8 @@ func (r *Reconciler) kinds() string {
 	return "Deployment, StatefulSet or DaemonSet"
 }
 
-// annotationOf returns the plan of a workload's pods as its annotation has it, and an empty string for
-// other objects.
+// annotationOf returns the plan of a workload's pods as its annotation has it, and an empty string
+// for other objects.
 func annotationOf(o client.Object) string {
 	switch o := o.(type) {
 	case *appsv1.Deployment:

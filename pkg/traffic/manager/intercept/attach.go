@@ -20,8 +20,8 @@ import (
 const withoutAttach = "leave out --attach, so that new pods with the agent are rolled out"
 
 // attachment is an agent that is to be attached to running pods: pods that are new, and pods whose
-// agent has ended because it was not needed. One agent serves all ports of the session's intercepts of
-// the service.
+// agent has ended because it was not needed. One agent serves all ports of the session's intercepts
+// of the service.
 type attachment struct {
 	pods  []client.ObjectKey
 	ports []inject.Port

@@ -9,9 +9,9 @@ import (
 	"github.com/detour-dev/detour/pkg/route/spec"
 )
 
-// conflict refuses an intercept that cannot exist beside one that comes before it. Of two intercepts of
-// one port the active one wins, and otherwise the older one. Intercepts whose matches are disjoint or
-// ordered share the port.
+// conflict refuses an intercept that cannot exist beside one that comes before it. Of two
+// intercepts of one port the active one wins, and otherwise the older one. Intercepts whose matches
+// are disjoint or ordered share the port.
 func conflict(i *detour.Intercept, others []detour.Intercept) error {
 	for n := range others {
 		other := &others[n]
@@ -50,22 +50,15 @@ func clash(i, other *detour.Intercept) error {
 	taken := func(format string, args ...any) error { return refuse(detour.ReasonPortTaken, format, args...) }
 	owner := ownerOf(i, other)
 	samePort := other.Status.ContainerPort == i.Status.ContainerPort
-	if a, b := i.Spec.TLS, other.Spec.TLS; a != nil && b != nil && a.Secret != b.Secret && samePort {
+	if samePort && differentSecrets(i.Spec.TLS, other.Spec.TLS) {
 		return taken("the agent decrypts port %d with Secret %s for %s: use the same Secret",
-			i.Status.ContainerPort, b.Secret, owner)
+			i.Status.ContainerPort, other.Spec.TLS.Secret, owner)
 	}
 	if i.Spec.Mode == detour.ModeWiretap || other.Spec.Mode == detour.ModeWiretap {
 		return nil // copies take nothing from anybody
 	}
-	workload := shortName(i.Status.Workload)
-	if other.Spec.Session != i.Spec.Session {
-		switch detour.ModeReplace {
-		case other.Spec.Mode:
-			return taken("%s is replaced by %s: %s", workload, owner, owner.advice)
-		case i.Spec.Mode:
-			return taken("%s is intercepted by %s, and their other requests would reach no app: %s",
-				workload, owner, owner.advice)
-		}
+	if err := replacement(i, other, owner, taken); err != nil {
+		return err
 	}
 	if i.Status.ContainerPort == 0 && other.Status.Container != i.Status.Container {
 		return nil
@@ -74,6 +67,7 @@ func clash(i, other *detour.Intercept) error {
 	if !samePort || other.Status.Protocol != i.Status.Protocol || !ambiguous {
 		return nil
 	}
+	workload := shortName(i.Status.Workload)
 	switch {
 	case other.Spec.Match != nil:
 		return taken("a request could match both this intercept and the one by %s (%s): "+
@@ -85,6 +79,24 @@ func clash(i, other *detour.Intercept) error {
 	}
 	return taken("port %d of %s is intercepted by %s: %s, or take only your requests with --me or --header",
 		i.Status.ContainerPort, workload, owner, owner.advice)
+}
+
+func differentSecrets(a, b *detour.TLS) bool { return a != nil && b != nil && a.Secret != b.Secret }
+
+// replacement refuses an intercept if it or the other one replaces the workload of several
+// sessions.
+func replacement(i, other *detour.Intercept, owner owner, taken func(string, ...any) error) error {
+	workload := shortName(i.Status.Workload)
+	switch {
+	case other.Spec.Session == i.Spec.Session:
+		return nil
+	case other.Spec.Mode == detour.ModeReplace:
+		return taken("%s is replaced by %s: %s", workload, owner, owner.advice)
+	case i.Spec.Mode == detour.ModeReplace:
+		return taken("%s is intercepted by %s, and their other requests would reach no app: %s",
+			workload, owner, owner.advice)
+	}
+	return nil
 }
 
 // owner says whose an intercept is, and what the refused user can do about it.

@@ -20,11 +20,11 @@ import (
 )
 
 const (
-	// settledRecheck is when an intercept that is active or refused is looked at again. Every change
-	// that the manager watches wakes it earlier; this is for what it does not watch.
+	// settledRecheck is when an intercept that is active or refused is looked at again. Every
+	// change that the manager watches wakes it earlier; this is for what it does not watch.
 	settledRecheck = 30 * time.Second
-	// unsettledRecheck is when any other intercept is looked at again: it waits for something that may
-	// happen without an event, such as the end of a pause.
+	// unsettledRecheck is when any other intercept is looked at again: it waits for something that
+	// may happen without an event, such as the end of a pause.
 	unsettledRecheck = time.Second
 	// ttlSlack makes sure that an intercept has expired when it is looked at for that.
 	ttlSlack = 10 * time.Millisecond
@@ -50,7 +50,8 @@ type decision struct {
 	requeue time.Duration
 }
 
-// decide returns what is to happen to an intercept. It depends on its arguments only and changes none.
+// decide returns what is to happen to an intercept. It depends on its arguments only and changes
+// none.
 func decide(f facts, now time.Time) decision {
 	d := decider{facts: f, now: now, i: f.intercept.DeepCopy()}
 	if err := d.decide(); err != nil {
@@ -182,8 +183,8 @@ func (d *decider) checkPort() error {
 	return d.target.checkTLS(d.i, d.plan, d.match)
 }
 
-// rollOut decides that new pods are needed. One rollout serves all of the session's intercepts of the
-// service.
+// rollOut decides that new pods are needed. One rollout serves all of the session's intercepts of
+// the service.
 func (d *decider) rollOut() {
 	plan := d.target.cover(d.plan)
 	for _, p := range d.siblings {
@@ -193,8 +194,8 @@ func (d *decider) rollOut() {
 	d.set(detour.PhasePending, detour.ReasonRollingOut, "rolling out "+d.target.Name()+" "+d.target.addition())
 }
 
-// intercept decides about an intercept whose pods have the agent, are getting it by a rollout, or are
-// to have it attached.
+// intercept decides about an intercept whose pods have the agent, are getting it by a rollout, or
+// are to have it attached.
 func (d *decider) intercept() error {
 	d.rollout = d.target.countPods(d.pods, d.attached)
 	if !d.session.Status.Connected {
@@ -263,8 +264,8 @@ func (d *decider) laptopGone() {
 	d.set(phase, detour.ReasonLaptopGone, message)
 }
 
-// attachPods decides which pods the agent is to be attached to. It returns why it cannot be attached to
-// one of them, and whether nothing else can be decided before it is tried.
+// attachPods decides which pods the agent is to be attached to. It returns why it cannot be
+// attached to one of them, and whether nothing else can be decided before it is tried.
 func (d *decider) attachPods() (unattached *Refusal, settled bool) {
 	if !d.attached {
 		return nil, false
@@ -313,7 +314,8 @@ func (d *decider) waitForRollout() bool {
 	if again {
 		d.repeatRollout()
 	}
-	// The intercept begins when every pod has the agent: until then all answers come from the cluster.
+	// The intercept begins when every pod has the agent: until then all answers come from the
+	// cluster.
 	if d.i.Status.Phase == detour.PhaseActive && (d.target.container == "" || without == 0) {
 		return false
 	}
@@ -344,12 +346,12 @@ func (d *decider) rolloutMessage(done, again bool, waiting string) string {
 	return message
 }
 
-// waitForAgents decides that agents follow the intercept, and reports whether some of them have still
-// to confirm that they do.
+// waitForAgents decides that agents follow the intercept, and reports whether some of them have
+// still to confirm that they do.
 func (d *decider) waitForAgents() bool {
 	d.follow()
-	// What agents have not been told yet they cannot have confirmed.
-	told := d.activate == nil || d.agents.active != nil && d.agents.active.Same(d.activate)
+	// Agents cannot have confirmed what is news to them.
+	known := d.activate == nil || d.agents.active != nil && d.agents.active.Same(d.activate)
 	confirmed, ready := 0, 0
 	for n := range d.pods {
 		p := &d.pods[n]
@@ -357,14 +359,14 @@ func (d *decider) waitForAgents() bool {
 			continue
 		}
 		ready++
-		if d.rollout.with[string(p.UID)] && (d.target.port.Port == 0 || told && d.agents.confirmed[string(p.UID)]) {
+		if d.rollout.with[string(p.UID)] && (d.target.port.Port == 0 || known && d.agents.confirmed[string(p.UID)]) {
 			confirmed++
 		}
 	}
 	active := d.i.Status.Phase == detour.PhaseActive
 	if !active {
-		// The cache of pods may lag behind that of their workload: a pod that already serves must not be
-		// forgotten.
+		// The cache of pods may lag behind that of their workload: a pod that already serves must
+		// not be forgotten.
 		ready = max(ready, d.target.available())
 	}
 	d.i.Status.Agents = fmt.Sprintf("%d/%d", confirmed, ready)
@@ -460,8 +462,8 @@ func timeLeft(i *detour.Intercept, now time.Time) time.Duration {
 	return i.CreationTimestamp.Add(i.Spec.TTL.Duration).Sub(now)
 }
 
-// finished reports whether an intercept is to be deleted. A replaced container has to run again first:
-// until then the laptop does its work.
+// finished reports whether an intercept is to be deleted. A replaced container has to run again
+// first: until then the laptop does its work.
 func finished(i *detour.Intercept, now time.Time) bool {
 	restored := i.Status.Phase == detour.PhaseSuspended || i.Status.Phase == detour.PhaseRefused
 	return expired(i, now) && (i.Spec.Mode != detour.ModeReplace || restored)

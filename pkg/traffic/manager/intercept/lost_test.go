@@ -8,8 +8,8 @@ import (
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 )
 
-// Where the app must not answer, agents keep following an intercept of a laptop that does not respond, if
-// they followed it before. The answer is the same however often it is asked for.
+// Where the app must not answer, agents keep following an intercept of a laptop that does not
+// respond, if they followed it before. The answer is the same however often it is asked for.
 func TestWhileLaptopGone(t *testing.T) {
 	for name, c := range map[string]struct {
 		phase           detour.InterceptPhase

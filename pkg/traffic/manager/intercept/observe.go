@@ -14,8 +14,9 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// facts are all that the decision about an intercept depends on, apart from the time. What comes after
-// a fact that settles the decision is not observed: without a session there is no target, and so on.
+// facts are all that the decision about an intercept depends on, apart from the time. What comes
+// after a fact that settles the decision is not observed: without a session there is no target, and
+// so on.
 type facts struct {
 	intercept *detour.Intercept // as it is stored
 	session   *detour.Session   // nil: it does not exist
@@ -113,8 +114,8 @@ func (r *Reconciler) observeAgents(i *detour.Intercept, target *workload, pods [
 	return f
 }
 
-// stillReplaced reports whether another intercept, such as one of another port, replaces the container.
-// It reads without the cache: an intercept that was created a moment ago counts.
+// stillReplaced reports whether another intercept, such as one of another port, replaces the
+// container. It reads without the cache: an intercept that was created a moment ago counts.
 func (r *Reconciler) stillReplaced(
 	ctx context.Context, i *detour.Intercept, target *workload, now time.Time,
 ) (bool, error) {

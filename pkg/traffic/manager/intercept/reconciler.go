@@ -38,7 +38,8 @@ type Agents interface {
 	Retain(alive map[string]bool)
 	// Active returns what Activate was last given, or nil.
 	Active(uid string) *agents.ActiveIntercept
-	// Confirmed reports whether all agents in front of a pod's port follow every intercept as it is.
+	// Confirmed reports whether all agents in front of a pod's port follow every intercept as it
+	// is.
 	Confirmed(podUID string, port int32) bool
 	// PortState returns why an agent of one of the pods cannot read the port's requests, or nil.
 	PortState(podUIDs map[string]bool, port int32) *agentv1.PortState
@@ -105,16 +106,17 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 	r.rollouts.watch = func() error {
 		return c.Watch(source.Kind[client.Object](mgr.GetCache(), argo.New(), all))
 	}
-	// Before the first Reconcile: a new manager must not refuse an intercept of a Rollout because it
-	// does not know yet that the cluster has Rollouts.
+	// Before the first Reconcile: a new manager must not refuse an intercept of a Rollout because
+	// it does not know yet that the cluster has Rollouts.
 	return retry.Do(ctx, r.config.Log, r.rollouts.refresh)
 }
 
 // FollowRollouts notices when Argo Rollouts are installed or removed. It returns when ctx ends.
 func (r *Reconciler) FollowRollouts(ctx context.Context) error { return r.rollouts.follow(ctx) }
 
-// requests returns a request for each Intercept in the namespace of an object that changed, or for all
-// Intercepts if it has no namespace, and one without a name if a container may have to be restored.
+// requests returns a request for each Intercept in the namespace of an object that changed, or for
+// all Intercepts if it has no namespace, and one without a name if a container may have to be
+// restored.
 func (r *Reconciler) requests(ctx context.Context, o client.Object) []reconcile.Request {
 	var list detour.InterceptList
 	var in []client.ListOption
@@ -218,8 +220,8 @@ func (r *Reconciler) end(ctx context.Context, i *detour.Intercept) error {
 // intercept. Without any manager they would let the apps answer soon after that.
 const initialSyncTimeout = 5 * time.Second
 
-// RunInitialSync finds out which Intercepts a manager starts with, once it is the leader. An Intercept
-// that cannot be reconciled does not hold up the agents for long.
+// RunInitialSync finds out which Intercepts a manager starts with, once it is the leader. An
+// Intercept that cannot be reconciled does not hold up the agents for long.
 func (r *Reconciler) RunInitialSync(ctx context.Context) error {
 	initial := r.config.Initial
 	var list detour.InterceptList

@@ -12,8 +12,8 @@ import (
 	"github.com/detour-dev/detour/pkg/inject"
 )
 
-// mayRestore reports whether a change of an object may be the end of a replacement, or the trace of one
-// that a manager finds when it starts.
+// mayRestore reports whether a change of an object may be the end of a replacement, or the trace of
+// one that a manager finds when it starts.
 func mayRestore(o client.Object) bool {
 	if i, ok := o.(*detour.Intercept); ok {
 		return i.Spec.Mode == detour.ModeReplace

@@ -12,8 +12,8 @@ import (
 	"github.com/detour-dev/detour/pkg/workloads"
 )
 
-// A container stays replaced while an intercept replaces it or an intercept that was not reconciled yet
-// may do so.
+// A container stays replaced while an intercept replaces it or an intercept that was not reconciled
+// yet may do so.
 func TestReplaced(t *testing.T) {
 	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "worker"}}
 	worker := &workload{Workload: &workloads.Workload{Kind: "Deployment", Object: deployment}}

@@ -14,13 +14,14 @@ import (
 )
 
 const (
-	// repeatAfter is how long a rollout has time to bring what the webhook missed, before another one.
+	// repeatAfter is how long a rollout has time to bring what the webhook missed, before another
+	// one.
 	repeatAfter = time.Minute
-	// webhookAfter is how long the API server may take to reach the webhook of a manager that has just
-	// started.
+	// webhookAfter is how long the API server may take to reach the webhook of a manager that has
+	// just started.
 	webhookAfter = 5 * time.Second
-	// repeatFor is how long after the intercept was created rollouts are repeated. That makes three of
-	// them: nobody's pods are to be replaced for ever.
+	// repeatFor is how long after the intercept was created rollouts are repeated. That makes three
+	// of them: nobody's pods are to be replaced for ever.
 	repeatFor = 3 * time.Minute
 	// repeatLasts is how long after a repeated rollout a pod counts as created by it.
 	repeatLasts = 5 * time.Minute
@@ -54,8 +55,8 @@ func (w *workload) changed(p *corev1.Pod) bool {
 		(w.container == "" || inject.IsReplaced(p, w.container))
 }
 
-// listens reports whether a pod has an agent that follows this manager. The agent of another manager
-// does not, and lets the app answer.
+// listens reports whether a pod has an agent that follows this manager. The agent of another
+// manager does not, and lets the app answer.
 func (w *workload) listens(p *corev1.Pod) bool {
 	return inject.HasAgent(p, w.port) && !inject.OfAnother(p, w.authority)
 }
@@ -68,8 +69,9 @@ func (w *workload) addition() string {
 	return "with the traffic-agent"
 }
 
-// missedPod returns a pod of the newest template that was created while the API server did not reach
-// the webhook, or with the agent of another traffic-manager, whose keys this one does not have; or nil.
+// missedPod returns a pod of the newest template that was created while the API server did not
+// reach the webhook, or with the agent of another traffic-manager, whose keys this one does not
+// have; or nil.
 func (w *workload) missedPod(plan inject.Plan, pods []corev1.Pod) *corev1.Pod {
 	for n := range pods {
 		// A Rollout's pods do not have the annotation without the webhook.
@@ -81,9 +83,9 @@ func (w *workload) missedPod(plan inject.Plan, pods []corev1.Pod) *corev1.Pod {
 	return nil
 }
 
-// worthRepeating reports whether another rollout may bring what a pod misses. While a user waits for a
-// new intercept it is repeated, and later once for each release: a pod that was created by such a
-// rollout misses the agent for a reason that another rollout does not remove.
+// worthRepeating reports whether another rollout may bring what a pod misses. While a user waits
+// for a new intercept it is repeated, and later once for each release: a pod that was created by
+// such a rollout misses the agent for a reason that another rollout does not remove.
 func (w *workload) worthRepeating(i *detour.Intercept, plan inject.Plan, missed *corev1.Pod, now time.Time) bool {
 	active := i.Status.Phase == detour.PhaseActive
 	switch {
@@ -125,8 +127,8 @@ func (d *decider) repeatRollout() {
 	d.annotate, d.missed = &plan, d.missedPod.Name
 }
 
-// rolledOut reports whether every desired pod is of the newest template and available. If not, waiting
-// is what the workload's controller says about that.
+// rolledOut reports whether every desired pod is of the newest template and available. If not,
+// waiting is what the workload's controller says about that.
 func (w *workload) rolledOut() (done bool, waiting string) {
 	var c podCounts
 	switch o := w.Object.(type) {
@@ -141,7 +143,8 @@ func (w *workload) rolledOut() (done bool, waiting string) {
 			current: o.Status.ObservedGeneration >= o.Generation, desired: replicas(o.Spec.Replicas),
 			updated: o.Status.UpdatedReplicas, total: o.Status.Replicas, available: o.Status.AvailableReplicas,
 		}
-		// When a rollout ends the controller makes both revisions equal and counts no pod as updated.
+		// When a rollout ends the controller makes both revisions equal and counts no pod as
+		// updated.
 		if o.Status.UpdateRevision == o.Status.CurrentRevision {
 			c.updated = c.total
 		}
@@ -152,8 +155,8 @@ func (w *workload) rolledOut() (done bool, waiting string) {
 			available: o.Status.NumberAvailable,
 		}
 	case *argo.Rollout:
-		// Pods of several releases serve side by side for as long as their owner likes, so their number
-		// says nothing about the newest one.
+		// Pods of several releases serve side by side for as long as their owner likes, so their
+		// number says nothing about the newest one.
 		return o.Observed() && o.Status.AvailableReplicas >= o.Wants(), o.Status.Message
 	}
 	return c.done(), waiting

@@ -17,7 +17,8 @@ import (
 	"github.com/detour-dev/detour/pkg/workloads/argo"
 )
 
-// Only a pod of the newest template that lacks what the template asks for is a reason to roll out again.
+// Only a pod of the newest template that lacks what the template asks for is a reason to roll out
+// again.
 func TestMissedPod(t *testing.T) {
 	port := inject.Port{Container: "app", Port: 8080, Via: inject.ViaNftables, AgentPort: 9900}
 	plan := inject.Plan{Ports: []inject.Port{port}}
@@ -71,8 +72,9 @@ func TestListens(t *testing.T) {
 	}
 }
 
-// A rollout is repeated while a user waits for a new intercept. For an active one, and for one whose laptop
-// is back, it is repeated once for each release that was made while the webhook was unreachable.
+// A rollout is repeated while a user waits for a new intercept. For an active one, and for one
+// whose laptop is back, it is repeated once for each release that happened while the webhook was
+// unreachable.
 func TestWorthRepeating(t *testing.T) {
 	now := time.Now()
 	restart := func(ago time.Duration) inject.Plan {
@@ -143,7 +145,8 @@ func TestWorthRepeating(t *testing.T) {
 	}
 }
 
-// A rollout is over when every desired pod is of the newest template and available, and no old pod remains.
+// A rollout is over when every desired pod is of the newest template and available, and no old pod
+// remains.
 func TestRolledOut(t *testing.T) {
 	deployment := func(change func(*appsv1.Deployment)) client.Object {
 		d := &appsv1.Deployment{
@@ -235,7 +238,8 @@ func TestRolledOut(t *testing.T) {
 		"stateful set, one is not ready": {
 			object: stateful(func(s *appsv1.StatefulSet) { s.Status.AvailableReplicas = 1 }), want: false,
 		},
-		// When a rollout ends the controller makes both revisions equal and counts no pod as updated.
+		// When a rollout ends the controller makes both revisions equal and counts no pod as
+		// updated.
 		"stateful set, finished long ago": {
 			object: stateful(func(s *appsv1.StatefulSet) { s.Status.CurrentRevision, s.Status.UpdatedReplicas = "b", 0 }),
 			want:   true,

@@ -64,8 +64,8 @@ func (r *Reconciler) FindTailTarget(ctx context.Context, namespace, service, por
 	}
 }
 
-// portsToTail returns the given port, or the ports of the service. A port may be nil: resolve explains
-// then why the service has none.
+// portsToTail returns the given port, or the ports of the service. A port may be nil: resolve
+// explains then why the service has none.
 func (r *Reconciler) portsToTail(ctx context.Context, namespace, service, port string) ([]*intstr.IntOrString, error) {
 	if port != "" {
 		p := intstr.Parse(port)

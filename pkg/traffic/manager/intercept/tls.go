@@ -9,9 +9,10 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// checkTLS refuses an intercept whose agents could not read the requests of a TLS port: the Secret that
-// is given is not one of the pods', or none is given although the service or a probe declares that the
-// port speaks TLS. Without the refusal such an intercept would get everything, or silently nothing.
+// checkTLS refuses an intercept whose agents could not read the requests of a TLS port: the Secret
+// that is given is not one of the pods', or none is given although the service or a probe declares
+// that the port speaks TLS. Without the refusal such an intercept would get everything, or silently
+// nothing.
 func (w *workload) checkTLS(i *detour.Intercept, plan inject.Plan, byRequest bool) error {
 	secrets := inject.SecretsOf(&w.Template.Spec)
 	secret := ""

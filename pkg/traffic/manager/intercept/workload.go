@@ -19,15 +19,15 @@ type workload struct {
 	*workloads.Workload
 	servicePort int32
 	appProtocol string      // of the service's port
-	port        inject.Port // zero if the workload was asked for by its name
+	port        inject.Port // zero if the intercept names the workload, not a service
 	container   string      // the one that is replaced, or whose environment is read
 	attach      bool        // running pods get the agent
 	authority   []byte      // that this traffic-manager's agents trust, PEM
 	leftOut     string      // argo.HashLabel of the pods that do not serve the intercepted service
 }
 
-// resolve finds the workload of an intercept and what of it is intercepted. If the user has to change
-// something first, the error is a Refusal.
+// resolve finds the workload of an intercept and what of it is intercepted. If the user has to
+// change something first, the error is a Refusal.
 func (r *Reconciler) resolve(ctx context.Context, i *detour.Intercept) (*workload, error) {
 	find := r.behindService
 	if i.Spec.Workload != nil {
@@ -184,8 +184,8 @@ func (r *Reconciler) pods(ctx context.Context, w *workload) ([]corev1.Pod, error
 	return w.Running(list.Items), nil
 }
 
-// checkRunningPods refuses a port in front of which the agent must not stand, for a reason that only
-// the running pods show.
+// checkRunningPods refuses a port in front of which the agent must not stand, for a reason that
+// only the running pods show.
 func (r *Reconciler) checkRunningPods(ctx context.Context, w *workload) error {
 	pods, err := r.pods(ctx, w)
 	if err != nil {

@@ -11,11 +11,13 @@ import (
 )
 
 // limit is how long the start waits for the API server. Kubernetes restarts a container that exits
-// after longer and longer pauses, and the liveness probe ends one that does not serve within a minute.
+// after longer and longer pauses, and the liveness probe ends one that does not serve within a
+// minute.
 const limit = 45 * time.Second
 
-// Do calls do until it succeeds, ctx ends, or 45 s are over, and returns its last error. An API server
-// may be starved, or it may be starting: then it even refuses requests that it will allow later.
+// Do calls do until it succeeds, ctx ends, or 45 s are over, and returns its last error. An API
+// server may be starved, or it may be starting: then it even refuses requests that it will allow
+// later.
 func Do(ctx context.Context, log *slog.Logger, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

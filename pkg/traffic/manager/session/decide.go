@@ -75,8 +75,8 @@ func decide(f facts, now time.Time) decision {
 	return d
 }
 
-// silence returns for how long the manager has heard nothing of a laptop. A new manager cannot have
-// heard of it before it started, so it counts from then.
+// silence returns how long ago the last packet of a laptop arrived. A new manager received none
+// before it started, so it counts from then.
 func silence(f facts, now time.Time) time.Duration {
 	last := f.session.CreationTimestamp.Time
 	if f.session.Status.LastSeen != nil {
@@ -122,8 +122,8 @@ func (d *decision) condition(f facts, now time.Time, status metav1.ConditionStat
 	})
 }
 
-// compatible reports whether two versions work together: below v1 the minor version must be the same,
-// from v1 on the major version.
+// compatible reports whether two versions work together: below v1 the minor version must be the
+// same, from v1 on the major version.
 func compatible(a, b string) bool {
 	series := func(v string) string {
 		parts := strings.SplitN(strings.TrimPrefix(v, "v"), ".", 3)

@@ -106,7 +106,7 @@ func TestDecide(t *testing.T) {
 			reason: detour.ReasonLaptopGone, requeue: lastSeenStep,
 			lastSeen: secondsAgo(3600), addresses: []string{"198.18.0.2"},
 		},
-		"recorded long ago, but heard of since": {
+		"recorded long ago, but a packet arrived since": {
 			change: func(f *facts) { f.session.Status.LastSeen, f.connected = secondsAgo(3600), false },
 			reason: detour.ReasonLaptopGone, requeue: lastSeenStep,
 			lastSeen: secondsAgo(3600), addresses: []string{"198.18.0.2"},

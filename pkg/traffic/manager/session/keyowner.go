@@ -10,9 +10,10 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// keyOwners returns the session that owns each public key. A key is no secret: anybody can read it in
-// another's session and claim it. The owner is therefore the session that was created first. Of
-// sessions that were created in the same second, it is the one that already has its addresses.
+// keyOwners returns the session that owns each public key. A public key is not secret: anybody can
+// read it in another session and claim it. The owner is therefore the session that was created
+// first. Of sessions that were created in the same second, it is the one that already has its
+// addresses.
 func keyOwners(all []detour.Session) map[wgkey.Key]*detour.Session {
 	owners := map[wgkey.Key]*detour.Session{}
 	for i := range all {
@@ -36,8 +37,8 @@ func compareAge(a, b *detour.Session) int {
 	)
 }
 
-// otherKeyOwner returns the session that owns a key, unless it is the one with the given UID: then, and
-// if nobody owns the key, it returns nil.
+// otherKeyOwner returns the session that owns a key, unless it is the one with the given UID: then,
+// and if nobody owns the key, it returns nil.
 func otherKeyOwner(all []detour.Session, key wgkey.Key, uid types.UID) *detour.Session {
 	if first := keyOwners(all)[key]; first != nil && first.UID != uid {
 		return first

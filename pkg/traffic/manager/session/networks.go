@@ -15,13 +15,13 @@ import (
 )
 
 // Pods and services may have addresses of networks that nothing declares: the pod networks of some
-// clouds, and every service network on an API server without the ServiceCIDR API. Such an address adds
-// the network of this many bits around it.
+// clouds, and every service network on an API server without the ServiceCIDR API. Such an address
+// adds the network of this many bits around it.
 const undeclaredBits4, undeclaredBits6 = 24, 64
 
-// findNetworks returns the networks that a laptop routes to the VIF: those of services and pods, and
-// the manager's own addresses. It also returns the nodes' addresses in these networks, which a laptop
-// keeps reaching directly.
+// findNetworks returns the networks that a laptop routes to the VIF: those of services and pods,
+// and the manager's own addresses. It also returns the nodes' addresses in these networks, which a
+// laptop keeps reaching directly.
 func (r *Reconciler) findNetworks(ctx context.Context) (subnets, nodeAddresses []string, err error) {
 	var nodes corev1.NodeList
 	if err := r.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil { // only read
@@ -142,8 +142,8 @@ func clusterIPs(o client.Object) []netip.Addr {
 	return ParseAddresses(s.Spec.ClusterIPs)
 }
 
-// unknownNetwork passes the events of objects with an address that is in none of the networks that the
-// sessions were told.
+// unknownNetwork passes the events of objects with an address that is in none of the networks in
+// the sessions' status.
 func (r *Reconciler) unknownNetwork(addresses func(client.Object) []netip.Addr) predicate.Predicate {
 	unknown := func(o client.Object) bool {
 		networks := r.networks.Load()
@@ -159,8 +159,8 @@ func (r *Reconciler) unknownNetwork(addresses func(client.Object) []netip.Addr) 
 	}
 }
 
-// nodeNetworkChanged passes the events of nodes that are added, are removed, or get other networks or
-// addresses. It drops their heartbeats.
+// nodeNetworkChanged passes the events of nodes that are added, are removed, or get other networks
+// or addresses. It drops their heartbeats.
 func nodeNetworkChanged() predicate.Predicate {
 	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		before, okBefore := e.ObjectOld.(*corev1.Node)

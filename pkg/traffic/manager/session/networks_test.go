@@ -39,7 +39,7 @@ func TestNetworkEvents(t *testing.T) {
 	r := &Reconciler{}
 	p := r.unknownNetwork(podAddresses)
 	unknown, known := pod(false, corev1.PodRunning, "172.20.3.9"), pod(false, corev1.PodRunning, "10.42.0.7")
-	assert.False(t, p.Create(event.CreateEvent{Object: unknown}), "no session has been told its networks yet")
+	assert.False(t, p.Create(event.CreateEvent{Object: unknown}), "no session has its networks yet")
 	r.networks.Store(&[]netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")})
 	assert.True(t, p.Create(event.CreateEvent{Object: unknown}))
 	assert.True(t, p.Update(event.UpdateEvent{ObjectOld: known, ObjectNew: unknown}))

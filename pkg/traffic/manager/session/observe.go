@@ -23,7 +23,7 @@ type facts struct {
 	keyOwner *detour.Session // another session that owns the key, or nil
 
 	addressed bool // the session's addresses are of the pool, one of each range
-	assigned  bool // the pool was asked already: without addresses now, none is free
+	assigned  bool // addresses were assigned: a session that has none found the pool full
 
 	lastReceived time.Time // of the laptop's packets; zero when the manager has received none
 	connected    bool
@@ -40,7 +40,7 @@ type managerFacts struct {
 	ttl       time.Duration
 }
 
-// clusterFacts are what laptops are told about the cluster.
+// clusterFacts are what a session's status says about the cluster.
 type clusterFacts struct {
 	subnets, nodeAddresses, udpEndpoints []string
 	dns                                  detour.DNS

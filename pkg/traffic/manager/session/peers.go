@@ -13,11 +13,11 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// pollPeers is how often the tunnel is asked who is connected: it announces nothing by itself.
+// pollPeers is how often the tunnel's connections are checked: the tunnel announces no changes.
 const pollPeers = 250 * time.Millisecond
 
-// WatchPeers keeps the tunnel's peers equal to the sessions and reconciles the sessions of laptops that
-// connect and disconnect. It returns when ctx ends.
+// WatchPeers keeps the tunnel's peers equal to the sessions and reconciles the sessions of laptops
+// that connect and disconnect. It returns when ctx ends.
 func (r *Reconciler) WatchPeers(ctx context.Context) error {
 	tick := time.NewTicker(pollPeers)
 	defer tick.Stop()

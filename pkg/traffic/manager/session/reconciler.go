@@ -28,11 +28,11 @@ import (
 	"github.com/detour-dev/detour/pkg/vif/wgkey"
 )
 
-// Tunnel is what the reconciler needs of the laptops' tunnels. *vif.Hub implements it. All methods may
-// be called concurrently.
+// Tunnel is what the reconciler needs of the laptops' tunnels. *vif.Hub implements it. All methods
+// may be called concurrently.
 type Tunnel interface {
-	// LastReceived returns when the last authenticated packet of a peer arrived, and the zero time if
-	// none has.
+	// LastReceived returns when the last authenticated packet of a peer arrived, and the zero time
+	// if none has.
 	LastReceived(wgkey.Key) time.Time
 	// Connected reports whether a packet of a peer arrived within the given time.
 	Connected(wgkey.Key, time.Duration) bool
@@ -126,7 +126,8 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 	return nil
 }
 
-// hasServiceCIDRs reports whether the cluster has the ServiceCIDR API, which came with Kubernetes 1.33.
+// hasServiceCIDRs reports whether the cluster has the ServiceCIDR API, which came with Kubernetes
+// 1.33.
 func hasServiceCIDRs(mapper meta.RESTMapper) (bool, error) {
 	kind := networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR")
 	_, err := mapper.RESTMapping(kind.GroupKind(), kind.Version)
@@ -193,8 +194,8 @@ func (r *Reconciler) update(ctx context.Context, s *detour.Session, status detou
 	return client.IgnoreNotFound(r.Status().Update(ctx, s))
 }
 
-// assign gives a session its addresses, unless another session owns its key: then it returns that one.
-// It lists the sessions without the cache, so that two of them never get the same address.
+// assign gives a session its addresses, unless another session owns its key: then it returns that
+// one. It lists the sessions without the cache, so that two of them never get the same address.
 func (r *Reconciler) assign(ctx context.Context, s *detour.Session, key wgkey.Key) (owner *detour.Session, err error) {
 	r.allocation.Lock()
 	defer r.allocation.Unlock()

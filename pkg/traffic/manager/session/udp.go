@@ -25,13 +25,15 @@ const (
 	// udpService is the Service of the UDP port. It is separate from the traffic-manager's other
 	// Service because its type is another one.
 	udpService = wellknown.TrafficManager + "-udp"
-	// maxUDPNodes is how many nodes the laptops are told about. Any node leads to the traffic-manager.
+	// maxUDPNodes is how many nodes a session's status lists. Any node leads to the
+	// traffic-manager.
 	maxUDPNodes = 3
 	// maxUDPEndpoints is how many endpoints a session's status may have.
 	maxUDPEndpoints = 16
 )
 
-// CheckUDP returns an error if kind is not a way to reach the UDP port. Empty means that there is none.
+// CheckUDP returns an error if kind is not a way to reach the UDP port. Empty means that there is
+// none.
 func CheckUDP(kind string) error {
 	if !slices.Contains([]string{"", UDPNodePort, UDPLoadBalancer, UDPHostPort}, kind) {
 		return fmt.Errorf("--udp=%s is unknown: use %s, %s or %s, or leave it empty",
@@ -40,8 +42,8 @@ func CheckUDP(kind string) error {
 	return nil
 }
 
-// findUDPEndpoints returns where laptops may reach the traffic-manager with datagrams, as host:port,
-// the preferred endpoints first.
+// findUDPEndpoints returns where laptops may reach the traffic-manager with datagrams, as
+// host:port, the preferred endpoints first.
 func (r *Reconciler) findUDPEndpoints(ctx context.Context) ([]string, error) {
 	if r.config.UDP == "" {
 		return nil, nil
@@ -82,8 +84,9 @@ func serviceEndpoints(service *corev1.Service, nodes []corev1.Node, own string) 
 	return all
 }
 
-// nodeEndpoints returns a port of some nodes. The traffic-manager's own node comes first, because it
-// needs no further hop. Each node's public addresses come before those that only its network can reach.
+// nodeEndpoints returns a port of some nodes. The traffic-manager's own node comes first, because
+// it needs no further hop. Each node's public addresses come before those that only its network can
+// reach.
 func nodeEndpoints(nodes []corev1.Node, own string, port int32) []string {
 	nodes = slices.DeleteFunc(slices.Clone(nodes), func(n corev1.Node) bool { return n.Name != own && !nodeReady(&n) })
 	slices.SortFunc(nodes, func(a, b corev1.Node) int {

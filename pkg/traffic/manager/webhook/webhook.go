@@ -1,5 +1,5 @@
-// Package webhook is the traffic-manager's mutating admission webhook: it adds the traffic-agent to the
-// pods of intercepted workloads when they are created. Start with Injector.
+// Package webhook is the traffic-manager's mutating admission webhook: it adds the traffic-agent to
+// the pods of intercepted workloads when they are created. Start with Injector.
 package webhook
 
 import (
@@ -35,11 +35,12 @@ const (
 	bundleWait = 10 * time.Second
 )
 
-// PlanOfRollout returns the annotation for a pod of an Argo Rollout, which a pod's template does not
-// carry. It is empty for the pods of other workloads.
+// PlanOfRollout returns the annotation for a pod of an Argo Rollout, which a pod's template does
+// not carry. It is empty for the pods of other workloads.
 type PlanOfRollout func(ctx context.Context, namespace string, pod *corev1.Pod) (string, error)
 
-// Injector answers the API server when a pod of an intercepted workload is created. Make one with New.
+// Injector answers the API server when a pod of an intercepted workload is created. Make one with
+// New.
 type Injector struct {
 	agent         inject.Options
 	planOfRollout PlanOfRollout
@@ -50,7 +51,8 @@ type Injector struct {
 	lastCall       atomic.Int64 // when the API server last called, Unix time in seconds
 }
 
-// New returns an Injector that adds agents with the given options. It answers nothing before Register.
+// New returns an Injector that adds agents with the given options. It answers nothing before
+// Register.
 func New(agent inject.Options, planOfRollout PlanOfRollout, log *slog.Logger) *Injector {
 	return &Injector{
 		agent: agent, planOfRollout: planOfRollout, log: log.With("component", "webhook"), started: time.Now(),
@@ -62,12 +64,12 @@ func (i *Injector) Register(mgr ctrl.Manager) {
 	mgr.GetWebhookServer().Register("/inject", &webhook.Admission{Handler: i})
 }
 
-// LastCall returns when the API server last called the webhook, in whole seconds. It is the Unix epoch
-// if the API server never has.
+// LastCall returns when the API server last called the webhook, in whole seconds. It is the Unix
+// epoch if the API server never has.
 func (i *Injector) LastCall() time.Time { return time.Unix(i.lastCall.Load(), 0) }
 
-// Handle implements admission.Handler. It never refuses a pod: a pod without an agent is better than no
-// pod.
+// Handle implements admission.Handler. It never refuses a pod: a pod without an agent is better
+// than no pod.
 func (i *Injector) Handle(ctx context.Context, req admission.Request) admission.Response {
 	i.lastCall.Store(time.Now().Unix())
 	var pod corev1.Pod
@@ -89,9 +91,9 @@ func (i *Injector) Handle(ctx context.Context, req admission.Request) admission.
 	return admission.PatchResponseFromRaw(req.Object.Raw, mutated)
 }
 
-// plan returns what a pod's annotation asks for. It first gives a Rollout's pod the annotation of its
-// Rollout, in place of one that the pod's template may still have from the time when the template was
-// that of a Deployment with pods.
+// plan returns what a pod's annotation asks for. It first gives a Rollout's pod the annotation of
+// its Rollout, in place of one that the pod's template may still have from the time when the
+// template was that of a Deployment with pods.
 func (i *Injector) plan(ctx context.Context, namespace string, pod *corev1.Pod) (inject.Plan, error) {
 	text, err := i.planOfRollout(ctx, namespace, pod)
 	if err != nil {
@@ -103,8 +105,8 @@ func (i *Injector) plan(ctx context.Context, namespace string, pod *corev1.Pod) 
 	return inject.ParsePlan(pod.Annotations[inject.Annotation])
 }
 
-// MaintainAuthority keeps the manager's authority in the webhook's configuration until ctx ends. During
-// an installation the configuration may be created after the manager has started.
+// MaintainAuthority keeps the manager's authority in the webhook's configuration until ctx ends.
+// During an installation the configuration may be created after the manager has started.
 func (i *Injector) MaintainAuthority(ctx context.Context, c client.Client) error {
 	for {
 		err := i.writeAuthority(ctx, c)
@@ -126,9 +128,9 @@ func (i *Injector) MaintainAuthority(ctx context.Context, c client.Client) error
 	}
 }
 
-// Ready is a readiness check. It fails until the API server knows the manager's authority: before that
-// it cannot verify the webhook and creates pods without the agent, and whoever sees a ready manager may
-// create an intercept at once.
+// Ready is a readiness check. It fails until the API server knows the manager's authority: before
+// that it cannot verify the webhook and creates pods without the agent, and whoever sees a ready
+// manager may create an intercept at once.
 func (i *Injector) Ready() healthz.Checker {
 	return func(*http.Request) error {
 		if i.authorityKnown.Load() || time.Since(i.started) > bundleWait {

@@ -23,8 +23,8 @@ func answer(text string, err error) PlanOfRollout {
 	return func(context.Context, string, *corev1.Pod) (string, error) { return text, err }
 }
 
-// A Rollout's annotation takes precedence over one that is left in its pods' template from the time when
-// that was a Deployment's.
+// A Rollout's annotation takes precedence over one that is left in its pods' template from the time
+// when that was a Deployment's.
 func TestPlanOfAPod(t *testing.T) {
 	own, rollouts := `{"replaced":["own"]}`, `{"replaced":["rollouts"]}`
 	for name, c := range map[string]struct{ own, rollouts, want string }{
