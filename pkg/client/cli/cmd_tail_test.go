@@ -15,15 +15,16 @@ import (
 	tailv1 "github.com/detour-dev/detour/rpc/tail/v1"
 )
 
-// One line a request, for people and for scripts; what strangers wrote does not steer the terminal.
-func TestPrintTailed(t *testing.T) {
+// Each request is one line. What other people wrote does not control the terminal.
+func TestOneLineForEachRequest(t *testing.T) {
 	at := timestamppb.New(time.Date(2030, 1, 2, 3, 4, 5, 6e6, time.UTC))
 	for name, c := range map[string]struct {
-		r            *tailv1.Request
-		people, json string
+		request *tailv1.Request
+		text    string
+		json    string
 	}{
 		"to a laptop": {
-			&tailv1.Request{
+			request: &tailv1.Request{
 				At:       at,
 				Duration: durationpb.New(1234 * time.Microsecond),
 				Pod:      "catalog-1",
@@ -35,12 +36,13 @@ func TestPrintTailed(t *testing.T) {
 				Laptop:   "alice@mac",
 				Why:      "header x-dev matches alice@mac's intercept",
 			},
-			"GET     /items                         200     1.23ms  laptop   header x-dev matches alice@mac's " +
+			text: "GET     /items                         200     1.23ms  laptop   header x-dev matches alice@mac's " +
 				"intercept\n",
-			`"method":"GET","path":"/items","status":200,"durationMs":1.234,"servedBy":"laptop","laptop":"alice@mac","why":"header x-dev matches alice@mac's intercept","pod":"catalog-1","port":8080}` + "\n",
+			json: `"method":"GET","path":"/items","status":200,"durationMs":1.234,"servedBy":"laptop","laptop":"alice@mac",` +
+				`"why":"header x-dev matches alice@mac's intercept","pod":"catalog-1","port":8080}` + "\n",
 		},
 		"gRPC": {
-			&tailv1.Request{
+			request: &tailv1.Request{
 				At:         at,
 				Method:     "POST",
 				Path:       "/shop.Stock/Count",
@@ -49,29 +51,31 @@ func TestPrintTailed(t *testing.T) {
 				ServedBy:   tailv1.ServedBy_SERVED_BY_CLUSTER,
 				Why:        "no intercept",
 			},
-			"POST    /shop.Stock/Count              NotFound        0s  cluster  no intercept\n",
-			`"method":"POST","path":"/shop.Stock/Count","status":200,"grpcStatus":"NotFound","durationMs":0,"servedBy":"cluster","why":"no intercept","pod":"","port":0}` + "\n",
+			text: "POST    /shop.Stock/Count              NotFound        0s  cluster  no intercept\n",
+			json: `"method":"POST","path":"/shop.Stock/Count","status":200,"grpcStatus":"NotFound","durationMs":0,` +
+				`"servedBy":"cluster","why":"no intercept","pod":"","port":0}` + "\n",
 		},
-		"raw": {
-			&tailv1.Request{At: at, Why: "no intercept"},
-			"TCP     -                              -           0s  nobody   no intercept\n",
-			`"durationMs":0,"servedBy":"nobody","why":"no intercept","pod":"","port":0}` + "\n",
+		"not HTTP": {
+			request: &tailv1.Request{At: at, Why: "no intercept"},
+			text:    "TCP     -                              -           0s  nobody   no intercept\n",
+			json:    `"durationMs":0,"servedBy":"nobody","why":"no intercept","pod":"","port":0}` + "\n",
 		},
 		"escape sequences": {
-			&tailv1.Request{
+			request: &tailv1.Request{
 				At:       at,
 				Method:   "GET",
 				Path:     "/\x1b[2J\u009b2J\u202e",
 				ServedBy: tailv1.ServedBy_SERVED_BY_CLUSTER,
 			},
-			"GET     /�[2J�2J�                      -           0s  cluster  \n",
-			`"method":"GET","path":"/\u001b[2J` + "\u009b2J\u202e" + `","durationMs":0,"servedBy":"cluster","why":"","pod":"","port":0}` + "\n",
+			text: "GET     /�[2J�2J�                      -           0s  cluster  \n",
+			json: `"method":"GET","path":"/\u001b[2J` + "\u009b2J\u202e" + `","durationMs":0,` +
+				`"servedBy":"cluster","why":"","pod":"","port":0}` + "\n",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for format, want := range map[string]string{"": c.people, "json": c.json} {
+			for format, want := range map[string]string{"": c.text, "json": c.json} {
 				var out bytes.Buffer
-				require.NoError(t, printRequest(&out, format, newRequestLine(c.r)))
+				require.NoError(t, printRequest(&out, format, newRequestLine(c.request)))
 				assert.True(t, strings.HasSuffix(out.String(), want), "%q", out.String())
 				assert.Equal(t, 1, strings.Count(out.String(), "\n"))
 			}

@@ -35,8 +35,7 @@ type fakeDaemon struct {
 }
 
 // start serves the daemon's API until the test ends. Commands that the test runs find it.
-func (f *fakeDaemon) start(t *testing.T) {
-	paths := testPaths(t)
+func (f *fakeDaemon) start(t *testing.T, paths ipc.Paths) {
 	listener, err := net.Listen("unix", paths.Socket())
 	require.NoError(t, err)
 	server := grpc.NewServer()

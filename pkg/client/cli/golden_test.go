@@ -145,10 +145,9 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			paths := testPaths(t)
 			if c.daemon != nil {
-				c.daemon.start(t)
-			} else {
-				testPaths(t)
+				c.daemon.start(t, paths)
 			}
 			var transcript strings.Builder
 			for _, line := range c.lines {
@@ -160,6 +159,9 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 				fmt.Fprintf(&transcript, "exit code %d\n\n", r.exitCode)
 			}
 			golden(t, "session-"+name+".txt", []byte(transcript.String()))
+			if c.daemon == nil {
+				require.NoFileExists(t, paths.Socket(), "no command has started a daemon")
+			}
 		})
 	}
 }

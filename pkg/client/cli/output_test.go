@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"strings"
 	"testing"
 	"time"
 
@@ -13,20 +12,20 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/yaml"
 
-	"github.com/detour-dev/detour/pkg/client/ipc"
 	"github.com/detour-dev/detour/pkg/inject"
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// printed is what a command prints with -o output.
-func printed(t *testing.T, output string, value any, people func(io.Writer)) []byte {
+// printed returns what a command prints in a format.
+func printed(t *testing.T, format string, value any, text func(io.Writer)) []byte {
 	var out bytes.Buffer
-	p := &printFlags{out: &out, format: output}
+	p := &printFlags{out: &out, format: format}
 	require.NoError(t, p.Validate())
-	require.NoError(t, p.Print(value, people))
+	require.NoError(t, p.Print(value, text))
 	return out.Bytes()
 }
 
+// connected returns the status of a session without intercepts.
 func connected() *daemonv1.StatusResponse {
 	return &daemonv1.StatusResponse{
 		Connected: true, TunnelUp: true, Context: "staging", Server: "https://k8s.example:6443", Namespace: "shop",
@@ -38,7 +37,7 @@ func connected() *daemonv1.StatusResponse {
 	}
 }
 
-func TestPrintStatus(t *testing.T) {
+func TestStatusInEachFormat(t *testing.T) {
 	inUTC(t)
 	intercepting := connected()
 	intercepting.Intercepts = []*daemonv1.Intercept{
@@ -114,7 +113,7 @@ func TestPrintStatus(t *testing.T) {
 	}
 }
 
-func TestPrintList(t *testing.T) {
+func TestListInEachFormat(t *testing.T) {
 	inUTC(t)
 	since := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	for name, rows := range map[string][]listRow{
@@ -168,97 +167,38 @@ func suffix(output string) string {
 	return "." + output
 }
 
-// Scripts get the same facts from both forms, whichever they read.
-func TestYAMLSaysWhatJSONSays(t *testing.T) {
+// Scripts get the same facts, whichever format they read.
+func TestYAMLAndJSONHaveTheSameContent(t *testing.T) {
 	s := connected()
 	asJSON, err := yaml.YAMLToJSON(printed(t, "yaml", s, nil))
 	require.NoError(t, err)
 	assert.JSONEq(t, string(printed(t, "json", s, nil)), string(asJSON))
 }
 
-func TestUnknownOutput(t *testing.T) {
-	for output, known := range map[string]bool{"": true, "json": true, "yaml": true, "xml": false, "JSON": false, "wide": false} {
-		err := (&printFlags{format: output}).Validate()
-		if known {
-			require.NoError(t, err)
-		} else {
-			require.EqualError(t, err, "-o "+output+" is not an output format: use json or yaml")
-		}
+func TestOutputFormats(t *testing.T) {
+	for _, format := range []string{"", "json", "yaml"} {
+		require.NoError(t, (&printFlags{format: format}).Validate())
+	}
+	for _, format := range []string{"xml", "JSON", "wide"} {
+		err := (&printFlags{format: format}).Validate()
+		require.EqualError(t, err, "-o "+format+" is not an output format: use json or yaml")
 	}
 }
 
-// What the commands say of themselves, without kubectl's flags.
-func TestHelp(t *testing.T) {
+// The file in testdata has the help of each command without kubectl's flags.
+func TestHelpOfEachCommand(t *testing.T) {
 	var out bytes.Buffer
 	root := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: io.Discard})
 	fmt.Fprintf(&out, "%s\n", root.Long)
 	for _, cmd := range root.Commands() {
-		if cmd.Hidden || cmd.Name() == "help" || cmd.Name() == "completion" { // those are cobra's words
+		if cmd.Hidden || cmd.Name() == "help" || cmd.Name() == "completion" { // cobra's own commands
 			continue
 		}
 		if f := cmd.Flags().Lookup("rootless"); f != nil {
-			f.DefValue = "false" // root's
+			f.DefValue = "false" // it depends on who runs this test
 		}
 		fmt.Fprintf(&out, "\n== detour %s\n%s\n%s\n%s\n%s", cmd.Use, cmd.Short, cmd.Long, cmd.Example,
 			cmd.LocalNonPersistentFlags().FlagUsages())
 	}
 	golden(t, "help.txt", out.Bytes())
-}
-
-// A wrong -o is refused before anything is done: an intercept that was left cannot be had back by
-// repeating the command.
-func TestOutputIsCheckedFirst(t *testing.T) {
-	for _, line := range [][]string{{"status"}, {"list"}, {"connect"}, {"version"}, {"intercept", "catalog", "--port", "8080"}, {"leave", "catalog"}} {
-		t.Run(line[0], func(t *testing.T) {
-			dir := t.TempDir()
-			t.Setenv("DETOUR_RUN_DIR", dir)
-			t.Setenv("DETOUR_STATE_DIR", dir)
-			cmd := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: io.Discard})
-			cmd.SetArgs(append(line, "-o", "xml"))
-			require.EqualError(t, cmd.Execute(), "-o xml is not an output format: use json or yaml")
-		})
-	}
-}
-
-// What is called wrongly says how it is called.
-func TestCalledWrongly(t *testing.T) {
-	for line, want := range map[string]string{
-		"leave":           "accepts 1 arg(s), received 0: usage: `detour leave SERVICE|WORKLOAD`",
-		"status catalog":  `unknown command "catalog" for "detour status": usage: ` + "`detour status`",
-		"leave a --porrt": "unknown flag: --porrt: see `detour leave --help`",
-	} {
-		t.Run(line, func(t *testing.T) {
-			dir := t.TempDir()
-			t.Setenv("DETOUR_RUN_DIR", dir)
-			t.Setenv("DETOUR_STATE_DIR", dir)
-			cmd := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: io.Discard})
-			cmd.SetArgs(strings.Fields(line))
-			require.EqualError(t, cmd.Execute(), want)
-		})
-	}
-}
-
-// Without a daemon the commands that only ask say so, and those that change something do not start
-// one.
-func TestWithoutDaemon(t *testing.T) {
-	dir := t.TempDir()
-	t.Setenv("DETOUR_RUN_DIR", dir)
-	t.Setenv("DETOUR_STATE_DIR", dir)
-	for line, want := range map[string]string{"status": "not connected\n", "quit": "not connected\n", "leave": ""} {
-		t.Run(line, func(t *testing.T) {
-			var out bytes.Buffer
-			cmd := Command(genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: &out, ErrOut: io.Discard})
-			cmd.SetArgs([]string{line})
-			if line == "leave" {
-				cmd.SetArgs([]string{line, "catalog"})
-				require.EqualError(t, cmd.Execute(), "not connected: there is no intercept to leave")
-				cmd.SetArgs([]string{line, "catalog", "--port", ""})
-				require.ErrorContains(t, cmd.Execute(), "--port is empty")
-			} else {
-				require.NoError(t, cmd.Execute())
-			}
-			assert.Equal(t, want, out.String())
-		})
-	}
-	assert.NoFileExists(t, ipc.Paths{Run: dir, State: dir}.Socket())
 }

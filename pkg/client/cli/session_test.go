@@ -15,32 +15,32 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// cutOff is a daemon that does not reach the cluster.
-type cutOff struct {
+// offlineDaemon is a daemon that cannot reach the cluster.
+type offlineDaemon struct {
 	daemonv1.DaemonServiceClient
-	is     *daemonv1.StatusResponse
-	ending bool
+	status *daemonv1.StatusResponse
+	quit   bool
 }
 
-func (*cutOff) Connect(
+func (*offlineDaemon) Connect(
 	context.Context, *daemonv1.ConnectRequest, ...grpc.CallOption,
 ) (grpc.ServerStreamingClient[daemonv1.ConnectResponse], error) {
 	return nil, errors.New("no route to host")
 }
 
-func (c *cutOff) Status(
+func (d *offlineDaemon) Status(
 	context.Context, *daemonv1.StatusRequest, ...grpc.CallOption,
 ) (*daemonv1.StatusResponse, error) {
-	return c.is, nil
+	return d.status, nil
 }
 
-func (c *cutOff) Quit(context.Context, *daemonv1.QuitRequest, ...grpc.CallOption) (*daemonv1.QuitResponse, error) {
-	c.ending = true
+func (d *offlineDaemon) Quit(context.Context, *daemonv1.QuitRequest, ...grpc.CallOption) (*daemonv1.QuitResponse, error) {
+	d.quit = true
 	return &daemonv1.QuitResponse{}, nil
 }
 
-// A daemon whose session is gone after a sleep makes it again as soon as there is a network. Who
-// asks before does not end it, nor the namespaces in which commands run.
+// A daemon that has lost its session while the laptop slept restores it as soon as there is a network.
+// A command that fails before that must not end the daemon, nor the namespaces of running commands.
 func TestADaemonThatLostItsSessionStays(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: "+
@@ -51,18 +51,18 @@ func TestADaemonThatLostItsSessionStays(t *testing.T) {
 	}}
 	o.kubeconfig.KubeConfig = &file
 	for name, c := range map[string]struct {
-		is   *daemonv1.StatusResponse
-		ends bool
+		status *daemonv1.StatusResponse
+		quits  bool
 	}{
-		"it never had one":      {&daemonv1.StatusResponse{}, true},
-		"it has lost it":        {&daemonv1.StatusResponse{Session: "alice-x2b4k"}, false},
-		"it has one, elsewhere": {&daemonv1.StatusResponse{Session: "alice-x2b4k", Connected: true}, false},
+		"it never had one":              {status: &daemonv1.StatusResponse{}, quits: true},
+		"it has lost it":                {status: &daemonv1.StatusResponse{Session: "alice-x2b4k"}},
+		"it has one in another cluster": {status: &daemonv1.StatusResponse{Session: "alice-x2b4k", Connected: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			client := &cutOff{is: c.is}
+			client := &offlineDaemon{status: c.status}
 			_, err := o.connect(t.Context(), client)
 			require.ErrorContains(t, err, "no route to host")
-			require.Equal(t, c.ends, client.ending)
+			require.Equal(t, c.quits, client.quit)
 		})
 	}
 }

@@ -11,9 +11,9 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// What other people call themselves, their laptops and their objects does nothing to a terminal,
-// and makes no lines of its own.
-func TestStrangersAreHarmless(t *testing.T) {
+// The names of other people, their laptops and their objects do not control the terminal, and do not
+// look like lines of their own.
+func TestTextOfOtherPeopleIsSafeInATerminal(t *testing.T) {
 	const evil = "eve\x1b]0;owned\a\x1b[2J\u009b2J\u202e\nfake line\rx\tcell"
 	status := connected()
 	status.User, status.Host, status.Problem = evil, evil, evil
@@ -22,26 +22,25 @@ func TestStrangersAreHarmless(t *testing.T) {
 		Message: "port 80 is intercepted by " + evil, Requests: evil, Personal: true, Workload: "deployment/web",
 	}}
 	down := &daemonv1.StatusResponse{Problem: evil}
-	left := &daemonv1.Intercept{Service: evil}
+	ended := &daemonv1.Intercept{Service: evil}
 	for name, c := range map[string]struct {
 		print func(io.Writer)
 		lines int
 	}{
-		"status":        {func(w io.Writer) { printStatus(w, status) }, 10},
-		"not connected": {func(w io.Writer) { printStatus(w, down) }, 2},
-		"list": {func(w io.Writer) {
+		"status":        {print: func(w io.Writer) { printStatus(w, status) }, lines: 10},
+		"not connected": {print: func(w io.Writer) { printStatus(w, down) }, lines: 2},
+		"list": {print: func(w io.Writer) {
 			printList(w, []listRow{{
 				Service: "web", Port: "80", Workload: "deployment/web", Why: evil,
 				Intercepts: []listIntercept{{Laptop: evil, Phase: "Active", Mode: "intercept", Requests: evil}},
 			}})
-		}, 2},
-		"left": {func(w io.Writer) { printEnded(w, left) }, 1},
-		"intercept": {func(w io.Writer) {
+		}, lines: 2},
+		"leave": {print: func(w io.Writer) { printEnded(w, ended) }, lines: 1},
+		"intercept": {print: func(w io.Writer) {
 			printIntercept(w, &daemonv1.InterceptRequest{}, &daemonv1.Intercept{
-				Service: "web", LocalPort: 1,
-				Workload: evil,
+				Service: "web", LocalPort: 1, Workload: evil,
 			}, false)
-		}, 1},
+		}, lines: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer

@@ -24,7 +24,7 @@ func TestTheFirstOfSeveralMistakesIsReported(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for range 50 {
-				require.Contains(t, mistaken(t, c.args...), c.want)
+				require.Contains(t, failure(t, c.args...), c.want)
 			}
 		})
 	}
