@@ -96,7 +96,8 @@ func BenchmarkCork(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			near, far := pair(b)
 			c := &CorkConn{Conn: near}
-			client := tls.Client(c, &tls.Config{InsecureSkipVerify: true, DynamicRecordSizingDisabled: true}) //nolint:gosec // a benchmark
+			config := &tls.Config{InsecureSkipVerify: true, DynamicRecordSizingDisabled: true} //nolint:gosec // a benchmark
+			client := tls.Client(c, config)
 			sink := tls.Server(far, server.TLS)
 			var reading sync.WaitGroup
 			reading.Go(func() { _, _ = io.Copy(io.Discard, sink) })

@@ -99,7 +99,8 @@ func TestAcceptLoopSurvivesErrorsUntilTheListenerIsClosed(t *testing.T) {
 		var log strings.Builder
 		start, accepted := time.Now(), 0
 		full := errors.New("too many open files")
-		AcceptLoop(&scriptedListener{script: []error{nil, full, nil, full, net.ErrClosed}}, slog.New(slog.NewTextHandler(&log, nil)), func(net.Conn) { accepted++ })
+		listener := &scriptedListener{script: []error{nil, full, nil, full, net.ErrClosed}}
+		AcceptLoop(listener, slog.New(slog.NewTextHandler(&log, nil)), func(net.Conn) { accepted++ })
 		require.Equal(t, 2, accepted)
 		require.Equal(t, 2*AcceptPause, time.Since(start))
 		require.Equal(t, 2, strings.Count(log.String(), "too many open files"))

@@ -16,7 +16,8 @@ func TestDatagramsArriveInOrderWithTheirSender(t *testing.T) {
 	for network, address := range map[string]string{"udp4": "127.0.0.1", "udp6": "::1"} {
 		t.Run(network, func(t *testing.T) {
 			open := func() *net.UDPConn {
-				c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(address), 0)))
+				any := netip.AddrPortFrom(netip.MustParseAddr(address), 0)
+				c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(any))
 				if err != nil {
 					t.Skip("this machine has no " + network + " address")
 				}

@@ -86,7 +86,9 @@ func (t *transfer) sendAvailable(fd uintptr) bool {
 }
 
 // move moves b by try, waiting for the socket where it has to.
-func (t *transfer) move(wait func(func(uintptr) bool) error, try func(uintptr) bool, b []byte) (int, syscall.Errno, error) {
+func (t *transfer) move(
+	wait func(func(uintptr) bool) error, try func(uintptr) bool, b []byte,
+) (int, syscall.Errno, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.b, t.n, t.errno = b, 0, 0

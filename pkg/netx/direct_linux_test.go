@@ -144,7 +144,10 @@ func TestPeekRemovesNothing(t *testing.T) {
 	require.ErrorIs(t, err, syscall.EAGAIN)
 	_, err = b.Write([]byte("hello"))
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { n, err := peek(); return n == 1 && err == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		n, err := peek()
+		return n == 1 && err == nil
+	}, 10*time.Second, time.Millisecond)
 	got := make([]byte, 5)
 	_, err = io.ReadFull(a, got)
 	require.NoError(t, err)

@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// socketPair is two ends of a connection over loopback.
+// socketPair returns the two ends of a connection over loopback.
 func socketPair(t *testing.T) (a, b *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -32,8 +32,8 @@ func socketPair(t *testing.T) (a, b *net.TCPConn) {
 	return dialled.(*net.TCPConn), accepted.(*net.TCPConn)
 }
 
-// Messages of any size pass both ways in their order, small ones after bulk too.
-func TestSpliceSockets(t *testing.T) {
+// Messages of any size pass both ways in order, small ones after bulk as well.
+func TestSpliceCarriesAllBytesBothWays(t *testing.T) {
 	client, a := socketPair(t)
 	b, server := socketPair(t)
 	var all sync.WaitGroup
@@ -59,16 +59,18 @@ func TestSpliceSockets(t *testing.T) {
 	}
 }
 
-// A reset is one on the other side too where that is TLS, whose own end would make what was cut
-// look whole.
+// A reset on one side becomes a reset below TLS on the other side. An orderly end of TLS would make
+// the stream look complete.
 func TestSpliceResetsTLS(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}, &x509.Certificate{}, key.Public(), key)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, &x509.Certificate{}, key.Public(), key)
 	require.NoError(t, err)
 	outer, inner := socketPair(t)
 	laptop, local := socketPair(t)
-	server := tls.Server(inner, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	certificate := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	server := tls.Server(inner, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}})
 	var splicing sync.WaitGroup
 	defer splicing.Wait()
 	splicing.Go(func() { Splice(server, laptop) })

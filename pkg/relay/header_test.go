@@ -18,7 +18,10 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-var full = &agentv1.RelayHeader{InterceptUid: "7e57", Token: bytes.Repeat([]byte{0xff}, 32), Source: "10.42.0.9:51234", Destination: "10.42.1.7:8080"}
+var full = &agentv1.RelayHeader{
+	InterceptUid: "7e57", Token: bytes.Repeat([]byte{0xff}, 32),
+	Source: "10.42.0.9:51234", Destination: "10.42.1.7:8080",
+}
 
 // Header and status cross a real connection, and reading them takes no byte of the payload behind
 // them.
@@ -74,7 +77,8 @@ func TestWriteHeaderReturnsErrors(t *testing.T) {
 		want   string
 	}{
 		"over the limit": {
-			to: io.Discard, header: &agentv1.RelayHeader{Token: make([]byte, relay.MaxHeader)}, want: "over the limit of 4096",
+			to: io.Discard, header: &agentv1.RelayHeader{Token: make([]byte, relay.MaxHeader)},
+			want: "over the limit of 4096",
 		},
 		"not UTF-8": {to: io.Discard, header: &agentv1.RelayHeader{Source: "\xff"}, want: "encode relay header"},
 		"lost peer": {to: failingWriter{broken}, header: full, want: "send relay header: broken pipe"},
@@ -105,12 +109,14 @@ func TestReadHeaderReturnsErrors(t *testing.T) {
 			from: bytes.NewReader(good.Bytes()[:good.Len()-1]), is: io.ErrUnexpectedEOF, want: "read relay header",
 		},
 		"one over the limit": {
-			from: bytes.NewReader(append([]byte{0x10, 0x01}, make([]byte, 4097)...)), want: "4097 bytes is over the limit of 4096",
+			from: bytes.NewReader(append([]byte{0x10, 0x01}, make([]byte, 4097)...)),
+			want: "4097 bytes is over the limit of 4096",
 		},
 		// A TLS or HTTP client at the wrong port sends a huge length. It is refused before its
 		// bytes are awaited.
 		"HTTP at the wrong port": {
-			from: io.MultiReader(strings.NewReader("GE"), iotest.ErrReader(errors.New("read on"))), want: "over the limit",
+			from: io.MultiReader(strings.NewReader("GE"), iotest.ErrReader(errors.New("read on"))),
+			want: "over the limit",
 		},
 		"not protobuf": {from: strings.NewReader("\x00\x02\xff\xff"), want: "decode relay header"},
 		"cut off": {

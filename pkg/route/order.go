@@ -12,7 +12,7 @@ import (
 // decides:
 //
 //   - an exact path comes before a prefix, and a longer prefix before a shorter one;
-//   - more header conditions come before fewer, and if there are as many, more exact ones before fewer;
+//   - more header conditions come before fewer, and if there are as many, more exact ones first;
 //   - the same for query parameters;
 //   - a user comes before none, and a list of methods before none.
 //

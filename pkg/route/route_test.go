@@ -212,7 +212,8 @@ func TestAmbiguous(t *testing.T) {
 func TestDescribe(t *testing.T) {
 	assert.Equal(t, "all requests", Describe(nil))
 	assert.Equal(t, "requests of alice, header x=1, query z~=.*, path /a, method GET", Describe(&agentv1.Match{
-		User: "alice", Headers: header("x", "1").Headers, Query: []*agentv1.ValueMatch{pattern("z", ".*")}, Path: "/a", Methods: []string{"GET"},
+		User: "alice", Headers: header("x", "1").Headers, Query: []*agentv1.ValueMatch{pattern("z", ".*")},
+		Path: "/a", Methods: []string{"GET"},
 	}))
 }
 

@@ -72,7 +72,8 @@ func TestCertificateFollowsItsSecret(t *testing.T) {
 	assert.Equal(t, "Secret web-tls cannot be used: it has no tls.key", c.Problem())
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "..data", "tls.key"), []byte("not a key"), 0o600))
 	assert.True(t, c.Refresh())
-	assert.Equal(t, "Secret web-tls cannot be used: its tls.crt and tls.key are not a certificate and its key", c.Problem())
+	assert.Equal(t,
+		"Secret web-tls cannot be used: its tls.crt and tls.key are not a certificate and its key", c.Problem())
 }
 
 func TestCheckTellsWhyAnAppCannotBeServed(t *testing.T) {
@@ -87,18 +88,20 @@ func TestCheckTellsWhyAnAppCannotBeServed(t *testing.T) {
 			_, _ = s.Read(make([]byte, 1))
 		}
 	}
-	const clientCertificates = "the app requires client certificates, which the agent cannot present in the clients' place"
+	const clientCertificates = "the app requires client certificates, " +
+		"which the agent cannot present in the clients' place"
+	byName := func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if h.ServerName == "catalog.shop" {
+			return &mine, nil
+		}
+		return &other, nil
+	}
 	for name, test := range map[string]struct {
 		handle func(net.Conn)
 		want   string
 	}{
-		"the same certificate": {handle: server(&tls.Config{Certificates: []tls.Certificate{mine}})},
-		"the same certificate by its name": {handle: server(&tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			if h.ServerName == "catalog.shop" {
-				return &mine, nil
-			}
-			return &other, nil
-		}})},
+		"the same certificate":             {handle: server(&tls.Config{Certificates: []tls.Certificate{mine}})},
+		"the same certificate by its name": {handle: server(&tls.Config{GetCertificate: byName})},
 		"another certificate": {
 			handle: server(&tls.Config{Certificates: []tls.Certificate{other}}),
 			want:   "the app presents another certificate than that of Secret web-tls",
@@ -109,7 +112,8 @@ func TestCheckTellsWhyAnAppCannotBeServed(t *testing.T) {
 		},
 		"client certificates in TLS 1.2": {
 			handle: server(&tls.Config{
-				Certificates: []tls.Certificate{mine}, ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12,
+				Certificates: []tls.Certificate{mine},
+				ClientAuth:   tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12,
 			}),
 			want: clientCertificates,
 		},

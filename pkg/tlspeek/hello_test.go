@@ -93,7 +93,8 @@ func TestSupportsCertificate(t *testing.T) {
 		return h
 	}
 	assert.NoError(t, read(&tls.Config{ServerName: "catalog.shop"}).SupportsCertificate(&certificate))
-	assert.NoError(t, read(&tls.Config{ServerName: "another.name"}).SupportsCertificate(&certificate), "the server name is between client and app")
+	otherName := read(&tls.Config{ServerName: "another.name"})
+	assert.NoError(t, otherName.SupportsCertificate(&certificate), "the server name is between client and app")
 	assert.Error(t, read(&tls.Config{
 		ServerName: "catalog.shop", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11,
 	}).SupportsCertificate(&certificate))
@@ -107,7 +108,8 @@ func TestSupportsCertificate(t *testing.T) {
 // returned.
 func FuzzReadHello(f *testing.F) {
 	f.Add(clientHello(f, &tls.Config{ServerName: "catalog.shop"}), 7)
-	f.Add(clientHello(f, &tls.Config{ServerName: "catalog.shop", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12}), 100)
+	older := &tls.Config{ServerName: "catalog.shop", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12}
+	f.Add(clientHello(f, older), 100)
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"), 0)
 	f.Add([]byte("\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"), 3)
 	f.Fuzz(func(t *testing.T, b []byte, cut int) {

@@ -139,7 +139,7 @@ func (c *Conn) fail(err error) {
 	}
 	c.err = ErrConnLost
 	if err != nil {
-		// Not wrapped: an orderly end of the connection, io.EOF, is no orderly end of a stream.
+		// Not wrapped: an orderly end of the connection, io.EOF, is not an orderly end of a stream.
 		c.err = fmt.Errorf("%w: %v", ErrConnLost, err) //nolint:errorlint // see above
 	}
 	if c.pongOverdueLocked() {

@@ -170,9 +170,11 @@ func TestCutConnectionLosesDeliveriesOnlyIfThePongIsOverdue(t *testing.T) {
 			}
 			switch {
 			case test.paused:
-				require.Eventually(t, missed(func(missed, usual int) bool { return missed > usual }), patience, time.Millisecond)
+				overdue := func(missed, usual int) bool { return missed > usual }
+				require.Eventually(t, missed(overdue), patience, time.Millisecond)
 			case test.delay > 0:
-				require.Eventually(t, missed(func(missed, _ int) bool { return missed > 0 }), patience, time.Millisecond)
+				late := func(missed, _ int) bool { return missed > 0 }
+				require.Eventually(t, missed(late), patience, time.Millisecond)
 			}
 			c.fail(nil)
 			_, err = s.Read(make([]byte, 1))

@@ -286,7 +286,10 @@ func TestIdleSeesTheEndOfTheStream(t *testing.T) {
 				require.False(t, ended)
 			}
 			close(end)
-			require.Eventually(t, func() bool { idle, ended := s.Idle(); return !idle && ended }, patience, time.Millisecond)
+			require.Eventually(t, func() bool {
+				idle, ended := s.Idle()
+				return !idle && ended
+			}, patience, time.Millisecond)
 			_, err := s.Read(make([]byte, 1))
 			require.Equal(t, io.EOF, err)
 		})
@@ -328,7 +331,11 @@ func TestClientThatReadsNothingBlocksItsOwnStreamOnly(t *testing.T) {
 	s := openStream(t, c)
 	go func() { _, _ = s.Write(make([]byte, 8<<20)) }()
 	requireEcho(t, openStream(t, c), "hello")
-	require.Eventually(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.recv.window.open == 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.recv.window.open == 0
+	}, patience, time.Millisecond)
 	requireEcho(t, openStream(t, c), "hello")
 	n, err := io.CopyN(io.Discard, s, 8<<20)
 	require.NoError(t, err)
@@ -344,7 +351,10 @@ func TestEndsReachTheOtherEnd(t *testing.T) {
 		require.NoError(t, err)
 		_, err = s.Read(make([]byte, 1))
 		require.ErrorIs(t, err, syscall.ECONNRESET)
-		require.Eventually(t, func() bool { _, err := s.Write([]byte("x")); return err != nil }, patience, time.Millisecond)
+		require.Eventually(t, func() bool {
+			_, err := s.Write([]byte("x"))
+			return err != nil
+		}, patience, time.Millisecond)
 	})
 	for name, c := range map[string]struct {
 		end  func(*Stream) error
@@ -393,7 +403,10 @@ func TestEndsReachTheOtherEnd(t *testing.T) {
 		require.NoError(t, accepting.Close())
 		_, err := s.Read(make([]byte, 1))
 		require.Equal(t, io.EOF, err)
-		require.Eventually(t, func() bool { _, err := s.Write([]byte("x")); return err != nil }, patience, time.Millisecond)
+		require.Eventually(t, func() bool {
+			_, err := s.Write([]byte("x"))
+			return err != nil
+		}, patience, time.Millisecond)
 	})
 	t.Run("a retired connection ends with its last stream", func(t *testing.T) {
 		c := newOpener(t, process(t, echo))

@@ -326,7 +326,9 @@ func (s *Stream) Read(b []byte) (int, error) {
 func (s *Stream) ReadAvailable(b []byte) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.recv.queue.len() == 0 && s.recv.into == nil && s.recv.err == nil && !s.recv.fin && s.conn.acquireBufferedRead() {
+	waiting := s.recv.into != nil
+	open := s.recv.err == nil && !s.recv.fin
+	if s.recv.queue.len() == 0 && !waiting && open && s.conn.acquireBufferedRead() {
 		s.recv.into, s.recv.reads = b, true
 		s.readConnLocked()
 		s.recv.into = nil

@@ -11,8 +11,11 @@ import (
 func TestMatchSurvivesTheConversionAndBack(t *testing.T) {
 	spec := &detour.Match{
 		User: "alice", Methods: []string{"GET"}, Path: "/a",
-		Headers: []detour.ValueMatch{{Name: "x", Type: detour.MatchExact, Value: "1"}, {Name: "y", Type: detour.MatchPresent}},
-		Query:   []detour.ValueMatch{{Name: "z", Type: detour.MatchRegex, Value: ".*"}},
+		Headers: []detour.ValueMatch{
+			{Name: "x", Type: detour.MatchExact, Value: "1"},
+			{Name: "y", Type: detour.MatchPresent},
+		},
+		Query: []detour.ValueMatch{{Name: "z", Type: detour.MatchRegex, Value: ".*"}},
 	}
 	assert.Equal(t, spec, ToAPI(FromAPI(spec)))
 	assert.Nil(t, FromAPI(nil))
