@@ -1,6 +1,14 @@
-// Package agent is the traffic-agent: it stands in front of the app's ports in a pod, passes connections on to the app, and
-// while an intercept is in force to the laptop. It changes over without failing a request: a live HTTP/1 connection moves at a
-// request's boundary, and whenever the laptop cannot be had the app answers.
+// Package agent is the traffic-agent. It stands in front of the app's ports in a pod and passes connections on to the app, or to a
+// laptop while an intercept is in force. It moves traffic over without failing a request: HTTP moves between two requests, and the app
+// answers whenever the laptop is unreachable.
+//
+// Start with Run, which wires the parts together, and serve, which decides who serves a connection:
+//
+//   - passthrough joins clients to the app with epoll, and hands over the connections that may belong elsewhere.
+//   - exchange serves HTTP/1 request by request, h2 serves HTTP/2, raw passes on everything else.
+//   - apptls ends the TLS of clients where requests have to be told apart.
+//   - intercepts decides whose a request is; upstream and laptop connect to the app and to laptops.
+//   - copies, report, udp, attach and control are what their names say.
 package agent
 
 import (
@@ -11,7 +19,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,99 +26,116 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/detour-dev/detour/pkg/agentconfig"
-	"github.com/detour-dev/detour/pkg/netx"
-	"github.com/detour-dev/detour/pkg/tlspeek"
-	"github.com/detour-dev/detour/pkg/traffic/agent/http1"
+	"github.com/detour-dev/detour/pkg/traffic/agent/apptls"
+	"github.com/detour-dev/detour/pkg/traffic/agent/attach"
+	"github.com/detour-dev/detour/pkg/traffic/agent/budget"
+	"github.com/detour-dev/detour/pkg/traffic/agent/control"
+	"github.com/detour-dev/detour/pkg/traffic/agent/copies"
+	"github.com/detour-dev/detour/pkg/traffic/agent/exchange"
+	"github.com/detour-dev/detour/pkg/traffic/agent/intercepts"
 	"github.com/detour-dev/detour/pkg/traffic/agent/passthrough"
-	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
+	"github.com/detour-dev/detour/pkg/traffic/agent/report"
+	"github.com/detour-dev/detour/pkg/traffic/agent/udp"
+	"github.com/detour-dev/detour/pkg/traffic/agent/upstream"
 	"github.com/detour-dev/detour/pkg/traffic/keeper"
 	"github.com/detour-dev/detour/pkg/tuning"
 )
 
-const (
-	appTimeout = 5 * time.Second
-	// readyAfter is when an agent is ready that has not heard its manager: the app must not wait for it longer.
-	readyAfter = 5 * time.Second
-	// silence is how long a client may say nothing before the app gets the chance to speak first.
-	silence = 250 * time.Millisecond
-)
+// tlsSessions is how many TLS sessions with relays are kept for resumption.
+const tlsSessions = 16
 
-// agent is the state of one sidecar.
+// agent is the state of one sidecar, or of one ephemeral container that is attached to a pod.
 type agent struct {
 	config agentconfig.Config
 	log    *slog.Logger
-	tls    *tls.Config
-	// tables is replaced as a whole: app port -> intercepts in force.
-	tables  atomic.Pointer[map[uint16]*table]
-	changed chan struct{} // tells the passthrough of new tables
-	found   chan struct{} // tells the manager of what is known of a port now
-	framed  sync.Map      // connections of HTTP/2, which can be asked to leave
-	ports   ports
-	report  *report
-	copies  budget // bytes that wait for laptops that get copies
-	heads   budget // bytes of heads that have not come as a whole
+	tls    *tls.Config // authenticates the manager and the relay
+	dialer upstream.Dialer
 
-	headTimeout time.Duration
-	clients     sync.WaitGroup // their connections
-	conns       sync.WaitGroup // what else runs
-	started     time.Time
-	told        atomic.Bool // by the manager what is in force
+	table      *intercepts.Table
+	manager    *managerWatch
+	ports      *apptls.Ports
+	report     *report.Report
+	limits     limits
+	attachment *attach.Attachment // nil in a sidecar
 
-	attachment *attachment // nil in a sidecar
-
-	podEnding atomic.Bool     // the pod ends, or nobody needs this agent: clients are to go elsewhere
-	stopping  context.Context // and so does the agent, once this is done
-	stop      context.CancelFunc
-
-	life    context.Context // of all that is under way
-	endLife context.CancelFunc
-
-	pendingMu sync.Mutex
-	pending   *time.Timer // gives the traffic back to the app when the manager stays away
+	changed   chan struct{} // tells the passthrough of a change
+	reviewers sync.Map      // the raw.Reviewers, which are told too
+	life      lifecycle
 }
 
-// Run serves until ctx ends, and then what is under way for a while.
+// limits bound what all connections of the agent hold together.
+type limits struct {
+	copies      *budget.Budget
+	heads       *budget.Budget
+	headTimeout time.Duration
+}
+
+// lifecycle is how far the agent is with its end. See drain.go.
+type lifecycle struct {
+	podEnding atomic.Bool // the pod ends, or nobody needs this agent: clients are to open another connection
+
+	stopping context.Context // ends when the agent has to end
+	stop     context.CancelFunc
+	all      context.Context // of all requests
+	endAll   context.CancelFunc
+
+	clients sync.WaitGroup // their connections
+	tasks   sync.WaitGroup // all other goroutines of connections
+}
+
+// newAgent returns an agent that serves nothing yet, has no ports and no intercepts.
+func newAgent(tls *tls.Config, log *slog.Logger) *agent {
+	a := &agent{
+		log: log, tls: tls, dialer: upstream.Dialer{Log: log},
+		changed: make(chan struct{}, 1),
+		report:  report.New(),
+		ports:   apptls.NewPorts(agentconfig.Config{}, log),
+		limits: limits{
+			copies:      budget.New(copies.MaxTotal),
+			heads:       budget.New(exchange.MaxIncompleteHeads),
+			headTimeout: exchange.DefaultHeadTimeout,
+		},
+	}
+	a.life.all, a.life.endAll = context.WithCancel(context.Background())
+	a.life.stopping, a.life.stop = context.WithCancel(context.Background())
+	a.table = intercepts.New(a.life.all, intercepts.Config{
+		TLS: tls, Log: log, Go: a.life.tasks.Go, OnChange: a.onChange, OnEnd: a.report.Forget, OnLost: a.report.Drop,
+	})
+	a.manager = &managerWatch{table: a.table, life: a.life.all, started: time.Now()}
+	return a
+}
+
+// Run serves until ctx ends, and then finishes the requests that are in progress, for endTimeout at most. It returns when all that it
+// started has ended.
 func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error {
+	log = log.With("component", "agent")
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(config.CA)) {
 		return errors.New("the configuration has no certificate authority")
 	}
-	a := newAgent(&tls.Config{RootCAs: roots, ServerName: config.Server, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(16), DynamicRecordSizingDisabled: true}, log)
-	a.config = config
-	a.ports = newPorts(config)
-
-	listeners := map[uint16]*net.TCPListener{}
+	a := newAgent(&tls.Config{
+		RootCAs: roots, ServerName: config.Server, MinVersion: tls.VersionTLS13,
+		ClientSessionCache: tls.NewLRUClientSessionCache(tlsSessions), DynamicRecordSizingDisabled: true,
+	}, log)
+	a.config, a.ports = config, apptls.NewPorts(config, log)
+	listeners, datagrams, err := a.listen(ctx)
 	defer func() {
 		for _, l := range listeners {
 			_ = l.Close()
 		}
 	}()
-	var udp []*datagrams
-	for _, p := range config.Ports {
-		if p.Datagrams {
-			sockets, err := listenUDP(ctx, p.Agent)
-			if err != nil {
-				return err
-			}
-			udp = append(udp, a.newDatagrams(p.App, sockets))
-			continue
-		}
-		l, err := keeper.Listen(p.Agent)
-		if err != nil {
-			return fmt.Errorf("listen for port %d: %w", p.App, err)
-		}
-		listeners[p.App] = l.(*net.TCPListener)
+	if err != nil {
+		return err
 	}
-	live := a.serveHealth
+	alive := a.serveHealth
 	if config.Attached != nil {
 		if err := a.attach(listeners); err != nil {
 			return err
 		}
-		defer a.attachment.close()
-		live = a.endUnused // its pod is ready or not without it
+		defer a.attachment.Close()
+		alive = a.endUnused // the pod is ready or not without an attached agent
 	}
-
-	stop := context.AfterFunc(ctx, func() { a.attachment.withdraw(); a.stop() })
+	stop := context.AfterFunc(ctx, func() { a.attachment.Withdraw(); a.life.stop() })
 	defer stop()
 	tasks, ctx := errgroup.WithContext(context.WithoutCancel(ctx))
 	tasks.Go(func() error {
@@ -120,150 +144,89 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 		}
 		return errEnded
 	})
-	tasks.Go(func() error { return live(ctx) })
-	for _, d := range udp {
-		tasks.Go(func() error { d.serve(ctx); return nil })
+	tasks.Go(func() error { return alive(ctx) })
+	for _, d := range datagrams {
+		tasks.Go(func() error { d.Serve(ctx); return nil })
 	}
-	tasks.Go(func() error { a.control(ctx); return nil })
-	tasks.Go(func() error { a.refresh(ctx); return nil })
+	client := control.Client{Config: config, TLS: a.tls, Log: log, Handler: a}
+	tasks.Go(func() error { client.Run(ctx); return nil })
+	tasks.Go(func() error { a.ports.Refresh(ctx); return nil })
 	tasks.Go(func() error { tuning.LimitMemory(ctx); return nil })
-	err := tasks.Wait()
-	a.endLife()
-	a.conns.Wait()
+	err = tasks.Wait()
+	a.life.endAll()
+	a.life.tasks.Wait()
 	if errors.Is(err, errEnded) {
 		return nil
 	}
 	return err
 }
 
-// errEnded ends the tasks of an agent that has done what there was to do.
+// errEnded ends the tasks of an agent that has finished all requests.
 var errEnded = errors.New("ended")
 
-// accept serves connections until the agent has to stop, and then what is under way for a while.
+// listen opens the sockets of the configuration. With an error it returns those that it has opened already.
+func (a *agent) listen(ctx context.Context) (map[uint16]*net.TCPListener, []*udp.Port, error) {
+	listeners := map[uint16]*net.TCPListener{}
+	var datagrams []*udp.Port
+	for _, p := range a.config.Ports {
+		if p.Datagrams {
+			sockets, err := udp.Listen(ctx, p.Agent)
+			if err != nil {
+				return listeners, datagrams, err
+			}
+			datagrams = append(datagrams, a.newUDPPort(p.App, sockets))
+			continue
+		}
+		l, err := keeper.Listen(p.Agent)
+		if err != nil {
+			return listeners, datagrams, fmt.Errorf("listen for port %d: %w", p.App, err)
+		}
+		listeners[p.App] = l.(*net.TCPListener)
+	}
+	return listeners, datagrams, nil
+}
+
+func (a *agent) newUDPPort(port uint16, sockets []*udp.Socket) *udp.Port {
+	return udp.New(udp.Config{Port: port, Log: a.log, Owner: func() *intercepts.Target {
+		if p := a.table.Port(port); p != nil {
+			return p.Datagrams
+		}
+		return nil
+	}}, sockets)
+}
+
+// accept serves connections until the agent has to stop, and then finishes the requests that are in progress, for endTimeout at most.
 func (a *agent) accept(ctx context.Context, listeners map[uint16]*net.TCPListener) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	stopped := context.AfterFunc(a.stopping, func() {
+	stopped := context.AfterFunc(a.life.stopping, func() {
 		a.podEnds()
 		time.AfterFunc(endTimeout, end)
 	})
 	defer stopped()
-	err := passthrough.Serve(ctx, a.passthrough(ctx, listeners))
-	a.clients.Wait()
+	err := passthrough.Serve(ctx, passthrough.Config{
+		Listeners: listeners, Owner: a.owner, Choose: a.chooseEarly, Changed: a.changed, Stop: a.life.stopping.Done(),
+		Take: func(h passthrough.Handover) { a.take(ctx, h) },
+	})
+	a.life.clients.Wait()
 	return err
 }
 
-func newAgent(tls *tls.Config, log *slog.Logger) *agent {
-	a := &agent{log: log, tls: tls, started: time.Now(), changed: make(chan struct{}, 1), found: make(chan struct{}, 1), report: newReport(), copies: budget{limit: tapsLimit}, heads: budget{limit: headsLimit}, headTimeout: headTimeout}
-	a.tables.Store(&map[uint16]*table{})
-	a.life, a.endLife = context.WithCancel(context.Background())
-	a.stopping, a.stop = context.WithCancel(context.Background())
-	return a
-}
-
-// serveHealth answers the kubelet, and the preStop hook of this pod.
-func (a *agent) serveHealth(ctx context.Context) error {
-	listener, err := keeper.Listen(agentconfig.HealthPort)
-	if err != nil {
-		return fmt.Errorf("listen for probes: %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("/readyz", a.healthz)
-	mux.HandleFunc("POST "+podEndsPath, a.servePodEnds)
-	server := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: mux}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve health: %w", err)
-	}
-	return nil
-}
-
-// healthz keeps a new pod out of its service until it knows the intercepts in force: its first request may be somebody's.
-func (a *agent) healthz(w http.ResponseWriter, _ *http.Request) {
-	if !a.told.Load() && time.Since(a.started) < readyAfter {
-		http.Error(w, "the traffic-manager has not said what is in force yet", http.StatusServiceUnavailable)
-		return
-	}
-	w.WriteHeader(http.StatusOK)
-}
-
-// passthrough is what the passthrough needs to know of this agent.
-func (a *agent) passthrough(ctx context.Context, listeners map[uint16]*net.TCPListener) passthrough.Config {
-	return passthrough.Config{
-		Listeners: listeners, Owner: a.owner, Choose: a.chooseEarly, Changed: a.changed, Stop: a.stopping.Done(),
-		Take: func(h passthrough.Handover) { a.take(ctx, h) },
-	}
-}
-
-// take serves a connection that the passthrough gave away.
-func (a *agent) take(ctx context.Context, h passthrough.Handover) {
-	a.clients.Go(func() {
-		defer h.Client.Close()
-		stop := context.AfterFunc(ctx, func() { netx.Abort(h.Client) }) // what is cut must not look whole
-		defer stop()
-		a.serve(ctx, h)
-	})
-}
-
-// handover is a connection that has to be served by somebody: of which something was read, and which may have an upstream.
-type handover struct {
-	first   []byte // what was read from the client
-	up      *upstream
-	used    bool        // up has served requests
-	head    *http1.Head // of the request that first begins with, if it was parsed already
-	choice  *choice     // what becomes of that request
-	refused bool        // the laptop is unreachable and the app must not answer: a client of HTTP can be told
-	opaque  bool        // first does not begin a request that can be understood
-}
-
-// serve serves a connection that the passthrough has handed over, to its end.
-func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
-	next := &handover{first: h.First, used: h.Used, head: h.Head}
-	next.choice, _ = h.Choice.(*choice)
-	if h.App != nil {
-		next.up = &upstream{Conn: h.App}
-	}
-	for next != nil {
-		next = a.serveOnce(ctx, h.Client, h.Port, next)
-	}
-}
-
-// serveOnce serves a connection request by request if it is HTTP, and else as raw bytes. It returns who has to serve it on, or nil.
-func (a *agent) serveOnce(ctx context.Context, client *net.TCPConn, port uint16, h *handover) *handover {
-	byRequest := a.personal(port) || h.refused
-	if byRequest && !h.opaque && len(h.first) == 0 {
-		h.first = sniffed(client)
-	}
-	protocol := sniff.Classify(h.first)
-	raw := &rawConn{agent: a, client: client, port: port, opaque: h.opaque}
-	switch {
-	case h.opaque:
-		return raw.serve(ctx, h.first, h.up)
-	case byRequest && tlspeek.StartsTLS(h.first):
-		if a.serveTLS(ctx, client, port, h) {
-			return nil
+// onChange makes all open connections check where they belong now.
+func (a *agent) onChange() {
+	if a.attachment != nil {
+		if len(a.table.Ports()) > 0 && a.life.stopping.Err() == nil {
+			a.life.podEnding.Store(false) // the agent is needed again
 		}
-		a.conns.Go(func() { a.lookAgain(ctx, port) })
-		return &handover{first: h.first, up: h.up, opaque: true}
-	case protocol == sniff.HTTP2 && (byRequest || h.up != nil):
-		a.serveHTTP2(client, port, h.first, h.up)
-		return nil
-	case protocol == sniff.HTTP1, byRequest && sniff.BeginsRequest(h.first):
-		return a.newExchange(client, port, h).serve(ctx)
-	case h.refused:
-		netx.Abort(client) // not HTTP, so nobody can tell the client why
-		return nil
-	default:
-		return raw.serve(ctx, h.first, h.up)
+		a.attachment.Follow(func(port uint16) bool { return a.table.Port(port) != nil })
 	}
+	a.tellConnections()
 }
 
-// sniffed is what a client says first; nothing when it waits for the app to speak.
-func sniffed(client *net.TCPConn) []byte {
-	_ = client.SetReadDeadline(time.Now().Add(silence))
-	defer func() { _ = client.SetReadDeadline(time.Time{}) }()
-	b := make([]byte, 4<<10)
-	n, _ := client.Read(b)
-	return b[:n]
+func (a *agent) tellConnections() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+	a.review()
 }

@@ -52,7 +52,7 @@ func TestAnswersThatSayTheirLengthTwice(t *testing.T) {
 				heard := map[string]chan string{"alice": make(chan string, 10), "app": make(chan string, 10)}
 				alice := newLaptop(t, ok, verbatim(heard["alice"], answer))
 				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { verbatim(heard["app"], answer)(c) }), alice.authority)
-				p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+				p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 				c := p.dial(t)
 				// A body in chunks the passthrough gives away.
 				for _, path := range []string{"/1", "/2", "/3"} {
@@ -83,7 +83,7 @@ func TestAnswersOfNoClearLengthAreTheLast(t *testing.T) {
 				heard := make(chan string, 10)
 				alice := newLaptop(t, ok, verbatim(heard, "HTTP/1.1 200 OK\r\n"+head))
 				p := newPod(t, "127.0.0.1", app(t), alice.authority)
-				p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+				p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 				c := p.dial(t)
 				_, err := io.WriteString(c, "GET /1 HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n")
 				require.NoError(t, err)

@@ -23,7 +23,7 @@ func TestForgetting(t *testing.T) {
 	alice, bob, carol := p.person("alice", m.address), p.person("bob", m.address), p.person("carol", m.address)
 	alice.ErrorOnFailure = true
 	carol.ErrorOnFailure, carol.Wiretap = true, true
-	p.setRoutes([]*agentv1.Intercept{alice, bob, carol}, uint32(p.port))
+	p.table.Set([]*agentv1.Intercept{alice, bob, carol}, uint32(p.port))
 	for _, transport := range transports(t) {
 		for _, who := range []string{"alice", "bob"} {
 			require.Equal(t, "laptop / ", text(t, p.ask(t, transport, http.MethodGet, "/", who, nil)))
@@ -31,10 +31,10 @@ func TestForgetting(t *testing.T) {
 	}
 	m.status.Store(int32(agentv1.RelayStatus_RELAY_STATUS_REFUSED))
 	m.cut()
-	p.pendingMu.Lock()
-	p.forget()
-	p.pendingMu.Unlock()
-	require.Len(t, p.table(p.port).all(), 1)
+	p.manager.mu.Lock()
+	p.manager.forgetLocked()
+	p.manager.mu.Unlock()
+	require.Len(t, p.table.Port(p.port).Targets(), 1)
 	for version, transport := range transports(t) {
 		for who, want := range map[string]int{"alice": http.StatusServiceUnavailable, "bob": http.StatusOK, "carol": http.StatusOK} {
 			assert.Equal(t, want, p.ask(t, transport, http.MethodGet, "/", who, nil).StatusCode, "%s, %s", version, who)
@@ -46,13 +46,13 @@ func TestForgetting(t *testing.T) {
 func TestForgettingAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &pod{agent: newAgent(nil, nil), port: 8080}
-		p.setRoutes([]*agentv1.Intercept{{Uid: "one", Port: 8080, ErrorOnFailure: true}})
-		p.lost()
+		p.table.Set([]*agentv1.Intercept{{Uid: "one", Port: 8080, ErrorOnFailure: true}})
+		p.manager.lost()
 		time.Sleep(forgetAllAfter - time.Second)
-		require.NotNil(t, p.table(8080))
-		p.lost()
+		require.NotNil(t, p.table.Port(8080))
+		p.manager.lost()
 		time.Sleep(2 * time.Second)
-		require.Nil(t, p.table(8080))
+		require.Nil(t, p.table.Port(8080))
 	})
 }
 
@@ -71,13 +71,13 @@ func TestTokensAreRenewed(t *testing.T) {
 			p := newPod(t, "127.0.0.1", app(t), m.authority)
 			p.tls.RootCAs.AddCert(next.certificate)
 			p.intercept(m.address)
-			target := p.wanted(p.port)
+			target := p.table.Global(p.port)
 			lines := bufio.NewScanner(p.ask(t, transport, http.MethodGet, "/", "", nil).Body)
 			require.True(t, lines.Scan())
 
-			p.setRoutes([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: next.address, Token: []byte("another")}})
-			require.Same(t, target, p.wanted(p.port))
-			require.NoError(t, target.ctx.Err())
+			p.table.Set([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: next.address, Token: []byte("another")}})
+			require.Same(t, target, p.table.Global(p.port))
+			require.NoError(t, target.Ctx.Err())
 			require.Equal(t, "laptop / ", text(t, p.ask(t, transports(t)[version], http.MethodGet, "/", "", nil)))
 			require.Equal(t, "another", string((<-next.headers).Token))
 			close(goesOn)

@@ -39,7 +39,7 @@ func ending(t *testing.T) (p *pod, asked <-chan struct{}, answer func()) {
 	alice := newLaptop(t, ok, handler(t, h))
 	t.Cleanup(answer)
 	p = newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), alice.authority)
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 	return p, asked, answer
 }
 
@@ -48,7 +48,7 @@ func TestLeavingClosesAfterTheAnswer(t *testing.T) {
 	p, _, _ := ending(t)
 	for _, who := range []string{"alice", "nobody"} {
 		b := p.browse(t)
-		p.podEnding.Store(false)
+		p.life.podEnding.Store(false)
 		ask := func(who string) (closes bool) {
 			_, err := fmt.Fprintf(b, "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: %s\r\n\r\n", who)
 			require.NoError(t, err)
@@ -83,18 +83,13 @@ func TestAppEndsFirst(t *testing.T) {
 	}()
 	m := newLaptop(t, ok, answers("laptop"))
 	p := newPod(t, "127.0.0.1", uint16(l.Addr().(*net.TCPAddr).Port), m.authority)
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", m.address)})
+	p.table.Set([]*agentv1.Intercept{p.person("alice", m.address)})
 	b := p.browse(t)
 	require.Equal(t, "/last", b.get(t, "/last"))
 	_, err = io.WriteString(b, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 	require.NoError(t, err)
 	_, err = b.in.ReadByte()
 	require.ErrorIs(t, err, io.EOF)
-}
-
-func TestClosingHead(t *testing.T) {
-	assert.Equal(t, "HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n", string(addClose([]byte("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n"))))
-	assert.Equal(t, "HTTP/1.1 204\r\nConnection: close\r\n\r\n", string(addClose([]byte("HTTP/1.1 204\r\n\r\n"))))
 }
 
 // An agent that has to end closes what is idle, in order, and finishes what is under way.
@@ -113,7 +108,7 @@ func TestStoppingFinishesWhatIsUnderWay(t *testing.T) {
 	_, err = io.WriteString(global, "\x00\x01\x02") // not HTTP, and the app says nothing
 	require.NoError(t, err)
 
-	p.agent.stop()
+	p.agent.life.stop()
 	_, err = idle.in.ReadByte()
 	require.ErrorIs(t, err, io.EOF)
 	r, err := http.ReadResponse(bufio.NewReader(waiting), nil)
@@ -148,7 +143,7 @@ func TestStoppingClosesWhatIsQuiet(t *testing.T) {
 	_, err := io.WriteString(busy, "GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
 	require.NoError(t, err)
 	<-asked
-	p.agent.stop()
+	p.agent.life.stop()
 	_, err = idle.in.ReadByte()
 	require.ErrorIs(t, err, io.EOF)
 	answer()
@@ -163,7 +158,7 @@ func TestHTTP2ClientsLeave(t *testing.T) {
 		t.Run(fmt.Sprintf("global %t", global), func(t *testing.T) {
 			p, asked, answer := ending(t)
 			if global {
-				alice := (*p.tables.Load())[p.port].personal[0]
+				alice := p.table.Port(p.port).Personal[0]
 				p.intercept(alice.RelayAddress)
 			}
 			transport := transports(t)["HTTP/2"]
@@ -186,7 +181,7 @@ func TestHTTP2ClientsLeave(t *testing.T) {
 			<-asked
 			p.podEnds()
 			require.Eventually(t, func() bool { c, body := ask("/"); return body == "alice" && c != first }, patience, 1)
-			p.agent.stop()
+			p.agent.life.stop()
 			answer()
 			slow.Wait()
 		})
@@ -222,6 +217,6 @@ func TestLeaveIsForThePod(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, podEndsPath, nil)
 		r.RemoteAddr = from
 		a.servePodEnds(httptest.NewRecorder(), r)
-		assert.Equal(t, want, a.podEnding.Load(), from)
+		assert.Equal(t, want, a.life.podEnding.Load(), from)
 	}
 }

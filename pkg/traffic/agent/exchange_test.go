@@ -59,7 +59,7 @@ func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
 					_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 				})
 				p := newPod(t, "127.0.0.1", nobody(t), alice.authority)
-				p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+				p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 				c := p.dial(t)
 				_, err := io.WriteString(c, sent)
 				require.NoError(t, err)
@@ -82,7 +82,7 @@ func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
 func TestKeptConnectionsHoldNoBuffers(t *testing.T) {
 	alice := newLaptop(t, ok, answers("alice"))
 	p := newPod(t, "127.0.0.1", app(t), alice.authority)
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 	heap := func() uint64 {
 		for range 3 { // what is pooled goes with the second
 			runtime.GC()

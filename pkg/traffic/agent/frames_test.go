@@ -455,19 +455,19 @@ func TestHTTP2IsPassedOnAsItIs(t *testing.T) {
 			alice := newLaptop(t, ok, behind)
 			p := newPod(t, "127.0.0.1", number, alice.authority)
 			if version == "TLS" {
-				p.ports = ports{p.port: {certificate: secret(t, certificate)}}
-				p.look(t.Context())
+				p.ports.SetCertificate(p.port, secret(t, certificate))
+				p.ports.Probe(t.Context(), p.ByRequest)
 			}
 			nobodys := p.person("nobody", alice.address)
 			all := &agentv1.Intercept{Uid: "all", Port: uint32(p.port), RelayAddress: alice.address, Token: []byte("secret"), Match: &agentv1.Match{Methods: []string{"GET", "HEAD", "POST", "OPTIONS", "CONNECT"}}}
 			for name = range conversations {
 				t.Run(name, func(t *testing.T) {
 					client, server := talk(t, name, fmt.Sprintf("127.0.0.1:%d", number), servers, dress, "the server")
-					p.setRoutes([]*agentv1.Intercept{nobodys})
+					p.table.Set([]*agentv1.Intercept{nobodys})
 					through, there := talk(t, name, p.address, servers, dress, "the app")
 					assert.Equal(t, client, through, "the client, asking the app")
 					assert.Equal(t, server, there, "the app")
-					p.setRoutes([]*agentv1.Intercept{all})
+					p.table.Set([]*agentv1.Intercept{all})
 					through, there = talk(t, name, p.address, servers, dress, "the laptop")
 					assert.Equal(t, client, through, "the client, asking the laptop")
 					assert.Equal(t, server, there, "the laptop")

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/exchange"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -27,8 +28,8 @@ func TestHeadsWithoutAnEnd(t *testing.T) {
 	pod := func(t *testing.T, timeout time.Duration) *pod {
 		alice := newLaptop(t, ok, answers("alice"))
 		p := newPod(t, "127.0.0.1", port, alice.authority)
-		p.headTimeout = timeout
-		p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+		p.limits.headTimeout = timeout
+		p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 		return p
 	}
 	t.Run("slow", func(t *testing.T) {
@@ -39,23 +40,23 @@ func TestHeadsWithoutAnEnd(t *testing.T) {
 		answer, _ := io.ReadAll(c)
 		require.Contains(t, string(answer), "431")
 		require.Equal(t, half[:10], <-came)
-		require.Zero(t, p.heads.used.Load())
+		require.Zero(t, p.limits.heads.Used())
 	})
 	t.Run("many", func(t *testing.T) {
 		p := pod(t, time.Hour)
 		const size = 512 << 10
 		var all []*net.TCPConn
-		for range 2 * headsLimit / size {
+		for range 2 * exchange.MaxIncompleteHeads / size {
 			c := p.dial(t)
 			_, _ = io.WriteString(c, half+strings.Repeat("x", size)) // the app may have closed it
 			all = append(all, c)
-			assert.LessOrEqual(t, p.heads.used.Load(), int64(headsLimit))
+			assert.LessOrEqual(t, p.limits.heads.Used(), int64(exchange.MaxIncompleteHeads))
 		}
 		require.Equal(t, half[:10], <-came, "what is too much is the app's")
 		for _, c := range all {
 			_ = c.Close()
 		}
-		require.Eventually(t, func() bool { return p.heads.used.Load() == 0 }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return p.limits.heads.Used() == 0 }, patience, time.Millisecond)
 		b := p.browse(t)
 		_, err := io.WriteString(b, half+strings.Repeat("x", 100_000)+"\r\n\r\n")
 		require.NoError(t, err)

@@ -275,13 +275,13 @@ func TestSilentLaptopIsLeftOutUntilItIsBack(t *testing.T) {
 	for range 4 {
 		p.intercept(m.address) // the manager says the same again: what is known of the laptop is kept
 		assert.Equal(t, "app / ", p.browse(t).get(t, "/"))
-		assert.Nil(t, p.wanted(p.port))
+		assert.Nil(t, p.table.Global(p.port))
 	}
 	<-m.headers // of the request
 	<-m.headers // of the first look
-	assert.Nil(t, p.wanted(p.port))
+	assert.Nil(t, p.table.Global(p.port))
 	m.status.Store(int32(ok))
-	assert.Eventually(t, func() bool { return p.wanted(p.port) != nil }, patience, 10*time.Millisecond)
+	assert.Eventually(t, func() bool { return p.table.Global(p.port) != nil }, patience, 10*time.Millisecond)
 	assert.Equal(t, "laptop / ", p.browse(t).get(t, "/"))
 }
 
@@ -338,20 +338,20 @@ func TestManagerStaysAway(t *testing.T) {
 		p := &pod{agent: newAgent(nil, nil), port: 8080}
 		p.intercept("10.0.0.1:8083")
 
-		p.lost()
+		p.manager.lost()
 		time.Sleep(forgetAfter - time.Millisecond)
-		p.lost() // a second failure does not put the end off
-		assert.NotNil(t, p.wanted(8080))
+		p.manager.lost() // a second failure does not put the end off
+		assert.NotNil(t, p.table.Global(8080))
 		time.Sleep(2 * time.Millisecond)
-		assert.Nil(t, p.wanted(8080))
+		assert.Nil(t, p.table.Global(8080))
 
 		said := &agentv1.Config{Intercepts: []*agentv1.Intercept{{Uid: "uid", Port: uint32(p.port), RelayAddress: "10.0.0.1:8083"}}}
-		p.heard(said)
-		p.lost()
+		p.manager.apply(said)
+		p.manager.lost()
 		time.Sleep(forgetAfter - time.Millisecond)
-		p.heard(said)
+		p.manager.apply(said)
 		time.Sleep(time.Hour)
-		assert.NotNil(t, p.wanted(8080), "a manager that came back in time changes nothing")
+		assert.NotNil(t, p.table.Global(8080), "a manager that came back in time changes nothing")
 	})
 }
 

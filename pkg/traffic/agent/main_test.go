@@ -54,8 +54,8 @@ func newPod(t *testing.T, host string, appPort uint16, authority *x509.CertPool)
 		cancel()
 		serving.Wait()
 		_ = l.Close()
-		a.endLife()
-		a.conns.Wait()
+		a.life.endAll()
+		a.life.tasks.Wait()
 	}
 	t.Cleanup(stop)
 	return &pod{agent: a, address: l.Addr().String(), port: appPort, stop: stop}
@@ -63,11 +63,11 @@ func newPod(t *testing.T, host string, appPort uint16, authority *x509.CertPool)
 
 // intercept puts an intercept in force whose relay is at address.
 func (p *pod) intercept(address string) {
-	p.setRoutes([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: address, Token: []byte("secret")}})
+	p.table.Set([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: address, Token: []byte("secret")}})
 }
 
 // leave ends the intercept.
-func (p *pod) leave() { p.setRoutes(nil) }
+func (p *pod) leave() { p.table.Set(nil) }
 
 func (p *pod) dial(t *testing.T) *net.TCPConn { return dial(t, p.address) }
 

@@ -201,12 +201,12 @@ func TestRunRefuses(t *testing.T) {
 func TestRoutesAreByPort(t *testing.T) {
 	a := newAgent(nil, nil)
 	first := &agentv1.Intercept{Uid: "one", Port: 8080, RelayAddress: "10.0.0.1:8083", Token: []byte("a")}
-	a.setRoutes([]*agentv1.Intercept{first, {Uid: "two", Port: 9090, RelayAddress: "10.0.0.1:8083", Token: []byte("b")}})
-	assert.Equal(t, "one", a.wanted(8080).Uid)
-	assert.Equal(t, "two", a.wanted(9090).Uid)
-	assert.Nil(t, a.wanted(80))
+	a.table.Set([]*agentv1.Intercept{first, {Uid: "two", Port: 9090, RelayAddress: "10.0.0.1:8083", Token: []byte("b")}})
+	assert.Equal(t, "one", a.table.Global(8080).Uid)
+	assert.Equal(t, "two", a.table.Global(9090).Uid)
+	assert.Nil(t, a.table.Global(80))
 
-	a.setRoutes([]*agentv1.Intercept{first})
-	assert.Equal(t, "one", a.wanted(8080).Uid)
-	assert.Nil(t, a.wanted(9090), "each configuration is whole")
+	a.table.Set([]*agentv1.Intercept{first})
+	assert.Equal(t, "one", a.table.Global(8080).Uid)
+	assert.Nil(t, a.table.Global(9090), "each configuration is whole")
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/upstream"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -135,7 +136,7 @@ func three(t *testing.T) *pod {
 	alice, bob := newLaptop(t, ok, handler(t, says("alice"))), newLaptop(t, ok, handler(t, says("bob")))
 	bob.authority.AddCert(alice.certificate)
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), bob.authority)
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address), p.person("bob", bob.address)})
+	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address), p.person("bob", bob.address)})
 	return p
 }
 
@@ -299,10 +300,10 @@ func TestTheHostIsMatched(t *testing.T) {
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
 			p := three(t)
-			alice := (*p.tables.Load())[p.port].personal[0].RelayAddress
+			alice := p.table.Port(p.port).Personal[0].RelayAddress
 			preview := p.person("alice", alice)
 			preview.Match = &agentv1.Match{Headers: []*agentv1.ValueMatch{{Name: "Host", Value: "preview.shop"}}}
-			p.setRoutes([]*agentv1.Intercept{preview})
+			p.table.Set([]*agentv1.Intercept{preview})
 			for host, want := range map[string]string{"preview.shop": "alice / ", "shop": "app / "} {
 				r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+"/", nil)
 				require.NoError(t, err)
@@ -362,7 +363,7 @@ func TestWhatIsUnclearReachesTheAppAsItCame(t *testing.T) {
 			})
 			m := newLaptop(t, ok, answers("laptop"))
 			p := newPod(t, "127.0.0.1", port, m.authority)
-			p.setRoutes([]*agentv1.Intercept{p.person("alice", m.address)})
+			p.table.Set([]*agentv1.Intercept{p.person("alice", m.address)})
 			c := p.dial(t)
 			_, err := io.WriteString(c, sent)
 			require.NoError(t, err)
@@ -386,7 +387,7 @@ func TestServerThatSpeaksFirst(t *testing.T) {
 	})
 	m := newLaptop(t, ok, answers("laptop"))
 	p := newPod(t, "127.0.0.1", port, m.authority)
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", m.address)})
+	p.table.Set([]*agentv1.Intercept{p.person("alice", m.address)})
 	c := p.dial(t)
 	greeting := make([]byte, 10)
 	_, err := io.ReadFull(c, greeting)
@@ -403,7 +404,7 @@ func TestServerThatSpeaksFirst(t *testing.T) {
 func TestConnectionOpenedAhead(t *testing.T) {
 	p := three(t)
 	b := p.browse(t)
-	time.Sleep(silence * 2)
+	time.Sleep(upstream.FirstBytesTimeout * 2)
 	_, err := io.WriteString(b, "GET / HTTP/1.1\r\nHost: catalog\r\nX-Dev: alice\r\n\r\n")
 	require.NoError(t, err)
 	assert.Equal(t, "alice / ", b.answer(t))
@@ -416,7 +417,7 @@ func TestPersonalFailsOpen(t *testing.T) {
 			serveApp := handler(t, says("app"))
 			bob := newLaptop(t, ok, handler(t, says("bob")))
 			p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), bob.authority)
-			p.setRoutes([]*agentv1.Intercept{p.person("alice", fmt.Sprintf("127.0.0.1:%d", nobody(t))), p.person("bob", bob.address)})
+			p.table.Set([]*agentv1.Intercept{p.person("alice", fmt.Sprintf("127.0.0.1:%d", nobody(t))), p.person("bob", bob.address)})
 			for range 3 {
 				assert.Equal(t, "app / body", text(t, p.ask(t, transport, http.MethodPost, "/", "alice", bytes.NewReader([]byte("body")))))
 				assert.Equal(t, "bob / body", text(t, p.ask(t, transport, http.MethodPost, "/", "bob", bytes.NewReader([]byte("body")))))
@@ -447,7 +448,7 @@ func TestLiveConnectionsFollow(t *testing.T) {
 				{[]*agentv1.Intercept{personal}, "alice", "app"},
 				{nil, "app", "app"},
 			} {
-				p.setRoutes(step.intercepts)
+				p.table.Set(step.intercepts)
 				require.Eventually(t, func() bool {
 					return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == step.marked+" / " &&
 						text(t, p.ask(t, transport, http.MethodGet, "/", "", nil)) == step.unmarked+" / "
@@ -464,7 +465,7 @@ func TestErrorOnFailure(t *testing.T) {
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), bob.authority)
 	alice := p.person("alice", fmt.Sprintf("127.0.0.1:%d", nobody(t)))
 	alice.ErrorOnFailure = true
-	p.setRoutes([]*agentv1.Intercept{alice, p.person("bob", bob.address)})
+	p.table.Set([]*agentv1.Intercept{alice, p.person("bob", bob.address)})
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
 			for range 3 {
@@ -475,7 +476,7 @@ func TestErrorOnFailure(t *testing.T) {
 		})
 	}
 	t.Run("all of a connection", func(t *testing.T) {
-		p.setRoutes([]*agentv1.Intercept{{Uid: "global", Port: uint32(p.port), RelayAddress: alice.RelayAddress, ErrorOnFailure: true}})
+		p.table.Set([]*agentv1.Intercept{{Uid: "global", Port: uint32(p.port), RelayAddress: alice.RelayAddress, ErrorOnFailure: true}})
 		for range 3 {
 			c, err := net.Dial("tcp", p.address)
 			if err == nil {
@@ -495,9 +496,9 @@ func TestConnectionOfAGlobalInterceptFollows(t *testing.T) {
 			all.authority.AddCert(alice.certificate)
 			p := newPod(t, "127.0.0.1", nobody(t), all.authority)
 			global := &agentv1.Intercept{Uid: "global", Port: uint32(p.port), RelayAddress: all.address, Token: []byte("secret")}
-			p.setRoutes([]*agentv1.Intercept{global})
+			p.table.Set([]*agentv1.Intercept{global})
 			assert.Equal(t, "global / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
-			p.setRoutes([]*agentv1.Intercept{global, p.person("alice", alice.address)})
+			p.table.Set([]*agentv1.Intercept{global, p.person("alice", alice.address)})
 			require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
 			assert.Equal(t, "global / ", text(t, p.ask(t, transport, http.MethodGet, "/", "", nil)))
 		})

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/report"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -37,7 +37,7 @@ func (p *pod) routed(t *testing.T) string {
 // reported waits until a request is, at most for some time.
 func (p *pod) reported(t *testing.T, most time.Duration) *agentv1.Routed {
 	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if m, _ := p.report.take(time.Now()); m != nil && len(m.Routed) > 0 {
+		if m, _ := p.report.Take(time.Now()); m != nil && len(m.Routed) > 0 {
 			require.Len(t, m.Routed, 1)
 			return m.Routed[0]
 		}
@@ -66,7 +66,7 @@ func TestTailedRequests(t *testing.T) {
 			ask := func(method, path, who string) { _ = text(t, p.ask(t, transport, method, path, who, nil)) }
 
 			ask(http.MethodGet, "/before", "") // on a connection that is open already when somebody begins to tail
-			p.setRoutes(nil, uint32(p.port))
+			p.table.Set(nil, uint32(p.port))
 			for { // until the client has heard GOAWAY
 				ask(http.MethodGet, "/moves", "")
 				if p.reported(t, time.Second) != nil {
@@ -76,10 +76,10 @@ func TestTailedRequests(t *testing.T) {
 			ask(http.MethodGet, "/nobody?token=secret", "")
 			assert.Equal(t, "GET /nobody 200 APP ", p.routed(t))
 
-			p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address), gone, strict, tap}, uint32(p.port))
+			p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address), gone, strict, tap}, uint32(p.port))
 			for _, c := range []struct{ method, path, who, want string }{
 				{"PUT", "/a%2Fb?x=y", "alice", "PUT /a%2Fb 418 LAPTOP of-alice"},
-				{"GET", "/" + strings.Repeat("x", 2*maxPath), "", "GET /" + strings.Repeat("x", maxPath-1) + " 200 APP "},
+				{"GET", "/" + strings.Repeat("x", 2*report.MaxPath), "", "GET /" + strings.Repeat("x", report.MaxPath-1) + " 200 APP "},
 				{"GET", "/trailers", "dave", "GET /trailers 200 APP "},
 				{"HEAD", "/", "bob", "HEAD / 200 APP of-bob"},
 				{"GET", "/", "carol", "GET / 200 APP  copied [of-carol]"},
@@ -94,9 +94,9 @@ func TestTailedRequests(t *testing.T) {
 				assert.Equal(t, "POST /grpc 200 LAPTOP of-alice grpc 5", p.routed(t))
 			}
 
-			p.setRoutes(nil)
+			p.table.Set(nil)
 			ask(http.MethodGet, "/after", "")
-			m, _ := p.report.take(time.Now())
+			m, _ := p.report.Take(time.Now())
 			assert.Nil(t, m)
 		})
 	}
@@ -105,7 +105,7 @@ func TestTailedRequests(t *testing.T) {
 // A connection that is upgraded is told of at once, one that is not HTTP when it ends.
 func TestTailedConnections(t *testing.T) {
 	p := three(t)
-	p.setRoutes(nil, uint32(p.port))
+	p.table.Set(nil, uint32(p.port))
 	c := p.dial(t)
 	_, err := io.WriteString(c, "GET /upgrade?room=1 HTTP/1.1\r\nHost: catalog\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
 	require.NoError(t, err)
@@ -124,49 +124,4 @@ func TestTailedConnections(t *testing.T) {
 			assert.Equal(t, "  0 APP ", p.routed(t))
 		})
 	}
-}
-
-func TestPathOf(t *testing.T) {
-	for requested, want := range map[string]string{
-		"/a?b=c": "/a", "/a#b": "/a", "*": "*", "http://user:secret@host/a/b?c": "/a/b", "http://host": "/", "/x://y": "/x://y", "/\xff\x9b": "/�", "": "",
-	} {
-		assert.Equal(t, want, pathOf(requested), requested)
-	}
-}
-
-// What cannot be told in time is counted, and memory is bounded.
-func TestReportIsBounded(t *testing.T) {
-	r := newReport()
-	for range reportLimit + 7 {
-		r.add(&agentv1.Routed{})
-	}
-	m, _ := r.take(time.Now())
-	assert.Len(t, m.Routed, reportLimit)
-	assert.Equal(t, uint64(7), m.Missed)
-	m, _ = r.take(time.Now())
-	assert.Nil(t, m)
-}
-
-// Each manager hears all counts of dropped copies, and no manager more often than it can write them down.
-func TestDroppedCopiesAreTold(t *testing.T) {
-	r, tap := newReport(), &target{Intercept: &agentv1.Intercept{Uid: "tap"}}
-	now := time.Now()
-	r.drop(tap, 2)
-	m, later := r.take(now)
-	assert.Equal(t, map[string]uint64{"tap": 2}, m.Dropped)
-	assert.False(t, later)
-	r.drop(tap, 1)
-	m, later = r.take(now.Add(droppedPause / 2))
-	assert.Nil(t, m)
-	assert.True(t, later)
-	m, _ = r.take(now.Add(droppedPause))
-	assert.Equal(t, map[string]uint64{"tap": 3}, m.Dropped)
-
-	sent := make(chan *agentv1.AgentMessage)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { defer close(done); r.run(ctx, func(m *agentv1.AgentMessage) error { sent <- m; return nil }) }()
-	assert.Equal(t, map[string]uint64{"tap": 3}, (<-sent).GetReport().Dropped, "of a new connection")
-	cancel()
-	<-done
 }

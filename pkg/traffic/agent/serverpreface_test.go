@@ -119,7 +119,7 @@ func TestServerGreetsFirst(t *testing.T) {
 	}{
 		{"from the app to the laptop", (*pod).leave, func(p *pod) { p.intercept(m.address) }, 'a'},
 		{"from the laptop to the app", func(p *pod) { p.intercept(m.address) }, (*pod).leave, 'l'},
-		{"from the laptop to a person", func(p *pod) { p.intercept(m.address) }, func(p *pod) { p.setRoutes([]*agentv1.Intercept{p.person("alice", m.address)}) }, 'l'},
+		{"from the laptop to a person", func(p *pod) { p.intercept(m.address) }, func(p *pod) { p.table.Set([]*agentv1.Intercept{p.person("alice", m.address)}) }, 'l'},
 	} {
 		for _, late := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, late %t", change.name, late), func(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/replay"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -82,7 +83,7 @@ func silent(t *testing.T, laptop http.Handler) (*pod, *way, *agentv1.Intercept, 
 	w := newWay(t, m.address)
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { _ = c.SetDeadline(time.Time{}); serveApp(c) }), m.authority)
 	alice := p.person("alice", w.address)
-	p.setRoutes([]*agentv1.Intercept{alice})
+	p.table.Set([]*agentv1.Intercept{alice})
 	return p, w, alice, &asked
 }
 
@@ -119,7 +120,7 @@ var bodies = map[string]struct {
 func TestLaptopFallsSilent(t *testing.T) {
 	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
 		p, way, alice, _ := silent(t, says("alice"))
-		p.setRoutes([]*agentv1.Intercept{scope(alice)})
+		p.table.Set([]*agentv1.Intercept{scope(alice)})
 		for range 4 { // kept connections
 			require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
 		}
@@ -152,7 +153,7 @@ func TestTakenRequestsStay(t *testing.T) {
 			}
 			says("alice").ServeHTTP(w, r)
 		}))
-		p.setRoutes([]*agentv1.Intercept{scope(alice)})
+		p.table.Set([]*agentv1.Intercept{scope(alice)})
 		ask := func(path string) string {
 			return text(t, p.ask(t, transport, http.MethodPost, path, "alice", strings.NewReader("order")))
 		}
@@ -176,7 +177,7 @@ func TestSilentLaptopWithoutFallback(t *testing.T) {
 		p, way, alice, asked := silent(t, says("alice"))
 		alice = proto.Clone(scope(alice)).(*agentv1.Intercept)
 		alice.ErrorOnFailure = true
-		p.setRoutes([]*agentv1.Intercept{alice})
+		p.table.Set([]*agentv1.Intercept{alice})
 		require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
 		way.stop()
 		for range 2 {
@@ -191,7 +192,7 @@ func TestGlobalLaptopWithoutFallback(t *testing.T) {
 	p, _, alice, asked := silent(t, says("alice"))
 	alice = all(alice)
 	alice.ErrorOnFailure, alice.RelayAddress = true, fmt.Sprintf("127.0.0.1:%d", nobody(t))
-	p.setRoutes([]*agentv1.Intercept{alice})
+	p.table.Set([]*agentv1.Intercept{alice})
 	for version, transport := range transports(t) {
 		for range 2 {
 			answer := p.ask(t, transport, http.MethodPost, "/", "", strings.NewReader("order"))
@@ -211,7 +212,7 @@ func TestGlobalLaptopWithoutFallback(t *testing.T) {
 func TestBodiesOfSilentLaptops(t *testing.T) {
 	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
 		p, way, alice, _ := silent(t, says("alice"))
-		p.setRoutes([]*agentv1.Intercept{scope(alice)})
+		p.table.Set([]*agentv1.Intercept{scope(alice)})
 		require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
 		way.stop()
 		in, out := io.Pipe()
@@ -221,7 +222,7 @@ func TestBodiesOfSilentLaptops(t *testing.T) {
 		})
 		_, err := io.WriteString(out, "first ")
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return !p.table(p.port).all()[0].laptop.Reachable() }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return !p.table.Port(p.port).Targets()[0].Laptop.Reachable() }, patience, time.Millisecond)
 		_, err = io.WriteString(out, "second")
 		require.NoError(t, err)
 		require.NoError(t, out.Close())
@@ -230,7 +231,7 @@ func TestBodiesOfSilentLaptops(t *testing.T) {
 
 		require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
 		way.stop()
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum", bytes.NewReader(make([]byte, 4*maxReplay)))
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum", bytes.NewReader(make([]byte, 4*replay.MaxSize)))
 		require.NoError(t, err)
 		r.Header.Set("X-Dev", "alice")
 		answer, err := transport.RoundTrip(r)
@@ -281,7 +282,7 @@ func TestRepeatableRequests(t *testing.T) {
 				says("alice").ServeHTTP(w, r)
 			}))
 			if global {
-				p.setRoutes([]*agentv1.Intercept{all(alice)})
+				p.table.Set([]*agentv1.Intercept{all(alice)})
 			}
 			known.Store(http.MethodGet, nil)
 			for _, method := range []string{http.MethodDelete, http.MethodPut, http.MethodPost} {
@@ -316,7 +317,7 @@ func TestRepeatableRequests(t *testing.T) {
 // The same on a port that is intercepted as a whole: a connection's next request, and whatever a new one begins with.
 func TestGlobalLaptopFallsSilent(t *testing.T) {
 	p, way, alice, _ := silent(t, says("alice"))
-	p.setRoutes([]*agentv1.Intercept{all(alice)})
+	p.table.Set([]*agentv1.Intercept{all(alice)})
 	kept, other := p.browse(t), p.browse(t)
 	for _, b := range []*browser{kept, other} {
 		require.Equal(t, "alice /1 ", b.get(t, "/1"))

@@ -86,7 +86,7 @@ func TestNothingIsSmuggled(t *testing.T) {
 		}
 	}()
 	p := newPod(t, "127.0.0.1", port, alice.authority)
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 	direct := fmt.Sprintf("127.0.0.1:%d", port)
 
 	const hidden = "GET /hidden HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n"

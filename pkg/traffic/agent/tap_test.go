@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/detour-dev/detour/pkg/traffic/agent/copies"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -31,7 +32,7 @@ func TestWiretapGetsCopies(t *testing.T) {
 			})))
 			p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), carol.authority)
 			everything := &agentv1.Intercept{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true}
-			p.setRoutes([]*agentv1.Intercept{everything})
+			p.table.Set([]*agentv1.Intercept{everything})
 			for i := range 5 {
 				body := strings.Repeat("x", i*20000)
 				answer := p.ask(t, transport, http.MethodPost, fmt.Sprintf("/%d?a=b", i), "", strings.NewReader(body))
@@ -40,7 +41,7 @@ func TestWiretapGetsCopies(t *testing.T) {
 			}
 			marked := p.person("alice", carol.address)
 			marked.Wiretap = true
-			p.setRoutes([]*agentv1.Intercept{marked})
+			p.table.Set([]*agentv1.Intercept{marked})
 			assert.Equal(t, "app /no ", text(t, p.ask(t, transport, http.MethodGet, "/no", "", nil)))
 			assert.Equal(t, "app /yes ", text(t, p.ask(t, transport, http.MethodGet, "/yes", "alice", nil)))
 			assert.Equal(t, "GET /yes ", <-copies)
@@ -59,7 +60,7 @@ func TestWiretapNeverHoldsUp(t *testing.T) {
 			t.Run(version+", a laptop that "+name, func(t *testing.T) {
 				serveApp := handler(t, says("app"))
 				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), stuck.authority)
-				p.setRoutes([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: relay, Token: []byte("secret"), Wiretap: true}})
+				p.table.Set([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: relay, Token: []byte("secret"), Wiretap: true}})
 				body := bytes.Repeat([]byte("x"), 4<<20)
 				for range 3 {
 					answer := p.ask(t, transport, http.MethodPost, "/", "", bytes.NewReader(body))
@@ -107,97 +108,17 @@ func TestLostCopiesAreCounted(t *testing.T) {
 			t.Run(version+", a laptop "+name, func(t *testing.T) {
 				serveApp := handler(t, says("app"))
 				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), stuck.authority)
-				p.setRoutes([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: c.relay, Token: []byte("secret"), Wiretap: true}})
+				p.table.Set([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: c.relay, Token: []byte("secret"), Wiretap: true}})
 				looked.Store(0)
 				for range 3 {
 					_ = text(t, p.ask(t, transport, http.MethodPost, "/sum", "", bytes.NewReader(make([]byte, c.size))))
 				}
-				dropped := func() uint64 {
-					p.report.mu.Lock()
-					defer p.report.mu.Unlock()
-					return p.report.dropped["tap"]
-				}
+				dropped := func() uint64 { return p.report.Dropped("tap") }
 				assert.Eventually(t, func() bool { return dropped()+uint64(looked.Load()) == 3 }, patience, time.Millisecond)
 				assert.Equal(t, c.want, dropped())
 			})
 		}
 	}
-}
-
-// A laptop's process may close the connection as soon as it has a request, before anybody here has taken note of that, and while the app still thinks
-// about its answer.
-func TestCopyThatWasTakenIsNotLost(t *testing.T) {
-	p := newPod(t, "127.0.0.1", nobody(t), nil)
-	begun := func() (*tapBuffer, []byte) {
-		p.report.dropped = map[string]uint64{}
-		b := p.newTapBuffer(&target{Intercept: &agentv1.Intercept{Uid: "tap"}})
-		b.begin()
-		_, _ = b.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
-		sent, err := b.next()
-		require.NoError(t, err)
-		return b, sent
-	}
-	lost := func() uint64 { return p.report.dropped["tap"] }
-
-	b, sent := begun()
-	b.drop(io.ErrClosedPipe)
-	b.passed(sent, true)
-	b.complete()
-	require.Zero(t, lost(), "closed before it was known to be written")
-
-	b, sent = begun()
-	b.passed(sent, true)
-	b.drop(io.ErrClosedPipe)
-	b.complete()
-	require.Zero(t, lost(), "closed before the app's answer")
-
-	b, sent = begun()
-	b.passed(sent, true)
-	b.drop(io.ErrClosedPipe)
-	for range 2 {
-		_, _ = b.Write([]byte("more"))
-		b.settle()
-	}
-	b.complete()
-	require.Equal(t, uint64(1), lost(), "closed before its end")
-
-	b, sent = begun()
-	b.drop(io.ErrClosedPipe)
-	b.passed(sent, false)
-	b.complete()
-	require.Equal(t, uint64(1), lost(), "not written")
-}
-
-// What waits for all who get copies is bounded together, and given back when it is given up: the app's pod pays for it.
-func TestCopiesShareABudget(t *testing.T) {
-	p := newPod(t, "127.0.0.1", nobody(t), nil)
-	target := &target{Intercept: &agentv1.Intercept{Uid: "tap"}}
-	const size, taps = 200 << 10, 100
-	all := make([]*tapBuffer, taps)
-	for i := range all {
-		all[i] = p.newTapBuffer(target)
-		for range 2 { // the second is too much for one connection
-			all[i].begin()
-			_, err := all[i].Write(make([]byte, size))
-			require.NoError(t, err)
-			all[i].complete()
-			require.LessOrEqual(t, p.copies.used.Load(), int64(tapsLimit))
-			if i < tapsLimit/size {
-				break
-			}
-		}
-	}
-	held := 0
-	for _, b := range all {
-		held += cap(b.waiting)
-	}
-	require.LessOrEqual(t, held, 2*tapsLimit)
-	require.Equal(t, uint64(2*(taps-tapsLimit/size)), p.report.dropped["tap"])
-	for _, b := range all {
-		b.drop(errTapDropped)
-	}
-	require.Zero(t, p.copies.used.Load())
-	require.Equal(t, uint64(2*taps-tapsLimit/size), p.report.dropped["tap"])
 }
 
 // A laptop that takes its copies gets them however many there are, and nothing is held for it after that.
@@ -209,11 +130,11 @@ func TestCopiesAreLetGo(t *testing.T) {
 	})))
 	serveApp := handler(t, says("app"))
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), carol.authority)
-	p.setRoutes([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true}})
+	p.table.Set([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true}})
 	transport := transports(t)["HTTP/1.1"]
-	const size = tapLimit / 2
-	for i := range int64(2 * tapsLimit / size) {
+	const size = copies.MaxBuffered / 2
+	for i := range int64(2 * copies.MaxTotal / size) {
 		_ = text(t, p.ask(t, transport, http.MethodPost, "/sum", "", bytes.NewReader(make([]byte, size))))
-		require.Eventually(t, func() bool { return p.copies.used.Load() == 0 && got.Load() == (i+1)*size }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return p.limits.copies.Used() == 0 && got.Load() == (i+1)*size }, patience, time.Millisecond)
 	}
 }

@@ -26,6 +26,8 @@ import (
 
 	"github.com/detour-dev/detour/pkg/agentconfig"
 	"github.com/detour-dev/detour/pkg/tlspeek"
+	"github.com/detour-dev/detour/pkg/traffic/agent/apptls"
+	"github.com/detour-dev/detour/pkg/traffic/agent/upstream"
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
@@ -42,8 +44,8 @@ func TestTLSPassesUntouched(t *testing.T) {
 	certificate, roots := newCertificate(t)
 	alice := newLaptop(t, ok, handler(t, says("alice")))
 	p := newPod(t, "127.0.0.1", tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}}), alice.authority)
-	p.ports = newPorts(agentconfig.Config{Ports: []agentconfig.Port{{App: p.port}}})
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+	p.ports = apptls.NewPorts(agentconfig.Config{Ports: []agentconfig.Port{{App: p.port}}}, p.log)
+	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 	for _, versions := range []func(*http.Protocols){func(v *http.Protocols) { v.SetHTTP1(true) }, func(v *http.Protocols) { v.SetHTTP2(true) }} {
 		protocols := new(http.Protocols)
 		versions(protocols)
@@ -60,8 +62,8 @@ func TestTLSPassesUntouched(t *testing.T) {
 		}
 	}
 	assert.Empty(t, alice.headers)
-	require.Eventually(t, func() bool { return len(p.ports.states()) == 1 }, patience, patience/1000, "a client's TLS makes the agent look")
-	assert.Len(t, p.found, 1)
+	require.Eventually(t, func() bool { return len(p.ports.States()) == 1 }, patience, patience/1000, "a client's TLS makes the agent look")
+	assert.Len(t, p.ports.Changed(), 1)
 }
 
 // The app is asked once when a port is to be served by request; what answers in anything but TLS does not speak it.
@@ -78,16 +80,16 @@ func TestLook(t *testing.T) {
 		intercepts = append(intercepts, i)
 	}
 	config.Ports = append(config.Ports, agentconfig.Port{App: unasked})
-	p.ports = newPorts(config)
-	p.setRoutes(append(intercepts, &agentv1.Intercept{Uid: "global", Port: uint32(unasked)}))
-	p.look(t.Context())
-	states := p.ports.states()
+	p.ports = apptls.NewPorts(config, p.log)
+	p.table.Set(append(intercepts, &agentv1.Intercept{Uid: "global", Port: uint32(unasked)}))
+	p.ports.Probe(t.Context(), p.ByRequest)
+	states := p.ports.States()
 	require.Len(t, states, 1)
 	assert.Equal(t, uint32(secured), states[0].Port)
 	assert.True(t, states[0].Tls)
-	assert.True(t, p.ports[plain].get().known)
-	assert.False(t, p.ports[absent].get().known, "it is asked again")
-	assert.False(t, p.ports[unasked].get().known, "a global intercept needs not know")
+	assert.True(t, p.ports.Known(plain))
+	assert.False(t, p.ports.Known(absent), "it is asked again")
+	assert.False(t, p.ports.Known(unasked), "a global intercept needs not know")
 }
 
 // A client that is slow to say hello in TLS, as one that opened its connection ahead, reaches the app as well.
@@ -95,9 +97,9 @@ func TestTLSLate(t *testing.T) {
 	certificate, roots := newCertificate(t)
 	alice := newLaptop(t, ok, handler(t, says("alice")))
 	p := newPod(t, "127.0.0.1", tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}}), alice.authority)
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 	raw := p.dial(t)
-	time.Sleep(silence * 2)
+	time.Sleep(upstream.FirstBytesTimeout * 2)
 	c := tls.Client(raw, &tls.Config{RootCAs: roots, ServerName: serverName})
 	_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: catalog\r\nX-Dev: alice\r\nConnection: close\r\n\r\n")
 	require.NoError(t, err)
@@ -132,11 +134,11 @@ func looked(t *testing.T, change func(*tls.Config)) (p *pod, roots *x509.CertPoo
 	bob := newLaptop(t, ok, handler(t, says("bob")))
 	bob.authority.AddCert(alice.certificate)
 	p = newPod(t, "127.0.0.1", tlsApp(t, config), bob.authority)
-	p.ports = ports{p.port: {certificate: secret(t, certificate)}}
+	p.ports.SetCertificate(p.port, secret(t, certificate))
 	mine, his := p.person("alice", alice.address), p.person("bob", bob.address)
 	his.LocalPlaintext = true
-	p.setRoutes([]*agentv1.Intercept{mine, his})
-	p.look(t.Context())
+	p.table.Set([]*agentv1.Intercept{mine, his})
+	p.ports.Probe(t.Context(), p.ByRequest)
 	return p, roots
 }
 
@@ -173,7 +175,7 @@ func (p *pod) askSecure(ctx context.Context, transport *http.Transport, method, 
 // app's certificate and its choice of protocol.
 func TestTLSIsRoutedByRequest(t *testing.T) {
 	p, roots := looked(t, func(*tls.Config) {})
-	require.Empty(t, p.ports.states())
+	require.Empty(t, p.ports.States())
 	for version, transport := range secureTransports(t, roots) {
 		t.Run(version, func(t *testing.T) {
 			var clients sync.WaitGroup
@@ -235,7 +237,7 @@ func TestTLSThatCannotBeLookedInto(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, roots := looked(t, c.change)
-			states := p.ports.states()
+			states := p.ports.States()
 			if c.problem == "" {
 				require.Empty(t, states)
 			} else {
@@ -260,7 +262,7 @@ func TestTLSFailsOpen(t *testing.T) {
 	p.tls.RootCAs.AddCert(plain.certificate)
 	mine := p.person("alice", plain.address)
 	gone := p.person("bob", fmt.Sprintf("127.0.0.1:%d", nobody(t)))
-	p.setRoutes([]*agentv1.Intercept{mine, gone})
+	p.table.Set([]*agentv1.Intercept{mine, gone})
 	for version, transport := range secureTransports(t, roots) {
 		t.Run(version, func(t *testing.T) {
 			for range 3 {
@@ -284,7 +286,7 @@ func TestTLSFailsOpenLater(t *testing.T) {
 	for version, transport := range secureTransports(t, roots) {
 		t.Run(version, func(t *testing.T) {
 			plain.status.Store(int32(ok))
-			p.setRoutes([]*agentv1.Intercept{mine})
+			p.table.Set([]*agentv1.Intercept{mine})
 			for range 3 {
 				_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "alice", "body")
 				require.NoError(t, err)
@@ -302,7 +304,7 @@ func TestTLSFailsOpenLater(t *testing.T) {
 				require.NoError(t, err)
 				assert.Equal(t, "app / body", page)
 			}
-			p.setRoutes(nil)
+			p.table.Set(nil)
 		})
 	}
 }
@@ -353,11 +355,11 @@ func TestTLSRoutesGRPC(t *testing.T) {
 	bob := newLaptop(t, ok, serveBob)
 	bob.authority.AddCert(alice.certificate)
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(tls.Server(c, config)) }), bob.authority)
-	p.ports = ports{p.port: {certificate: secret(t, certificate)}}
+	p.ports.SetCertificate(p.port, secret(t, certificate))
 	his := p.person("bob", bob.address)
 	his.LocalPlaintext = true
-	p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address), his})
-	p.look(t.Context())
+	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address), his})
+	p.ports.Probe(t.Context(), p.ByRequest)
 
 	conn, err := grpc.NewClient("passthrough:///"+p.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: serverName})))
 	require.NoError(t, err)
@@ -405,7 +407,7 @@ func TestHastyProcess(t *testing.T) {
 	p.tls.RootCAs.AddCert(m.certificate)
 	alice := p.person("alice", m.address)
 	alice.LocalPlaintext = true
-	p.setRoutes([]*agentv1.Intercept{alice})
+	p.table.Set([]*agentv1.Intercept{alice})
 	transport := secureTransports(t, roots)["HTTP/2.0"]
 	for _, size := range []int{10, 100_000, 4 << 20} {
 		for range 10 {
@@ -424,10 +426,10 @@ func TestTLSFollowsTheSecret(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "alice / ", page)
 	other, _ := newCertificate(t)
-	p.ports[p.port].certificate = secret(t, other)
-	p.lookAndTell(t.Context(), p.port)
-	require.Len(t, p.found, 1)
-	require.Contains(t, p.ports.states()[0].Problem, "another certificate")
+	p.ports.SetCertificate(p.port, secret(t, other))
+	p.ports.Reprobe(t.Context(), p.port)
+	require.Len(t, p.ports.Changed(), 1)
+	require.Contains(t, p.ports.States()[0].Problem, "another certificate")
 	transport.CloseIdleConnections()
 	_, page, err = p.askSecure(t.Context(), transport, http.MethodGet, "/", "alice", "")
 	require.NoError(t, err)
@@ -452,8 +454,8 @@ func TestTLSWithoutHTTP(t *testing.T) {
 				_ = s.Close()
 			})
 			p := newPod(t, "127.0.0.1", number, alice.authority)
-			p.ports = ports{p.port: {certificate: secret(t, certificate)}}
-			p.setRoutes([]*agentv1.Intercept{p.person("alice", alice.address)})
+			p.ports.SetCertificate(p.port, secret(t, certificate))
+			p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 			c := tls.Client(p.dial(t), &tls.Config{RootCAs: roots, ServerName: serverName})
 			if name == "the app first" {
 				b := make([]byte, 10)
@@ -482,7 +484,7 @@ func TestTLSIsTapped(t *testing.T) {
 	}))
 	carol := newLaptop(t, ok, watch)
 	p.tls.RootCAs.AddCert(carol.certificate)
-	p.setRoutes([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Wiretap: true, LocalPlaintext: true}})
+	p.table.Set([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Wiretap: true, LocalPlaintext: true}})
 	for version, transport := range secureTransports(t, roots) {
 		_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "", version)
 		require.NoError(t, err)
