@@ -1,6 +1,7 @@
 // Package credential confines what a user's kubeconfig makes the daemon of root run or read to that
-// user's rights: the daemon starts a credential plugin through `detour credential`, which becomes the
-// user before it looks at the plugin. Start with As and Run; HTTPClient is for the requests themselves.
+// user's rights: the daemon starts a credential plugin through `detour credential`, which becomes
+// the user before it looks at the plugin. Start with As and Run; HTTPClient is for the requests
+// themselves.
 package credential
 
 import (
@@ -27,10 +28,12 @@ const (
 )
 
 // variable holds a plugin in the environment of the command. Arguments would show the plugin's
-// environment to every user of the machine, and variables of its own would affect a process of root.
+// environment to every user of the machine, and variables of its own would affect a process of
+// root.
 const variable = "DETOUR_CREDENTIAL_PLUGIN"
 
-// tokenLife is how long a token is used before its file is read again. client-go uses the same time.
+// tokenLife is how long a token is used before its file is read again. client-go uses the same
+// time.
 const tokenLife = time.Minute
 
 // execInfo is the variable in which client-go describes the cluster to a plugin.
@@ -67,7 +70,8 @@ func As(account Account, exec *api.ExecConfig) (*api.ExecConfig, error) {
 	return confined, nil
 }
 
-// Run becomes the account and then the plugin that the environment describes. It returns only an error.
+// Run becomes the account and then the plugin that the environment describes. It returns only an
+// error.
 func Run() error {
 	raw, ok := os.LookupEnv(variable)
 	if !ok {
@@ -80,8 +84,8 @@ func Run() error {
 	return p.run(os.Getenv(execInfo))
 }
 
-// OfTokenFile returns a plugin that reads a token from a file, again and again. detour is the path of
-// the program.
+// OfTokenFile returns a plugin that reads a token from a file, again and again. detour is the path
+// of the program.
 func OfTokenFile(detour, path string) *api.ExecConfig {
 	return &api.ExecConfig{
 		Command: detour, Args: []string{Command, "--" + TokenFlag, path},

@@ -18,15 +18,15 @@ func HTTPClient(config *rest.Config) (*http.Client, error) {
 	return &http.Client{Transport: EndWithContext(transport), Timeout: config.Timeout}, nil
 }
 
-// EndWithContext wraps a round tripper so that a request ends with its context even while a credential
-// plugin runs for it. client-go waits for the plugin: one that hangs, or that prompts an absent person,
-// must not block a caller that has given up. The plugin itself keeps running.
+// EndWithContext wraps a round tripper so that a request ends with its context even while a
+// credential plugin runs for it. client-go waits for the plugin: one that hangs, or that prompts an
+// absent person, must not block a caller that has given up. The plugin itself keeps running.
 func EndWithContext(next http.RoundTripper) http.RoundTripper {
 	return &contextEnder{next: next, slots: make(chan struct{}, maxPending)}
 }
 
-// maxPending is how many requests may be under way at once, including those whose callers have given
-// up: retries while a plugin hangs must not accumulate goroutines.
+// maxPending is how many requests may be under way at once, including those whose callers have
+// given up: retries while a plugin hangs must not accumulate goroutines.
 const maxPending = 64
 
 type contextEnder struct {
@@ -46,8 +46,8 @@ func (e *contextEnder) RoundTrip(request *http.Request) (*http.Response, error) 
 		return nil, request.Context().Err()
 	}
 	done := make(chan result, 1)
-	// Nobody waits for it after the context has ended: it ends with the plugin. maxPending bounds such
-	// goroutines.
+	// Nobody waits for it after the context has ended: it ends with the plugin. maxPending bounds
+	// such goroutines.
 	go func() {
 		defer func() { <-e.slots }()
 		response, err := e.next.RoundTrip(request) //nolint:bodyclose // closed below, or by the caller

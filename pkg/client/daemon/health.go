@@ -12,8 +12,8 @@ import (
 	"github.com/detour-dev/detour/pkg/client/explain"
 )
 
-// maxNotFoundStreak is how many answers in a row that the session is gone are not believed, if they may
-// come from a proxy in front of the API server.
+// maxNotFoundStreak is how many answers in a row that the session is gone are not believed, if they
+// may come from a proxy in front of the API server.
 const maxNotFoundStreak = 5
 
 // health collects what is known about the state of a session.

@@ -28,8 +28,8 @@ import (
 // otherUser is a UID that nobody has.
 const otherUser = 12345
 
-// TestConnectAsOtherUser is run by TestDaemonOfRootConfinesOtherUsers as another user: it asks the daemon
-// to connect and prints the error.
+// TestConnectAsOtherUser is run by TestDaemonOfRootConfinesOtherUsers as another user: it asks the
+// daemon to connect and prints the error.
 func TestConnectAsOtherUser(t *testing.T) {
 	socket := os.Getenv("DETOUR_TEST_SOCKET")
 	if socket == "" {
@@ -50,8 +50,8 @@ func TestConnectAsOtherUser(t *testing.T) {
 	fmt.Printf("ERROR: %s\n", status.Convert(err).Message())
 }
 
-// The daemon of root runs and reads nothing with root's rights that another user has named. The test
-// needs no cluster: client-go runs a plugin before it dials the API server.
+// The daemon of root runs and reads nothing with root's rights that another user has named. The
+// test needs no cluster: client-go runs a plugin before it dials the API server.
 func TestDaemonOfRootConfinesOtherUsers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only a daemon of root serves another user")

@@ -10,7 +10,8 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// A service's port can be written as a number or as a name, and two of its ports can have one target.
+// A service's port can be written as a number or as a name, and two of its ports can have one
+// target.
 func TestPortConflict(t *testing.T) {
 	ports := []corev1.ServicePort{
 		{Name: "http", Port: 80, TargetPort: intstr.FromString("web"), Protocol: corev1.ProtocolTCP},

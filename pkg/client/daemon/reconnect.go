@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// upkeepInterval is how often supervise looks after a session without being told of a change. It
-	// bounds how long the loss of a session goes unnoticed while there is no watch.
+	// upkeepInterval is how often supervise inspects a session without a notice of a change.
+	// It bounds how long the loss of a session goes unnoticed while there is no watch.
 	upkeepInterval = 3 * time.Second
-	// verifyInterval is how often the Session object is read although a watch follows it. A watch does
-	// not end when the credentials expire.
+	// verifyInterval is how often the Session object is read although a watch follows it. A watch
+	// does not end when the credentials expire.
 	verifyInterval   = 30 * time.Second
 	reconnectTimeout = 2 * time.Minute
 )
 
-// errOtherManager ends a session whose traffic-manager was installed anew: it does not know the laptop's
-// tunnel.
+// errOtherManager ends a session whose traffic-manager was installed anew: it does not know the
+// laptop's tunnel.
 var errOtherManager = errors.New("the traffic-manager has another key or other addresses for laptops")
 
 // errEnded ends a session that somebody has deleted in the cluster.
@@ -33,10 +33,10 @@ var errEnded = errors.New("the session was deleted in the cluster: run `detour c
 
 // supervise follows the session's object until ctx ends.
 //
-// The traffic-manager deletes a session whose laptop was silent for too long, because it slept or had no
-// network. Such a session is made again, with its intercepts; so is that of a traffic-manager that was
-// replaced. A session that is deleted while the laptop is there was deleted by a person: it ends, and
-// the laptop is restored.
+// The traffic-manager deletes a session whose laptop was silent for too long, because it slept or
+// had no network. Such a session is made again, with its intercepts; so is that of a
+// traffic-manager that was replaced. A session that is deleted while the laptop is there was
+// deleted by a person: it ends, and the laptop is restored.
 func (s *Server) supervise(ctx context.Context) {
 	tick := time.NewTicker(upkeepInterval)
 	defer tick.Stop()
@@ -75,7 +75,7 @@ func (s *Server) supervise(ctx context.Context) {
 func (s *Server) inspect(ctx context.Context, now *session, upkeep bool) (lost *session) {
 	name := now.record.get().Name
 	if now.namespaces != nil && now.namespaces.Gone() && !now.isEnded() {
-		s.log.Warn("the helper that holds the namespaces has ended: making the session again", "session", name)
+		now.log.Warn("the helper that holds the namespaces has ended: making the session again", "session", name)
 		return now
 	}
 	if upkeep && !now.isEnded() {
@@ -83,7 +83,7 @@ func (s *Server) inspect(ctx context.Context, now *session, upkeep bool) (lost *
 	}
 	gone, err := now.refresh(ctx)
 	if errors.Is(err, errOtherManager) {
-		s.log.Info("the traffic-manager was replaced: making the session again", "session", name, "err", err)
+		now.log.Info("the traffic-manager was replaced: making the session again", "session", name, "err", err)
 		return now
 	}
 	if upkeep && err == nil && !gone && !now.isEnded() {
@@ -93,25 +93,25 @@ func (s *Server) inspect(ctx context.Context, now *session, upkeep bool) (lost *
 		return nil
 	}
 	if !gaveUp(now.health.silentSince(), time.Now(), now.record.get().Status.GivenUpAfter.Duration) {
-		s.log.Info("the session was deleted in the cluster", "session", name)
+		now.log.Info("the session was deleted in the cluster", "session", name)
 		s.end(ctx, now, nil)
 		now.health.setProblem(errEnded)
 		return nil
 	}
-	s.log.Info("the traffic-manager gave the session up: making it again", "session", name)
+	now.log.Info("the traffic-manager gave the session up: making it again", "session", name)
 	return now
 }
 
 // gaveUp reports whether the traffic-manager can have given up a session that it last heard of at
-// received. That the tunnel receives messages now proves nothing: a laptop that wakes up finds messages
-// in its sockets that were sent before.
+// received. That the tunnel receives messages now proves nothing: a laptop that wakes up finds
+// messages in its sockets that were sent before.
 func gaveUp(received, now time.Time, after time.Duration) bool {
 	// Wall clock time: the monotonic clock stands still while the laptop sleeps.
 	return now.Round(0).Sub(received.Round(0)) >= after
 }
 
-// end closes a session. What remains of it says why it ended, and has the intercepts for the session
-// that is made in its place, by reconnect or by a user who does not wait for that.
+// end closes a session. What remains of it says why it ended, and has the intercepts for the
+// session that is made in its place, by reconnect or by a user who does not wait for that.
 func (s *Server) end(ctx context.Context, now *session, handOver []*intercepts.Pending) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -121,7 +121,7 @@ func (s *Server) end(ctx context.Context, now *session, handOver []*intercepts.P
 	ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 	defer done()
 	if err := now.close(ending); err != nil {
-		s.log.Warn("the session may still be in the cluster", "err", err)
+		now.log.Warn("the session may still be in the cluster", "err", err)
 	}
 	now.intercepts.TakeOver(handOver)
 }
@@ -138,7 +138,7 @@ func (s *Server) reconnect(ctx context.Context, old *session) bool {
 	defer done()
 	made, err := connect(trying, old.request, old, s.paths, s.log, func(string) {})
 	if err != nil {
-		s.log.Warn("making the session again failed", "err", err)
+		old.log.Warn("making the session again failed", "err", err)
 		old.health.setProblem(err)
 		return false
 	}
@@ -179,22 +179,27 @@ func (s *Server) renewLocked(
 	return made, nil
 }
 
-// refresh reads the session's object and follows its changes. It reports whether the object is gone.
+// refresh reads the session's object and follows its changes. It reports whether the object is
+// gone.
 func (s *session) refresh(ctx context.Context) (gone bool, err error) {
 	if s.isEnded() {
 		return false, nil
 	}
 	ctx, done := context.WithTimeout(ctx, upkeepInterval)
 	defer done()
+	object := s.record.get()
+	received := s.network.LastReceived() // before the read: it must not be newer than what is read
+	// After a silence in which the traffic-manager may have given the session up, the tunnel can hear
+	// it again before the watch reports the deletion.
+	silence := gaveUp(s.health.silentSince(), received, object.Status.GivenUpAfter.Duration/2)
 	read := s.watch.Session
-	if time.Since(s.verified) >= verifyInterval {
+	if silence || time.Since(s.verified) >= verifyInterval {
 		read, s.verified = s.watch.ReadSession, time.Now()
 	}
 	fresh, err := read(ctx)
 	if gone := s.health.observe(err, s.server); err != nil {
 		return gone, err
 	}
-	object := s.record.get()
 	if !fresh.DeletionTimestamp.IsZero() || fresh.UID != object.UID {
 		return true, nil
 	}
@@ -203,7 +208,7 @@ func (s *session) refresh(ctx context.Context) (gone bool, err error) {
 	if outdated(object.Status, fresh.Status) {
 		return false, errOtherManager
 	}
-	s.health.received(s.network.LastReceived())
+	s.health.received(received)
 	s.intercepts.ForgetEnded(ctx)
 	return false, s.follow(ctx, object.Status, fresh.Status)
 }
@@ -228,9 +233,9 @@ func (s *session) follow(ctx context.Context, was, is detour.SessionStatus) erro
 	return nil
 }
 
-// outdated reports whether the laptop's tunnel is useless: the traffic-manager has another key, or other
-// addresses for laptops because the chart's sessionCIDR has changed. Such a tunnel may seem alive, but
-// nothing passes through it.
+// outdated reports whether the laptop's tunnel is useless: the traffic-manager has another key, or
+// other addresses for laptops because the chart's sessionCIDR has changed. Such a tunnel may seem
+// alive, but nothing passes through it.
 func outdated(was, is detour.SessionStatus) bool {
 	return is.ManagerPublicKey != "" && is.ManagerPublicKey != was.ManagerPublicKey ||
 		len(is.Addresses) > 0 && !slices.Equal(is.Addresses, was.Addresses)

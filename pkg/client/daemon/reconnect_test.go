@@ -19,8 +19,8 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// The traffic-manager deletes a session whose laptop was silent for as long as it waits. A session that
-// is gone earlier was deleted by a person.
+// The traffic-manager deletes a session whose laptop was silent for as long as it waits. A session
+// that is gone earlier was deleted by a person.
 func TestGaveUp(t *testing.T) {
 	now := time.Now()
 	for name, c := range map[string]struct {
@@ -72,8 +72,8 @@ func have(s *session, services ...string) {
 	}
 }
 
-// A user who connects before a lost session is made again gets its intercepts, unless they were left
-// meanwhile.
+// A user who connects before a lost session is made again gets its intercepts, unless they were
+// left meanwhile.
 func TestNextSessionTakesTheInterceptsOfALostOneOver(t *testing.T) {
 	api := clustertest.New(t)
 	server := &Server{log: slog.New(slog.DiscardHandler)}
@@ -100,9 +100,10 @@ func TestNextSessionTakesTheInterceptsOfALostOneOver(t *testing.T) {
 	require.Zero(t, after(nil, clustertest.Namespace))
 }
 
-// The chart's value for how long a laptop may be silent can change: with the old value a session that
-// the traffic-manager has given up would look as if a person had deleted it. And a traffic-manager of
-// another version has no tunnel for the laptop, which would look like a broken network.
+// The chart's value for how long a laptop may be silent can change: with the old value a session
+// that the traffic-manager has given up would look as if a person had deleted it. And a
+// traffic-manager of another version has no tunnel for the laptop, which would look like a broken
+// network.
 func TestRefreshFollowsTheSession(t *testing.T) {
 	api := clustertest.New(t)
 	s := sessionOf(t, api, detour.SessionStatus{
@@ -190,8 +191,30 @@ func TestSupervisorIsToldOfADeletion(t *testing.T) {
 	require.True(t, s.isEnded())
 }
 
-// The session keeps the credentials of the kubeconfig as it was at connect. A user who has logged in
-// again gets a session with the new ones.
+// A laptop that wakes up hears the tunnel before the watch reports that the traffic-manager has given
+// the session up. Such a session is made again: no person has deleted it.
+func TestSupervisorDistrustsTheWatchAfterASilence(t *testing.T) {
+	api := clustertest.New(t)
+	s := sessionOf(t, api, detour.SessionStatus{GivenUpAfter: metav1.Duration{Duration: time.Minute}})
+	object := s.record.get()
+	api.Put(&object)
+	asleep := time.Now().Add(-time.Hour)
+	s.health.received(asleep)
+	s.network.(*standing).received = asleep
+	server := &Server{log: s.log}
+	server.put(s)
+	require.Eventually(t, func() bool {
+		_, err := s.watch.Session(t.Context())
+		return err == nil && api.Calls("get sessions") == 0
+	}, limit, time.Millisecond)
+	api.DeleteSilently("sessions", "alice")
+	s.network.(*standing).received = time.Now()
+	require.Equal(t, s, server.inspect(t.Context(), s, true), "it is made again")
+	require.False(t, s.isEnded())
+}
+
+// The session keeps the credentials of the kubeconfig as it was at connect. A user who has logged
+// in again gets a session with the new ones.
 func TestConnectReplacesExpiredCredentials(t *testing.T) {
 	var mu sync.Mutex
 	accepted, created := "monday", []string(nil) // created are the tokens of requests for a session

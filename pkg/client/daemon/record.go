@@ -65,7 +65,8 @@ func (s *session) create(ctx context.Context, key wgkey.Key, progress func(strin
 	}
 	s.record = &record{object: object}
 	if err := os.WriteFile(s.journal(), []byte(s.server+" "+namespace+"/"+object.Name), 0o600); err != nil {
-		// Without the journal a crash leaves the object behind until the traffic-manager gives it up.
+		// Without the journal a crash leaves the object behind until the traffic-manager gives it
+		// up.
 		s.log.Warn("writing the journal of the session failed", "err", err)
 	}
 	s.watch = s.cluster.Watch(object.Name)
@@ -113,9 +114,9 @@ func (s *session) deleteObject(ctx context.Context, failed error) error {
 	return nil
 }
 
-// journal is the file that names the Session object, so that the next connect deletes one that a crash
-// left behind. Machines that share a home, over NFS for example, have one each: the object of another
-// machine may be in use there.
+// journal is the file that names the Session object, so that the next connect deletes one that a
+// crash left behind. Machines that share a home, over NFS for example, have one each: the object of
+// another machine may be in use there.
 func (s *session) journal() string { return filepath.Join(s.paths.State, "session-"+s.host) }
 
 // deleteLeftover deletes the object that the journal names.

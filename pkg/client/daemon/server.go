@@ -1,6 +1,6 @@
 // Package daemon is the laptop's side of a session. It serves the command line on a Unix socket and
-// holds one session, whose parts are the packages below it: the client and watch of the cluster, the
-// network, the intercepts, and the server for relayed connections. Start with Run and Server.
+// holds one session, whose parts are the packages below it: the client and watch of the cluster,
+// the network, the intercepts, and the server for relayed connections. Start with Run and Server.
 package daemon
 
 import (
@@ -42,7 +42,8 @@ type Server struct {
 	paths ipc.Paths
 	log   *slog.Logger
 	quit  context.CancelFunc
-	// busy is the context of making sessions. idle ends it, so that a user who disconnects does not wait.
+	// busy is the context of making sessions. idle ends it, so that a user who disconnects does not
+	// wait.
 	busy context.Context //nolint:containedctx // it is the daemon's own
 	idle context.CancelFunc
 
@@ -74,6 +75,7 @@ func Run(ctx context.Context, p ipc.Paths, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &Server{paths: p, log: log, quit: cancel}
+	log = log.With("component", "daemon") // connect adds the components of its parts to s.log
 	s.busy, s.idle = context.WithCancel(ctx)
 	server := grpc.NewServer(grpc.Creds(ipc.PeerCredentials()))
 	daemonv1.RegisterDaemonServiceServer(server, s)
@@ -109,8 +111,8 @@ func (s *Server) put(n *session) {
 	s.session = n
 }
 
-// disconnect leaves all intercepts and restores the laptop. was reports whether there was a session. The
-// error says why the session may still be in the cluster.
+// disconnect leaves all intercepts and restores the laptop. was reports whether there was a
+// session. The error says why the session may still be in the cluster.
 func (s *Server) disconnect(ctx context.Context) (was bool, err error) {
 	s.idle()
 	s.changing.Lock()
@@ -160,7 +162,8 @@ func (s *Server) Connect(
 }
 
 // reuseLocked returns the session that a request may use: the live one, or one with the request's
-// credentials in place of expired ones. Its errors are those of the RPC. The caller holds s.changing.
+// credentials in place of expired ones. Its errors are those of the RPC. The caller holds
+// s.changing.
 func (s *Server) reuseLocked(
 	ctx context.Context, now *session, req *daemonv1.ConnectRequest, progress func(string),
 ) (*session, error) {
@@ -198,8 +201,8 @@ func (i *identity) difference(req *daemonv1.ConnectRequest, server string) strin
 	return ""
 }
 
-// confine limits a kubeconfig to the rights of the caller. The daemon may be root's, and it runs the
-// plugins and reads the files that the kubeconfig names, also when it makes the session again.
+// confine limits a kubeconfig to the rights of the caller. The daemon may be root's, and it runs
+// the plugins and reads the files that the kubeconfig names, also when it makes the session again.
 func confine(ctx context.Context, raw []byte) ([]byte, error) {
 	caller, err := ipc.Caller(ctx)
 	if err != nil || ipc.IsTrusted(caller) {

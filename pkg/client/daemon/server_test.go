@@ -15,8 +15,8 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// A second daemon leaves the first one's resolver configuration alone: it is in use, and its backup is the
-// only copy of the original.
+// A second daemon leaves the first one's resolver configuration alone: it is in use, and its backup
+// is the only copy of the original.
 func TestSecondDaemonChangesNothing(t *testing.T) {
 	dir := t.TempDir()
 	p := ipc.Paths{Run: dir, State: dir}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/client-go/rest"
+
 	detour "github.com/detour-dev/detour/pkg/apis/detour/v1alpha1"
 	"github.com/detour-dev/detour/pkg/client/daemon/cluster"
 	"github.com/detour-dev/detour/pkg/client/daemon/intercepts"
@@ -22,8 +24,8 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// session is a live connection to one namespace of one cluster, or what remains of one that has ended:
-// why it ended, and its intercepts for the session after it. Each part has its own lock.
+// session is a live connection to one namespace of one cluster, or what remains of one that has
+// ended: why it ended, and its intercepts for the session after it. Each part has its own lock.
 type session struct {
 	identity
 	log        *slog.Logger
@@ -67,8 +69,8 @@ type identity struct {
 	since   time.Time
 }
 
-// mismatch describes where the session leads to, if a request is for somewhere else. The contexts of two
-// kubeconfigs can have the same name: many clusters have one called "default".
+// mismatch describes where the session leads to, if a request is for somewhere else. The contexts
+// of two kubeconfigs can have the same name: many clusters have one called "default".
 func (i *identity) mismatch(req *daemonv1.ConnectRequest, server string) string {
 	switch where := fmt.Sprintf("namespace %s of context %s", i.request.Namespace, i.request.Context); {
 	case i.request.Context != req.Context || i.request.Namespace != req.Namespace:
@@ -80,8 +82,8 @@ func (i *identity) mismatch(req *daemonv1.ConnectRequest, server string) string 
 }
 
 // connect makes a session: the Session object, the network, and the server for relayed connections.
-// before is the session that it replaces, or nil: its namespaces are used again. After an error nothing
-// is left of the session.
+// before is the session that it replaces, or nil: its namespaces are used again. After an error
+// nothing is left of the session.
 func connect(
 	ctx context.Context, req *daemonv1.ConnectRequest, before *session, paths ipc.Paths, log *slog.Logger,
 	progress func(string),
@@ -96,7 +98,7 @@ func connect(
 	}
 	s := &session{
 		identity: identity{request: req, server: config.Host, paths: paths, host: hostName(), since: time.Now()},
-		log:      log,
+		log:      log.With("component", "daemon"),
 	}
 	if before != nil {
 		s.namespaces = before.namespaces
@@ -112,7 +114,7 @@ func connect(
 		}
 	}()
 	timeout := time.Duration(req.RequestTimeoutSeconds * float64(time.Second))
-	if s.cluster, err = cluster.Connect(config, req.Namespace, timeout, log); err != nil {
+	if s.cluster, err = cluster.Connect(config, req.Namespace, timeout, log.With("component", "cluster")); err != nil {
 		return nil, err
 	}
 	key, err := wgkey.NewPrivate()
@@ -122,35 +124,49 @@ func connect(
 	if err := s.create(ctx, key, progress); err != nil {
 		return nil, err
 	}
-	if err := s.findNamespaces(ctx); err != nil {
+	if err := s.startParts(ctx, config, key, parsed, log, progress); err != nil {
 		return nil, err
 	}
-	object := s.record.get()
-	up, err := network.Up(ctx, network.Config{
-		Paths: paths, Cluster: config, Namespace: req.Namespace, ManagerNamespace: req.ManagerNamespace,
-		Status: object.Status, Key: key, Overrides: parsed, Transport: req.Transport, HostLoopback: req.HostLoopback,
-		Namespaces: s.namespaces, ManagerPod: s.managerPod, Progress: progress, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	s.network = up
-	s.health.received(up.LastReceived())
-	s.watch.FollowLiveness(s.network.Alive)
-	if s.relays, err = localrelay.Listen(s.network.Addresses(), s.network.Place(), log); err != nil {
-		return nil, err
-	}
-	s.intercepts = intercepts.New(intercepts.Config{
-		Cluster: s.cluster, Watch: s.watch, Relays: s.relays, Session: &object, Rootless: paths.Rootless, Log: log,
-		DialLocal: func(ctx context.Context, port uint16) (net.Conn, error) {
-			return localrelay.DialLocal(ctx, s.network.Place().Dial, port)
-		},
-	})
 	return s, nil
 }
 
-// findNamespaces makes the namespaces of rootless mode, unless those of the session before are still
-// there: processes that run in them cannot move to others.
+// startParts starts what works on an accepted session: the network, the server for relayed
+// connections, and the intercepts.
+func (s *session) startParts(
+	ctx context.Context, config *rest.Config, key wgkey.Key, parsed overrides.Overrides, log *slog.Logger,
+	progress func(string),
+) (err error) {
+	if err := s.findNamespaces(ctx); err != nil {
+		return err
+	}
+	object, req := s.record.get(), s.request
+	up, err := network.Up(ctx, network.Config{
+		Paths: s.paths, Cluster: config, Namespace: req.Namespace, ManagerNamespace: req.ManagerNamespace,
+		Status: object.Status, Key: key, Overrides: parsed, Transport: req.Transport, HostLoopback: req.HostLoopback,
+		Namespaces: s.namespaces, ManagerPod: s.managerPod, Progress: progress,
+		Log: log.With("component", "network"),
+	})
+	if err != nil {
+		return err
+	}
+	s.network = up
+	s.health.received(up.LastReceived())
+	s.watch.FollowLiveness(up.Alive)
+	if s.relays, err = localrelay.Listen(up.Addresses(), up.Place(), log.With("component", "localrelay")); err != nil {
+		return err
+	}
+	s.intercepts = intercepts.New(intercepts.Config{
+		Cluster: s.cluster, Watch: s.watch, Relays: s.relays, Session: &object, Rootless: s.paths.Rootless,
+		Log: log.With("component", "intercepts"),
+		DialLocal: func(ctx context.Context, port uint16) (net.Conn, error) {
+			return localrelay.DialLocal(ctx, up.Place().Dial, port)
+		},
+	})
+	return nil
+}
+
+// findNamespaces makes the namespaces of rootless mode, unless those of the session before are
+// still there: processes that run in them cannot move to others.
 func (s *session) findNamespaces(ctx context.Context) (err error) {
 	if !s.paths.Rootless || s.namespaces != nil && !s.namespaces.Gone() {
 		return nil
@@ -160,9 +176,9 @@ func (s *session) findNamespaces(ctx context.Context) (err error) {
 	return err
 }
 
-// close leaves the intercepts, restores the laptop and deletes the Session object. If the API server
-// does not answer, close does not wait for it: the traffic-manager gives the session up by itself. The
-// error says why the object may still be there.
+// close leaves the intercepts, restores the laptop and deletes the Session object. If the API
+// server does not answer, close does not wait for it: the traffic-manager gives the session up by
+// itself. The error says why the object may still be there.
 func (s *session) close(ctx context.Context) error {
 	if s.isEnded() {
 		return s.whyNotDeleted()

@@ -15,8 +15,8 @@ import (
 // statusTimeout is how long a status waits for the API server.
 const statusTimeout = time.Second
 
-// status describes the session from the snapshots of its parts. It first brings them up to date, as far
-// as the API server answers soon.
+// status describes the session from the snapshots of its parts. It first brings them up to date, as
+// far as the API server answers soon.
 func (s *session) status(ctx context.Context) *daemonv1.StatusResponse {
 	ended := s.isEnded()
 	var rtt time.Duration

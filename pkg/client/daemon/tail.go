@@ -22,8 +22,8 @@ const (
 	tailPingTimeout  = 3 * time.Second
 )
 
-// tail forwards the requests that the traffic-manager reports. It dials the traffic-manager inside the
-// tunnel, which encrypts and authenticates the laptop.
+// tail forwards the requests that the traffic-manager reports. It dials the traffic-manager inside
+// the tunnel, which encrypts and authenticates the laptop.
 func (s *session) tail(req *tailv1.TailRequest, stream grpc.ServerStreamingServer[tailv1.TailResponse]) error {
 	hub, proof := s.network.Hub()
 	if !hub.IsValid() {

@@ -31,9 +31,9 @@ var (
 // Dial connects to a running daemon. The caller closes the connection. Dial returns ErrNoDaemon if
 // there is none, and ErrOtherUser if the daemon serves another user.
 //
-// An open socket is not enough: a daemon that was just killed keeps one for some milliseconds, and a
-// stopped process keeps one for as long as it is stopped. Dial therefore waits for the daemon's first
-// bytes.
+// An open socket is not enough: a daemon that was just killed keeps one for some milliseconds, and
+// a stopped process keeps one for as long as it is stopped. Dial therefore waits for the daemon's
+// first bytes.
 func Dial(ctx context.Context, p Paths) (*grpc.ClientConn, error) {
 	waiting, done := context.WithTimeout(ctx, answerTimeout)
 	defer done()

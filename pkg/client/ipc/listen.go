@@ -10,9 +10,10 @@ import (
 // ErrDaemonRuns means that another daemon already listens on the socket.
 var ErrDaemonRuns = errors.New("a daemon is already running")
 
-// Listen opens the daemon's socket, which only the daemon's own user may connect to. The caller closes
-// the listener. Of two daemons that start at once exactly one succeeds, because Listen holds a lock
-// on the run directory: without it each would take the other's socket for that of a dead daemon.
+// Listen opens the daemon's socket, which only the daemon's own user may connect to. The caller
+// closes the listener. Of two daemons that start at once exactly one succeeds, because Listen holds
+// a lock on the run directory: without it each would take the other's socket for that of a dead
+// daemon.
 //
 // prepare runs when it is certain that no other daemon is there and before this one can be reached.
 // Its error is returned.

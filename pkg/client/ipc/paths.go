@@ -14,8 +14,8 @@ import (
 type Paths struct {
 	// Run is the directory of the socket, State that of the log and of the backups.
 	Run, State string
-	// Rootless is the mode of an ordinary user's daemon: the cluster's network is in namespaces, and
-	// nothing of the laptop is changed.
+	// Rootless is the mode of an ordinary user's daemon: the cluster's network is in namespaces,
+	// and nothing of the laptop is changed.
 	Rootless bool
 }
 
@@ -45,8 +45,8 @@ func DefaultPaths(rootless bool) Paths {
 	return p
 }
 
-// MakeDirectories creates the directories and then checks them: an ordinary user's run directory may
-// be in /tmp, where somebody else could have created it before. See Check.
+// MakeDirectories creates the directories and then checks them: an ordinary user's run directory
+// may be in /tmp, where somebody else could have created it before. See Check.
 func (p Paths) MakeDirectories() error {
 	mode := os.FileMode(0o755)
 	if p.Rootless {

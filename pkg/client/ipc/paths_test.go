@@ -41,7 +41,8 @@ func TestMessageNamesTheVariableOfADirectoryThatCannotBeMade(t *testing.T) {
 		"set DETOUR_RUN_DIR to one that you may write to")
 }
 
-// The message must not blame another user, nor ask for the removal of a directory that does not exist.
+// The message must not blame another user, nor ask for the removal of a directory that does not
+// exist.
 func TestRunDirectoryBelowAFileIsRejected(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))

@@ -38,8 +38,8 @@ type authInfo struct{ credential.Account }
 // AuthType implements credentials.AuthInfo.
 func (authInfo) AuthType() string { return "unix" }
 
-// Caller returns the account of the process that made the call with this context. The server must use
-// PeerCredentials.
+// Caller returns the account of the process that made the call with this context. The server must
+// use PeerCredentials.
 func Caller(ctx context.Context) (credential.Account, error) {
 	if p, ok := peer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(authInfo); ok {

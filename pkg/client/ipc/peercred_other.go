@@ -9,8 +9,8 @@ import (
 	"github.com/detour-dev/detour/pkg/client/credential"
 )
 
-// GrantSocket does nothing: callers are not identified on this platform, so that a daemon serves only
-// its own user.
+// GrantSocket does nothing: callers are not identified on this platform, so that a daemon serves
+// only its own user.
 func GrantSocket(Paths, int) error { return nil }
 
 // peerAccount returns the daemon's own account: only its user may open the socket.

@@ -1,6 +1,6 @@
 // Package kubeconfig resolves the files, flags and environment of a command to one self-contained
-// kubeconfig, so that the daemon, which is another process and perhaps another user, has exactly the
-// caller's access. Start with Load on the caller's side and with Unpack on the daemon's.
+// kubeconfig, so that the daemon, which is another process and perhaps another user, has exactly
+// the caller's access. Start with Load on the caller's side and with Unpack on the daemon's.
 package kubeconfig
 
 import (
@@ -27,12 +27,13 @@ var pluginEnvironment = []string{
 	"AWS_PROFILE", "CLOUDSDK_CONFIG", "AZURE_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "KUBECONFIG",
 }
 
-// Pack encodes a loaded configuration. Files that it names, such as certificates and a rotated token,
-// stay files.
+// Pack encodes a loaded configuration. Files that it names, such as certificates and a rotated
+// token, stay files.
 func Pack(config *rest.Config) ([]byte, error) { return pack(config) }
 
-// PackForRoot is Pack for a daemon of root that serves another user and reads no files for that user:
-// PackForRoot reads the certificates, and a plugin that runs as the user reads a rotated token.
+// PackForRoot is Pack for a daemon of root that serves another user and reads no files for that
+// user: PackForRoot reads the certificates, and a plugin that runs as the user reads a rotated
+// token.
 func PackForRoot(config *rest.Config) ([]byte, error) {
 	config = rest.CopyConfig(config)
 	if err := rest.LoadTLSFiles(config); err != nil {
@@ -98,8 +99,8 @@ func Unpack(raw []byte) (*rest.Config, error) {
 	return config, nil
 }
 
-// Confine limits a configuration that Pack has encoded to the rights of an account that the daemon of
-// root serves: plugins run as that account. Confine refuses a configuration that names files.
+// Confine limits a configuration that Pack has encoded to the rights of an account that the daemon
+// of root serves: plugins run as that account. Confine refuses a configuration that names files.
 func Confine(raw []byte, account credential.Account) ([]byte, error) {
 	config, err := clientcmd.Load(raw)
 	if err != nil {
@@ -132,7 +133,8 @@ func Confine(raw []byte, account credential.Account) ([]byte, error) {
 	return clientcmd.Write(*config)
 }
 
-// proxy returns the URL of the HTTP proxy to the API server that the kubeconfig or the environment sets.
+// proxy returns the URL of the HTTP proxy to the API server that the kubeconfig or the environment
+// sets.
 func proxy(config *rest.Config, base *url.URL) (string, error) {
 	find := config.Proxy
 	if find == nil {
@@ -148,7 +150,8 @@ func proxy(config *rest.Config, base *url.URL) (string, error) {
 	return via.String(), nil
 }
 
-// withEnvironment gives a credential plugin the variables of the caller that it does not set itself.
+// withEnvironment gives a credential plugin the variables of the caller that it does not set
+// itself.
 func withEnvironment(plugin *api.ExecConfig) *api.ExecConfig {
 	plugin = plugin.DeepCopy()
 	set := map[string]bool{}

@@ -76,8 +76,8 @@ current-context: a
 	require.Contains(t, string(packed), "proxy-url: http://proxy.example:3128")
 }
 
-// A kubeconfig for the daemon of root must be self-contained to pass Confine. A plugin reads a rotated
-// token.
+// A kubeconfig for the daemon of root must be self-contained to pass Confine. A plugin reads a
+// rotated token.
 func TestPackForRoot(t *testing.T) {
 	files := filepath.Join(t.TempDir(), "pem")
 	require.NoError(t, os.WriteFile(files, []byte("pem"), 0o600))

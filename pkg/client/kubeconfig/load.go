@@ -26,8 +26,8 @@ type Loaded struct {
 // nowhere is the server that client-go uses if the configuration names none.
 const nowhere = "http://localhost:8080"
 
-// Load reads files, flags and environment. It reports all mistakes in them, before any request to the
-// cluster. The errors are sentences for the user.
+// Load reads files, flags and environment. It reports all mistakes in them, before any request to
+// the cluster. The errors are sentences for the user.
 func Load(flags *genericclioptions.ConfigFlags) (*Loaded, error) {
 	if _, err := clientcmd.ParseTimeout(*flags.Timeout); err != nil {
 		return nil, fmt.Errorf("--request-timeout %s is not a duration: write for example --request-timeout 30s",

@@ -33,28 +33,28 @@ func TestParseNamesTheWrongFlag(t *testing.T) {
 func TestMismatch(t *testing.T) {
 	session := &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.0.0.0/8"}, Map: []string{"db=10.0.0.1"}}
 	for name, c := range map[string]struct {
-		wanted *daemonv1.NetworkOverrides
-		flags  []string
+		request *daemonv1.NetworkOverrides
+		flags   []string
 	}{
 		"no flags":      {},
-		"the same flag": {wanted: &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.0.0.0/8"}}},
+		"the same flag": {request: &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.0.0.0/8"}}},
 		"another value": {
-			wanted: &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.1.0.0/16"}},
-			flags:  []string{"--also-proxy"},
+			request: &daemonv1.NetworkOverrides{AlsoProxy: []string{"10.1.0.0/16"}},
+			flags:   []string{"--also-proxy"},
 		},
 		"a flag it lacks": {
-			wanted: &daemonv1.NetworkOverrides{NeverProxy: []string{"10.1.0.0/16"}},
-			flags:  []string{"--never-proxy"},
+			request: &daemonv1.NetworkOverrides{NeverProxy: []string{"10.1.0.0/16"}},
+			flags:   []string{"--never-proxy"},
 		},
 		"two other values": {
-			wanted: &daemonv1.NetworkOverrides{Map: []string{"a=b"}, MapSubnet: []string{"auto"}},
-			flags:  []string{"--map-subnet", "--map"},
+			request: &daemonv1.NetworkOverrides{Map: []string{"a=b"}, MapSubnet: []string{"auto"}},
+			flags:   []string{"--map-subnet", "--map"},
 		},
 		"suffixes it lacks": {
-			wanted: &daemonv1.NetworkOverrides{IncludeSuffix: []string{"a"}, ExcludeSuffix: []string{"b"}},
-			flags:  []string{"--include-suffix", "--exclude-suffix"},
+			request: &daemonv1.NetworkOverrides{IncludeSuffix: []string{"a"}, ExcludeSuffix: []string{"b"}},
+			flags:   []string{"--include-suffix", "--exclude-suffix"},
 		},
 	} {
-		t.Run(name, func(t *testing.T) { assert.Equal(t, c.flags, Mismatch(c.wanted, session)) })
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.flags, Mismatch(c.request, session)) })
 	}
 }

@@ -46,8 +46,8 @@ type Config struct {
 }
 
 // Follower keeps a store equal to the cluster's objects of one resource. An informer would keep a
-// second copy of each object, and would not report that its watch is broken, which is when the store
-// must not be trusted.
+// second copy of each object, and would not report that its watch is broken, which is when the
+// store must not be trusted.
 type Follower struct {
 	Config
 	live atomic.Bool

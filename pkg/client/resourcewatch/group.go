@@ -18,8 +18,8 @@ type Group struct {
 	running   sync.WaitGroup
 }
 
-// Start runs followers until Close. hangUp closes the idle connections to the API server: a watch that
-// is started again must not use the connection that has died.
+// Start runs followers until Close. hangUp closes the idle connections to the API server: a watch
+// that is started again must not use the connection that has died.
 func Start(hangUp func(), followers ...*Follower) *Group {
 	ctx, stop := context.WithCancel(context.Background())
 	g := &Group{followers: followers, hangUp: hangUp, ctx: ctx, stop: stop}
@@ -30,8 +30,8 @@ func Start(hangUp func(), followers ...*Follower) *Group {
 }
 
 // FollowLiveness restarts all watches when alive changes, that is when the laptop loses the cluster
-// and when it is back. Otherwise only HTTP/2's pings discover a connection that died silently, after
-// 45 s. FollowLiveness returns at once; it must be called before Close.
+// and when it is back. Otherwise only HTTP/2's pings discover a connection that died silently,
+// after 45 s. FollowLiveness returns at once; it must be called before Close.
 func (g *Group) FollowLiveness(alive func() bool) {
 	g.running.Go(func() {
 		tick := time.NewTicker(livenessInterval)

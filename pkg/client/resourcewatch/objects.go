@@ -6,8 +6,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Objects is a store of the objects of one namespace by name. Its objects are shared: callers must not
-// change them. The zero value is ready for use.
+// Objects is a store of the objects of one namespace by name. Its objects are shared: callers must
+// not change them. The zero value is ready for use.
 type Objects[T metav1.Object] struct {
 	// mu guards the fields below.
 	mu      sync.Mutex

@@ -1,7 +1,7 @@
-// Package svcwatch watches the connected namespace's Services and EndpointSlices, and the names of all
-// namespaces, with the user's own credentials, so that the laptop can answer DNS queries itself. It
-// knows nothing of resources that the user may not watch: the cluster's DNS answers for those. Start
-// with Watch.
+// Package svcwatch watches the connected namespace's Services and EndpointSlices, and the names of
+// all namespaces, with the user's own credentials, so that the laptop can answer DNS queries
+// itself. It knows nothing of resources that the user may not watch: the cluster's DNS answers for
+// those. Start with Watch.
 package svcwatch
 
 import (
@@ -33,8 +33,8 @@ type Config struct {
 	Namespace string
 	// Domain is the cluster's DNS domain, as in cluster.local.
 	Domain string
-	// Alive reports whether the laptop reaches the cluster. The watches start again when it changes.
-	// It may be nil: then only HTTP/2's pings discover a dead connection, after 45 s.
+	// Alive reports whether the laptop reaches the cluster. The watches start again when it
+	// changes. It may be nil: then only HTTP/2's pings discover a dead connection, after 45 s.
 	Alive func() bool
 	Log   *slog.Logger
 }
@@ -50,7 +50,8 @@ type Names struct {
 	known map[string]bool // the namespaces that exist
 }
 
-// Watch starts the watches and returns at once. The caller ends them with Close. config is not changed.
+// Watch starts the watches and returns at once. The caller ends them with Close. config is not
+// changed.
 func Watch(config *rest.Config, c Config) (*Names, error) {
 	config = rest.CopyConfig(config)
 	config.ContentType = runtime.ContentTypeProtobuf
@@ -183,8 +184,8 @@ func service(s *corev1.Service) records.Service {
 	return r
 }
 
-// slice leaves out the endpoints that are not ready. The API reports all endpoints of a service with
-// publishNotReadyAddresses as ready.
+// slice leaves out the endpoints that are not ready. The API reports all endpoints of a service
+// with publishNotReadyAddresses as ready.
 func slice(s *discoveryv1.EndpointSlice) records.Slice {
 	r := records.Slice{Name: s.Name, Service: s.Labels[discoveryv1.LabelServiceName]}
 	for _, p := range s.Ports {

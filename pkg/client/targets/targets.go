@@ -1,6 +1,6 @@
 // Package targets lists what can be intercepted in a namespace: each port of its services, and each
-// workload that no service selects. It gives the answer that the traffic-manager would give, so that
-// `detour list` and `detour intercept` agree. Start with List.
+// workload that no service selects. It gives the answer that the traffic-manager would give, so
+// that `detour list` and `detour intercept` agree. Start with List.
 package targets
 
 import (
@@ -25,8 +25,8 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// List reads the targets of a namespace with the credentials of config. Its errors are sentences for
-// the user. It does not change config.
+// List reads the targets of a namespace with the credentials of config. Its errors are sentences
+// for the user. It does not change config.
 func List(ctx context.Context, config *rest.Config, namespace string) ([]*daemonv1.Target, error) {
 	explained := func(err error, doing string) error {
 		return explain.Context{Doing: doing, Server: config.Host, Namespace: namespace}.Error(err)
@@ -47,8 +47,8 @@ func List(ctx context.Context, config *rest.Config, namespace string) ([]*daemon
 	if err != nil {
 		return nil, explained(err, "list the workloads of namespace "+namespace)
 	}
-	// Only the pods show a service mesh's proxy that was injected. A user who may not list pods learns
-	// of the mesh when they intercept.
+	// Only the pods show a service mesh's proxy that was injected. A user who may not list pods
+	// learns of the mesh when they intercept.
 	pods, err := clients.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 	if apierrors.IsForbidden(err) {
 		pods = &corev1.PodList{}
@@ -61,8 +61,8 @@ func List(ctx context.Context, config *rest.Config, namespace string) ([]*daemon
 	}
 	rows := targetsOf(services.Items, all, pods.Items, intercepts)
 	if len(rows) == 0 {
-		// The API server returns empty lists for a namespace that does not exist. A user who may not
-		// read the namespace gets the empty list.
+		// The API server returns empty lists for a namespace that does not exist. A user who may
+		// not read the namespace gets the empty list.
 		if _, err := clients.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			return nil, explained(err, "read the namespace")
 		}
@@ -90,7 +90,8 @@ type portKey struct {
 // byPort are intercepts by the container port that they take over.
 type byPort map[portKey][]*daemonv1.TargetIntercept
 
-// interceptsByPort returns the intercepts of a namespace. There are none if detour is not installed.
+// interceptsByPort returns the intercepts of a namespace. There are none if detour is not
+// installed.
 func interceptsByPort(ctx context.Context, c client.Reader, namespace string) (byPort, error) {
 	var list detour.InterceptList
 	found := byPort{}

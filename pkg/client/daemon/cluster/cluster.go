@@ -1,5 +1,5 @@
-// Package cluster is the daemon's view of the API server: a client for the objects of one session, and
-// a watch of the session and its intercepts. Start with Connect and Client.Watch.
+// Package cluster is the daemon's view of the API server: a client for the objects of one session,
+// and a watch of the session and its intercepts. Start with Connect and Client.Watch.
 package cluster
 
 import (
@@ -25,7 +25,8 @@ import (
 )
 
 const (
-	// DefaultRequestTimeout bounds a request to the API server if the user sets no --request-timeout.
+	// DefaultRequestTimeout bounds a request to the API server if the user sets no
+	// --request-timeout.
 	DefaultRequestTimeout = 30 * time.Second
 	// shortTimeout bounds a request without which the laptop can disconnect.
 	shortTimeout = 5 * time.Second
@@ -48,7 +49,8 @@ type Client struct {
 	log      *slog.Logger
 }
 
-// Connect returns a client. timeout bounds each request; 0 means the default. No request is made yet.
+// Connect returns a client. timeout bounds each request; 0 means the default. No request is made
+// yet.
 func Connect(config *rest.Config, namespace string, timeout time.Duration, log *slog.Logger) (*Client, error) {
 	scheme := runtime.NewScheme()
 	if err := detour.AddToScheme(scheme); err != nil {
@@ -103,9 +105,9 @@ func IsSilent(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.As(err, &unreached)
 }
 
-// IsAbsent reports whether the API server itself has answered that an object does not exist. A proxy in
-// front of it, such as a load balancer without a backend, may answer 404 to everything; the API server
-// answers likewise once the object's kind has been deleted.
+// IsAbsent reports whether the API server itself has answered that an object does not exist. A
+// proxy in front of it, such as a load balancer without a backend, may answer 404 to everything;
+// the API server answers likewise once the object's kind has been deleted.
 func IsAbsent(err error) bool {
 	return apierrors.IsNotFound(err) && !apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
 }

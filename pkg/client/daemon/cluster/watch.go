@@ -15,12 +15,13 @@ import (
 	"github.com/detour-dev/detour/pkg/client/resourcewatch"
 )
 
-// pollInterval is how often an awaited object is read while there is no watch: before the first list
-// is there, after the connection is lost, or always if the user's Role is older than the right to watch.
+// pollInterval is how often an awaited object is read while there is no watch: before the first
+// list is there, after the connection is lost, or always if the user's Role is older than the right
+// to watch.
 const pollInterval = 500 * time.Millisecond
 
-// Watch follows one Session and the Intercepts of its namespace. While a watch is not live its reads
-// are requests to the API server, so that callers need not care.
+// Watch follows one Session and the Intercepts of its namespace. While a watch is not live its
+// reads are requests to the API server, so that callers need not care.
 type Watch struct {
 	client     *Client
 	key        client.ObjectKey // of the session
@@ -60,7 +61,8 @@ func (c *Client) Watch(session string) *Watch {
 	return w
 }
 
-// watchConfig returns how to list and to watch the objects of a resource that a field selector accepts.
+// watchConfig returns how to list and to watch the objects of a resource that a field selector
+// accepts.
 func (c *Client) watchConfig(resource, selector string, newList func() client.ObjectList) resourcewatch.Config {
 	options := func(o metav1.ListOptions) *client.ListOptions {
 		o.FieldSelector = selector
@@ -87,14 +89,14 @@ func (w *Watch) FollowLiveness(alive func() bool) { w.group.FollowLiveness(alive
 // Close ends the watches and waits for them. Reads still work: they are requests then.
 func (w *Watch) Close() { w.group.Close() }
 
-// Changed returns a channel that is closed when the session or an intercept changes next, or when the
-// watches become live or are lost.
+// Changed returns a channel that is closed when the session or an intercept changes next, or when
+// the watches become live or are lost.
 func (w *Watch) Changed() (session, intercepts <-chan struct{}) {
 	return w.sessions.objects.Changed(), w.intercepts.objects.Changed()
 }
 
-// Session reads the session. The object belongs to the caller. That it is absent is always the answer
-// to a request.
+// Session reads the session. The object belongs to the caller. That it is absent is always the
+// answer to a request.
 func (w *Watch) Session(ctx context.Context) (*detour.Session, error) {
 	if s, ok := w.sessions.get(w.key.Name); ok {
 		return s.DeepCopy(), nil
@@ -108,8 +110,8 @@ func (w *Watch) ReadSession(ctx context.Context) (*detour.Session, error) {
 	return s, w.client.Get(ctx, w.key, s)
 }
 
-// Intercept reads an intercept of the session's namespace. The object belongs to the caller. That it is
-// absent is always the answer to a request.
+// Intercept reads an intercept of the session's namespace. The object belongs to the caller. That
+// it is absent is always the answer to a request.
 func (w *Watch) Intercept(ctx context.Context, name string) (*detour.Intercept, error) {
 	if i, ok := w.intercepts.get(name); ok {
 		return i.DeepCopy(), nil
@@ -118,8 +120,8 @@ func (w *Watch) Intercept(ctx context.Context, name string) (*detour.Intercept, 
 	return i, w.client.Get(ctx, client.ObjectKey{Namespace: w.key.Namespace, Name: name}, i)
 }
 
-// AwaitSession reads the session at each change until done accepts it. It returns the last object that
-// it has read, also with the error of a read or of ctx.
+// AwaitSession reads the session at each change until done accepts it. It returns the last object
+// that it has read, also with the error of a read or of ctx.
 func (w *Watch) AwaitSession(ctx context.Context, done func(*detour.Session) bool) (*detour.Session, error) {
 	inStore := func() bool { _, ok := w.sessions.get(w.key.Name); return ok }
 	return await(ctx, w.sessions.objects.Changed, inStore, w.Session, done)

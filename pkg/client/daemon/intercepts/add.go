@@ -31,10 +31,11 @@ const tlsTimeout = time.Second
 // Tell receives progress and warnings while an intercept is made.
 type Tell func(*daemonv1.InterceptResponse)
 
-// Add creates an intercept and waits until traffic flows. It passes progress and warnings to tell. After
-// an error no object is left in the cluster.
+// Add creates an intercept and waits until traffic flows. It passes progress and warnings to tell.
+// After an error no object is left in the cluster.
 func (s *Set) Add(ctx context.Context, req *daemonv1.InterceptRequest, tell Tell) (_ *daemonv1.Intercept, err error) {
-	// Also if ctx ends meanwhile: the API server may have created the object, and abandon needs its name.
+	// Also if ctx ends meanwhile: the API server may have created the object, and abandon needs its
+	// name.
 	created, err := s.create(context.WithoutCancel(ctx), req)
 	if err != nil {
 		return nil, err
@@ -55,7 +56,8 @@ func (s *Set) Add(ctx context.Context, req *daemonv1.InterceptRequest, tell Tell
 	return describe(i), nil
 }
 
-// awaitActive waits until an intercept is active. It returns an error if the traffic-manager refuses it.
+// awaitActive waits until an intercept is active. It returns an error if the traffic-manager
+// refuses it.
 func (s *Set) awaitActive(
 	ctx context.Context, name string, req *daemonv1.InterceptRequest, tell Tell,
 ) (*detour.Intercept, error) {
@@ -91,8 +93,8 @@ func (s *Set) awaitActive(
 	return nil, explain.Error(err, "read the intercept")
 }
 
-// create creates the object of an intercept. The laptop can answer from then on, before the first agent
-// dials it.
+// create creates the object of an intercept. The laptop can answer from then on, before the first
+// agent dials it.
 func (s *Set) create(ctx context.Context, req *daemonv1.InterceptRequest) (*detour.Intercept, error) {
 	i := s.objectFor(req)
 	if err := s.Cluster.Create(ctx, i); err != nil {
@@ -161,8 +163,8 @@ func (s *Set) checkLocalProcess(ctx context.Context, req *daemonv1.InterceptRequ
 	}
 }
 
-// tlsWarning describes a local process that speaks TLS but should not, or should but does not. It closes
-// c.
+// tlsWarning describes a local process that speaks TLS but should not, or should but does not. It
+// closes c.
 func tlsWarning(ctx context.Context, c net.Conn, req *daemonv1.InterceptRequest) string {
 	if req.TlsSecret == "" {
 		_ = c.Close()

@@ -20,8 +20,8 @@ import (
 // suspendPatch asks the traffic-manager to give traffic and work back.
 var suspendPatch = []byte(`{"spec":{"suspend":true}}`)
 
-// Leave ends the intercepts of a service or a workload, or the one with a name. It returns those that
-// have ended, also with an error.
+// Leave ends the intercepts of a service or a workload, or the one with a name. It returns those
+// that have ended, also with an error.
 func (s *Set) Leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*daemonv1.Intercept, error) {
 	var ports servicePorts
 	if req.Port != "" {
@@ -50,8 +50,9 @@ func (s *Set) Leave(ctx context.Context, req *daemonv1.LeaveRequest) ([]*daemonv
 	return ended, nil
 }
 
-// LeaveAll ends all intercepts and drops the pending ones. left reports whether one has ended. The error
-// says why the cluster may not know of it; one for which cluster.IsSilent is true has ended the work.
+// LeaveAll ends all intercepts and drops the pending ones. left reports whether one has ended. The
+// error says why the cluster may not know of it; one for which cluster.IsSilent is true has ended
+// the work.
 func (s *Set) LeaveAll(ctx context.Context) (left bool, err error) {
 	s.mu.Lock()
 	s.pending = nil
@@ -72,8 +73,8 @@ func (s *Set) LeaveAll(ctx context.Context) (left bool, err error) {
 	return left, err
 }
 
-// selectLocked returns the names of the active intercepts that a leave means. The error says which there
-// are instead.
+// selectLocked returns the names of the active intercepts that a leave means. The error says which
+// there are instead.
 func (s *Set) selectLocked(req *daemonv1.LeaveRequest, ports servicePorts) (names []string, err error) {
 	var targets, otherPorts []string // all that this laptop intercepts; other ports of the one that is meant
 	for name, l := range s.active {
@@ -106,9 +107,9 @@ func (s *Set) selectLocked(req *daemonv1.LeaveRequest, ports servicePorts) (name
 	return nil, errors.New("there is no intercept to leave")
 }
 
-// suspend asks the traffic-manager to give traffic and work back. It asks for all intercepts before end
-// waits for one: a replaced container with several ports returns only when none of them is taken over.
-// It stops when the API server does not answer.
+// suspend asks the traffic-manager to give traffic and work back. It asks for all intercepts before
+// end waits for one: a replaced container with several ports returns only when none of them is
+// taken over. It stops when the API server does not answer.
 func (s *Set) suspend(ctx context.Context, names []string) error {
 	for _, name := range names {
 		i, ok := s.get(name)
@@ -141,8 +142,8 @@ func (s *Set) update(i *detour.Intercept) {
 	}
 }
 
-// end deletes an intercept that suspend was called for. The laptop answers until every agent has turned
-// away from it.
+// end deletes an intercept that suspend was called for. The laptop answers until every agent has
+// turned away from it.
 func (s *Set) end(ctx context.Context, name string) (*daemonv1.Intercept, error) {
 	i, ok := s.get(name)
 	if !ok {
@@ -164,8 +165,9 @@ func (s *Set) end(ctx context.Context, name string) (*daemonv1.Intercept, error)
 	return describe(&i), nil
 }
 
-// awaitSuspended waits until the traffic-manager has suspended an intercept, for a limited time. It does
-// not wait if the object does not ask for that. suspended is the object as suspend has patched it.
+// awaitSuspended waits until the traffic-manager has suspended an intercept, for a limited time. It
+// does not wait if the object does not ask for that. suspended is the object as suspend has patched
+// it.
 func (s *Set) awaitSuspended(ctx context.Context, suspended *detour.Intercept) (*detour.Intercept, error) {
 	limit := suspendTimeout
 	if suspended.Spec.Mode == detour.ModeReplace {

@@ -86,8 +86,8 @@ func TestSelectByServiceAndPort(t *testing.T) {
 	}
 }
 
-// The intercepts of a session that is made again have new names. `detour intercept -- COMMAND` knows
-// only the first one.
+// The intercepts of a session that is made again have new names. `detour intercept -- COMMAND`
+// knows only the first one.
 func TestLeaveByAFormerName(t *testing.T) {
 	before := New(Config{})
 	before.active["web-a"] = &local{

@@ -8,8 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// servicePorts are the ports of a service, or nothing if they could not be read. A user writes a port as
-// its number, as its name, or not at all if the service has only one.
+// servicePorts are the ports of a service, or nothing if they could not be read. A user writes a
+// port as its number, as its name, or not at all if the service has only one.
 type servicePorts []corev1.ServicePort
 
 func (s *Set) portsOf(ctx context.Context, service string) servicePorts {

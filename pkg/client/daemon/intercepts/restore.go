@@ -12,8 +12,8 @@ import (
 // restoreTimeout bounds the creation of one object in Restore.
 const restoreTimeout = 3 * time.Second
 
-// Pending is an intercept that the laptop had before its session was made again, and for which there is
-// no object yet.
+// Pending is an intercept that the laptop had before its session was made again, and for which
+// there is no object yet.
 type Pending struct {
 	request     *daemonv1.InterceptRequest
 	formerNames []string
@@ -28,9 +28,9 @@ func (s *Set) AddPending(req *daemonv1.InterceptRequest) {
 }
 
 // Restore creates the objects of the pending intercepts. Those that fail stay pending for the next
-// call. Restore does not wait until the intercepts are active: the traffic-manager retries a refused
-// one by itself, because another laptop has the port by now or the service is away, and the status
-// shows the state.
+// call. Restore does not wait until the intercepts are active: the traffic-manager retries a
+// refused one by itself, because another laptop has the port by now or the service is away, and the
+// status shows the state.
 func (s *Set) Restore(ctx context.Context) {
 	s.mu.Lock()
 	all := slices.Clone(s.pending)
@@ -61,11 +61,11 @@ func (s *Set) Restore(ctx context.Context) {
 func (s *Set) dropPendingLocked(req *daemonv1.LeaveRequest, ports servicePorts) (dropped []*daemonv1.Intercept) {
 	s.pending = slices.DeleteFunc(s.pending, func(p *Pending) bool {
 		names := slices.Concat(p.formerNames, namesOf(p.request.Service, parseWorkload(p.request.Workload)))
-		meant := slices.Contains(names, req.Service) && (req.Port == "" || ports.same(req.Port, p.request.Port))
-		if meant {
+		selected := slices.Contains(names, req.Service) && (req.Port == "" || ports.same(req.Port, p.request.Port))
+		if selected {
 			dropped = append(dropped, p.describe())
 		}
-		return meant
+		return selected
 	})
 	return dropped
 }

@@ -1,5 +1,5 @@
-// Package intercepts holds the intercepts of one session: those that this laptop has, and those that a
-// session before this one had and that are not restored yet. Start with New and Set.Add.
+// Package intercepts holds the intercepts of one session: those that this laptop has, and those
+// that a session before this one had and that are not restored yet. Start with New and Set.Add.
 package intercepts
 
 import (
@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// activeTimeout is how long an intercept may take to become active: a rollout of many pods takes
-	// long, and Ctrl-C ends the wait.
+	// activeTimeout is how long an intercept may take to become active: a rollout of many pods
+	// takes long, and Ctrl-C ends the wait.
 	activeTimeout  = 5 * time.Minute
 	suspendTimeout = 15 * time.Second
 	abandonTimeout = 5 * time.Second
@@ -65,8 +65,8 @@ type Set struct {
 type local struct {
 	object  detour.Intercept
 	request *daemonv1.InterceptRequest
-	// formerNames are those of its objects in earlier sessions. A command that made the intercept knows
-	// one of them.
+	// formerNames are those of its objects in earlier sessions. A command that made the intercept
+	// knows one of them.
 	formerNames []string
 }
 
@@ -88,8 +88,8 @@ func (s *Set) Snapshot() []*daemonv1.Intercept {
 	return all
 }
 
-// Refresh reads the objects of the active intercepts, which takes no request while they are watched. It
-// returns an error for which cluster.IsSilent is true if the API server did not answer.
+// Refresh reads the objects of the active intercepts, which takes no request while they are
+// watched. It returns an error for which cluster.IsSilent is true if the API server did not answer.
 func (s *Set) Refresh(ctx context.Context) error {
 	names := s.names()
 	failures := make([]error, len(names))
@@ -114,8 +114,8 @@ func (s *Set) Refresh(ctx context.Context) error {
 	return nil
 }
 
-// ForgetEnded drops the intercepts whose objects are gone: their time was over, or somebody has deleted
-// them.
+// ForgetEnded drops the intercepts whose objects are gone: their time was over, or somebody has
+// deleted them.
 func (s *Set) ForgetEnded(ctx context.Context) {
 	for _, name := range s.names() {
 		if _, err := s.Watch.Intercept(ctx, name); !cluster.IsAbsent(err) {
@@ -185,8 +185,8 @@ func (s *Set) TakeOver(pending []*Pending) {
 	s.active, s.pending = map[string]*local{}, pending
 }
 
-// namesOf returns the names by which a person may mean an intercept: its service, or else its workload
-// with and without the kind.
+// namesOf returns the names by which a person may mean an intercept: its service, or else its
+// workload with and without the kind.
 func namesOf(service string, workload *detour.WorkloadRef) []string {
 	switch {
 	case service != "":
@@ -199,8 +199,8 @@ func namesOf(service string, workload *detour.WorkloadRef) []string {
 	return []string{workload.Name, strings.ToLower(workload.Kind) + "/" + workload.Name}
 }
 
-// sameTarget reports whether two requests are for the same traffic or work. Several intercepts can share
-// a port, each with other requests.
+// sameTarget reports whether two requests are for the same traffic or work. Several intercepts can
+// share a port, each with other requests.
 func sameTarget(a, b *daemonv1.InterceptRequest) bool {
 	return a.Service == b.Service && a.Port == b.Port && a.Protocol == b.Protocol && a.Workload == b.Workload &&
 		proto.Equal(a.Match, b.Match)

@@ -81,8 +81,8 @@ func become(api *clustertest.Server, name string, phase detour.InterceptPhase, m
 	api.Put(i)
 }
 
-// add calls Add in the background and waits until the object is there. result waits for Add, and messages
-// are its progress and warnings.
+// add calls Add in the background and waits until the object is there. result waits for Add, and
+// messages are its progress and warnings.
 func add(
 	ctx context.Context, t *testing.T, api *clustertest.Server, s *Set,
 ) (result func() (*daemonv1.Intercept, error), messages chan *daemonv1.InterceptResponse) {
@@ -171,8 +171,8 @@ func TestLeaveDeletesWhatIsSuspended(t *testing.T) {
 	assert.Zero(t, r.count())
 }
 
-// An intercept whose service lacks the named port is found by the number of the port: `leave --port`
-// reads the service.
+// An intercept whose service lacks the named port is found by the number of the port: `leave
+// --port` reads the service.
 func TestLeaveReadsThePortsOfTheService(t *testing.T) {
 	api := clustertest.New(t)
 	s, _ := setOf(t, api)

@@ -12,8 +12,8 @@ import (
 	"github.com/detour-dev/detour/pkg/relay/datagram"
 )
 
-// serveDatagrams joins the flows on a relayed connection to a local UDP port. The local process sees
-// one port of 127.0.0.1 for each client, and may answer for as long as the flow is remembered.
+// serveDatagrams joins the flows on a relayed connection to a local UDP port. The local process
+// sees one port of 127.0.0.1 for each client, and may answer for as long as the flow is remembered.
 func (r *Server) serveDatagrams(c net.Conn, port uint16) {
 	var running sync.WaitGroup
 	defer running.Wait()

@@ -16,8 +16,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// Each flow on a relayed connection reaches the local port from a port of its own. The agent receives a
-// refusal if nobody listens.
+// Each flow on a relayed connection reaches the local port from a port of its own. The agent
+// receives a refusal if nobody listens.
 func TestDatagramFlows(t *testing.T) {
 	const limit = 10 * time.Second
 	local, err := net.ListenPacket("udp", "127.0.0.1:0")

@@ -25,8 +25,8 @@ const (
 	localTimeout  = time.Second
 	// drainTimeout is how long a relayed connection may go on after its intercept has ended.
 	drainTimeout = 10 * time.Second
-	// quietPeriod is how long a local process that owes no answer must be silent before its last answer
-	// counts as complete.
+	// quietPeriod is how long a local process that owes no answer must be silent before its last
+	// answer counts as complete.
 	quietPeriod = 50 * time.Millisecond
 )
 
@@ -46,8 +46,8 @@ type Server struct {
 	timers map[string]*time.Timer // of ended intercepts, by UID
 }
 
-// Listen serves on the laptop's addresses in the tunnel, of which only the first must succeed: IPv6 may
-// be off. place is where the local processes listen. The caller ends the server with Close.
+// Listen serves on the laptop's addresses in the tunnel, of which only the first must succeed: IPv6
+// may be off. place is where the local processes listen. The caller ends the server with Close.
 func Listen(addresses []netip.Addr, place dnsproxy.Network, log *slog.Logger) (*Server, error) {
 	r := newServer(place.Dial, log)
 	for i, a := range addresses {

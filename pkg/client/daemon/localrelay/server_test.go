@@ -29,8 +29,8 @@ func (f *full) Accept() (net.Conn, error) {
 	return f.Listener.Accept()
 }
 
-// A laptop that quits waits for the answers of its processes, and not for clients that keep a connection
-// open.
+// A laptop that quits waits for the answers of its processes, and not for clients that keep a
+// connection open.
 func TestDrainWaitsForAnswers(t *testing.T) {
 	process, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

@@ -14,8 +14,8 @@ import (
 const resolveTimeout = 2 * time.Second
 
 // OfferDirect gives the tunnel the endpoints at which the traffic-manager accepts UDP, for the path
-// direct-udp. It leaves out an endpoint to which a route leads through the VIF: the tunnel would reach
-// it through itself.
+// direct-udp. It leaves out an endpoint to which a route leads through the VIF: the tunnel would
+// reach it through itself.
 func (n *Network) OfferDirect(ctx context.Context, endpoints []string) {
 	if n.config.Transport != "" && n.config.Transport != tunnel.Auto {
 		return

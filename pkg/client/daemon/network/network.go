@@ -1,5 +1,5 @@
-// Package network is a session's network on the laptop: the VIF with its routes, the DNS proxy, and in
-// rootless mode the namespaces they are in. Start with Up.
+// Package network is a session's network on the laptop: the VIF with its routes, the DNS proxy, and
+// in rootless mode the namespaces they are in. Start with Up.
 package network
 
 import (
@@ -49,8 +49,8 @@ type Config struct {
 	Transport string
 	// HostLoopback lets processes in the namespaces reach the laptop's 127.0.0.1.
 	HostLoopback bool
-	// Namespaces are those of rootless mode. The network does not own them: they outlive it. nil means
-	// that the network is the laptop's own.
+	// Namespaces are those of rootless mode. The network does not own them: they outlive it. nil
+	// means that the network is the laptop's own.
 	Namespaces *Namespaces
 	// ManagerPod returns the name of the traffic-manager's present pod.
 	ManagerPod func(context.Context) (string, error)
@@ -84,14 +84,15 @@ type Snapshot struct {
 	Alive     bool
 	// Path is the tunnel's present path; its Transport is empty if there is none.
 	Path transport.Path
-	// TunnelProblem is why there is no tunnel, Unreachable why a part of the cluster cannot be reached.
+	// TunnelProblem is why there is no tunnel, Unreachable why a part of the cluster cannot be
+	// reached.
 	TunnelProblem, Unreachable error
 	// Mapped are CIDR=CIDR: networks of the cluster, and where the laptop sees them.
 	Mapped []string
 }
 
-// Up brings up the VIF, waits for the tunnel, and then makes the cluster's names known. The caller ends
-// the network with Close. After an error nothing is left of it.
+// Up brings up the VIF, waits for the tunnel, and then makes the cluster's names known. The caller
+// ends the network with Close. After an error nothing is left of it.
 func Up(ctx context.Context, c Config) (_ *Network, err error) {
 	n := &Network{config: c, overrides: c.Overrides.Routes, place: c.Namespaces.place()}
 	defer func() {
@@ -227,6 +228,6 @@ func (n *Network) Addresses() []netip.Addr { return n.addresses }
 // namespaces.
 func (n *Network) Place() dnsproxy.Network { return n.place }
 
-// Hub returns the traffic-manager's address in the tunnel, if it is known, and the proof of who asks
-// there.
+// Hub returns the traffic-manager's address in the tunnel, if it is known, and the proof of who
+// asks there.
 func (n *Network) Hub() (address netip.Addr, proof []byte) { return n.hub, n.proof }

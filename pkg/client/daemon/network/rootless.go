@@ -13,24 +13,25 @@ import (
 	"github.com/detour-dev/detour/pkg/rootless"
 )
 
-// helperCommand makes this very program the helper that holds the namespaces: see rootless.RunHelper.
+// helperCommand makes this very program the helper that holds the namespaces: see
+// rootless.RunHelper.
 var helperCommand = []string{"/proc/self/exe", rootless.HelperCommand}
 
-// nameServices are sockets of the host at which the C library would ask the host for names instead of
-// reading /etc/resolv.conf. The C library treats a socket that refuses connections like a service that
-// does not run.
+// nameServices are sockets of the host at which the C library would ask the host for names instead
+// of reading /etc/resolv.conf. The C library treats a socket that refuses connections like a
+// service that does not run.
 var nameServices = []string{"/run/nscd/socket", "/run/systemd/resolve/io.systemd.Resolve"}
 
-// Namespaces are those of rootless mode. They outlive a network: processes that run in them cannot move
-// to others. A nil *Namespaces stands for the laptop itself.
+// Namespaces are those of rootless mode. They outlive a network: processes that run in them cannot
+// move to others. A nil *Namespaces stands for the laptop itself.
 type Namespaces struct {
 	*rootless.Namespace
 	paths ipc.Paths
 	log   *slog.Logger
 }
 
-// NewNamespaces makes namespaces with a resolver configuration of their own, which is empty at first.
-// The caller ends them with Close. After an error nothing is left of them.
+// NewNamespaces makes namespaces with a resolver configuration of their own, which is empty at
+// first. The caller ends them with Close. After an error nothing is left of them.
 func NewNamespaces(ctx context.Context, paths ipc.Paths, log *slog.Logger) (*Namespaces, error) {
 	namespace, err := rootless.New(ctx, helperCommand, log)
 	if err != nil {
@@ -77,8 +78,8 @@ func (n *Namespaces) bindResolver() error {
 	return nil
 }
 
-// setResolver writes the resolver configuration of the namespaces. The file stays the same one, so that
-// running processes see the change.
+// setResolver writes the resolver configuration of the namespaces. The file stays the same one, so
+// that running processes see the change.
 func (n *Namespaces) setResolver(files dnsproxy.ResolvConf, server netip.Addr, search []string) error {
 	text, err := files.With(server, search)
 	if err != nil {

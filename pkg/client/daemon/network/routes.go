@@ -23,8 +23,8 @@ const (
 	lingerPause   = lingerTimeout / 20
 )
 
-// planRoutes decides which networks lead to the VIF. It fails if the laptop itself uses one of them.
-// Nothing of the laptop is changed.
+// planRoutes decides which networks lead to the VIF. It fails if the laptop itself uses one of
+// them. Nothing of the laptop is changed.
 func (n *Network) planRoutes(ctx context.Context) error {
 	for deadline := time.Now().Add(lingerTimeout); ; {
 		plan, collisions, err := n.planFor(n.config.Status, "")
@@ -49,7 +49,8 @@ func (n *Network) planRoutes(ctx context.Context) error {
 	}
 }
 
-// planFor plans for a state of the cluster. own is the name of the session's interface, if it exists.
+// planFor plans for a state of the cluster. own is the name of the session's interface, if it
+// exists.
 func (n *Network) planFor(status detour.SessionStatus, own string) (routes.Plan, []routes.Collision, error) {
 	subnets, err := parseSubnets(status.Subnets)
 	if err != nil {
@@ -84,8 +85,8 @@ func parseSubnets(texts []string) ([]netip.Prefix, error) {
 	return all, nil
 }
 
-// Follow updates routes and DNS after the cluster's networks have changed. A network that now collides
-// with one of the laptop's is left out, and Snapshot reports it.
+// Follow updates routes and DNS after the cluster's networks have changed. A network that now
+// collides with one of the laptop's is left out, and Snapshot reports it.
 func (n *Network) Follow(status detour.SessionStatus) error {
 	plan, collisions, err := n.planFor(status, n.vif.Name())
 	if err != nil {
@@ -109,8 +110,8 @@ func (n *Network) Follow(status detour.SessionStatus) error {
 	return nil
 }
 
-// serverAddresses lists the addresses of the API server, or of the HTTP proxy to it. A host name that
-// does not resolve here is not dialled from here, so it is left out.
+// serverAddresses lists the addresses of the API server, or of the HTTP proxy to it. A host name
+// that does not resolve here is not dialled from here, so it is left out.
 func serverAddresses(ctx context.Context, config *rest.Config) ([]netip.Addr, error) {
 	u, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {

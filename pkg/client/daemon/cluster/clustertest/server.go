@@ -1,5 +1,5 @@
-// Package clustertest is an API server in memory for tests: it has the Sessions and Intercepts of one
-// namespace, with lists and watches. Start with New.
+// Package clustertest is an API server in memory for tests: it has the Sessions and Intercepts of
+// one namespace, with lists and watches. Start with New.
 package clustertest
 
 import (
@@ -104,6 +104,13 @@ func (s *Server) Delete(resource, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.deleteLocked(resource, name)
+}
+
+// DeleteSilently deletes an object and tells no watch, like a connection that lags behind.
+func (s *Server) DeleteSilently(resource, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.objects, resource+"/"+name)
 }
 
 // OnCreate changes each object that a client creates.
