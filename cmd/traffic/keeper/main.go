@@ -1,5 +1,5 @@
-// Command traffic-keeper is the first process of the sidecar: it runs the traffic-agent, and again when that is killed. It is a program of
-// its own because it has to be small.
+// Command traffic-keeper is the first process of the sidecar. It runs the traffic-agent, and starts it
+// again when it dies. It is a program of its own because it has to be small.
 package main
 
 import (
@@ -28,7 +28,7 @@ func run(command []string) error {
 	}
 	ports := []uint16{agentconfig.HealthPort}
 	for _, p := range config.Ports {
-		if !p.Datagrams { // those have no connections that could wait
+		if !p.Datagrams { // datagrams have no connections that could wait
 			ports = append(ports, p.Agent)
 		}
 	}

@@ -1,8 +1,9 @@
 //go:build linux
 
-// Package keeper keeps a pod's traffic-agent alive: a small process that holds the listening sockets, starts the agent with them, and starts
-// it again when it dies. An agent that is killed costs the connections that go through it at that moment; new ones wait at the sockets
-// until the next agent takes them, and the kubelet's probes see no change.
+// Package keeper keeps a pod's traffic-agent running. The keeper is a small process that holds the
+// listening sockets, starts the agent with them, and starts it again when it dies. A killed agent
+// costs the connections that go through it at that moment. New connections wait at the sockets for
+// the next agent, and the kubelet's probes see no change. Run is the keeper; the agent calls Listen.
 package keeper
 
 import (
@@ -21,17 +22,18 @@ import (
 )
 
 const (
-	// listenersEnv tells the agent the ports of the sockets that it inherits, from descriptor 3 on.
+	// listenersEnv lists the ports of the sockets that the agent inherits, from descriptor 3 on.
 	listenersEnv = "DETOUR_LISTENERS"
-	// An agent that ends within shortLife each time, failuresMax times in a row, is not started again: the kubelet shall see that.
+	// The keeper does not restart an agent that has ended within shortLife maxFailures times in a
+	// row, so that the kubelet sees the failure.
 	shortLife   = time.Second
-	failuresMax = 5
-	pause       = 50 * time.Millisecond // before a second start
+	maxFailures = 5
+	pause       = 50 * time.Millisecond // after an agent that ended within shortLife
 )
 
-// Run listens on ports and runs command until it is told to end. It hands SIGTERM and SIGINT on.
+// Run listens on ports and runs command until SIGTERM or SIGINT, which it passes on to command.
 func Run(ports []uint16, command []string, log *slog.Logger) error {
-	// The agent gets a signal when the thread ends that started it.
+	// Pdeathsig kills the agent when the thread that started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	files, err := listen(ports)
@@ -39,9 +41,9 @@ func Run(ports []uint16, command []string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	told := make(chan os.Signal, 1)
-	signal.Notify(told, syscall.SIGTERM, os.Interrupt)
-	defer signal.Stop(told)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
+	defer signal.Stop(signals)
 	for failures := 0; ; {
 		started := time.Now()
 		agent := exec.Command(command[0], command[1:]...)
@@ -52,10 +54,10 @@ func Run(ports []uint16, command []string, log *slog.Logger) error {
 			return fmt.Errorf("start the agent: %w", err)
 		}
 		ended := make(chan error, 1)
-		go func() { ended <- agent.Wait() }()
+		go func() { ended <- agent.Wait() }() // ends with the agent, which Run waits for or signals
 		select {
-		case s := <-told:
-			// What waits at the sockets is the agent's to take; what comes later must not wait for nobody.
+		case s := <-signals:
+			// The agent still accepts the connections that wait. Later ones must not wait in vain.
 			closeAll(files)
 			files = nil
 			if err := agent.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -67,7 +69,7 @@ func Run(ports []uint16, command []string, log *slog.Logger) error {
 		if failures++; time.Since(started) > shortLife {
 			failures = 0
 		}
-		if failures >= failuresMax {
+		if failures >= maxFailures {
 			return fmt.Errorf("the agent ends again and again: %w", err)
 		}
 		log.Warn("the agent has ended, starting it again", "err", err)
@@ -87,7 +89,7 @@ func listen(ports []uint16) ([]*os.File, error) {
 		f, err := l.(*net.TCPListener).File()
 		_ = l.Close() // f is the same socket
 		if err != nil {
-			return files, fmt.Errorf("keep a listener: %w", err)
+			return files, fmt.Errorf("get the socket of a listener: %w", err)
 		}
 		files = append(files, f)
 	}
@@ -108,7 +110,8 @@ func join(ports []uint16) string {
 	return strings.Join(texts, ",")
 }
 
-// Listen gives the agent the keeper's listener of a port, or without a keeper a new one.
+// Listen returns the keeper's listener of a port, or a new listener when there is no keeper. The
+// caller owns it.
 func Listen(port uint16) (net.Listener, error) {
 	for i, text := range strings.Split(os.Getenv(listenersEnv), ",") {
 		if text != strconv.Itoa(int(port)) {

@@ -12,43 +12,46 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// owned is NFT_TABLE_F_OWNER: the kernel takes the table away when the socket is closed that made it, and so when its process dies.
+// owned is NFT_TABLE_F_OWNER: the kernel removes the table when the socket that made it closes, and so
+// when its process ends.
 const owned = 2
 
-// Hold is a redirection that can be changed, and that does not outlive its process.
+// Hold is a redirect that can change and that ends with its process. Its methods may be called by
+// several goroutines.
 type Hold struct {
 	table *nftables.Table
 	chain *nftables.Chain
 
+	// mu guards the fields below.
 	mu     sync.Mutex
 	conn   *nftables.Conn // nil before Open
 	opened time.Time
 }
 
-// settling is how long connections that were under way when the kernel began to follow them may need before others are redirected.
+// settling is how long Set waits after Open before the first redirect. The kernel tracks connections
+// from Open on; those that were open before need this time to be tracked well.
 const settling = time.Second
 
-// NewHold makes one that redirects nothing yet. Its name is of this network namespace.
+// NewHold returns a Hold that redirects nothing yet. Its name must be unique in this network namespace.
 func NewHold(name string) *Hold {
 	table := &nftables.Table{Name: tableName + "-" + name, Family: nftables.TableFamilyINet}
-	return &Hold{table: table, chain: &nftables.Chain{
-		Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
-	}}
+	return &Hold{table: table, chain: prerouting(table)}
 }
 
-// Set redirects new connections for the keys to the values, and no others. The table stays when there are none: without one the
-// kernel would no longer know where the connections lead that were redirected before.
+// Set redirects new connections to the ports that are keys to the ports that are values, and no
+// others. Without ports the table stays: without it the kernel would forget where it has redirected
+// the open connections.
 func (h *Hold) Set(ports map[uint16]uint16) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.conn == nil {
-		return errors.New("nothing can be redirected before Open, or after Close")
+		return errors.New("a redirect needs Open before it, and ends with Close")
 	}
 	if len(ports) > 0 {
 		time.Sleep(settling - time.Since(h.opened))
 	}
 	h.conn.FlushChain(h.chain)
-	h.follow(h.conn)
+	h.track(h.conn)
 	for from, to := range ports {
 		h.conn.AddRule(&nftables.Rule{Table: h.table, Chain: h.chain, Exprs: rule(unix.IPPROTO_TCP, from, to)})
 	}
@@ -58,59 +61,62 @@ func (h *Hold) Set(ports map[uint16]uint16) error {
 	return nil
 }
 
-// Open makes ready to redirect, and says whether this process may.
+// Open prepares the redirect. It returns an error when this process may not set one.
 func (h *Hold) Open() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.opened = time.Now()
-	return h.open()
+	return h.openLocked()
 }
 
-// Close takes the redirection back, and ends the connections that it led elsewhere.
+// Close removes the redirect, and so ends the connections that it has redirected.
 func (h *Hold) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.release()
+	return h.releaseLocked()
 }
 
-func (h *Hold) release() error {
+func (h *Hold) releaseLocked() error {
 	if h.conn == nil {
 		return nil
 	}
 	conn := h.conn
 	h.conn = nil
 	if err := conn.CloseLasting(); err != nil {
-		return fmt.Errorf("take the nftables rules back: %w", err)
+		return fmt.Errorf("remove the nftables rules: %w", err)
 	}
 	return nil
 }
 
-func (h *Hold) open() error {
+func (h *Hold) openLocked() error {
 	var socket *netlink.Conn
-	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error { socket = c; return nil }))
+	getSocket := func(c *netlink.Conn) error { socket = c; return nil }
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(getSocket))
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	h.conn = conn
 	if err := addOwned(socket, h.table.Name); err != nil {
-		return errors.Join(fmt.Errorf("make an nftables table that ends with its process (it needs NET_ADMIN and Linux 5.12): %w", err), h.release())
+		err = fmt.Errorf("make an nftables table that ends with its process (it needs NET_ADMIN and Linux 5.12): %w", err)
+		return errors.Join(err, h.releaseLocked())
 	}
 	conn.AddChain(h.chain)
-	h.follow(conn)
+	h.track(conn)
 	if err := conn.Flush(); err != nil {
-		return errors.Join(fmt.Errorf("make an nftables chain: %w", err), h.release())
+		return errors.Join(fmt.Errorf("make an nftables chain: %w", err), h.releaseLocked())
 	}
 	return nil
 }
 
-// follow adds a rule that no packet meets. With the first rule that redirects the kernel begins to follow connections, and messes up those
-// that are under way just then if they can be redirected as well. With the last one it stops, and forgets where others were led.
-func (h *Hold) follow(conn *nftables.Conn) {
+// track adds a rule that no packet matches, so that there is always a rule. The kernel tracks
+// connections from the first redirect rule on, and mishandles those that are opening at that moment
+// if it can redirect them too. It stops with the last rule, and then forgets what it has redirected.
+func (h *Hold) track(conn *nftables.Conn) {
 	const none = 0
 	conn.AddRule(&nftables.Rule{Table: h.table, Chain: h.chain, Exprs: rule(unix.IPPROTO_TCP, none, none+1)})
 }
 
-// addOwned makes a table of the socket's own: package nftables does not send flags.
+// addOwned makes a table that the socket owns. Package nftables cannot send the flag.
 func addOwned(socket *netlink.Conn, name string) error {
 	attributes, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.NFTA_TABLE_NAME, Data: []byte(name + "\x00")},
@@ -127,7 +133,8 @@ func addOwned(socket *netlink.Conn, name string) error {
 	}
 	if _, err := socket.SendMessages([]netlink.Message{
 		message(unix.NFNL_MSG_BATCH_BEGIN, 0, header(0, unix.NFNL_SUBSYS_NFTABLES)),
-		message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Acknowledge|netlink.Create|netlink.Excl, append(header(unix.NFPROTO_INET, 0), attributes...)),
+		message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Acknowledge|netlink.Create|netlink.Excl,
+			append(header(unix.NFPROTO_INET, 0), attributes...)),
 		message(unix.NFNL_MSG_BATCH_END, 0, header(0, unix.NFNL_SUBSYS_NFTABLES)),
 	}); err != nil {
 		return err

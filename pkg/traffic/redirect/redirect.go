@@ -1,4 +1,6 @@
-// Package redirect sets the nftables rules of a pod whose app port is a number: what arrives for the app goes to the agent.
+// Package redirect sets nftables rules in a pod that send the app's traffic to the agent. Apply sets
+// the rules of an injected agent once. Hold is a redirect that an attached agent changes, and that
+// ends with its process.
 package redirect
 
 import (
@@ -14,7 +16,7 @@ import (
 
 const tableName = "detour"
 
-// Flags of TCP.
+// The flags of a TCP header.
 const (
 	fin = 1 << iota
 	syn
@@ -23,20 +25,19 @@ const (
 	ack
 )
 
-// Apply replaces the rules of this network namespace, for IPv4 and IPv6. Traffic within the pod is left alone.
+// Apply replaces the rules of this network namespace, for IPv4 and IPv6. It does not redirect traffic
+// within the pod.
 func Apply(c agentconfig.Config) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
-	// Add, delete, add: the delete needs the table to be there.
+	// Deleting a table that does not exist is an error, so Apply adds it first.
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	conn.AddTable(table)
 	conn.DelTable(table)
 	conn.AddTable(table)
-	chain := conn.AddChain(&nftables.Chain{
-		Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
-	})
+	chain := conn.AddChain(prerouting(table))
 	for _, p := range c.Ports {
 		protocol := byte(unix.IPPROTO_TCP)
 		if p.Datagrams {
@@ -55,8 +56,17 @@ func Apply(c agentconfig.Config) error {
 	return nil
 }
 
-// rule is `iifname != "lo" PROTOCOL dport FROM redirect to :TO`, for TCP of a connection's first packet alone: with the first rule the kernel
-// begins to follow connections, and those that are open then are new to it; they must not be led elsewhere.
+// prerouting is the chain of all redirects.
+func prerouting(table *nftables.Table) *nftables.Chain {
+	return &nftables.Chain{
+		Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
+	}
+}
+
+// rule is `iifname != "lo" PROTOCOL dport FROM redirect to :TO`. For TCP it matches only the first
+// packet of a connection. The kernel tracks connections from the first rule on, and takes connections
+// that are already open for new ones: the rule must not redirect those.
 func rule(protocol byte, from, to uint16) []expr.Any {
 	lo := make([]byte, unix.IFNAMSIZ)
 	copy(lo, "lo")

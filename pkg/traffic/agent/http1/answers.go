@@ -8,13 +8,14 @@ import (
 	"strings"
 )
 
-// Answers follows the answers on a connection as they come, in pieces of any size, to know when none is under way. It agrees with
-// ReadResponse and CopyBody on where each ends. The zero value is a connection on which nothing was asked.
+// Answers follows the answers on a connection, in parts of any size, and knows when all are complete.
+// It agrees with ReadResponse and CopyBody about the end of each answer. The zero value is a
+// connection without requests.
 type Answers struct {
-	asked []string // the methods of requests whose answer has not ended
-	state answersState
-	left  int64  // bytes of a body or of a chunk that are still to come
-	line  []byte // what came of a head or a line that has not ended
+	methods   []string // of the requests whose answer is incomplete
+	state     answersState
+	remaining int64  // bytes of the body or of the chunk
+	line      []byte // the part of an incomplete head or line
 }
 
 type answersState int
@@ -26,31 +27,31 @@ const (
 	chunkData
 	chunkEnd
 	trailer
-	answerLost // there is no telling any more, or the answer ends with the connection
+	answerLost // the end of the answers is unknown, or it is the end of the connection
 )
 
-// Expect says that a request with a method was passed on.
-func (a *Answers) Expect(method string) { a.asked = append(a.asked, method) }
+// Expect must be called for each request that is passed on, with its method.
+func (a *Answers) Expect(method string) { a.methods = append(a.methods, method) }
 
-// Between says whether every request has its whole answer.
+// Between reports whether every request has its complete answer.
 func (a *Answers) Between() bool {
-	return len(a.asked) == 0 && a.state == answerHead && len(a.line) == 0
+	return len(a.methods) == 0 && a.state == answerHead && len(a.line) == 0
 }
 
-// Lost says that it cannot be said any more, for as long as the connection lasts.
+// Lost reports that Between is false for the rest of the connection.
 func (a *Answers) Lost() bool { return a.state == answerLost }
 
-// Feed follows what the server says next.
+// Feed follows the next bytes of the server.
 func (a *Answers) Feed(b []byte) {
 	for len(b) > 0 {
 		switch a.state {
 		case answerHead:
 			b = a.head(b)
 		case answerBody, chunkData:
-			n := min(int64(len(b)), a.left)
-			b, a.left = b[n:], a.left-n
+			n := min(int64(len(b)), a.remaining)
+			b, a.remaining = b[n:], a.remaining-n
 			switch {
-			case a.left > 0:
+			case a.remaining > 0:
 			case a.state == answerBody:
 				a.end()
 			default:
@@ -65,19 +66,19 @@ func (a *Answers) Feed(b []byte) {
 }
 
 func (a *Answers) end() {
-	a.asked = a.asked[1:]
-	if len(a.asked) == 0 {
-		a.asked = nil
+	a.methods = a.methods[1:]
+	if len(a.methods) == 0 {
+		a.methods = nil
 	}
 	a.state = answerHead
 }
 
 func (a *Answers) lose() { a.state, a.line = answerLost, nil }
 
-// head follows a head and returns what comes after it.
+// head follows a head and returns the bytes after it.
 func (a *Answers) head(b []byte) []byte {
-	if len(a.asked) == 0 {
-		a.lose() // an answer to nothing
+	if len(a.methods) == 0 {
+		a.lose() // an answer without a request
 		return nil
 	}
 	whole := b
@@ -85,7 +86,7 @@ func (a *Answers) head(b []byte) []byte {
 		a.line = append(a.line, b...)
 		whole = a.line
 	}
-	h, err := parseResponse(whole, a.asked[0])
+	h, err := parseResponse(whole, a.methods[0])
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF) && len(whole) < MaxHead:
 		if len(a.line) == 0 {
@@ -99,18 +100,18 @@ func (a *Answers) head(b []byte) []byte {
 	rest := b[len(b)-(len(whole)-len(h.Raw)):]
 	a.line = nil
 	switch {
-	case h.Status < 200: // another one follows
+	case h.Status < 200: // another head follows
 	case h.Framing == Chunked:
 		a.state = chunkSize
 	case h.Framing == Length && h.Length > 0:
-		a.state, a.left = answerBody, h.Length
+		a.state, a.remaining = answerBody, h.Length
 	default:
 		a.end()
 	}
 	return rest
 }
 
-// bodyLine follows a line between chunks and returns what comes after it.
+// bodyLine follows a line between chunks and returns the bytes after it.
 func (a *Answers) bodyLine(b []byte) []byte {
 	end := bytes.IndexByte(b, '\n') + 1
 	if end == 0 {
@@ -138,7 +139,7 @@ func (a *Answers) bodyLine(b []byte) []byte {
 		case size == 0:
 			a.state = trailer
 		default:
-			a.state, a.left = chunkData, size
+			a.state, a.remaining = chunkData, size
 		}
 	case chunkEnd:
 		if text != "" {
@@ -154,7 +155,7 @@ func (a *Answers) bodyLine(b []byte) []byte {
 	return b[end:]
 }
 
-// chunk is the size of a chunk, in bytes, that a line says.
+// chunk parses the size of a chunk, in bytes, from the line before it.
 func chunk(line string) (int64, bool) {
 	digits, _, _ := strings.Cut(line, ";")
 	digits = strings.TrimRight(digits, " \t")

@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// maxChunkLine bounds the line before a chunk, extensions included, and a trailer line, in bytes.
+// maxChunkLine bounds the line before a chunk, with its extensions, and a line of a trailer, in bytes.
 const maxChunkLine = 16 << 10
 
-// CopyBody passes the body of a message on, as it comes. With ErrUnclear what was read has been passed on, and where the body ends cannot
-// be said.
+// CopyBody copies the body of a message as it arrives. After ErrUnclear it has copied everything that
+// it has read, and the end of the body is unknown.
 func CopyBody(w io.Writer, r *bufio.Reader, h *Head) error {
 	switch h.Framing {
 	case NoBody:
@@ -55,7 +55,7 @@ func copyChunks(w io.Writer, r *bufio.Reader) error {
 	}
 }
 
-// passLine passes one line on and returns it.
+// passLine copies one line and returns it without its end.
 func passLine(w io.Writer, r *bufio.Reader) (string, error) {
 	var line []byte
 	for {
@@ -85,10 +85,9 @@ func passLine(w io.Writer, r *bufio.Reader) (string, error) {
 	return text, nil
 }
 
-// copyN passes n bytes on, each as soon as it is there.
+// copyN copies n bytes, each as soon as it arrives.
 func copyN(w io.Writer, r *bufio.Reader, n int64) error {
 	for n > 0 {
-		// What is buffered first; then io.Copy may read past the buffer in large pieces.
 		if have := int64(r.Buffered()); have > 0 {
 			b, err := r.Peek(int(min(have, n)))
 			if err != nil {
@@ -111,7 +110,7 @@ func copyN(w io.Writer, r *bufio.Reader, n int64) error {
 	return nil
 }
 
-// CopyRaw passes on what comes until the end, in whatever protocol, as soon as it is there.
+// CopyRaw copies bytes of any protocol as they arrive, until the end.
 func CopyRaw(w io.Writer, r *bufio.Reader) error {
 	for {
 		if _, err := r.Peek(1); err != nil {

@@ -1,6 +1,7 @@
-// Package http1 reads HTTP/1 messages just far enough to know where each ends, and passes their bytes on as they came. What could be
-// understood in two ways it does not understand at all (ErrUnclear): then the caller lets the app see exactly what the client sent.
-// The rules are those of RFC 9112.
+// Package http1 reads HTTP/1 messages just far enough to know where each ends, and passes their bytes
+// on unchanged. It rejects a message that two recipients could read in two ways (ErrUnclear): then
+// the caller sends the app exactly what the client sent. The rules are those of RFC 9112. Start with
+// ReadRequest, ReadResponse and CopyBody.
 package http1
 
 import (
@@ -14,10 +15,11 @@ import (
 	"strings"
 )
 
-// ErrUnclear says that a message is not one that every recipient reads in the same way.
+// ErrUnclear means that not every recipient reads a message in the same way.
 var ErrUnclear = errors.New("not plain HTTP/1")
 
-// MaxHead bounds a head, in bytes. Beyond it a request is unclear: what the app's own limit is, the app says.
+// MaxHead bounds a head, in bytes. A longer head is unclear, so the app gets the request and applies
+// its own limit.
 const MaxHead = 1 << 20
 
 // Framing is how a body ends.
@@ -33,7 +35,7 @@ const (
 
 // Head is the head of a request or of an answer.
 type Head struct {
-	Raw     []byte // as it came, with the empty line
+	Raw     []byte // the bytes of the head, with the empty line
 	Method  string // of a request
 	Target  string
 	Status  int // of an answer
@@ -42,13 +44,13 @@ type Head struct {
 	Framing Framing
 	Length  int64
 	Close   bool // the connection ends with this message
-	Vague   bool // of an answer: it says how long it is, but not so that all agree; its connection may go on
+	Vague   bool // of an answer: it gives a length that not all recipients agree on; the connection may go on
 }
 
-// Field is one line of a head. The value has no space around it.
+// Field is one line of a head. The value has no space at its ends.
 type Field struct{ Name, Value string }
 
-// Values are the values of all fields with a name, whatever its case.
+// Values returns the values of all fields with a name, in any case.
 func (h *Head) Values(name string) []string {
 	var all []string
 	for _, f := range h.Fields {
@@ -59,33 +61,35 @@ func (h *Head) Values(name string) []string {
 	return all
 }
 
-// Has says whether there is a field with a name, whatever its case.
+// Has reports whether there is a field with a name, in any case.
 func (h *Head) Has(name string) bool { return h.count(name) > 0 }
 
-// ReadRequest reads the head of a request. With any error the head has Raw, which is what was taken from r. io.EOF means that
-// the client has no more to say. room is asked for each piece of a head that has not come as a whole, first for none, whether so many bytes may
-// be kept; where they may not the head is unclear.
-func ReadRequest(r *bufio.Reader, room func(n int) bool) (*Head, error) {
+// ReadRequest reads the head of a request. After an error, Raw of the head holds the bytes that were
+// read from r. io.EOF means that the client sends no further request. ReadRequest calls reserve for
+// each part of a head that does not arrive as a whole, first with 0. reserve reports whether the
+// caller may hold that many bytes more; when it may not, the head is unclear.
+func ReadRequest(r *bufio.Reader, reserve func(n int) bool) (*Head, error) {
 	if h, err := buffered(r, ParseRequest); h != nil {
 		return h, err
 	}
 	h := &Head{}
-	room(0)
-	line, err := readLine(r, h, room)
+	reserve(0)
+	line, err := readLine(r, h, reserve)
 	if err != nil {
 		return h, err
 	}
 	if err := h.requestLine(string(line)); err != nil {
 		return h, err
 	}
-	fields, err := readFields(r, h, room)
+	fields, err := readFields(r, h, reserve)
 	if err != nil {
 		return h, err
 	}
 	return h, h.request(fields)
 }
 
-// ParseRequest is ReadRequest for bytes that were read already; io.ErrUnexpectedEOF means that the head is not whole. Raw is part of b.
+// ParseRequest parses the head of a request at the start of b. io.ErrUnexpectedEOF means that the head
+// is incomplete. Raw of the head is a part of b.
 func ParseRequest(b []byte) (*Head, error) {
 	h := &Head{}
 	line, fields, err := h.whole(b)
@@ -98,7 +102,7 @@ func ParseRequest(b []byte) (*Head, error) {
 	return h, h.request(fields)
 }
 
-// requestLine understands the first line of a request, without its end.
+// requestLine parses the first line of a request, without its line end.
 func (h *Head) requestLine(line string) error {
 	method, rest, ok := strings.Cut(line, " ")
 	target, version, ok2 := strings.Cut(rest, " ")
@@ -109,7 +113,7 @@ func (h *Head) requestLine(line string) error {
 	return nil
 }
 
-// request understands the fields of a request.
+// request parses the fields of a request.
 func (h *Head) request(fields string) error {
 	if err := h.fields(fields); err != nil {
 		return err
@@ -137,27 +141,28 @@ func (h *Head) request(fields string) error {
 	return nil
 }
 
-// ReadResponse reads the head of an answer to a request with a method. An answer that does not say how long it is ends with its connection.
+// ReadResponse reads the head of an answer to a request with a method. An answer without a length ends
+// with its connection.
 func ReadResponse(r *bufio.Reader, method string) (*Head, error) {
 	if h, err := buffered(r, func(b []byte) (*Head, error) { return parseResponse(b, method) }); h != nil {
 		return h, err
 	}
 	h := &Head{}
-	line, err := readLine(r, h, ample)
+	line, err := readLine(r, h, unlimited)
 	if err != nil {
 		return h, err
 	}
 	if err := h.statusLine(string(line)); err != nil {
 		return h, err
 	}
-	fields, err := readFields(r, h, ample)
+	fields, err := readFields(r, h, unlimited)
 	if err != nil {
 		return h, err
 	}
 	return h, h.response(fields, method)
 }
 
-// parseResponse is ReadResponse for bytes that were read already.
+// parseResponse parses the head of an answer at the start of b.
 func parseResponse(b []byte, method string) (*Head, error) {
 	h := &Head{}
 	line, fields, err := h.whole(b)
@@ -170,7 +175,7 @@ func parseResponse(b []byte, method string) (*Head, error) {
 	return h, h.response(fields, method)
 }
 
-// statusLine understands the first line of an answer, without its end.
+// statusLine parses the first line of an answer, without its line end.
 func (h *Head) statusLine(line string) error {
 	version, rest, ok := strings.Cut(line, " ")
 	code, _, _ := strings.Cut(rest, " ")
@@ -182,7 +187,7 @@ func (h *Head) statusLine(line string) error {
 	return nil
 }
 
-// response understands the fields of an answer to a request with a method.
+// response parses the fields of an answer to a request with a method.
 func (h *Head) response(fields, method string) error {
 	if err := h.fields(fields); err != nil {
 		return err
@@ -193,7 +198,8 @@ func (h *Head) response(fields, method string) error {
 	case method == "HEAD" || h.Status < 200 || h.Status == 204 || h.Status == 304:
 		return nil
 	case len(codings) > 0 && strings.EqualFold(codings[len(codings)-1], "chunked"):
-		// Whatever is inside, and whatever the length that some frameworks say as well (RFC 9112, 6.3).
+		// This holds whatever the other codings are, and although some frameworks give a length too
+		// (RFC 9112, section 6.3).
 		h.Framing = Chunked
 		return nil
 	case len(codings) == 0 && len(lengths) > 0 && len(slices.Compact(lengths)) == 1:
@@ -208,7 +214,7 @@ func (h *Head) response(fields, method string) error {
 	return nil
 }
 
-// members are the members of all fields with a name, which are lists.
+// members returns the members of all fields with a name whose values are lists.
 func (h *Head) members(name string) []string {
 	var all []string
 	for _, f := range h.Fields {
@@ -221,7 +227,7 @@ func (h *Head) members(name string) []string {
 	return all
 }
 
-// count is how many fields have a name.
+// count returns how many fields have a name.
 func (h *Head) count(name string) (n int) {
 	for _, f := range h.Fields {
 		if strings.EqualFold(f.Name, name) {
@@ -231,6 +237,7 @@ func (h *Head) count(name string) (n int) {
 	return n
 }
 
+// version parses the version of HTTP and reports whether it is 1.0 or 1.1.
 func (h *Head) version(s string) bool {
 	if len(s) != 8 || !strings.HasPrefix(s, "HTTP/1.") || (s[7] != '0' && s[7] != '1') {
 		return false
@@ -239,7 +246,7 @@ func (h *Head) version(s string) bool {
 	return true
 }
 
-// closes says whether the connection ends with the message, RFC 9112 section 9.3.
+// closes reports whether the connection ends with the message (RFC 9112, section 9.3).
 func (h *Head) closes() bool {
 	keep := false
 	for _, v := range h.Values("Connection") {
@@ -255,7 +262,8 @@ func (h *Head) closes() bool {
 	return h.Minor == 0 && !keep
 }
 
-// buffered takes a head that is whole in the buffer of r and clear, which costs less than to read it line by line. It returns nil when it is not.
+// buffered reads a head that is complete in the buffer of r and clear. That costs less than reading it
+// line by line. It returns nil when the head is incomplete or unclear.
 func buffered(r *bufio.Reader, parse func([]byte) (*Head, error)) (*Head, error) {
 	if _, err := r.Peek(1); err != nil {
 		return &Head{}, err
@@ -270,11 +278,11 @@ func buffered(r *bufio.Reader, parse func([]byte) (*Head, error)) (*Head, error)
 	return h, nil
 }
 
-// ample is room for whatever comes.
-func ample(int) bool { return true }
+// unlimited reserves any number of bytes.
+func unlimited(int) bool { return true }
 
-// readLine takes one line, which ends with CRLF and nothing less, and returns it without its end.
-func readLine(r *bufio.Reader, h *Head, room func(n int) bool) ([]byte, error) {
+// readLine reads one line and returns it without its end, which must be CRLF.
+func readLine(r *bufio.Reader, h *Head, reserve func(n int) bool) ([]byte, error) {
 	start := len(h.Raw)
 	for {
 		part, err := r.ReadSlice('\n')
@@ -282,8 +290,8 @@ func readLine(r *bufio.Reader, h *Head, room func(n int) bool) ([]byte, error) {
 		if len(h.Raw) > MaxHead {
 			return nil, fmt.Errorf("%w: a head over %d bytes", ErrUnclear, MaxHead)
 		}
-		if !room(len(part)) {
-			return nil, fmt.Errorf("%w: no room for a head", ErrUnclear)
+		if !reserve(len(part)) {
+			return nil, fmt.Errorf("%w: no memory for a head", ErrUnclear)
 		}
 		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
@@ -300,11 +308,11 @@ func readLine(r *bufio.Reader, h *Head, room func(n int) bool) ([]byte, error) {
 	return line, nil
 }
 
-// readFields takes the lines after the first, with the empty one.
-func readFields(r *bufio.Reader, h *Head, room func(n int) bool) (string, error) {
+// readFields reads the lines after the first, up to and with the empty line.
+func readFields(r *bufio.Reader, h *Head, reserve func(n int) bool) (string, error) {
 	start := len(h.Raw)
 	for {
-		line, err := readLine(r, h, room)
+		line, err := readLine(r, h, reserve)
 		if err != nil {
 			return "", err
 		}
@@ -314,7 +322,7 @@ func readFields(r *bufio.Reader, h *Head, room func(n int) bool) (string, error)
 	}
 }
 
-// whole takes a head out of b, and returns its first line and the others.
+// whole finds a complete head at the start of b, and returns its first line and the other lines.
 func (h *Head) whole(b []byte) (line, fields string, err error) {
 	end := bytes.Index(b[:min(len(b), MaxHead)], []byte("\r\n\r\n"))
 	if end < 0 {
@@ -329,10 +337,10 @@ func (h *Head) whole(b []byte) (line, fields string, err error) {
 	return line, fields, nil
 }
 
-// usualFields is how many fields room is made for at once.
+// usualFields is how many fields are allocated at once.
 const usualFields = 32
 
-// fields understands lines that end with an empty one.
+// fields parses lines that end with an empty line.
 func (h *Head) fields(lines string) error {
 	h.Fields = make([]Field, 0, min(strings.Count(lines, "\n"), usualFields))
 	for {
@@ -346,11 +354,12 @@ func (h *Head) fields(lines string) error {
 		if !ok || !colon || !isToken(name) || !isText(value) {
 			return fmt.Errorf("%w: a header field", ErrUnclear)
 		}
-		h.Fields = append(h.Fields, Field{name, value})
+		h.Fields = append(h.Fields, Field{Name: name, Value: value})
 		lines = rest
 	}
 }
 
+// number parses a non-negative decimal number of at most 18 digits.
 func number(s string) (int64, bool) {
 	if s == "" || len(s) > 18 || strings.Trim(s, "0123456789") != "" {
 		return 0, false
@@ -359,17 +368,19 @@ func number(s string) (int64, bool) {
 	return n, err == nil
 }
 
-// isToken is token of RFC 9110, section 5.6.2.
+// isToken reports whether s is a token (RFC 9110, section 5.6.2).
 func isToken(s string) bool {
 	for i := range len(s) {
 		c := s[i]
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+		isAlphanumeric := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !isAlphanumeric && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
 			return false
 		}
 	}
 	return s != ""
 }
 
+// isVisible reports whether s has only visible characters and bytes over 0x7f, and at least one.
 func isVisible(s string) bool {
 	for i := range len(s) {
 		if s[i] <= ' ' || s[i] == 0x7f {
@@ -379,7 +390,8 @@ func isVisible(s string) bool {
 	return s != ""
 }
 
-// isText is field-content of RFC 9110, section 5.5: visible characters, spaces and tabs, and bytes over 0x7f.
+// isText reports whether s is the content of a field (RFC 9110, section 5.5): visible characters,
+// spaces, tabs, and bytes over 0x7f.
 func isText(s string) bool {
 	for i := range len(s) {
 		if (s[i] < ' ' && s[i] != '\t') || s[i] == 0x7f {

@@ -36,7 +36,7 @@ func TestReadRequest(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := reader(c.sent + "rest")
-			h, err := ReadRequest(r, ample)
+			h, err := ReadRequest(r, unlimited)
 			require.NoError(t, err)
 			assert.Equal(t, c.sent, string(h.Raw))
 			assert.Equal(t, c.framing, h.Framing)
@@ -132,7 +132,7 @@ func FuzzRequest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		mine := bufio.NewReader(bytes.NewReader(sent))
-		h, err := ReadRequest(mine, ample)
+		h, err := ReadRequest(mine, unlimited)
 		if !bytes.HasPrefix(sent, h.Raw) {
 			t.Fatal("what was taken is not what was sent")
 		}
@@ -141,7 +141,7 @@ func FuzzRequest(f *testing.F) {
 				t.Fatalf("parsed %+v (%v), read %+v (%v)", parsed, perr, h, err)
 			}
 		}
-		slow, serr := ReadRequest(slowly(sent), ample)
+		slow, serr := ReadRequest(slowly(sent), unlimited)
 		same(t, slow, serr, h, err)
 		if err != nil {
 			return
