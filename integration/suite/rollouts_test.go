@@ -38,7 +38,7 @@ func TestArgoRollout(t *testing.T) {
 	require.Contains(t, kit.DetourFails(t, "intercept", "rollout/nothing", "--mode", "replace"),
 		"rollout/nothing does not exist")
 	require.Contains(t, kit.DetourFails(t, "intercept", "deployment/template", "--mode", "replace"),
-		"deployment/template has no pods, it is only the template of rollout/of-deployment: intercept that")
+		"deployment/template has no pods, it is only the template of rollout/of-deployment: intercept rollout/of-deployment instead")
 
 	var released string
 	t.Run("at once", func(t *testing.T) {

@@ -91,7 +91,8 @@ func (b *bench) slow(ctx context.Context) (err error) {
 	return err
 }
 
-// joinGate sets up both ends of the slow line: the gate forwards the laptop's packets to the cluster.
+// joinGate sets up both ends of the slow line: the gate forwards the laptop's packets to the
+// cluster.
 func (b *bench) joinGate(ctx context.Context, gate *laptop.Laptop) error {
 	if err := commands(ctx, gate, "ip link set "+slowLink+" up",
 		"ip route add "+b.laptop.Address().String()+" dev "+slowLink, "sysctl -qw net.ipv4.ip_forward=1",
