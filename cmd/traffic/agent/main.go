@@ -1,5 +1,6 @@
-// Command traffic-agent is the sidecar of an intercepted pod, the init container that redirects its ports, and what stands idle in place
-// of a replaced container. It is a program of its own, apart from the traffic-manager, because every pod pays for its memory.
+// Command traffic-agent is the sidecar of an intercepted pod, the init container that redirects the pod's ports, and the process that
+// stands idle in place of a replaced container. It is a program of its own, apart from the traffic-manager, because every pod pays for
+// its memory.
 package main
 
 import (
@@ -45,16 +46,16 @@ func run(args []string) error {
 	return agent.Run(ctx, config, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 }
 
-// idle does nothing until it is told to end, and then for a moment more.
+// idle does nothing until the kubelet ends the container, and then waits for the time that args names.
 func idle(ctx context.Context, args []string) error {
 	var linger time.Duration
 	if len(args) > 0 {
 		var err error
 		if linger, err = time.ParseDuration(args[0]); err != nil {
-			return fmt.Errorf("how long to linger: %w", err)
+			return fmt.Errorf("%q is not a valid duration (for example 5s): %w", args[0], err)
 		}
 	}
-	fmt.Fprintln(os.Stderr, "this container does not run: a laptop does its work, `kubectl get intercepts` says whose")
+	fmt.Fprintln(os.Stderr, "this container is idle: a laptop does its work, see `kubectl get intercepts`")
 	<-ctx.Done()
 	time.Sleep(linger)
 	return nil

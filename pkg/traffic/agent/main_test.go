@@ -41,7 +41,7 @@ type pod struct {
 }
 
 // newPod starts an agent that listens on host and trusts relays of authority.
-func newPod(t *testing.T, host string, appPort uint16, authority *x509.CertPool) *pod {
+func newPod(t testing.TB, host string, appPort uint16, authority *x509.CertPool) *pod {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	require.NoError(t, err)
 	a := newAgent(&tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}, slog.New(slog.DiscardHandler))
@@ -71,7 +71,7 @@ func (p *pod) leave() { p.table.Set(nil) }
 
 func (p *pod) dial(t *testing.T) *net.TCPConn { return dial(t, p.address) }
 
-func dial(t *testing.T, address string) *net.TCPConn {
+func dial(t testing.TB, address string) *net.TCPConn {
 	c, err := net.Dial("tcp", address)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close() })
@@ -80,7 +80,7 @@ func dial(t *testing.T, address string) *net.TCPConn {
 }
 
 // serve accepts on host and gives every connection to handle. It waits for the handlers at the end of the test.
-func serve(t *testing.T, host string, handle func(*net.TCPConn)) uint16 {
+func serve(t testing.TB, host string, handle func(*net.TCPConn)) uint16 {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	require.NoError(t, err)
 	var running sync.WaitGroup
@@ -179,7 +179,7 @@ type fakeLaptop struct {
 }
 
 // newLaptop answers headers with status, and leaves the connections that it accepts to handle.
-func newLaptop(t *testing.T, status agentv1.RelayStatus, handle func(net.Conn)) *fakeLaptop {
+func newLaptop(t testing.TB, status agentv1.RelayStatus, handle func(net.Conn)) *fakeLaptop {
 	certificate, authority := newCertificate(t)
 	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
 	require.NoError(t, err)
@@ -268,7 +268,7 @@ func (m *fakeLaptop) join(c net.Conn, first *agentv1.RelayHeader, handle func(ne
 	_ = streams.Run()
 }
 
-func newCertificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+func newCertificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{

@@ -25,7 +25,7 @@ var (
 // full, until it is flushed.
 //
 // Gain: idle connections hold no buffer, and a bulk transfer needs a quarter of the writes. Cost: two pools, and one copy when a
-// buffer grows. Measured: BenchmarkPooledWriter against bufio.Writer; docs/performance.md has the figures.
+// buffer grows. Measured: BenchmarkPooledWriter against bufio.Writer (docs/performance.md).
 type pooledWriter struct {
 	to    net.Conn
 	small *[]byte
