@@ -16,8 +16,8 @@ import (
 // bulkMark is the value of that byte for a packet of a bulk flow.
 const bulkMark = 'b'
 
-// setMark marks the packet of size bytes at offset in one of WireGuard's buffers. A packet that
-// fills the buffer stays without a mark.
+// SetClassMark marks the packet of size bytes at offset in one of WireGuard's buffers. A packet
+// that fills the buffer stays without a mark.
 func SetClassMark(buffer []byte, offset, size int, bulk bool) {
 	last := len(buffer) - 1
 	if offset+size >= last {
@@ -29,7 +29,7 @@ func SetClassMark(buffer []byte, offset, size int, bulk bool) {
 	}
 }
 
-// isBulk reports whether WireGuard made a message of a packet that was marked. Handshakes and
+// IsBulk reports whether WireGuard made a message of a packet that was marked. Handshakes and
 // keepalives never are.
 func IsBulk(message []byte) bool {
 	if len(message) == device.MessageKeepaliveSize {

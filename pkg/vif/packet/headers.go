@@ -7,27 +7,29 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// batch is the number of packets that are handed on at once. WireGuard has a buffer of 64 KiB for
-// each packet in each direction; more of them than the processor's cache holds make nothing faster.
+// BatchSize is the number of packets that are handed on at once. WireGuard has a buffer of 64 KiB
+// for each packet in each direction; more of them than the processor's cache holds make nothing
+// faster.
 const BatchSize = 32
 
+// Protocols as Transport returns them.
 const (
 	ICMP   = 1
 	TCP    = 6
 	UDP    = 17
 	ICMPv6 = 58
-	// laterUDP stands for a fragment of a datagram that is not its first one. A UDP header is
-	// always whole in the first fragment, so a later one cannot change where the datagram goes, and
-	// without an accepted first one nothing comes of it.
+	// LaterUDPFragment stands for a fragment of a datagram that is not its first one. A UDP header
+	// is always whole in the first fragment, so a later one cannot change where the datagram goes,
+	// and without an accepted first one nothing comes of it.
 	LaterUDPFragment = 256
-	// fragmentHeader is IPv6's extension header for fragments.
+	// ExtensionFragment is IPv6's extension header for fragments.
 	ExtensionFragment = 44
 )
 
 // The flags of TCP that matter here (RFC 9293, 3.1).
 const FlagFIN, FlagSYN, FlagRST, FlagPSH, FlagACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
-// transportOf finds the transport header of an IP packet. Protocol 0 means that the packet is of no
+// Transport finds the transport header of an IP packet. Protocol 0 means that the packet is of no
 // use: too short, or a fragment without a transport header that does not belong to a datagram (the
 // VIF's large MTU makes those needless). IPv6 extension headers count as protocols of their own,
 // which nothing behind the VIF speaks, except the fragments of a datagram.
@@ -62,7 +64,7 @@ func Transport(packet []byte) (protocol int, transport []byte) {
 	return 0, nil
 }
 
-// ends4or6 are the source and destination of a TCP or UDP packet that transportOf has accepted.
+// Ends returns the source and destination of a TCP or UDP packet that Transport has accepted.
 func Ends(packet, transport []byte) (source, destination netip.AddrPort) {
 	from, to := binary.BigEndian.Uint16(transport), binary.BigEndian.Uint16(transport[2:])
 	if packet[0]>>4 == 4 {
@@ -73,7 +75,7 @@ func Ends(packet, transport []byte) (source, destination netip.AddrPort) {
 		netip.AddrPortFrom(netip.AddrFrom16([16]byte(packet[24:40])), to)
 }
 
-// isEcho reports whether an ICMP message of this type, to this address, is an echo request.
+// IsEchoRequest reports whether an ICMP message of this type, to this address, is an echo request.
 func IsEchoRequest(to netip.Addr, kind byte) bool {
 	return to.Is4() && kind == byte(header.ICMPv4Echo) || to.Is6() && kind == byte(header.ICMPv6EchoRequest)
 }

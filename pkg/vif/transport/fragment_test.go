@@ -19,7 +19,7 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// pieces cuts a message into fragments, each in memory of its own.
+// cutMessage cuts a message into fragments, each in memory of its own.
 func cutMessage(t *testing.T, message []byte, id uint32) [][]byte {
 	t.Helper()
 	return cutWith(t, message, id, false)

@@ -369,6 +369,7 @@ func (s *StreamWire) Close() {
 }
 
 // These are the methods of conn.Endpoint. A stream has no addresses that WireGuard could use.
+
 func (s *StreamWire) ClearSrc()           {}
 func (s *StreamWire) SrcToString() string { return "" }
 func (s *StreamWire) DstToString() string { return s.id }

@@ -212,6 +212,7 @@ func (w *datagramWire) Send(messages [][]byte) error {
 }
 
 // These are the methods of conn.Endpoint. The kernel chooses the source address.
+
 func (w *datagramWire) ClearSrc()           {}
 func (w *datagramWire) SrcToString() string { return "" }
 func (w *datagramWire) DstToString() string { return w.to.String() }

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// visitors opens streams that send nothing, and counts those that are still open.
+// silentStreams opens streams that send nothing, and counts those that are still open.
 func silentStreams(t *testing.T, bind *bind, count int) (open func() int) {
 	t.Helper()
 	var serving sync.WaitGroup

@@ -16,7 +16,7 @@ import (
 // (https://www.wireguard.com/papers/wireguard.pdf).
 type Key [32]byte
 
-// NewPrivateKey makes a private key from the system's random source.
+// NewPrivate makes a private key from the system's random source.
 func NewPrivate() (Key, error) {
 	private, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
@@ -25,7 +25,7 @@ func NewPrivate() (Key, error) {
 	return Key(private.Bytes()), nil
 }
 
-// ParseKey reads a key in standard base64, as WireGuard's own tools write it.
+// Parse reads a key in standard base64, as WireGuard's own tools write it.
 func Parse(s string) (Key, error) {
 	raw, err := base64.StdEncoding.DecodeString(s)
 	if err != nil || len(raw) != len(Key{}) {
@@ -34,7 +34,7 @@ func Parse(s string) (Key, error) {
 	return Key(raw), nil
 }
 
-// PublicKey is the public key of the private key k.
+// Public is the public key of the private key k.
 func (k Key) Public() Key {
 	private, err := ecdh.X25519().NewPrivateKey(k[:])
 	if err != nil { // only for a wrong length, which the type rules out
@@ -46,7 +46,7 @@ func (k Key) Public() Key {
 // String is the key in base64. It is the secret itself for a private key: do not log it.
 func (k Key) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
 
-// hex is the form of WireGuard's configuration protocol.
+// Hex is the form of WireGuard's configuration protocol.
 func (k Key) Hex() string { return hex.EncodeToString(k[:]) }
 
 // Proof returns bytes that only the holders of two private keys can make: k is the private key of
