@@ -139,7 +139,7 @@ func TestListInEachFormat(t *testing.T) {
 				},
 			}},
 			{Service: "catalog", Port: "9090/grpc", Workload: "deployment/catalog", Redirect: inject.ViaNftables},
-			{Service: "legacy", Port: "8080", Why: "no workload stands behind it"},
+			{Service: "legacy", Port: "8080", Why: "no workload matches its selector"},
 			{
 				Service:  "paused",
 				Port:     "80",
@@ -148,7 +148,7 @@ func TestListInEachFormat(t *testing.T) {
 				Only:     "--attach",
 				Redirect: inject.ViaAttach,
 			},
-			{Workload: "deployment/worker", Why: "no service leads to it", Only: "--mode replace"},
+			{Workload: "deployment/worker", Why: "no service selects it", Only: "--mode replace"},
 		},
 		"list-empty": {},
 	} {

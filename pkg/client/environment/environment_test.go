@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-func TestExpand(t *testing.T) {
+func TestReferencesAreExpandedAsByTheKubelet(t *testing.T) {
 	known := map[string]string{"A": "1", "B": "$(A)"}
 	for in, want := range map[string]string{
 		"": "", "plain": "plain", "$(A)": "1", "x$(A)y$(A)": "x1y1", "$(B)": "$(A)", "$(C)": "$(C)",
@@ -54,14 +54,13 @@ func TestTheEnvironmentIsThatOfTheContainer(t *testing.T) {
 	from := func(s corev1.EnvVarSource) *corev1.EnvVarSource { return &s }
 	secret := func(name, key string, optional *bool) *corev1.EnvVarSource {
 		return from(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
-			LocalObjectReference: object(name),
-			Key:                  key, Optional: optional,
+			LocalObjectReference: object(name), Key: key, Optional: optional,
 		}})
 	}
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-		Name: "app-1", Namespace: "shop",
-		Labels: map[string]string{"tier": "web"},
-	}, Spec: corev1.PodSpec{NodeName: "node1"}}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "app-1", Namespace: "shop", Labels: map[string]string{"tier": "web"}},
+		Spec:       corev1.PodSpec{NodeName: "node1"},
+	}
 	pod.Status.PodIPs = []corev1.PodIP{{IP: "10.1.1.1"}, {IP: "fd00::1"}}
 	field := func(path string) *corev1.EnvVarSource {
 		return from(corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}})
@@ -94,15 +93,23 @@ func TestTheEnvironmentIsThatOfTheContainer(t *testing.T) {
 		"P_X": "x", "P_Y": "over", "A": "1", "B": "1x", "S": "secret",
 		"NODE": "node1", "IPS": "10.1.1.1,fd00::1", "TIER": "web",
 	}, got)
-	assert.Equal(t, []string{"a field of the pod (unsupported fieldPath: spec.odd)", "secret hidden (you may not " +
-		"read it)", "secret keys (key none does not exist)"}, missing)
+	assert.Equal(t, []string{
+		"a field of the pod (unsupported fieldPath: spec.odd)",
+		"secret hidden (you may not read it)",
+		"secret keys (key none does not exist)",
+	}, missing)
 }
 
 func TestMergeKeepsTheLaptopsOwnVariables(t *testing.T) {
 	got := Merge([]string{"PATH=/bin", "HOME=/root", "A=old", "AB=kept"}, map[string]string{
 		"PATH": "/app",
-		"HOME": "/", "A": "new", "B": "", "BASH_FUNC_ls%%": "() { id; }", "PROMPT_COMMAND": "id",
-		"LD_PRELOAD": "/app/lib.so",
+		"HOME": "/",
+		"A":    "new",
+		"B":    "",
+		// A shell would execute these.
+		"BASH_FUNC_ls%%": "() { id; }",
+		"PROMPT_COMMAND": "id",
+		"LD_PRELOAD":     "/app/lib.so",
 	})
 	assert.Equal(t, []string{"PATH=/bin", "HOME=/root", "AB=kept", "A=new", "B="}, got)
 }
@@ -120,8 +127,8 @@ func TestEnvFileExecutesNothing(t *testing.T) {
 	for _, name := range bad {
 		values[name] = "touch " + ran
 	}
-	lines, out := EnvFile(values)
-	assert.ElementsMatch(t, bad, out)
+	lines, omitted := EnvFile(values)
+	assert.ElementsMatch(t, bad, omitted)
 	assert.Equal(t, "PLAIN=1\n_A1=2\n", string(lines))
 	file := filepath.Join(dir, "env")
 	require.NoError(t, WriteFile(file, lines))
@@ -144,8 +151,8 @@ func TestEnvFileIsReadByAShell(t *testing.T) {
 	}
 	file := filepath.Join(t.TempDir(), "env")
 	require.NoError(t, os.WriteFile(file, []byte("old"), 0o644))
-	lines, out := EnvFile(values)
-	assert.Empty(t, out)
+	lines, omitted := EnvFile(values)
+	assert.Empty(t, omitted)
 	require.NoError(t, WriteFile(file, lines))
 	info, err := os.Stat(file)
 	require.NoError(t, err)

@@ -35,11 +35,11 @@ func targetsOf(
 			}
 			switch len(behind) {
 			case 0:
-				row.WhyNot = "no workload stands behind it"
+				row.WhyNot = "no workload matches its selector"
 			case 1:
 				judge(row, s, p, behind[0], behind[0].Running(pods), intercepts)
 			default:
-				row.WhyNot = "several workloads stand behind it"
+				row.WhyNot = "several workloads match its selector"
 			}
 			rows = append(rows, row)
 		}
@@ -51,7 +51,7 @@ func targetsOf(
 			continue
 		}
 		row := &daemonv1.Target{
-			Workload: w.Name(), WhyNot: "no service leads to it", Only: "--mode replace",
+			Workload: w.Name(), WhyNot: "no service selects it", Only: "--mode replace",
 			Intercepts: intercepts[portKey{workload: w.Name()}],
 		}
 		if why := cmp.Or(w.TemplateObstacle(), w.RolloutObstacle()); why != "" {

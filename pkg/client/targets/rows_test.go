@@ -80,7 +80,7 @@ func TestTargets(t *testing.T) {
 	paused := deployment("catalog", catalog)
 	paused.Spec.Paused = true
 	const (
-		noService = "no service leads to it"
+		noService = "no service selects it"
 		isPaused  = "deployment/catalog is paused: resume it, so that pods with the traffic-agent can be rolled out"
 		unknown   = "rollout/catalog takes its pod template from ReplicaSet x, which detour cannot read: " +
 			"let it refer to a Deployment, or write the template in the Rollout itself"
@@ -115,20 +115,20 @@ func TestTargets(t *testing.T) {
 		"a service that selects no pods": {
 			services: []corev1.Service{service("cart", map[string]string{"app": "cart"}, http)}, workloads: one,
 			want: []*daemonv1.Target{
-				{Service: "cart", Port: "80/http", WhyNot: "no workload stands behind it"}, catalogs[0], catalogs[1],
+				{Service: "cart", Port: "80/http", WhyNot: "no workload matches its selector"}, catalogs[0], catalogs[1],
 			},
 		},
 		"a service without a selector": {
 			services: []corev1.Service{service("outside", nil, http)}, workloads: one,
 			want: []*daemonv1.Target{
-				{Service: "outside", Port: "80/http", WhyNot: "no workload stands behind it"}, catalogs[0], catalogs[1],
+				{Service: "outside", Port: "80/http", WhyNot: "no workload matches its selector"}, catalogs[0], catalogs[1],
 			},
 		},
 		"a service with two workloads": {
 			services: web, workloads: two,
 			want: []*daemonv1.Target{{
 				Service: "catalog", Port: "80/http", Workload: "deployment/canary, deployment/catalog",
-				WhyNot: "several workloads stand behind it",
+				WhyNot: "several workloads match its selector",
 			}},
 		},
 		"a Rollout behind its stable service": {
@@ -138,7 +138,7 @@ func TestTargets(t *testing.T) {
 		"a Rollout's stable service without the Rollout": {
 			services: []corev1.Service{service("catalog", stable, http)}, workloads: two,
 			want: []*daemonv1.Target{
-				{Service: "catalog", Port: "80/http", WhyNot: "no workload stands behind it"},
+				{Service: "catalog", Port: "80/http", WhyNot: "no workload matches its selector"},
 				{Workload: "deployment/canary", WhyNot: noService, Only: "--mode replace"},
 				catalogs[0],
 			},
