@@ -96,7 +96,9 @@ func BenchmarkCork(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			near, far := pair(b)
 			c := &CorkConn{Conn: near}
-			config := &tls.Config{InsecureSkipVerify: true, DynamicRecordSizingDisabled: true} //nolint:gosec // a benchmark
+			config := &tls.Config{
+				InsecureSkipVerify: true, DynamicRecordSizingDisabled: true, //nolint:gosec // a benchmark
+			}
 			client := tls.Client(c, config)
 			sink := tls.Server(far, server.TLS)
 			var reading sync.WaitGroup

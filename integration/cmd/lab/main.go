@@ -130,7 +130,8 @@ func measure(ctx context.Context, dir string, o options) ([]figure, error) {
 	if err := os.Remove(report); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove the report of an earlier turn: %w", err)
 	}
-	if err := inCheckout(ctx, dir, "bin/bench", "-root", dir, "-only", o.rows, "-rounds", "1", "-each", o.each.String()); err != nil {
+	bench := []string{"bin/bench", "-root", dir, "-only", o.rows, "-rounds", "1", "-each", o.each.String()}
+	if err := inCheckout(ctx, dir, bench...); err != nil {
 		return nil, fmt.Errorf("run the bench: %w", err)
 	}
 	text, err := os.ReadFile(report)
@@ -191,7 +192,8 @@ func (t *table) print(out io.Writer) error {
 			ofPlain = fmt.Sprintf("%.3f", median(r.ofPlain[1])/median(r.ofPlain[0]))
 		}
 		fmt.Fprintf(w, "%s\t%s\t%.4g\t%.4g-%.4g\t%.4g\t%.4g-%.4g\t%.3f\t%s\t\n", r.name, r.unit,
-			median(a), slices.Min(a), slices.Max(a), median(b), slices.Min(b), slices.Max(b), median(b)/median(a), ofPlain)
+			median(a), slices.Min(a), slices.Max(a),
+			median(b), slices.Min(b), slices.Max(b), median(b)/median(a), ofPlain)
 	}
 	return w.Flush()
 }

@@ -29,7 +29,8 @@ func TestTableComparesTheMediansOfBothBuilds(t *testing.T) {
 	require.NoError(t, results.print(&out))
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	require.Len(t, lines, 2, "rows that were not asked for are left out")
-	require.Equal(t, []string{"out.udp.rps16", "/s", "110", "100-120", "55", "50-60", "0.500", "0.500"}, strings.Fields(lines[1]))
+	want := []string{"out.udp.rps16", "/s", "110", "100-120", "55", "50-60", "0.500", "0.500"}
+	require.Equal(t, want, strings.Fields(lines[1]))
 }
 
 func TestTableNeedsRows(t *testing.T) {
@@ -43,7 +44,9 @@ func TestParseNeedsABuildAndRows(t *testing.T) {
 	}{
 		"no build to compare with": {args: []string{"-rows", "out"}, err: "give both -a"},
 		"no rows":                  {args: []string{"-a", "/tmp/before"}, err: "give both -a"},
-		"no turns":                 {args: []string{"-a", "/tmp/before", "-rows", "out", "-turns", "0"}, err: "-turns is at least 1"},
+		"no turns": {
+			args: []string{"-a", "/tmp/before", "-rows", "out", "-turns", "0"}, err: "-turns is at least 1",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parse(c.args)
