@@ -1,6 +1,6 @@
-// Command traffic-agent is the sidecar of an intercepted pod, the init container that redirects the pod's ports, and the process that
-// stands idle in place of a replaced container. It is a program of its own, apart from the traffic-manager, because every pod pays for
-// its memory.
+// Command traffic-agent is the sidecar of an intercepted pod, the init container that redirects the
+// pod's ports, and the process that stands idle in place of a replaced container. It is a program
+// of its own, apart from the traffic-manager, because every pod pays for its memory.
 package main
 
 import (
@@ -46,7 +46,8 @@ func run(args []string) error {
 	return agent.Run(ctx, config, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 }
 
-// idle does nothing until the kubelet ends the container, and then waits for the time that args names.
+// idle does nothing until the kubelet ends the container, and then waits for the time that args
+// names.
 func idle(ctx context.Context, args []string) error {
 	var linger time.Duration
 	if len(args) > 0 {

@@ -1,10 +1,12 @@
-// Package agent is the traffic-agent. It stands in front of the app's ports in a pod and passes connections on to the app, or to a
-// laptop while an intercept is in force. It moves traffic over without failing a request: HTTP moves between two requests, and the app
-// answers whenever the laptop is unreachable.
+// Package agent is the traffic-agent. It stands in front of the app's ports in a pod and passes
+// connections on to the app, or to a laptop while an intercept is in force. It moves traffic over
+// without failing a request: HTTP moves between two requests, and the app answers whenever the
+// laptop is unreachable.
 //
 // Start with Run, which wires the parts together, and serve, which decides who serves a connection:
 //
-//   - passthrough joins clients to the app with epoll, and hands over the connections that may belong elsewhere.
+//   - passthrough joins clients to the app with epoll, and hands over the connections that may
+//     belong elsewhere.
 //   - exchange serves HTTP/1 request by request, h2 serves HTTP/2, raw passes on everything else.
 //   - apptls ends the TLS of clients where requests have to be told apart.
 //   - intercepts decides whose a request is; upstream and laptop connect to the app and to laptops.
@@ -105,8 +107,8 @@ func newAgent(tls *tls.Config, log *slog.Logger) *agent {
 	return a
 }
 
-// Run serves until ctx ends, and then finishes the requests that are in progress, for endTimeout at most. It returns when all that it
-// started has ended.
+// Run serves until ctx ends, and then finishes the requests that are in progress, for endTimeout at
+// most. It returns when all that it started has ended.
 func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error {
 	log = log.With("component", "agent")
 	roots := x509.NewCertPool()
@@ -164,7 +166,8 @@ func Run(ctx context.Context, config agentconfig.Config, log *slog.Logger) error
 // errEnded ends the tasks of an agent that has finished all requests.
 var errEnded = errors.New("ended")
 
-// listen opens the sockets of the configuration. With an error it returns those that it has opened already.
+// listen opens the sockets of the configuration. With an error it returns those that it has opened
+// already.
 func (a *agent) listen(ctx context.Context) (map[uint16]*net.TCPListener, []*udp.Port, error) {
 	listeners := map[uint16]*net.TCPListener{}
 	var datagrams []*udp.Port
@@ -195,7 +198,8 @@ func (a *agent) newUDPPort(port uint16, sockets []*udp.Socket) *udp.Port {
 	}}, sockets)
 }
 
-// accept serves connections until the agent has to stop, and then finishes the requests that are in progress, for endTimeout at most.
+// accept serves connections until the agent has to stop, and then finishes the requests that are in
+// progress, for endTimeout at most.
 func (a *agent) accept(ctx context.Context, listeners map[uint16]*net.TCPListener) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()

@@ -14,7 +14,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// verbatim answers requests as it is told to, and says what came of each connection when it has ended.
+// verbatim returns a server that gives every request the same answer. It sends the paths that it
+// got, and the error that ended them, to ended.
 func verbatim(heard chan<- string, answer string) func(net.Conn) {
 	return func(c net.Conn) {
 		in, got := bufio.NewReader(c), ""
@@ -34,8 +35,9 @@ func verbatim(heard chan<- string, answer string) func(net.Conn) {
 	}
 }
 
-// Frameworks say more than once how long an answer is. Clients understand that, and go on.
-func TestAnswersThatSayTheirLengthTwice(t *testing.T) {
+// Some frameworks state the length of an answer twice. Clients understand that and keep the
+// connection, so the agent does too.
+func TestAnswersWithTwoLengthsKeepTheConnection(t *testing.T) {
 	for name, head := range map[string]string{
 		"chunks and a length":  "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
 		"a length and chunks":  "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
@@ -70,8 +72,10 @@ func TestAnswersThatSayTheirLengthTwice(t *testing.T) {
 	}
 }
 
-// An answer of which not all agree how long it is is the last on its connection: what follows must not go where nobody has looked whether it belongs.
-func TestAnswersOfNoClearLengthAreTheLast(t *testing.T) {
+// If recipients may disagree about the length of an answer, it is the last one on its
+// connection: the bytes after it must not reach an upstream before somebody has decided where
+// they belong.
+func TestAnswersOfUnclearLengthAreTheLast(t *testing.T) {
 	for name, head := range map[string]string{
 		"two lengths":       "Content-Length: 2\r\nContent-Length: 3\r\n\r\nhi",
 		"a coding, no more": "Transfer-Encoding: identity\r\nContent-Length: 2\r\n\r\nhi",

@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	// unusedFor is how long an attached agent waits for the next intercept before it asks its clients to open other connections, which
-	// bypass it, and ends when they have. A laptop that is away for longer gets a new agent when it is back.
+	// unusedFor is how long an attached agent waits for the next intercept before it asks its
+	// clients to open other connections, which bypass it, and ends when they have. A laptop that is
+	// away for longer gets a new agent when it is back.
 	unusedFor   = 10 * time.Second
 	unusedCheck = time.Second
 )
@@ -27,7 +28,8 @@ func (a *agent) attach(listeners map[uint16]*net.TCPListener) (err error) {
 	return err
 }
 
-// leaving reports whether clients of a port without intercepts are to open other connections, past this agent, which nobody needs.
+// leaving reports whether clients of a port without intercepts are to open other connections, past
+// this agent, which nobody needs.
 func (a *agent) leaving() bool { return a.attachment != nil && a.PodEnding() }
 
 // endUnused ends the agent when no intercept has needed it for a while, and no client does.

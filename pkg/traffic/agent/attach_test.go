@@ -14,8 +14,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// An attached agent leaves the kubelet's probes to the app, whatever is intercepted.
-func TestProbesAreTheApps(t *testing.T) {
+// An attached agent gives the kubelet's probes to the app, whatever is intercepted.
+func TestAppGetsProbes(t *testing.T) {
 	a := newAgent(nil, nil)
 	a.table.SetProbed(map[uint16]bool{8080: true})
 	a.table.Set([]*agentv1.Intercept{{Uid: "all", Port: 8080}, {Uid: "some", Port: 8080, Match: &agentv1.Match{Path: "/healthz"}}})
@@ -37,8 +37,9 @@ func TestProbesAreTheApps(t *testing.T) {
 	assert.Equal(t, "all", want.Uid, "where no probe is to be expected")
 }
 
-// An attached agent that nobody needs any more asks its clients to go past it, until it is needed again.
-func TestUnneededAgentIsLeft(t *testing.T) {
+// An attached agent that nobody needs asks its clients to open other connections, which bypass
+// it, until an intercept needs it again.
+func TestUnusedAgentAsksItsClientsToLeave(t *testing.T) {
 	p, _, _ := ending(t)
 	p.attachment = new(attach.Attachment)
 	intercepted := []*agentv1.Intercept{p.table.Port(p.port).Personal[0].Intercept}

@@ -12,8 +12,9 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// BenchmarkHTTP1Request measures one request and its answer over loopback, on a connection that is kept open: through the passthrough,
-// which is the plain way to the app; through the exchange to the app, beside a personal intercept; and through the exchange to a laptop.
+// BenchmarkHTTP1Request measures one request and its answer over loopback, on a connection that is
+// kept open: through the passthrough, which is the plain way to the app; through the exchange to
+// the app, beside a personal intercept; and through the exchange to a laptop.
 func BenchmarkHTTP1Request(b *testing.B) {
 	const request = "GET / HTTP/1.1\r\nHost: catalog\r\nX-Dev: "
 	for _, bench := range []struct {

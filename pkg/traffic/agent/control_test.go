@@ -15,8 +15,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// Without a manager the apps answer, but where somebody said that they must not.
-func TestForgetting(t *testing.T) {
+// Without a manager the app answers, except where the user has forbidden it.
+func TestAppAnswersWithoutAManager(t *testing.T) {
 	serveApp := handler(t, says("app"))
 	m := newLaptop(t, ok, handler(t, says("laptop")))
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), m.authority)
@@ -42,8 +42,9 @@ func TestForgetting(t *testing.T) {
 	}
 }
 
-// What must not be answered by the app is not for ever, when no manager comes back that could say when its time is over.
-func TestForgettingAll(t *testing.T) {
+// An intercept whose requests the app must not answer does not last for ever if no manager comes
+// back to end it.
+func TestStrictInterceptsEndWithoutAManager(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &pod{agent: newAgent(nil, nil), port: 8080}
 		p.table.Set([]*agentv1.Intercept{{Uid: "one", Port: 8080, ErrorOnFailure: true}})
@@ -56,8 +57,9 @@ func TestForgettingAll(t *testing.T) {
 	})
 }
 
-// The agent has to speak to a manager anew, which gives it other tokens: the intercepts are the same. What is under way goes on, and what is new uses them.
-func TestTokensAreRenewed(t *testing.T) {
+// Another manager gives the agent other tokens for the same intercepts. Requests in progress go
+// on, and new ones use the new tokens.
+func TestNewTokensKeepIntercepts(t *testing.T) {
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
 			goesOn := make(chan struct{})

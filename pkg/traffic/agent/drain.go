@@ -10,9 +10,10 @@ import (
 	"github.com/detour-dev/detour/pkg/agentconfig"
 )
 
-// An agent ends in two steps. When its pod begins to end, the kubelet runs the preStop hook (PodEnds): from then on every answer asks
-// its client to open another connection. When the other containers have ended, the agent gets SIGTERM: it finishes the requests that
-// are in progress, closes idle connections and accepts no new ones.
+// An agent ends in two steps. When its pod begins to end, the kubelet runs the preStop hook
+// (PodEnds): from then on every answer asks its client to open another connection. When the other
+// containers have ended, the agent gets SIGTERM: it finishes the requests that are in progress,
+// closes idle connections and accepts no new ones.
 
 const (
 	// endTimeout is how long requests may go on when the agent has to end.
@@ -50,7 +51,8 @@ func (a *agent) servePodEnds(w http.ResponseWriter, r *http.Request) {
 	a.podEnds()
 }
 
-// podEnds asks all clients to open another connection from now on: HTTP/2 at once, HTTP/1 with its next answer.
+// podEnds asks all clients to open another connection from now on: HTTP/2 at once, HTTP/1 with its
+// next answer.
 func (a *agent) podEnds() {
 	a.life.podEnding.Store(true)
 	a.review()

@@ -18,7 +18,7 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// held is a service that answers when the test says so.
+// held returns a service that answers requests for /held when the test calls answer.
 func held(name string) (h http.Handler, asked <-chan struct{}, answer func()) {
 	begun, release := make(chan struct{}, 100), make(chan struct{})
 	var once sync.Once
@@ -31,7 +31,8 @@ func held(name string) (h http.Handler, asked <-chan struct{}, answer func()) {
 	}), begun, func() { once.Do(func() { close(release) }) }
 }
 
-// ending is a pod in front of an app, with a personal intercept of alice's, whose laptop holds back the answers for /held.
+// ending returns a pod in front of an app, with a personal intercept by alice. Her laptop
+// answers requests for /held when the test calls answer.
 func ending(t *testing.T) (p *pod, asked <-chan struct{}, answer func()) {
 	t.Helper()
 	serveApp := handler(t, says("app"))
@@ -43,8 +44,8 @@ func ending(t *testing.T) (p *pod, asked <-chan struct{}, answer func()) {
 	return p, asked, answer
 }
 
-// A pod that ends asks its clients to go elsewhere, with the next answer.
-func TestLeavingClosesAfterTheAnswer(t *testing.T) {
+// A pod that ends asks its clients, with the next answer, to open another connection.
+func TestEndingPodClosesAfterTheAnswer(t *testing.T) {
 	p, _, _ := ending(t)
 	for _, who := range []string{"alice", "nobody"} {
 		b := p.browse(t)
@@ -65,8 +66,9 @@ func TestLeavingClosesAfterTheAnswer(t *testing.T) {
 	}
 }
 
-// An app that has ended before its agent: what a kept connection asks next finds it closed, and not reset.
-func TestAppEndsFirst(t *testing.T) {
+// If the app ends before the agent, the next request on a kept connection finds it closed, and
+// not reset.
+func TestConnectionEndsInOrderAfterTheApp(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	go func() {
@@ -92,8 +94,9 @@ func TestAppEndsFirst(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
-// An agent that has to end closes what is idle, in order, and finishes what is under way.
-func TestStoppingFinishesWhatIsUnderWay(t *testing.T) {
+// An agent that has to end closes idle connections in order, and finishes the requests in
+// progress.
+func TestStoppingFinishesRequests(t *testing.T) {
 	p, asked, answer := ending(t)
 	idle, busy, global := p.browse(t), p.browse(t), p.browse(t)
 	_, err := io.WriteString(idle, "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n")
@@ -130,8 +133,8 @@ func TestStoppingFinishesWhatIsUnderWay(t *testing.T) {
 	}, patience, 10*time.Millisecond, "nothing new is taken")
 }
 
-// Where all of a connection goes to one place, nobody knows where an answer ends: it is closed when nothing has been said for a while.
-func TestStoppingClosesWhatIsQuiet(t *testing.T) {
+// The same holds for the connections of a global intercept.
+func TestStoppingClosesIdleConnectionsOfAGlobalIntercept(t *testing.T) {
 	t.Parallel()
 	h, asked, answer := held("laptop")
 	t.Cleanup(answer)
@@ -152,8 +155,8 @@ func TestStoppingClosesWhatIsQuiet(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
-// Clients of HTTP/2 are asked to leave with GOAWAY; their streams are finished.
-func TestHTTP2ClientsLeave(t *testing.T) {
+// HTTP/2 clients are asked with GOAWAY to open another connection. Their streams are finished.
+func TestEndingPodSendsGoaway(t *testing.T) {
 	for _, global := range []bool{false, true} {
 		t.Run(fmt.Sprintf("global %t", global), func(t *testing.T) {
 			p, asked, answer := ending(t)
@@ -189,7 +192,7 @@ func TestHTTP2ClientsLeave(t *testing.T) {
 }
 
 // An agent ends although a laptop never answers.
-func TestEndsWithoutAnAnswer(t *testing.T) {
+func TestAgentEndsAlthoughALaptopDoesNotAnswer(t *testing.T) {
 	for _, transport := range transports(t) {
 		p, asked, _ := ending(t)
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+"/held", nil)
@@ -210,8 +213,8 @@ func TestEndsWithoutAnAnswer(t *testing.T) {
 	}
 }
 
-// Only the pod itself may say that it ends.
-func TestLeaveIsForThePod(t *testing.T) {
+// Only the pod itself may report its end.
+func TestOnlyThePodReportsItsEnd(t *testing.T) {
 	for from, want := range map[string]bool{"127.0.0.1:4711": true, "[::1]:4711": true, "10.1.2.3:4711": false, "nonsense": false} {
 		a := newAgent(nil, nil)
 		r := httptest.NewRequest(http.MethodPost, podEndsPath, nil)

@@ -16,8 +16,9 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// Whoever answers hears how the client ended, in order or not, also while nothing is being said: it would wait for ever.
-func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
+// An upstream sees whether its client ended in order or with a reset, even while neither side
+// speaks. Otherwise it would wait for ever.
+func TestUpstreamsSeeHowTheirClientsEnd(t *testing.T) {
 	t.Parallel()
 	const head = "X / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n"
 	for name, sent := range map[string]string{
@@ -78,8 +79,8 @@ func TestUpstreamsHearOfTheEndOfTheirClients(t *testing.T) {
 	}
 }
 
-// A connection on which nothing is asked costs next to nothing, however many wait: the app's pod pays for it.
-func TestKeptConnectionsHoldNoBuffers(t *testing.T) {
+// An idle connection costs next to nothing, however many there are: the app's pod pays for them.
+func TestIdleConnectionsHoldNoBuffers(t *testing.T) {
 	alice := newLaptop(t, ok, answers("alice"))
 	p := newPod(t, "127.0.0.1", app(t), alice.authority)
 	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})

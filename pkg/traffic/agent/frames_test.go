@@ -21,7 +21,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// framed is one end of a connection of HTTP/2 that writes down, stream by stream, what the other end says.
+// framed is one end of an HTTP/2 connection. It records, stream by stream, what the other end
+// sends.
 type framed struct {
 	net.Conn
 	*http2.Framer
@@ -178,7 +179,8 @@ var post = []string{":method", "POST", ":scheme", "http", ":authority", "catalog
 
 func with(fields []string, more ...string) []string { return slices.Concat(fields, more) }
 
-// conversations are what a client and a server may say to each other. until is what the side hears last.
+// conversations are what a client and a server may send each other. until is what each side
+// receives last.
 var conversations = map[string]struct {
 	client, server func(f *framed, stream uint32)
 	hears, heard   string // last, by the client and by the server
@@ -382,7 +384,8 @@ var conversations = map[string]struct {
 	},
 }
 
-// talk has a conversation with the server at an address and returns what each of the two heard of it.
+// talk has a conversation with the server at an address and returns what each of the two heard of
+// it.
 func talk(t *testing.T, name, address string, servers chan *framed, dress func(net.Conn) net.Conn, who string) (client, server []string) {
 	t.Helper()
 	c := conversations[name]
@@ -410,7 +413,8 @@ func talk(t *testing.T, name, address string, servers chan *framed, dress func(n
 	return client, server
 }
 
-// scripted is a server that has its part of a conversation on every stream, and hands over itself when the first begins.
+// scripted is a server that has its part of a conversation on every stream, and hands over itself
+// when the first begins.
 func scripted(name *string, servers chan *framed) func(net.Conn) {
 	return func(c net.Conn) {
 		preface := make([]byte, len(http2.ClientPreface))
@@ -430,9 +434,9 @@ func scripted(name *string, servers chan *framed) func(net.Conn) {
 	}
 }
 
-// Whatever client and server say to each other by HTTP/2, each hears what it would hear if nobody stood between them: the fields in their
-// order, the trailers, the codes.
-func TestHTTP2IsPassedOnAsItIs(t *testing.T) {
+// Whatever client and server send each other over HTTP/2, each receives what it would receive
+// without the agent: the order of fields, the trailers and the error codes included.
+func TestHTTP2PassesUnchanged(t *testing.T) {
 	certificate, roots := newCertificate(t)
 	plain := func(c net.Conn) net.Conn { return c }
 	for version, dress := range map[string]func(net.Conn) net.Conn{

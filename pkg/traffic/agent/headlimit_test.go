@@ -14,8 +14,9 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// An app's own limits apply to heads that never end: it gets them when they take long, and when there are too many of them.
-func TestHeadsWithoutAnEnd(t *testing.T) {
+// The app's own limits apply to heads that never end: the app gets them when they take long, and
+// when there are too many.
+func TestIncompleteHeadsReachTheApp(t *testing.T) {
 	const half = "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\nCookie: "
 	came := make(chan string, 100)
 	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {

@@ -11,7 +11,8 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/keeper"
 )
 
-// readyAfter is when an agent is ready that has no configuration yet: the app must not wait longer for the manager.
+// readyAfter is when an agent is ready that has no configuration yet: the app must not wait longer
+// for the manager.
 const readyAfter = 5 * time.Second
 
 // serveHealth answers the kubelet's probes, and the preStop hook of this pod, until ctx ends.
@@ -32,7 +33,8 @@ func (a *agent) serveHealth(ctx context.Context) error {
 	return nil
 }
 
-// serveReady keeps a new pod out of its Service until the agent knows the intercepts in force: the pod's first request may be somebody's.
+// serveReady keeps a new pod out of its Service until the agent knows the intercepts in force: the
+// pod's first request may be somebody's.
 func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 	if !a.manager.configured.Load() && time.Since(a.manager.started) < readyAfter {
 		http.Error(w, "the traffic-manager has not sent the intercepts yet", http.StatusServiceUnavailable)

@@ -22,7 +22,8 @@ import (
 
 const ok = agentv1.RelayStatus_RELAY_STATUS_OK
 
-// A connection made while an intercept is in force goes to the laptop, which is told whose it is.
+// A connection that is opened while an intercept is in force goes to the laptop, which is told
+// the client's address.
 func TestLaptopGetsNewConnections(t *testing.T) {
 	m := newLaptop(t, ok, answers("laptop"))
 	p := newPod(t, "127.0.0.1", app(t), m.authority)
@@ -40,8 +41,9 @@ func TestLaptopGetsNewConnections(t *testing.T) {
 	assert.Equal(t, "app /cart ", p.browse(t).get(t, "/cart"))
 }
 
-// Connections to a laptop are streams on one, or one each where its daemon is older.
-func TestLaptopTakesStreamsOrNot(t *testing.T) {
+// Connections to a laptop are mux streams on one relay connection. A laptop with an older daemon
+// gets a relay connection for each.
+func TestConnectionsShareARelayConnection(t *testing.T) {
 	for name, plain := range map[string]bool{"streams": false, "an older daemon": true} {
 		t.Run(name, func(t *testing.T) {
 			m := newLaptop(t, ok, answers("laptop"))
@@ -62,7 +64,7 @@ func TestLaptopTakesStreamsOrNot(t *testing.T) {
 	}
 }
 
-// A lost relay connection takes the raw connections on it along, and a new one replaces it.
+// A lost relay connection resets the raw connections on it, and a new one replaces it.
 func TestLostRelayConnectionResetsRawConnections(t *testing.T) {
 	m := newLaptop(t, ok, func(c net.Conn) { _, _ = io.Copy(c, c) })
 	p := newPod(t, "127.0.0.1", app(t), m.authority)
@@ -84,8 +86,8 @@ func TestLostRelayConnectionResetsRawConnections(t *testing.T) {
 	}
 }
 
-// An idle HTTP/1 connection survives the loss of the relay connection: its next request has an answer, and those after it are the
-// laptop's again.
+// An idle HTTP/1 connection survives the loss of the relay connection: its next request has an
+// answer, and those after it are the laptop's again.
 func TestLostRelayConnectionKeepsIdleClients(t *testing.T) {
 	m := newLaptop(t, ok, answers("laptop"))
 	p := newPod(t, "127.0.0.1", app(t), m.authority)
@@ -99,8 +101,8 @@ func TestLostRelayConnectionKeepsIdleClients(t *testing.T) {
 	}
 }
 
-// A keep-alive connection that lives longer than an intercept's changes changes with them, between two requests: connection
-// pools keep theirs for hours.
+// A connection that stays open while intercepts begin and end moves with them, between two
+// requests: connection pools keep connections for hours.
 func TestKeepAliveMovesBetweenRequests(t *testing.T) {
 	m := newLaptop(t, ok, answers("laptop"))
 	p := newPod(t, "127.0.0.1", app(t), m.authority)
@@ -116,8 +118,9 @@ func TestKeepAliveMovesBetweenRequests(t *testing.T) {
 	assert.Len(t, m.headers, 3, "one relayed connection for each time, not for each request")
 }
 
-// A request that has begun is finished by whom it began with, even where its body looks like the next request.
-func TestRequestUnderWayStays(t *testing.T) {
+// The upstream that got the head of a request gets its body too, even if the body looks like
+// another request.
+func TestRequestInProgressStays(t *testing.T) {
 	const next = "GET /not-a-request HTTP/1.1\r\n\r\n"
 	head := make(chan struct{})
 	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
@@ -150,8 +153,9 @@ func TestRequestUnderWayStays(t *testing.T) {
 	assert.Equal(t, "laptop /3 ", b.get(t, "/3"), "the one after it moves")
 }
 
-// A client that asks for leave to send its body has an answer before its request is over. The body follows to the same place.
-func TestContinuedRequestStays(t *testing.T) {
+// A client that expects 100 Continue has an answer before its request is complete. The body
+// follows to the same upstream.
+func TestBodyFollowsItsExpectation(t *testing.T) {
 	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
 		r, err := http.ReadRequest(bufio.NewReader(c))
 		if err != nil {
@@ -178,7 +182,8 @@ func TestContinuedRequestStays(t *testing.T) {
 	assert.Empty(t, m.headers)
 }
 
-// What is not HTTP/1 has no boundary that the agent could see: such a connection ends where it began.
+// The agent cannot see the boundaries of messages that are not HTTP/1: such a connection ends
+// where it began.
 func TestOtherProtocolsStay(t *testing.T) {
 	for name, c := range map[string]struct{ opening, answer string }{
 		"a web socket":     {"GET /socket HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n"},
@@ -212,8 +217,9 @@ func TestOtherProtocolsStay(t *testing.T) {
 	}
 }
 
-// The app answers whenever the laptop cannot: a colleague's request must not fail because a lid was closed.
-func TestAppAnswersForTheLaptop(t *testing.T) {
+// The app answers whenever the laptop cannot: a colleague's request must not fail because a lid
+// was closed.
+func TestAppAnswersForAnUnreachableLaptop(t *testing.T) {
 	for name, address := range map[string]func(*testing.T) (string, *fakeLaptop){
 		"the manager is gone": func(t *testing.T) (string, *fakeLaptop) {
 			return fmt.Sprintf("127.0.0.1:%d", nobody(t)), newLaptop(t, ok, answers("laptop"))
@@ -267,9 +273,10 @@ func refusing(status agentv1.RelayStatus) func(*testing.T) (string, *fakeLaptop)
 	}
 }
 
-// A laptop that does not answer costs one request some time, not all of them: it is left out until it can be reached, which no request
-// waits for. A laptop that answers, even with a refusal, is asked each time, because a developer restarts the process every minute.
-func TestSilentLaptopIsLeftOutUntilItIsBack(t *testing.T) {
+// A laptop that does not answer delays one request and not all: it is skipped until it can be
+// reached, and no request waits for that. A laptop that answers, even with a refusal, is asked
+// each time, because a developer restarts the process every minute.
+func TestSilentLaptopIsSkippedUntilItAnswers(t *testing.T) {
 	m := newLaptop(t, agentv1.RelayStatus_RELAY_STATUS_UNREACHABLE, answers("laptop"))
 	p := newPod(t, "127.0.0.1", app(t), m.authority)
 	for range 4 {
@@ -295,9 +302,9 @@ func TestRefusingLaptopIsAskedEachTime(t *testing.T) {
 	}
 }
 
-// A laptop that ends its connections with its intercept does so between two requests: the next one is the app's, on the same
-// connection of the client's.
-func TestLaptopHangsUpAfterTheIntercept(t *testing.T) {
+// A laptop that closes its connections when the intercept ends does so between two requests: the
+// app gets the next one, on the same client connection.
+func TestLaptopMayCloseAfterTheIntercept(t *testing.T) {
 	hangUp := make(chan struct{})
 	m := newLaptop(t, ok, func(c net.Conn) {
 		go func() { <-hangUp; _ = c.Close() }()
@@ -313,8 +320,8 @@ func TestLaptopHangsUpAfterTheIntercept(t *testing.T) {
 	assert.Equal(t, "app /2 ", b.get(t, "/2"))
 }
 
-// A laptop that is lost in the middle of a request ends the client's connection with an error. The request cannot be repeated:
-// the laptop may have done what it asked.
+// A laptop that is lost in the middle of a request ends the client's connection with an error.
+// The request cannot be replayed, because the laptop may have executed it.
 func TestLaptopLostBeforeItsAnswer(t *testing.T) {
 	m := newLaptop(t, ok, func(c net.Conn) {
 		_, _ = c.Read(make([]byte, 1))
@@ -331,9 +338,9 @@ func TestLaptopLostBeforeItsAnswer(t *testing.T) {
 	require.ErrorContains(t, err, "reset")
 }
 
-// An agent whose manager stays away does not hold on to its last configuration for ever: nobody would tell it when the laptop
-// has gone.
-func TestManagerStaysAway(t *testing.T) {
+// If the manager stays away, the agent does not keep its last configuration for ever: nobody
+// would tell it when the laptop has gone.
+func TestConfigurationEndsWithoutAManager(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &pod{agent: newAgent(nil, nil), port: 8080}
 		p.intercept("10.0.0.1:8083")
@@ -355,8 +362,9 @@ func TestManagerStaysAway(t *testing.T) {
 	})
 }
 
-// A process that a debugger has stopped takes nothing for as long as its developer thinks; nothing may be lost for that.
-func TestProcessThatStandsStillLosesNothing(t *testing.T) {
+// A process that a debugger has paused reads nothing, for as long as its developer thinks. No
+// data may be lost.
+func TestPausedProcessLosesNothing(t *testing.T) {
 	t.Parallel()
 	const size, thinking = 32 << 20, 10 * time.Second
 	got := make(chan int64, 1)

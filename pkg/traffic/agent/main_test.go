@@ -61,7 +61,7 @@ func newPod(t testing.TB, host string, appPort uint16, authority *x509.CertPool)
 	return &pod{agent: a, address: l.Addr().String(), port: appPort, stop: stop}
 }
 
-// intercept puts an intercept in force whose relay is at address.
+// intercept puts a global intercept in force whose relay is at address.
 func (p *pod) intercept(address string) {
 	p.table.Set([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: address, Token: []byte("secret")}})
 }
@@ -79,7 +79,8 @@ func dial(t testing.TB, address string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// serve accepts on host and gives every connection to handle. It waits for the handlers at the end of the test.
+// serve accepts on host and gives every connection to handle. It waits for the handlers at the end
+// of the test.
 func serve(t testing.TB, host string, handle func(*net.TCPConn)) uint16 {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	require.NoError(t, err)
@@ -97,12 +98,13 @@ func serve(t testing.TB, host string, handle func(*net.TCPConn)) uint16 {
 			})
 		}
 	})
-	// The test's own connections and the agent end first, so that handlers which read to the end do.
+	// The test's own connections and the agent end first, so that handlers which read to the end
+	// do.
 	t.Cleanup(func() { _ = l.Close(); running.Wait() })
 	return uint16(l.Addr().(*net.TCPAddr).Port)
 }
 
-// nobody is a loopback port on which nothing listens.
+// nobody returns a loopback port on which nothing listens.
 func nobody(t *testing.T) uint16 {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -110,7 +112,8 @@ func nobody(t *testing.T) uint16 {
 	return uint16(l.Addr().(*net.TCPAddr).Port)
 }
 
-// answers is an HTTP/1 server which says who it is, and the body that it was sent.
+// answers returns an HTTP/1 server that answers with its name, and with the path and body that
+// it got.
 func answers(name string) func(net.Conn) {
 	return func(c net.Conn) {
 		in := bufio.NewReader(c)
@@ -135,7 +138,7 @@ func app(t *testing.T) uint16 {
 	return serve(t, "127.0.0.1", func(c *net.TCPConn) { answers("app")(c) })
 }
 
-// browser keeps one connection alive for its requests.
+// browser sends its requests on one connection.
 type browser struct {
 	*net.TCPConn
 	in *bufio.Reader
@@ -178,7 +181,8 @@ type fakeLaptop struct {
 	ctx         context.Context // of connections that carry streams
 }
 
-// newLaptop answers headers with status, and leaves the connections that it accepts to handle.
+// newLaptop returns a fakeLaptop that answers headers with status, and gives the connections
+// that it accepts to handle.
 func newLaptop(t testing.TB, status agentv1.RelayStatus, handle func(net.Conn)) *fakeLaptop {
 	certificate, authority := newCertificate(t)
 	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
@@ -224,7 +228,7 @@ func (m *fakeLaptop) cut() {
 	m.raw = nil
 }
 
-// join takes streams, as the daemon does, and answers each as it would a connection.
+// join accepts mux streams, as the daemon does, and treats each as a connection.
 func (m *fakeLaptop) join(c net.Conn, first *agentv1.RelayHeader, handle func(net.Conn)) {
 	if status := agentv1.RelayStatus(m.status.Load()); status != agentv1.RelayStatus_RELAY_STATUS_OK && status != agentv1.RelayStatus_RELAY_STATUS_REFUSED {
 		_ = relay.WriteStatus(c, status)

@@ -12,14 +12,15 @@ import (
 )
 
 const (
-	// forgetAfter is how long the last configuration holds without a manager. Then the app answers again, and after forgetAllAfter
-	// also where it must not: by default a session without its laptop lives no longer than that, with a manager.
+	// forgetAfter is how long the last configuration holds without a manager. Then the app answers
+	// again, and after forgetAllAfter also where it must not: by default a session without its
+	// laptop lives no longer than that, with a manager.
 	forgetAfter    = 10 * time.Second
 	forgetAllAfter = 10 * time.Minute
 )
 
-// managerWatch puts the manager's configurations in force, and forgets the last one if the manager stays away: nobody would tell the
-// agent when a laptop has gone.
+// managerWatch puts the manager's configurations in force, and forgets the last one if the manager
+// stays away: nobody would tell the agent when a laptop has gone.
 type managerWatch struct {
 	table      *intercepts.Table
 	life       context.Context // of the agent

@@ -18,9 +18,9 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// Without an intercept the agent must not be noticed: every byte arrives, and each side may end its direction while the other
-// still speaks.
-func TestPassthroughIsWhole(t *testing.T) {
+// Without an intercept the agent must not be noticed: every byte arrives, and each side may end
+// its direction while the other still speaks.
+func TestPassthroughLosesNothing(t *testing.T) {
 	question, answer := make([]byte, 3<<20), make([]byte, 5<<20)
 	_, _ = rand.Read(question)
 	_, _ = rand.Read(answer)
@@ -76,7 +76,8 @@ func TestPassthroughIsWhole(t *testing.T) {
 	})
 }
 
-// A server that speaks first, as SSH and MySQL do, is heard although the client has sent nothing that says its protocol.
+// A server that speaks first, as SSH and MySQL do, is heard although the client has sent nothing
+// that shows its protocol.
 func TestServerSpeaksFirst(t *testing.T) {
 	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
 		_, _ = io.WriteString(c, "SSH-2.0-server\r\n")
@@ -94,7 +95,8 @@ func TestServerSpeaksFirst(t *testing.T) {
 	assert.Equal(t, "SSH-2.0-client\r\n", string(greeting))
 }
 
-// A reset is an error, and must not become the clean end of a stream: the other side would take half an answer for a whole one.
+// A reset must not become a clean end of the stream: the other side would take half an answer
+// for a whole one.
 func TestResetStaysReset(t *testing.T) {
 	t.Run("of the client", func(t *testing.T) {
 		began, ended := make(chan struct{}), make(chan error, 1)
@@ -144,8 +146,9 @@ func TestResetStaysReset(t *testing.T) {
 	})
 }
 
-// The agent has accepted before it knows that the app does not: what is left of a refusal is a reset, and no silent end.
-func TestAppThatRefuses(t *testing.T) {
+// The agent has accepted a connection before it knows that the app refuses it. The refusal
+// becomes a reset, and not a clean end.
+func TestRefusalBecomesAReset(t *testing.T) {
 	c, err := net.Dial("tcp", newPod(t, "127.0.0.1", nobody(t), nil).address)
 	if err == nil { // else the reset was faster
 		defer c.Close()
@@ -154,7 +157,8 @@ func TestAppThatRefuses(t *testing.T) {
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 }
 
-// An app may listen on the pod's address only: it is asked where the client asked, through a listener on all addresses.
+// An app may listen only on the pod's address. The agent listens on all addresses, and dials the
+// address that the client dialed.
 func TestAppOnOneAddress(t *testing.T) {
 	for _, host := range []string{"127.0.0.2", "127.0.0.3"} {
 		t.Run(host, func(t *testing.T) {
@@ -168,8 +172,8 @@ func TestAppOnOneAddress(t *testing.T) {
 	}
 }
 
-// The agent's end is the end of its connections, idle or not.
-func TestEndOfTheAgent(t *testing.T) {
+// When the agent ends, so do its connections, idle or not.
+func TestAgentEndsItsConnections(t *testing.T) {
 	ended := make(chan error, 2)
 	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
 		_, _ = io.WriteString(c, "hello")
@@ -191,14 +195,14 @@ func TestEndOfTheAgent(t *testing.T) {
 	}
 }
 
-// What is wrong with the configuration is said, and nothing is served.
-func TestRunRefuses(t *testing.T) {
+// Run returns what is wrong with a configuration, and serves nothing.
+func TestRunRefusesAnInvalidConfiguration(t *testing.T) {
 	err := Run(context.Background(), agentconfig.Config{CA: "not PEM"}, slog.New(slog.DiscardHandler))
 	require.EqualError(t, err, "the configuration has no certificate authority")
 }
 
-// A configuration names ports; those it does not name belong to the app.
-func TestRoutesAreByPort(t *testing.T) {
+// Each configuration is whole: ports that it does not name belong to the app.
+func TestInterceptsAreByPort(t *testing.T) {
 	a := newAgent(nil, nil)
 	first := &agentv1.Intercept{Uid: "one", Port: 8080, RelayAddress: "10.0.0.1:8083", Token: []byte("a")}
 	a.table.Set([]*agentv1.Intercept{first, {Uid: "two", Port: 9090, RelayAddress: "10.0.0.1:8083", Token: []byte("b")}})

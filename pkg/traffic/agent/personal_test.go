@@ -26,12 +26,12 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// person is an intercept of the requests that carry x-dev: name.
+// person returns an intercept of the requests that have the header x-dev: name.
 func (p *pod) person(name, relay string) *agentv1.Intercept {
 	return &agentv1.Intercept{Uid: "of-" + name, Port: uint32(p.port), RelayAddress: relay, Token: []byte("secret"), Match: &agentv1.Match{Headers: []*agentv1.ValueMatch{{Name: "x-dev", Value: name}}}}
 }
 
-// handler gives a real HTTP server, of both versions, the connections of a listener that is fed by hand.
+// handler returns a function that gives connections to a real HTTP server of both versions.
 func handler(t *testing.T, h http.Handler) func(net.Conn) {
 	t.Helper()
 	feed := &fed{conns: make(chan net.Conn), closed: make(chan struct{})}
@@ -77,7 +77,8 @@ func (f *fed) Accept() (net.Conn, error) {
 func (f *fed) Close() error   { f.once.Do(func() { close(f.closed) }); return nil }
 func (f *fed) Addr() net.Addr { return &net.TCPAddr{} }
 
-// says is a service with the things that services do.
+// says returns a service that answers with its name and what it got, and that does on some paths
+// what services do.
 func says(name string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -129,7 +130,7 @@ func says(name string) http.Handler {
 	return mux
 }
 
-// three is a pod whose service two people intercept for themselves.
+// three returns a pod whose service two people intercept for themselves.
 func three(t *testing.T) *pod {
 	t.Helper()
 	serveApp := handler(t, says("app"))
@@ -140,7 +141,7 @@ func three(t *testing.T) *pod {
 	return p
 }
 
-// transports are real clients that keep their connections.
+// transports returns real clients that keep their connections, by version of HTTP.
 func transports(t *testing.T) map[string]*http.Transport {
 	t.Helper()
 	one, two := new(http.Protocols), new(http.Protocols)
@@ -260,7 +261,8 @@ func TestWhatHTTPCanDo(t *testing.T) {
 	}
 }
 
-// allowed is a body that must not be sent before leave was given, as by a client that gives up waiting for it.
+// allowed is a body that must not be read before the server has sent 100 Continue, unless the
+// client gives up waiting for it.
 type allowed struct {
 	io.Reader
 	given atomic.Bool
@@ -273,8 +275,9 @@ func (b *allowed) Read(to []byte) (int, error) {
 	return b.Reader.Read(to)
 }
 
-// A connection that is upgraded, as for WebSockets, stays where it was upgraded.
-func TestUpgrade(t *testing.T) {
+// A connection that is upgraded, such as for WebSockets, stays with the upstream that upgraded
+// it.
+func TestUpgradedConnectionStays(t *testing.T) {
 	p := three(t)
 	for _, who := range []string{"alice", "app"} {
 		c := p.dial(t)
@@ -295,8 +298,8 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// The host is a header like the others, whatever a version of HTTP calls it.
-func TestTheHostIsMatched(t *testing.T) {
+// The host is a header like others, whatever a version of HTTP calls it.
+func TestHostIsMatchedAsAHeader(t *testing.T) {
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
 			p := three(t)
@@ -317,7 +320,7 @@ func TestTheHostIsMatched(t *testing.T) {
 	}
 }
 
-// Requests sent ahead are answered in their order, each by whom it belongs to.
+// Pipelined requests are answered in their order, each by the upstream that it belongs to.
 func TestPipelining(t *testing.T) {
 	p := three(t)
 	c := p.dial(t)
@@ -333,8 +336,9 @@ func TestPipelining(t *testing.T) {
 	}
 }
 
-// What could be read in two ways is not read at all: the app gets the very bytes that the client sent, whoever they were meant for.
-func TestWhatIsUnclearReachesTheAppAsItCame(t *testing.T) {
+// A request that could be read in two ways is not read at all: the app gets the very bytes that
+// the client sent, whoever they were meant for.
+func TestUnclearRequestsReachTheAppUnchanged(t *testing.T) {
 	for name, sent := range map[string]string{
 		"length and chunks":        "POST / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n",
 		"two lengths":              "POST / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
@@ -379,8 +383,8 @@ func TestWhatIsUnclearReachesTheAppAsItCame(t *testing.T) {
 	}
 }
 
-// A server that speaks first is heard although its port is looked at.
-func TestServerThatSpeaksFirst(t *testing.T) {
+// A server that speaks first is heard although the requests of its port are looked at.
+func TestServerSpeaksFirstOnAPersonalPort(t *testing.T) {
 	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
 		_, _ = io.WriteString(c, "220 mail\r\n")
 		_, _ = io.Copy(c, c)
@@ -400,7 +404,7 @@ func TestServerThatSpeaksFirst(t *testing.T) {
 	assert.Equal(t, "GET / HTTP", string(greeting))
 }
 
-// A connection opened ahead of its first request is routed when that comes.
+// A connection that is opened ahead of its first request is routed when the request arrives.
 func TestConnectionOpenedAhead(t *testing.T) {
 	p := three(t)
 	b := p.browse(t)
@@ -410,8 +414,8 @@ func TestConnectionOpenedAhead(t *testing.T) {
 	assert.Equal(t, "alice / ", b.answer(t))
 }
 
-// Whoever's laptop cannot be had, the app answers; the others notice nothing.
-func TestPersonalFailsOpen(t *testing.T) {
+// The app answers for a laptop that is unreachable. Nobody else notices.
+func TestPersonalInterceptFailsOpen(t *testing.T) {
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
 			serveApp := handler(t, says("app"))
@@ -426,8 +430,9 @@ func TestPersonalFailsOpen(t *testing.T) {
 	}
 }
 
-// Live connections follow intercepts that come and go: from nothing to personal, beside a global one, and back.
-func TestLiveConnectionsFollow(t *testing.T) {
+// Open connections follow intercepts that begin and end: from nothing to personal, beside a
+// global one, and back.
+func TestOpenConnectionsFollowIntercepts(t *testing.T) {
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
 			serveApp := handler(t, says("app"))
@@ -458,7 +463,7 @@ func TestLiveConnectionsFollow(t *testing.T) {
 	}
 }
 
-// Where the app shall not answer in the laptop's place, there is an error at once.
+// If the app must not answer in place of the laptop, the client gets an error at once.
 func TestErrorOnFailure(t *testing.T) {
 	serveApp := handler(t, says("app"))
 	bob := newLaptop(t, ok, handler(t, says("bob")))
@@ -488,8 +493,9 @@ func TestErrorOnFailure(t *testing.T) {
 	})
 }
 
-// An HTTP/2 connection that a global intercept has as a whole is taken apart when a personal one begins beside it.
-func TestConnectionOfAGlobalInterceptFollows(t *testing.T) {
+// If a personal intercept begins beside a global one, the requests of an HTTP/2 connection of
+// the global one are told apart.
+func TestGlobalHTTP2ConnectionIsRoutedByRequest(t *testing.T) {
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
 			alice, all := newLaptop(t, ok, handler(t, says("alice"))), newLaptop(t, ok, handler(t, says("global")))

@@ -11,7 +11,8 @@ import (
 	"github.com/detour-dev/detour/pkg/netx"
 )
 
-// A laptop lost in the middle of its answer: the client must not take half of it for the whole.
+// If a laptop is lost in the middle of its answer, the client must not take half of the answer
+// for the whole.
 func TestLaptopLostInItsAnswer(t *testing.T) {
 	reset := make(chan struct{})
 	m := newLaptop(t, ok, func(c net.Conn) {

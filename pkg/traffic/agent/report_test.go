@@ -17,7 +17,7 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// routed waits until a request is reported and returns it in words.
+// routed waits until a request is reported, and returns it in words.
 func (p *pod) routed(t *testing.T) string {
 	t.Helper()
 	r := p.reported(t, patience)
@@ -34,7 +34,7 @@ func (p *pod) routed(t *testing.T) string {
 	return words
 }
 
-// reported waits until a request is, at most for some time.
+// reported waits until a request is reported, for some time at most.
 func (p *pod) reported(t *testing.T, most time.Duration) *agentv1.Routed {
 	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if m, _ := p.report.Take(time.Now()); m != nil && len(m.Routed) > 0 {
@@ -45,7 +45,8 @@ func (p *pod) reported(t *testing.T, most time.Duration) *agentv1.Routed {
 	return nil
 }
 
-// Who tails a port hears of each request, where it went and whose it was, and nothing that is in it.
+// Who tails a port learns of each request, where it went and whose it was, and nothing that is
+// in it.
 func TestTailedRequests(t *testing.T) {
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
@@ -102,7 +103,7 @@ func TestTailedRequests(t *testing.T) {
 	}
 }
 
-// A connection that is upgraded is told of at once, one that is not HTTP when it ends.
+// An upgraded connection is reported at once, and one that is not HTTP when it ends.
 func TestTailedConnections(t *testing.T) {
 	p := three(t)
 	p.table.Set(nil, uint32(p.port))

@@ -35,8 +35,9 @@ func (a *agent) owner(port uint16) passthrough.Owner {
 	}
 }
 
-// chooseEarly tells the passthrough what becomes of a request, and whether the app alone gets it. While the pod ends it never does,
-// because each answer has to say so, which the passthrough cannot.
+// chooseEarly tells the passthrough what becomes of a request, and whether the app alone gets it.
+// While the pod ends it never does, because each answer has to say so, which the passthrough
+// cannot.
 func (a *agent) chooseEarly(port uint16, h *http1.Head) (choice any, app bool) {
 	c := a.table.Choose(port, &route.Request{Method: h.Method, Target: h.Target, Values: h.Values})
 	if c.ForApp() && !a.PodEnding() {
@@ -45,7 +46,8 @@ func (a *agent) chooseEarly(port uint16, h *http1.Head) (choice any, app bool) {
 	return c, false
 }
 
-// take serves a connection that the passthrough has handed over, in a goroutine that accept waits for.
+// take serves a connection that the passthrough has handed over, in a goroutine that accept waits
+// for.
 func (a *agent) take(ctx context.Context, h passthrough.Handover) {
 	a.life.clients.Go(func() {
 		defer h.Client.Close()
@@ -67,7 +69,8 @@ func (a *agent) serve(ctx context.Context, h passthrough.Handover) {
 	}
 }
 
-// serveOnce serves a connection request by request if it is HTTP, and else as raw bytes. It returns what is left to be served, or nil.
+// serveOnce serves a connection request by request if it is HTTP, and else as raw bytes. It returns
+// what is left to be served, or nil.
 func (a *agent) serveOnce(
 	ctx context.Context, client *net.TCPConn, port uint16, h *upstream.Handover,
 ) *upstream.Handover {
@@ -103,7 +106,8 @@ func firstBytes(client *net.TCPConn) []byte {
 	return b[:n]
 }
 
-// serveTLS serves a client that begins with TLS. It returns what is left to be served if the TLS cannot end here.
+// serveTLS serves a client that begins with TLS. It returns what is left to be served if the TLS
+// cannot end here.
 func (a *agent) serveTLS(
 	ctx context.Context, client *net.TCPConn, port uint16, h *upstream.Handover,
 ) *upstream.Handover {
@@ -211,8 +215,8 @@ func (a *agent) Register(r raw.Reviewer) { a.reviewers.Store(r, nil) }
 // Unregister ends what Register began.
 func (a *agent) Unregister(r raw.Reviewer) { a.reviewers.Delete(r) }
 
-// review makes all HTTP/2 connections check whether their client has to open another one. Each has a goroutine, because a client that
-// reads nothing must not hold up the others.
+// review makes all HTTP/2 connections check whether their client has to open another one. Each has
+// a goroutine, because a client that reads nothing must not hold up the others.
 func (a *agent) review() {
 	a.reviewers.Range(func(r, _ any) bool { a.life.tasks.Go(r.(raw.Reviewer).Review); return true })
 }

@@ -18,8 +18,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// greets is an HTTP/2 server that says its SETTINGS before its client has said anything, as gRPC's does, and acknowledges pings with data
-// of its own.
+// greets returns an HTTP/2 server that sends its SETTINGS before its client has sent anything,
+// as a gRPC server does, and acknowledges pings with data of its own.
 func greets(name byte) func(net.Conn) {
 	return func(c net.Conn) {
 		f := http2.NewFramer(c, c)
@@ -41,8 +41,9 @@ func greets(name byte) func(net.Conn) {
 	}
 }
 
-// Of a port that is a laptop's as a whole requests of HTTP/2 are told apart too, whoever greets first, on the connection that was opened to find out.
-func TestGreetingLaptop(t *testing.T) {
+// The HTTP/2 requests on a port with a global intercept are told apart too, whoever speaks
+// first, on the connection that was opened to find out.
+func TestLaptopThatSpeaksFirstIsRoutedByRequest(t *testing.T) {
 	var server http2.Server                                                                                        //nolint:staticcheck // net/http's does not greet before its client
 	m := newLaptop(t, ok, func(c net.Conn) { server.ServeConn(c, &http2.ServeConnOpts{Handler: says("laptop")}) }) //nolint:staticcheck // likewise
 	serveApp := handler(t, says("app"))
@@ -109,8 +110,9 @@ func TestGlobalHTTP2Moves(t *testing.T) {
 	asking.Wait()
 }
 
-// A server of HTTP/2 may greet before its client. Its connection is one of HTTP/2 nevertheless, which is asked to leave when it has to move.
-func TestServerGreetsFirst(t *testing.T) {
+// An HTTP/2 server may speak before its client. The client is asked to open another connection
+// all the same when its requests have to move.
+func TestHTTP2ServerSpeaksFirst(t *testing.T) {
 	m := newLaptop(t, ok, greets('l'))
 	for _, change := range []struct {
 		name          string

@@ -22,9 +22,9 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// way is the network between an agent and a laptop's relay. It can be stopped: nothing is lost and nothing arrives, as with a process that is stopped, or a
-// laptop that sleeps.
-type way struct {
+// network is the network between an agent and a laptop's relay. While it is stopped, nothing is
+// lost and nothing arrives, as with a laptop that sleeps.
+type network struct {
 	address string
 	mu      sync.RWMutex // held while it is stopped
 	stopped bool
@@ -32,19 +32,19 @@ type way struct {
 }
 
 // cut ends what is open.
-func (w *way) cut() { w.conns.Range(func(c, _ any) bool { _ = c.(net.Conn).Close(); return true }) }
+func (w *network) cut() { w.conns.Range(func(c, _ any) bool { _ = c.(net.Conn).Close(); return true }) }
 
-func (w *way) stop() { w.mu.Lock(); w.stopped = true }
+func (w *network) stop() { w.mu.Lock(); w.stopped = true }
 
-func (w *way) goOn() {
+func (w *network) goOn() {
 	if w.stopped {
 		w.stopped = false
 		w.mu.Unlock()
 	}
 }
 
-func newWay(t *testing.T, to string) *way {
-	w := new(way)
+func newNetwork(t *testing.T, to string) *network {
+	w := new(network)
 	port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
 		_ = c.SetDeadline(time.Time{})
 		there, err := net.Dial("tcp", to)
@@ -74,27 +74,28 @@ func newWay(t *testing.T, to string) *way {
 	return w
 }
 
-// silent is a pod whose port alice intercepts for herself, from a laptop that can fall silent.
-func silent(t *testing.T, laptop http.Handler) (*pod, *way, *agentv1.Intercept, *atomic.Int32) {
+// silent returns a pod whose port alice intercepts for herself, from a laptop that can fall
+// silent.
+func silent(t *testing.T, laptop http.Handler) (*pod, *network, *agentv1.Intercept, *atomic.Int32) {
 	t.Helper()
 	var asked atomic.Int32
 	serveApp := handler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); says("app").ServeHTTP(w, r) }))
 	m := newLaptop(t, ok, handler(t, laptop))
-	w := newWay(t, m.address)
+	w := newNetwork(t, m.address)
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { _ = c.SetDeadline(time.Time{}); serveApp(c) }), m.authority)
 	alice := p.person("alice", w.address)
 	p.table.Set([]*agentv1.Intercept{alice})
 	return p, w, alice, &asked
 }
 
-// all is an intercept of everything that comes to a port.
+// all returns the same intercept as a global one.
 func all(i *agentv1.Intercept) *agentv1.Intercept {
 	i = proto.Clone(i).(*agentv1.Intercept)
 	i.Match = nil
 	return i
 }
 
-// everywhere runs a test for each version of HTTP, and where HTTP/2 is alice's as a whole.
+// everywhere runs a test for each version of HTTP, and for HTTP/2 with a global intercept.
 func everywhere(t *testing.T, test func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept)) {
 	one := func(i *agentv1.Intercept) *agentv1.Intercept { return i }
 	for name, scope := range map[string]func(*agentv1.Intercept) *agentv1.Intercept{"HTTP/1.1": one, "HTTP/2": one, "HTTP/2, all of it": all} {
@@ -116,8 +117,9 @@ var bodies = map[string]struct {
 	"POST, chunked": {http.MethodPost, func() io.Reader { return struct{ io.Reader }{strings.NewReader("order")} }, "order"},
 }
 
-// A laptop that falls silent with connections that are kept: what it has not taken the app answers, whatever it is, and from then on the app at once.
-func TestLaptopFallsSilent(t *testing.T) {
+// If a laptop falls silent with connections that are kept, the app answers what the laptop did
+// not take, and then all requests at once.
+func TestAppAnswersForASilentLaptop(t *testing.T) {
 	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
 		p, way, alice, _ := silent(t, says("alice"))
 		p.table.Set([]*agentv1.Intercept{scope(alice)})
@@ -142,9 +144,9 @@ func TestLaptopFallsSilent(t *testing.T) {
 	})
 }
 
-// A process that stands at a breakpoint does not make a laptop silent. What the laptop has taken is not given to anybody else when it falls silent, and may still
-// be answered.
-func TestTakenRequestsStay(t *testing.T) {
+// A process at a breakpoint does not make a laptop silent. Nobody else gets a request that the
+// laptop took before it fell silent, and the laptop may still answer it.
+func TestDeliveredRequestsStay(t *testing.T) {
 	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
 		standing := make(chan struct{})
 		p, way, alice, asked := silent(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -171,7 +173,7 @@ func TestTakenRequestsStay(t *testing.T) {
 	})
 }
 
-// Where the app shall not answer there is an error, within the same time.
+// If the app must not answer, there is an error within the same time.
 func TestSilentLaptopWithoutFallback(t *testing.T) {
 	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
 		p, way, alice, asked := silent(t, says("alice"))
@@ -187,7 +189,7 @@ func TestSilentLaptopWithoutFallback(t *testing.T) {
 	})
 }
 
-// So it is for new connections of a port that is a laptop's as a whole. What is not HTTP gets a reset.
+// The same holds for new connections of a global intercept. What is not HTTP gets a reset.
 func TestGlobalLaptopWithoutFallback(t *testing.T) {
 	p, _, alice, asked := silent(t, says("alice"))
 	alice = all(alice)
@@ -208,8 +210,9 @@ func TestGlobalLaptopWithoutFallback(t *testing.T) {
 	require.Zero(t, asked.Load())
 }
 
-// Bodies are given to the app whole: those that are still being sent, and those that say nothing until the answer has begun. What is too much to keep ends with an error.
-func TestBodiesOfSilentLaptops(t *testing.T) {
+// The app gets whole bodies: those that are still being sent, and those whose client waits until
+// the answer has begun. A body that is too long to keep ends with an error.
+func TestBodiesAreReplayed(t *testing.T) {
 	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
 		p, way, alice, _ := silent(t, says("alice"))
 		p.table.Set([]*agentv1.Intercept{scope(alice)})
@@ -264,8 +267,9 @@ func TestBodiesOfSilentLaptops(t *testing.T) {
 	})
 }
 
-// A lane that is lost takes the requests along that mean another thing twice, because the laptop may have them, and no others.
-func TestRepeatableRequests(t *testing.T) {
+// A lost relay connection ends the requests that are not idempotent, because the laptop may have
+// got them, and no others.
+func TestIdempotentRequestsAreReplayed(t *testing.T) {
 	known := transports(t)
 	for name, global := range map[string]bool{"HTTP/1.1": false, "HTTP/2": false, "HTTP/1.1, all of it": true, "HTTP/2, all of it": true} {
 		t.Run(name, func(t *testing.T) {
@@ -314,8 +318,9 @@ func TestRepeatableRequests(t *testing.T) {
 	}
 }
 
-// The same on a port that is intercepted as a whole: a connection's next request, and whatever a new one begins with.
-func TestGlobalLaptopFallsSilent(t *testing.T) {
+// The same holds for a global intercept: for the next request of a connection, and for whatever
+// a new connection begins with.
+func TestAppAnswersForASilentGlobalLaptop(t *testing.T) {
 	p, way, alice, _ := silent(t, says("alice"))
 	p.table.Set([]*agentv1.Intercept{all(alice)})
 	kept, other := p.browse(t), p.browse(t)

@@ -20,7 +20,7 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// witness is a real server that writes down each request that it understood.
+// witness is a real server that records each request that it understood.
 type witness struct {
 	mu  sync.Mutex
 	saw []string
@@ -54,7 +54,8 @@ func (w *witness) taken() []string {
 
 var dates = regexp.MustCompile(`(?m)^Date: .*\r\n`)
 
-// exchanged sends bytes and returns all that comes back, and whether that ended with a reset, which may take some of it along.
+// exchanged sends bytes and returns all that comes back, and whether that ended with a reset,
+// which may take some of it along.
 func exchanged(t *testing.T, address, sent string) (answer string, reset bool) {
 	t.Helper()
 	c := dial(t, address)
@@ -68,9 +69,9 @@ func exchanged(t *testing.T, address, sent string) (answer string, reset bool) {
 	return dates.ReplaceAllString(string(got), ""), err != nil
 }
 
-// What a client sends to confuse whoever stands between it and the app means to the app what it would mean without anybody between: the
-// same requests with the same bodies, the same answers. The app and alice's laptop run the same server, so that together they must
-// see what the app sees alone.
+// Bytes that a client sends to confuse a proxy mean to the app what they would mean without the
+// agent: the same requests with the same bodies, and the same answers. The app and alice's
+// laptop run the same server, so that together they must see what the app sees alone.
 func TestNothingIsSmuggled(t *testing.T) {
 	w := &witness{}
 	serveApp := handler(t, w)

@@ -19,7 +19,7 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// A laptop that taps gets a copy of each request, with its body, and nobody sees what it answers.
+// A wiretap's laptop gets a copy of each request, with its body, and nobody sees its answers.
 func TestWiretapGetsCopies(t *testing.T) {
 	for version, transport := range transports(t) {
 		t.Run(version, func(t *testing.T) {
@@ -49,8 +49,8 @@ func TestWiretapGetsCopies(t *testing.T) {
 	}
 }
 
-// A laptop that takes nothing, or is not there, neither slows nor changes the original.
-func TestWiretapNeverHoldsUp(t *testing.T) {
+// A laptop that reads nothing, or is unreachable, neither delays nor changes the original.
+func TestWiretapNeverDelaysRequests(t *testing.T) {
 	t.Parallel()
 	never := make(chan struct{})
 	stuck := newLaptop(t, ok, func(net.Conn) { <-never })
@@ -73,7 +73,7 @@ func TestWiretapNeverHoldsUp(t *testing.T) {
 	}
 }
 
-// Copies that are lost are counted, and those that are not wanted or read are not.
+// Lost copies are counted. Copies that the process did not want or did not read are not.
 func TestLostCopiesAreCounted(t *testing.T) {
 	never := make(chan struct{})
 	stuck := newLaptop(t, ok, func(net.Conn) { <-never })
@@ -121,8 +121,9 @@ func TestLostCopiesAreCounted(t *testing.T) {
 	}
 }
 
-// A laptop that takes its copies gets them however many there are, and nothing is held for it after that.
-func TestCopiesAreLetGo(t *testing.T) {
+// A laptop that reads its copies gets all of them, however many there are, and then the agent
+// holds no memory for it.
+func TestCopiesFreeTheirMemory(t *testing.T) {
 	var got atomic.Int64
 	carol := newLaptop(t, ok, handler(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		n, _ := io.Copy(io.Discard, r.Body)

@@ -39,8 +39,9 @@ func tlsApp(t *testing.T, config *tls.Config) uint16 {
 	return serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(tls.Server(c, config)) })
 }
 
-// Without its certificate nobody looks into TLS: every byte goes to the app, whoever intercepts, and the manager is told.
-func TestTLSPassesUntouched(t *testing.T) {
+// Without its certificate TLS cannot be ended: every byte goes to the app, whoever intercepts,
+// and the manager is told.
+func TestTLSPassesUnreadWithoutACertificate(t *testing.T) {
 	certificate, roots := newCertificate(t)
 	alice := newLaptop(t, ok, handler(t, says("alice")))
 	p := newPod(t, "127.0.0.1", tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}}), alice.authority)
@@ -66,8 +67,9 @@ func TestTLSPassesUntouched(t *testing.T) {
 	assert.Len(t, p.ports.Changed(), 1)
 }
 
-// The app is asked once when a port is to be served by request; what answers in anything but TLS does not speak it.
-func TestLook(t *testing.T) {
+// The app is asked once, when its port is to be served by request. An answer in anything but TLS
+// shows that the app does not speak it.
+func TestPortsAreProbedOnce(t *testing.T) {
 	certificate, _ := newCertificate(t)
 	secured, plain, absent, unasked := tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}}), app(t), nobody(t), tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}})
 	p := newPod(t, "127.0.0.1", plain, nil)
@@ -92,8 +94,9 @@ func TestLook(t *testing.T) {
 	assert.False(t, p.ports.Known(unasked), "a global intercept needs not know")
 }
 
-// A client that is slow to say hello in TLS, as one that opened its connection ahead, reaches the app as well.
-func TestTLSLate(t *testing.T) {
+// A client that sends its ClientHello late, because it opened the connection ahead, reaches the
+// app as well.
+func TestLateClientHelloReachesTheApp(t *testing.T) {
 	certificate, roots := newCertificate(t)
 	alice := newLaptop(t, ok, handler(t, says("alice")))
 	p := newPod(t, "127.0.0.1", tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}}), alice.authority)
@@ -120,7 +123,8 @@ func secret(t *testing.T, certificate tls.Certificate) *tlspeek.Certificate {
 	return tlspeek.NewCertificate("web-tls", dir)
 }
 
-// looked is a pod whose agent has the app's certificate, and whose service alice (over TLS) and bob (in the clear) intercept for themselves.
+// looked returns a pod whose agent has the app's certificate, and whose service alice (over TLS)
+// and bob (in plaintext) intercept for themselves.
 func looked(t *testing.T, change func(*tls.Config)) (p *pod, roots *x509.CertPool) {
 	t.Helper()
 	certificate, roots := newCertificate(t)
@@ -171,8 +175,8 @@ func (p *pod) askSecure(ctx context.Context, transport *http.Transport, method, 
 	return answer, string(page), err
 }
 
-// With the app's certificate each request goes where it belongs, by either version of HTTP, on connections that are kept; clients see the
-// app's certificate and its choice of protocol.
+// With the app's certificate each request goes where it belongs, in either version of HTTP, on
+// connections that are kept. Clients see the app's certificate and its choice of protocol.
 func TestTLSIsRoutedByRequest(t *testing.T) {
 	p, roots := looked(t, func(*tls.Config) {})
 	require.Empty(t, p.ports.States())
@@ -206,8 +210,8 @@ func TestTLSIsRoutedByRequest(t *testing.T) {
 	}
 }
 
-// What an app or a client makes of TLS that nobody can stand between passes untouched.
-func TestTLSThatCannotBeLookedInto(t *testing.T) {
+// TLS that the agent cannot end passes unread, whether the app or the client is the reason.
+func TestTLSThatCannotEndHerePassesUnread(t *testing.T) {
 	other, otherRoots := newCertificate(t)
 	for name, c := range map[string]struct {
 		change  func(*tls.Config)
@@ -255,7 +259,7 @@ func TestTLSThatCannotBeLookedInto(t *testing.T) {
 	}
 }
 
-// A laptop whose process does not speak TLS, or that is gone, leaves its requests to the app.
+// The app answers for a laptop whose process does not speak TLS, or that has gone.
 func TestTLSFailsOpen(t *testing.T) {
 	p, roots := looked(t, func(*tls.Config) {})
 	plain := newLaptop(t, ok, answers("plain"))
@@ -276,7 +280,8 @@ func TestTLSFailsOpen(t *testing.T) {
 	}
 }
 
-// A process that speaks HTTP/1 in the clear is asked on connections that are kept; once it cannot be had the app answers.
+// A process that speaks HTTP/1 in plaintext gets requests on connections that are kept. Once it
+// is unreachable, the app answers.
 func TestTLSFailsOpenLater(t *testing.T) {
 	p, roots := looked(t, func(*tls.Config) {})
 	plain := newLaptop(t, ok, answers("plain"))
@@ -309,7 +314,7 @@ func TestTLSFailsOpenLater(t *testing.T) {
 	}
 }
 
-// calls are gRPC's own test service, whose every answer says who it is.
+// calls is gRPC's own test service. Each of its answers has its name.
 type calls struct {
 	testpb.UnimplementedTestServiceServer
 	name string
@@ -331,7 +336,7 @@ func (s *calls) FullDuplexCall(stream grpc.BidiStreamingServer[testpb.StreamingO
 	}
 }
 
-// called serves gRPC, and pages that say by which version of HTTP they were asked for.
+// called serves gRPC, and pages that tell in which version of HTTP they were requested.
 func called(t *testing.T, name string) func(net.Conn) {
 	t.Helper()
 	server := grpc.NewServer()
@@ -346,7 +351,8 @@ func called(t *testing.T, name string) func(net.Conn) {
 	}))
 }
 
-// gRPC inside TLS goes to a process that speaks TLS, and to one that speaks in the clear: that is asked by HTTP/2 for gRPC, and by HTTP/1 for all else.
+// gRPC inside TLS goes to a process that speaks TLS, and to one that speaks plaintext: that one
+// gets gRPC over HTTP/2, and all else over HTTP/1.
 func TestTLSRoutesGRPC(t *testing.T) {
 	certificate, roots := newCertificate(t)
 	config := &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2", "http/1.1"}}
@@ -392,7 +398,8 @@ func TestTLSRoutesGRPC(t *testing.T) {
 	}
 }
 
-// hasty answers each request before it has read its body, and closes: with what is unread, that is a reset.
+// hasty answers each request before it has read the body, and closes: with an unread body that
+// is a reset.
 func hasty(c net.Conn) {
 	if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
 		return
@@ -401,7 +408,7 @@ func hasty(c net.Conn) {
 }
 
 // A process may answer and close before it has read a body. Clients get the answer.
-func TestHastyProcess(t *testing.T) {
+func TestAnswerBeforeTheBodyWasRead(t *testing.T) {
 	p, roots := looked(t, func(*tls.Config) {})
 	m := newLaptop(t, ok, hasty)
 	p.tls.RootCAs.AddCert(m.certificate)
@@ -418,7 +425,7 @@ func TestHastyProcess(t *testing.T) {
 	}
 }
 
-// A secret that is renewed is taken up, and one that is of no use any more leaves TLS alone.
+// A renewed Secret is used, and with one that has become useless TLS passes unread.
 func TestTLSFollowsTheSecret(t *testing.T) {
 	p, roots := looked(t, func(*tls.Config) {})
 	transport := secureTransports(t, roots)["HTTP/1.1"]
@@ -436,7 +443,7 @@ func TestTLSFollowsTheSecret(t *testing.T) {
 	require.Equal(t, "app / ", page)
 }
 
-// Inside TLS there may be anything: what is not HTTP reaches the app, whoever speaks first.
+// Inside TLS there may be any protocol: what is not HTTP reaches the app, whoever speaks first.
 func TestTLSWithoutHTTP(t *testing.T) {
 	certificate, roots := newCertificate(t)
 	for name, app := range map[string]func(net.Conn){
@@ -474,8 +481,8 @@ func TestTLSWithoutHTTP(t *testing.T) {
 	}
 }
 
-// Copies of requests inside TLS go to the laptop, of either version.
-func TestTLSIsTapped(t *testing.T) {
+// Copies of requests inside TLS reach the laptop, in either version of HTTP.
+func TestRequestsInsideTLSAreCopied(t *testing.T) {
 	p, roots := looked(t, func(*tls.Config) {})
 	copies := make(chan string, 10)
 	watch := handler(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

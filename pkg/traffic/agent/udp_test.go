@@ -19,7 +19,8 @@ import (
 	agentv1 "github.com/detour-dev/detour/rpc/agent/v1"
 )
 
-// udpApp says each datagram back after "app", from the address that was asked.
+// udpApp returns the port of an app that sends each datagram back after "app", from the address
+// that it was sent to.
 func udpApp(t *testing.T) uint16 { return udpAppOn(t, ipv4Of) }
 
 func udpAppOn(t *testing.T, of func([]*udp.Socket) *udp.Socket) uint16 {
@@ -51,7 +52,7 @@ func portOf(s *udp.Socket) uint16 { return uint16(s.LocalAddr().(*net.UDPAddr).P
 
 func ipv4Of(all []*udp.Socket) *udp.Socket { return all[0] }
 
-// newUDPPod is an agent in front of a UDP port of the app.
+// newUDPPod returns an agent in front of a UDP port of the app.
 func newUDPPod(t *testing.T, appPort uint16, m *fakeLaptop) (p *pod, agentPort uint16) {
 	t.Helper()
 	p = newPod(t, "127.0.0.1", appPort, m.authority)
@@ -78,7 +79,7 @@ func dialUDP(t *testing.T, host string, port uint16) net.Conn {
 	return c
 }
 
-// echo sends a datagram and returns what comes back; nothing when nothing comes in time.
+// echo sends a datagram and returns the answer.
 func echo(t *testing.T, c net.Conn, said string) string {
 	t.Helper()
 	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
@@ -90,7 +91,8 @@ func echo(t *testing.T, c net.Conn, said string) string {
 	return string(b[:n])
 }
 
-// frames is a laptop that answers frames: what a flow says comes back after the laptop's name and the number of the flow.
+// frames returns a laptop that answers the frames of datagrams: the payload comes back after the
+// laptop's name and the number of the flow.
 func frames(refuse bool) func(net.Conn) {
 	return func(c net.Conn) {
 		in, buffer := bufio.NewReader(c), make([]byte, datagram.MaxPayload)
@@ -113,8 +115,9 @@ func frames(refuse bool) func(net.Conn) {
 	}
 }
 
-// Each datagram goes where the port belongs when it comes, and its answer comes from the address that was asked.
-func TestDatagrams(t *testing.T) {
+// Each datagram goes where its port belongs when it arrives, and its answer comes from the
+// address that it was sent to.
+func TestDatagramsFollowIntercepts(t *testing.T) {
 	m := newLaptop(t, ok, frames(false))
 	p, port := newUDPPod(t, udpApp(t), m)
 	one, two, other := dialUDP(t, "127.0.0.1", port), dialUDP(t, "127.0.0.1", port), dialUDP(t, "127.0.0.2", port)
@@ -158,7 +161,8 @@ func TestDatagramsOverIPv6(t *testing.T) {
 	assert.Equal(t, "laptop 1 a", echo(t, dialUDP(t, "::1", portOf(sockets[1])), "a"))
 }
 
-// Whatever is wrong with the laptop, the app answers: the datagram itself where that is known at once, else those that follow.
+// Whatever is wrong with the laptop, the app answers: the datagram itself if that is known at
+// once, and otherwise those that follow.
 func TestDatagramsFailOpen(t *testing.T) {
 	t.Parallel()
 	t.Run("nobody listens on the laptop", func(t *testing.T) {

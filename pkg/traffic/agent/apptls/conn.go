@@ -1,7 +1,9 @@
-// Package apptls ends the TLS of clients in the agent, so that their requests can be told apart. It does so only where the port has a
-// certificate that the app itself uses: otherwise the TLS passes unread.
+// Package apptls ends the TLS of clients in the agent, so that their requests can be told apart. It
+// does so only where the port has a certificate that the app itself uses: otherwise the TLS passes
+// unread.
 //
-// Start with Ports, which knows the certificates, and Accept, which makes a Conn of a client's connection.
+// Start with Ports, which knows the certificates, and Accept, which makes a Conn of a client's
+// connection.
 package apptls
 
 import (
@@ -23,15 +25,18 @@ import (
 )
 
 const (
-	// helloTimeout is how long a client may take for its ClientHello, and for the rest of the handshake.
+	// helloTimeout is how long a client may take for its ClientHello, and for the rest of the
+	// handshake.
 	helloTimeout = 5 * time.Second
-	// plaintextPause is how long TLS is not tried again with a process that did not speak it: it may be slow to show that.
+	// plaintextPause is how long TLS is not tried again with a process that did not speak it: it
+	// may be slow to show that.
 	plaintextPause = time.Second
 )
 
-// Conn is a client's connection whose TLS ends here. It implements upstream.TLSClient: each upstream gets TLS of its own. The app gets
-// it with the name and protocol that the client asked for, if it shows the very certificate of the port's Secret. The laptop may
-// show any certificate. No other client shares these connections, because name and protocol are this client's.
+// Conn is a client's connection whose TLS ends here. It implements upstream.TLSClient: each
+// upstream gets TLS of its own. The app gets it with the name and protocol that the client asked
+// for, if it shows the very certificate of the port's Secret. The laptop may show any certificate.
+// No other client shares these connections, because name and protocol are this client's.
 type Conn struct {
 	*tls.Conn // to the client
 	port      *port
@@ -45,13 +50,16 @@ type Conn struct {
 
 var _ upstream.TLSClient = (*Conn)(nil)
 
-// ErrUnread is the error of TLS that cannot be ended here. Nothing was sent to the client, so that its bytes can be passed on.
+// ErrUnread is the error of TLS that cannot be ended here. Nothing was sent to the client, so that
+// its bytes can be passed on.
 var ErrUnread = errors.New("the TLS passes unread")
 
-// Accept ends the TLS of a client's connection, of which h has what was read, with the app's own certificate. If the error is
-// ErrUnread, somebody else has to serve h. With any other error the client gave up its handshake, and nothing is left to do.
+// Accept ends the TLS of a client's connection, of which h has what was read, with the app's own
+// certificate. If the error is ErrUnread, somebody else has to serve h. With any other error the
+// client gave up its handshake, and nothing is left to do.
 //
-// The caller still owns client, and closes the Conn before it. The Conn has a connection to the app: that of h, or one from dial.
+// The caller still owns client, and closes the Conn before it. The Conn has a connection to the
+// app: that of h, or one from dial.
 func (p *Ports) Accept(
 	ctx context.Context, client *net.TCPConn, number uint16, h *upstream.Handover, dial func(context.Context) (net.Conn, error),
 ) (*Conn, error) {
@@ -85,7 +93,8 @@ func (p *Ports) Accept(
 	return c, nil
 }
 
-// connectApp makes TLS with the app before the client's handshake, because the app's answer decides what the client is told.
+// connectApp makes TLS with the app before the client's handshake, because the app's answer decides
+// what the client is told.
 func (c *Conn) connectApp(
 	ctx context.Context, hello *tlspeek.Hello, h *upstream.Handover, dial func(context.Context) (net.Conn, error),
 ) error {
@@ -122,8 +131,8 @@ func (c *Conn) connectApp(
 // HTTP2 reports whether the client and the app have agreed on HTTP/2.
 func (c *Conn) HTTP2() bool { return c.protocol == "h2" }
 
-// Handover returns the connection for somebody to serve. If client and app have agreed on no protocol, Handover waits for whoever
-// speaks first. The Handover owns the connection to the app.
+// Handover returns the connection for somebody to serve. If client and app have agreed on no
+// protocol, Handover waits for whoever speaks first. The Handover owns the connection to the app.
 func (c *Conn) Handover() (*upstream.Handover, error) {
 	h := &upstream.Handover{}
 	var said []byte
@@ -189,8 +198,8 @@ func (c *Conn) DialApp(ctx context.Context, raw net.Conn) (net.Conn, error) {
 	return orClose(raw)(tlspeek.Connect(ctx, raw, c.name, protocols, c.port.certificate.Matches))
 }
 
-// DialLaptop implements upstream.TLSClient. The relay authenticates and encrypts the connection already, so any certificate that a
-// developer's process has will do.
+// DialLaptop implements upstream.TLSClient. The relay authenticates and encrypts the connection
+// already, so any certificate that a developer's process has will do.
 func (c *Conn) DialLaptop(ctx context.Context, t *intercepts.Target, raw net.Conn) (net.Conn, error) {
 	protocols := []string{"http/1.1"}
 	switch c.protocol {

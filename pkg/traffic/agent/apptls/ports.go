@@ -23,14 +23,16 @@ const (
 	refreshInterval = 10 * time.Second
 )
 
-// Ports is what the agent finds out about the TLS of the app's ports. It is safe for concurrent use.
+// Ports is what the agent finds out about the TLS of the app's ports. It is safe for concurrent
+// use.
 type Ports struct {
 	ports   map[uint16]*port
 	log     *slog.Logger
 	changed chan struct{}
 }
 
-// port is one of them. Nothing in the cluster tells for sure whether the app speaks TLS there, so the agent asks the app itself.
+// port is one of them. Nothing in the cluster tells for sure whether the app speaks TLS there, so
+// the agent asks the app itself.
 type port struct {
 	certificate *tlspeek.Certificate // nil for none
 	probing     sync.Mutex           // held while the app is asked; it is taken before mu
@@ -85,7 +87,8 @@ func (p *Ports) States() []*agentv1.PortState {
 	return states
 }
 
-// Probe asks the apps of the ports that need it and were not asked before. It returns when all have answered or time is up.
+// Probe asks the apps of the ports that need it and were not asked before. It returns when all have
+// answered or time is up.
 func (p *Ports) Probe(ctx context.Context, needed func(port uint16) bool) {
 	var all sync.WaitGroup
 	for number, port := range p.ports {
@@ -103,7 +106,8 @@ func (p *Ports) Probe(ctx context.Context, needed func(port uint16) bool) {
 	all.Wait()
 }
 
-// ProbeAgain asks the app of a port because a client's TLS could not be ended: the app may not have listened before.
+// ProbeAgain asks the app of a port because a client's TLS could not be ended: the app may not have
+// listened before.
 func (p *Ports) ProbeAgain(ctx context.Context, number uint16) {
 	port := p.ports[number]
 	if port == nil || !port.probing.TryLock() {
@@ -115,7 +119,8 @@ func (p *Ports) ProbeAgain(ctx context.Context, number uint16) {
 	}
 }
 
-// Refresh follows the certificates of Secrets, which are renewed, expire and vanish, until ctx ends.
+// Refresh follows the certificates of Secrets, which are renewed, expire and vanish, until ctx
+// ends.
 func (p *Ports) Refresh(ctx context.Context) {
 	tick := time.NewTicker(refreshInterval)
 	defer tick.Stop()
@@ -150,7 +155,8 @@ func (p *Ports) Reprobe(ctx context.Context, number uint16) {
 	p.reprobeLocked(ctx, number)
 }
 
-// reprobeLocked asks an app, and makes Changed report what is new. The caller holds the port's lock probing.
+// reprobeLocked asks an app, and makes Changed report what is new. The caller holds the port's lock
+// probing.
 func (p *Ports) reprobeLocked(ctx context.Context, number uint16) {
 	port := p.ports[number]
 	before := port.get()
@@ -204,7 +210,8 @@ func (p *Ports) usable(number uint16) *port {
 	return port
 }
 
-// dialPod connects to the app on the first of the pod's addresses on which it listens; it returns nil if the app does not listen.
+// dialPod connects to the app on the first of the pod's addresses on which it listens; it returns
+// nil if the app does not listen.
 func dialPod(ctx context.Context, number uint16) net.Conn {
 	hosts := []string{"127.0.0.1", "::1"}
 	if own, err := net.InterfaceAddrs(); err == nil {

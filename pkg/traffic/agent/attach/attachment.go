@@ -1,5 +1,6 @@
-// Package attach redirects the ports of a pod to an agent in an ephemeral container. Such an agent redirects its ports itself, while
-// something is in force there, and ends when nobody needs it, because nobody else ends it. Start with Attachment.
+// Package attach redirects the ports of a pod to an agent in an ephemeral container. Such an agent
+// redirects its ports itself, while something is in force there, and ends when nobody needs it,
+// because nobody else ends it. Start with Attachment.
 package attach
 
 import (
@@ -28,7 +29,8 @@ type Attachment struct {
 	ended bool              // nothing is redirected any more
 }
 
-// New returns an Attachment for ports, the app's to the agent's. It redirects nothing yet. The caller closes it.
+// New returns an Attachment for ports, the app's to the agent's. It redirects nothing yet. The
+// caller closes it.
 func New(ports map[uint16]uint16, log *slog.Logger) (*Attachment, error) {
 	a := &Attachment{log: log, ports: ports, failed: make(chan error, 1), hold: redirect.NewHold(rand.Text())}
 	return a, a.hold.Open()
@@ -51,8 +53,9 @@ func (a *Attachment) Follow(wanted func(port uint16) bool) {
 	a.setLocked(want)
 }
 
-// Withdraw redirects nothing any more, because the agent ends. If its pod ends, all containers were told so at the same time, and the
-// app gets new connections for as long as it accepts any. Withdraw does nothing on a nil Attachment.
+// Withdraw redirects nothing any more, because the agent ends. If its pod ends, all containers were
+// told so at the same time, and the app gets new connections for as long as it accepts any.
+// Withdraw does nothing on a nil Attachment.
 func (a *Attachment) Withdraw() {
 	if a == nil {
 		return
@@ -65,7 +68,8 @@ func (a *Attachment) Withdraw() {
 	}
 }
 
-// Failed has an element when the redirection could not be changed. The agent ends then, which takes the redirection away.
+// Failed has an element when the redirection could not be changed. The agent ends then, which takes
+// the redirection away.
 func (a *Attachment) Failed() <-chan error { return a.failed }
 
 func (a *Attachment) setLocked(ports map[uint16]uint16) {
@@ -84,7 +88,8 @@ func (a *Attachment) Close() {
 	}
 }
 
-// Connected reports whether a client is connected to one of the agent's ports. It returns true if that cannot be known.
+// Connected reports whether a client is connected to one of the agent's ports. It returns true if
+// that cannot be known.
 func (a *Attachment) Connected() bool { return connected(a.ports) }
 
 func connected(ports map[uint16]uint16) bool {
@@ -109,8 +114,9 @@ func connected(ports map[uint16]uint16) bool {
 	return false
 }
 
-// connectedIn reads the kernel's table of sockets, which has the columns number, local address, remote address, state, ... It reports
-// whether a connection belongs to one of the agent's ports, which are in hexadecimal digits.
+// connectedIn reads the kernel's table of sockets, which has the columns number, local address,
+// remote address, state, ... It reports whether a connection belongs to one of the agent's ports,
+// which are in hexadecimal digits.
 func connectedIn(lines *bufio.Scanner, own map[string]bool) bool {
 	const listening, timeWait = "0A", "06"
 	for lines.Scan() {

@@ -1,5 +1,5 @@
-// Package budget bounds the memory that all connections of an agent share for one purpose, because the app's pod pays for it. Start
-// with Budget.
+// Package budget bounds the memory that all connections of an agent share for one purpose, because
+// the app's pod pays for it. Start with Budget.
 package budget
 
 import "sync/atomic"

@@ -1,4 +1,5 @@
-// Package control keeps the stream to the traffic-manager, which tells the agent the intercepts in force. Start with Client.
+// Package control keeps the stream to the traffic-manager, which tells the agent the intercepts in
+// force. Start with Client.
 package control
 
 import (
@@ -25,7 +26,8 @@ import (
 const (
 	reconnectMin = 200 * time.Millisecond
 	reconnectMax = 2 * time.Second
-	// connectTimeout is how long a manager may take to answer a dial. A manager that has just ended does not.
+	// connectTimeout is how long a manager may take to answer a dial. A manager that has just ended
+	// does not.
 	connectTimeout = 3 * time.Second
 )
 
@@ -35,8 +37,8 @@ type Handler interface {
 	Apply(ctx context.Context, c *agentv1.Config)
 	// Lost is called when the manager cannot be reached, again for each attempt.
 	Lost()
-	// PortStates returns what is known of the TLS of the app's ports. The manager is told after each Apply and when StatesChanged has
-	// an element.
+	// PortStates returns what is known of the TLS of the app's ports. The manager is told after
+	// each Apply and when StatesChanged has an element.
 	PortStates() []*agentv1.PortState
 	StatesChanged() <-chan struct{}
 	// SendReports sends reports until ctx ends or send fails.
@@ -70,7 +72,8 @@ func (c *Client) Run(ctx context.Context) {
 	}
 }
 
-// connect serves one stream: it sends hello, then a confirmation for each configuration that it receives.
+// connect serves one stream: it sends hello, then a confirmation for each configuration that it
+// receives.
 func (c *Client) connect(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -1,5 +1,5 @@
-// Package copies carries copies of requests to the laptops of wiretaps. A copy never slows or changes the original: what a laptop
-// does not take fast enough is dropped and counted.
+// Package copies carries copies of requests to the laptops of wiretaps. A copy never slows or
+// changes the original: what a laptop does not take fast enough is dropped and counted.
 //
 // Start with Stream, the connection of one client to one such laptop.
 package copies
@@ -15,10 +15,12 @@ import (
 )
 
 const (
-	// MaxBuffered bounds what waits for one connection of a laptop, in bytes, and MaxTotal what waits for all of them together.
+	// MaxBuffered bounds what waits for one connection of a laptop, in bytes, and MaxTotal what
+	// waits for all of them together.
 	MaxBuffered = 256 << 10
 	MaxTotal    = 4 << 20
-	// writeTimeout is how long the laptop may take none of what waits, and pieceSize what is written at once.
+	// writeTimeout is how long the laptop may take none of what waits, and pieceSize what is
+	// written at once.
 	writeTimeout = 3 * time.Second
 	pieceSize    = 32 << 10
 	// maxSpare is the largest empty buffer that is kept for the next copy, in bytes.
@@ -66,8 +68,8 @@ func (b *buffer) Complete() {
 	b.settleLocked()
 }
 
-// settleLocked forgets the requests that were passed on as a whole. A request that is open counts as passed on if nothing more of it
-// is written.
+// settleLocked forgets the requests that were passed on as a whole. A request that is open counts
+// as passed on if nothing more of it is written.
 func (b *buffer) settleLocked() {
 	switch {
 	case len(b.waiting)+b.writing > 0:
@@ -105,7 +107,8 @@ func (b *buffer) dropLocked(err error) {
 	b.settleLocked()
 }
 
-// Write takes all of p or nothing. After it has taken nothing it takes nothing more. It never fails.
+// Write takes all of p or nothing. After it has taken nothing it takes nothing more. It never
+// fails.
 func (b *buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

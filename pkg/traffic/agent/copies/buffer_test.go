@@ -12,8 +12,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A laptop's process may close the connection as soon as it has a request: before the writer knows that the request was written, and
-// before the app has answered. Such a copy is not lost.
+// A laptop's process may close the connection as soon as it has a request: before the writer knows
+// that the request was written, and before the app has answered. Such a copy is not lost.
 func TestCopyThatWasTakenIsNotLost(t *testing.T) {
 	var dropped uint64
 	begun := func() (*buffer, []byte) {

@@ -24,12 +24,13 @@ type Config struct {
 	Log    *slog.Logger
 }
 
-// Stream is the connection of a client to a laptop that gets copies. Requests follow one another as the client sent them: Begin,
-// Write, Complete for each, and End after the last. What the laptop answers is dropped.
+// Stream is the connection of a client to a laptop that gets copies. Requests follow one another as
+// the client sent them: Begin, Write, Complete for each, and End after the last. What the laptop
+// answers is dropped.
 type Stream struct{ *buffer }
 
-// New returns a Stream, which dials in the background: the original does not wait. The Stream ends after End, when ctx ends or when
-// the laptop fails; see Broken.
+// New returns a Stream, which dials in the background: the original does not wait. The Stream ends
+// after End, when ctx ends or when the laptop fails; see Broken.
 func New(ctx context.Context, config Config) *Stream {
 	b := newBuffer(config.Budget, config.OnLost)
 	config.Go(func() {

@@ -11,10 +11,12 @@ import (
 // watchDelay is how long an answer may take before its client is watched.
 const watchDelay = time.Second
 
-// clientWatch looks whether the client of an exchange is still there when an answer takes long, so that an upstream with a silent
-// stream learns of the client's end. It reads the client while nothing else does.
+// clientWatch looks whether the client of an exchange is still there when an answer takes long, so
+// that an upstream with a silent stream learns of the client's end. It reads the client while
+// nothing else does.
 //
-// One timer lives as long as the exchange: to stop and set it for each request costs more than to let it fire in vain.
+// One timer lives as long as the exchange: to stop and set it for each request costs more than to
+// let it fire in vain.
 type clientWatch struct {
 	// mu guards the fields below.
 	mu     sync.Mutex

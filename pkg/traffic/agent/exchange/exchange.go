@@ -24,15 +24,18 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agent/upstream"
 )
 
-// lingerTimeout is how long a client may go on to send what nobody reads before its connection is closed.
+// lingerTimeout is how long a client may go on to send what nobody reads before its connection is
+// closed.
 const lingerTimeout = time.Second
 
-// errDraining is the error of a connection that is closed while it waits for a request, because the agent ends.
+// errDraining is the error of a connection that is closed while it waits for a request, because the
+// agent ends.
 var errDraining = errors.New("the agent ends")
 
 // Host is what an Exchange needs of its agent. Its methods are called by many goroutines.
 type Host interface {
-	// Choose returns what becomes of a request, and Global the intercept of what is no request; nil for the app.
+	// Choose returns what becomes of a request, and Global the intercept of what is no request; nil
+	// for the app.
 	Choose(port uint16, r *route.Request) *intercepts.Choice
 	Global(port uint16) *intercepts.Target
 	// Open connects a client to the laptop of want, or to the app; see upstream.Dialer.
@@ -56,13 +59,14 @@ type Config struct {
 
 // Exchange serves one client's HTTP/1 connection request by request.
 //
-// A goroutine sends a request with a body, because its answer may begin earlier, and a timer may watch the client. The other fields
-// belong to the goroutine of Serve.
+// A goroutine sends a request with a body, because its answer may begin earlier, and a timer may
+// watch the client. The other fields belong to the goroutine of Serve.
 type Exchange struct {
 	config Config
 	port   uint16
 	local  net.Conn // the client's connection, as it was accepted or as its TLS ends here
-	// client is local with its buffers. The sending goroutine reads it, and clientWatch while nothing else does.
+	// client is local with its buffers. The sending goroutine reads it, and clientWatch while
+	// nothing else does.
 	client *side
 	// upstreams are the open connections, by target; nil is the app.
 	upstreams map[*intercepts.Target]*side
@@ -80,8 +84,8 @@ type Exchange struct {
 type current struct {
 	report *report.Request
 	choice *intercepts.Choice
-	// Only the first request has these: its head, if it was parsed already, and the intercept whose laptop has just been found
-	// unreachable.
+	// Only the first request has these: its head, if it was parsed already, and the intercept whose
+	// laptop has just been found unreachable.
 	parsed *http1.Head
 	skip   *intercepts.Target
 }
@@ -93,7 +97,8 @@ type waitStyle struct {
 	spin     spin.Policy
 }
 
-// New returns an Exchange for a client's connection to a port, which the caller closes. The Exchange owns the upstream of h.
+// New returns an Exchange for a client's connection to a port, which the caller closes. The
+// Exchange owns the upstream of h.
 func New(config Config, client net.Conn, port uint16, h *upstream.Handover) *Exchange {
 	e := &Exchange{
 		config: config, port: port, local: client,
@@ -116,8 +121,8 @@ func New(config Config, client net.Conn, port uint16, h *upstream.Handover) *Exc
 	return e
 }
 
-// Serve serves requests until one side ends the connection or ctx ends. It returns a Handover for a connection that is not HTTP/1, and
-// otherwise nil.
+// Serve serves requests until one side ends the connection or ctx ends. It returns a Handover for a
+// connection that is not HTTP/1, and otherwise nil.
 func (e *Exchange) Serve(ctx context.Context) *upstream.Handover {
 	defer e.end()
 	for _, u := range e.upstreams {
@@ -189,7 +194,8 @@ func (e *Exchange) awaitRequest() bool {
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// soon reports whether the next request is likely to come soon: a laptop that serves nobody else has answered the last one.
+// soon reports whether the next request is likely to come soon: a laptop that serves nobody else
+// has answered the last one.
 func (e *Exchange) soon() bool {
 	s, ok := e.wait.last.(*mux.Stream)
 	return ok && s.Alone()
@@ -205,7 +211,8 @@ func (e *Exchange) end() {
 	}
 }
 
-// leave returns the rest of the connection, of which first was read already, with the upstream that it belongs to.
+// leave returns the rest of the connection, of which first was read already, with the upstream that
+// it belongs to.
 func (e *Exchange) leave(first []byte) *upstream.Handover {
 	h := &upstream.Handover{First: append(first, e.client.unread()...), Opaque: true}
 	want := e.config.Host.Global(e.port)
@@ -270,7 +277,8 @@ func (e *Exchange) serveRequest(ctx context.Context, request *http1.Head) (goesO
 	}
 }
 
-// openCopies returns the streams that get a copy of the request. A copy never fails and never waits.
+// openCopies returns the streams that get a copy of the request. A copy never fails and never
+// waits.
 func (e *Exchange) openCopies(ctx context.Context) []*copies.Stream {
 	var all []*copies.Stream
 	for _, t := range e.current.choice.Copies {
@@ -297,15 +305,15 @@ func (e *Exchange) answerUnavailable() error {
 	return e.finish()
 }
 
-// finish ends the connection to the client in order. With unread bytes of a request, closing would be a reset, which takes the
-// answer with it.
+// finish ends the connection to the client in order. With unread bytes of a request, closing would
+// be a reset, which takes the answer with it.
 func (e *Exchange) finish() error {
 	netx.CloseWrite(e.client.Conn)
 	return e.client.SetReadDeadline(time.Now().Add(lingerTimeout))
 }
 
-// upstream returns the open connection to a target's laptop or to the app, or makes one. The app takes the place of an unreachable
-// laptop.
+// upstream returns the open connection to a target's laptop or to the app, or makes one. The app
+// takes the place of an unreachable laptop.
 func (e *Exchange) upstream(ctx context.Context, want *intercepts.Target) (*side, *intercepts.Target, error) {
 	if u := e.upstreams[want]; u != nil {
 		u.takeBuffer()

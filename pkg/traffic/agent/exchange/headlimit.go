@@ -7,9 +7,10 @@ import (
 )
 
 const (
-	// DefaultHeadTimeout is how long a client may take for the head of a request, and MaxIncompleteHeads how many bytes of incomplete
-	// heads may wait in all. Beyond either, the app gets what has come and the rest of the connection: the app has limits of its own,
-	// which the agent must not keep from it.
+	// DefaultHeadTimeout is how long a client may take for the head of a request, and
+	// MaxIncompleteHeads how many bytes of incomplete heads may wait in all. Beyond either, the app
+	// gets what has come and the rest of the connection: the app has limits of its own, which the
+	// agent must not keep from it.
 	DefaultHeadTimeout = 10 * time.Second
 	MaxIncompleteHeads = 4 << 20
 )

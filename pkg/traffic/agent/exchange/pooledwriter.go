@@ -9,8 +9,9 @@ import (
 const (
 	// With the header of a frame (pkg/relay/mux), a full small buffer is one record of TLS.
 	smallBuffer = 16<<10 - 8
-	// largeBuffer is what is written at once in bulk: as much as the kernel sends as one packet through the node's network.
-	// At most maxLargeBuffers are in use at a time. Who gets none writes less at once.
+	// largeBuffer is what is written at once in bulk: as much as the kernel sends as one packet
+	// through the node's network. At most maxLargeBuffers are in use at a time. Who gets none
+	// writes less at once.
 	largeBuffer     = 64 << 10
 	maxLargeBuffers = 32
 )
@@ -21,11 +22,12 @@ var (
 	largeBuffersUsed atomic.Int32
 )
 
-// pooledWriter is a bufio.Writer that has a buffer only while something waits in it, and takes a large one when the small one is
-// full, until it is flushed.
+// pooledWriter is a bufio.Writer that has a buffer only while something waits in it, and takes a
+// large one when the small one is full, until it is flushed.
 //
-// Gain: idle connections hold no buffer, and a bulk transfer needs a quarter of the writes. Cost: two pools, and one copy when a
-// buffer grows. Measured: BenchmarkPooledWriter against bufio.Writer (docs/performance.md).
+// Gain: idle connections hold no buffer, and a bulk transfer needs a quarter of the writes. Cost:
+// two pools, and one copy when a buffer grows. Measured: BenchmarkPooledWriter against bufio.Writer
+// (docs/performance.md).
 type pooledWriter struct {
 	to    net.Conn
 	small *[]byte

@@ -9,8 +9,8 @@ import (
 	"github.com/detour-dev/detour/pkg/netx"
 )
 
-// BenchmarkPooledWriter measures a bulk transfer over loopback in pieces of one TLS record, against bufio.Writer with a buffer of the
-// same small size, which a connection holds while it is idle too.
+// BenchmarkPooledWriter measures a bulk transfer over loopback in pieces of one TLS record, against
+// bufio.Writer with a buffer of the same small size, which a connection holds while it is idle too.
 func BenchmarkPooledWriter(b *testing.B) {
 	type flusher interface {
 		Write(p []byte) (int, error)

@@ -28,11 +28,12 @@ type roundTrip struct {
 	closing  bool          // the answer asks the client to open another connection
 }
 
-// roundTrip sends a request to an upstream and passes its answers on. body is what an attempt before has kept, and gets what this
-// one keeps.
+// roundTrip sends a request to an upstream and passes its answers on. body is what an attempt
+// before has kept, and gets what this one keeps.
 //
-// It reports whether the connection goes on, and whether the request is lost and can be sent again: a connection that was kept
-// open was just being closed, or the laptop is lost and has not taken the request, or may get it twice.
+// It reports whether the connection goes on, and whether the request is lost and can be sent again:
+// a connection that was kept open was just being closed, or the laptop is lost and has not taken
+// the request, or may get it twice.
 func (e *Exchange) roundTrip(
 	up *side, request *http1.Head, body *replay.Buffer, copies []io.Writer,
 ) (goesOn, lost bool, err error) {
@@ -57,7 +58,8 @@ func (e *Exchange) roundTrip(
 	}
 }
 
-// send sends the request and its copies. A goroutine sends a request with a body; sending.Wait waits for it.
+// send sends the request and its copies. A goroutine sends a request with a body; sending.Wait
+// waits for it.
 func (t *roundTrip) send(copies []io.Writer) {
 	var to io.Writer = t.up.w
 	var keep *replay.Writer
@@ -159,8 +161,8 @@ func (t *roundTrip) onNoAnswer(answer *http1.Head, err error) (lost bool, _ erro
 	return lost, err
 }
 
-// relay passes an answer on. final reports whether it was the last one to the request, and goesOn whether another request may
-// follow it.
+// relay passes an answer on. final reports whether it was the last one to the request, and goesOn
+// whether another request may follow it.
 func (t *roundTrip) relay(answer *http1.Head) (final, goesOn bool, err error) {
 	t.current.report.SetStatus(answer.Status)
 	t.closing = t.config.Host.PodEnding() && answer.Status >= 200 && !answer.Close && !t.request.Close
@@ -193,7 +195,8 @@ func (t *roundTrip) relay(answer *http1.Head) (final, goesOn bool, err error) {
 	return true, goesOn, err
 }
 
-// finishAnswer ends a round trip whose answer has passed. It reports whether another request may follow.
+// finishAnswer ends a round trip whose answer has passed. It reports whether another request may
+// follow.
 func (t *roundTrip) finishAnswer(answer *http1.Head) (goesOn bool, _ error) {
 	if answer.Close {
 		_ = t.up.Close() // nobody is left to read a body that is still being sent
@@ -220,7 +223,8 @@ func (t *roundTrip) fail(err error) error {
 	return err
 }
 
-// retract ends the attempt to give a request to a laptop, and reports whether the app can get it instead.
+// retract ends the attempt to give a request to a laptop, and reports whether the app can get it
+// instead.
 func (e *Exchange) retract(up *side, request *http1.Head, body *replay.Buffer) bool {
 	_ = up.Close()
 	if request.Framing == http1.NoBody {
@@ -232,8 +236,8 @@ func (e *Exchange) retract(up *side, request *http1.Head, body *replay.Buffer) b
 	return body.Whole
 }
 
-// addClose returns the head of an answer with a line that ends the connection. The line comes first, because some clients look at
-// the first Connection line only.
+// addClose returns the head of an answer with a line that ends the connection. The line comes
+// first, because some clients look at the first Connection line only.
 func addClose(head []byte) []byte {
 	line := bytes.Index(head, []byte("\r\n")) + 2
 	return slices.Concat(head[:line], []byte("Connection: close\r\n"), head[line:])

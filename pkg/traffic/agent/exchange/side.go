@@ -12,13 +12,14 @@ import (
 	"github.com/detour-dev/detour/pkg/relay/mux"
 )
 
-// bulkSize is how many bytes are gathered for a client before the agent waits for what its laptop has sent already.
+// bulkSize is how many bytes are gathered for a client before the agent waits for what its laptop
+// has sent already.
 const bulkSize = smallBuffer / 2
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, smallBuffer) }}
 
-// side is one side of an exchange: a connection with buffers. To read from one side first sends what was gathered for the other.
-// A side that waits holds no buffer.
+// side is one side of an exchange: a connection with buffers. To read from one side first sends
+// what was gathered for the other. A side that waits holds no buffer.
 type side struct {
 	net.Conn
 	r    *bufio.Reader // nil while nothing is expected
@@ -26,13 +27,15 @@ type side struct {
 	w    *pooledWriter
 	to   *side // gets what is read here
 	used bool  // it has served a request
-	// readsOn is set while what is sent is kept as well: then a lost connection is no reason to stop reading.
+	// readsOn is set while what is sent is kept as well: then a lost connection is no reason to
+	// stop reading.
 	readsOn bool
 	// stop is set where the connection ends with a context, and forgets that.
 	stop func() bool
 }
 
-// newSide returns a side of a connection of which first was already read. The side owns the connection.
+// newSide returns a side of a connection of which first was already read. The side owns the
+// connection.
 func newSide(c net.Conn, first []byte) *side {
 	s := &side{Conn: netx.Wrap(c)}
 	s.w = &pooledWriter{to: s.Conn}

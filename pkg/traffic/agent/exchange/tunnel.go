@@ -24,7 +24,8 @@ func (w countingWriter) Write(b []byte) (int, error) {
 	return w.Writer.Write(b)
 }
 
-// tunnel joins the two sides for the rest of the connection: after an upgrade, or if nobody can tell where a message ends.
+// tunnel joins the two sides for the rest of the connection: after an upgrade, or if nobody can
+// tell where a message ends.
 func (e *Exchange) tunnel(up *side) error {
 	var activity atomic.Uint64
 	var quiet atomic.Bool
@@ -59,9 +60,9 @@ func (e *Exchange) tunnel(up *side) error {
 	return err
 }
 
-// relayUntilEnd passes on an answer whose length not all recipients read in the same way. The client was told that the answer is
-// the connection's last, and ends the connection after it. What the client says all the same does not reach this upstream, because
-// nobody has looked whose it is.
+// relayUntilEnd passes on an answer whose length not all recipients read in the same way. The
+// client was told that the answer is the connection's last, and ends the connection after it. What
+// the client says all the same does not reach this upstream, because nobody has looked whose it is.
 func (e *Exchange) relayUntilEnd(up *side) error {
 	var both sync.WaitGroup
 	var ended atomic.Bool

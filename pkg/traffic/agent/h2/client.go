@@ -1,5 +1,5 @@
-// Package h2 serves a client's HTTP/2 connection, gRPC included, request by request. It tells the router of package http2 where each
-// request goes and how to get there. Start with Client.
+// Package h2 serves a client's HTTP/2 connection, gRPC included, request by request. It tells the
+// router of package http2 where each request goes and how to get there. Start with Client.
 package h2
 
 import (
@@ -22,13 +22,16 @@ import (
 
 // Host is what a Client needs of its agent. Its methods are called by many goroutines.
 type Host interface {
-	// Choose returns what becomes of a request, and Global the intercept of what is no request; nil for the app.
+	// Choose returns what becomes of a request, and Global the intercept of what is no request; nil
+	// for the app.
 	Choose(port uint16, r *route.Request) *intercepts.Choice
 	Global(port uint16) *intercepts.Target
-	// Open connects a client to the laptop of want, or to the app. DialLaptop never connects to the app. See upstream.Dialer.
+	// Open connects a client to the laptop of want, or to the app. DialLaptop never connects to the
+	// app. See upstream.Dialer.
 	Open(ctx context.Context, want *intercepts.Target, client net.Conn, port uint16) (*upstream.Upstream, error)
 	DialLaptop(ctx context.Context, t *intercepts.Target, client net.Conn) (net.Conn, error)
-	// Follow begins to report a request; it returns nil if nobody tails the port. DropCopies counts copies that were lost.
+	// Follow begins to report a request; it returns nil if nobody tails the port. DropCopies counts
+	// copies that were lost.
 	Follow(port uint16, method, target string) *report.Request
 	DropCopies(uid string, n uint64)
 	// PodEnding reports whether clients have to open another connection for their next request.
@@ -66,8 +69,8 @@ type wayKey struct {
 	translate bool // the process is not asked to speak HTTP/2
 }
 
-// New returns a Client for a connection to a port, of which h has what was read. The caller closes the connection. The Client owns the
-// upstream of h, and uses it for its first request.
+// New returns a Client for a connection to a port, of which h has what was read. The caller closes
+// the connection. The Client owns the upstream of h, and uses it for its first request.
 func New(config Config, conn net.Conn, port uint16, h *upstream.Handover) *Client {
 	c := &Client{config: config, conn: conn, port: port, first: h.Up, ways: map[wayKey]*http2.Way{}}
 	c.app = &http2.Way{Dial: c.dialApp, Over: config.Life}
@@ -91,8 +94,9 @@ func (c *Client) Serve() {
 	c.router.Serve()
 }
 
-// Review asks the client to open another connection if the pod ends, or if the intercept whose laptop is the host has ended. Other
-// changes need no new connection, because each request is routed for itself.
+// Review asks the client to open another connection if the pod ends, or if the intercept whose
+// laptop is the host has ended. Other changes need no new connection, because each request is
+// routed for itself.
 func (c *Client) Review() {
 	if c.config.Host.PodEnding() || (c.host != nil && c.host.Ctx.Err() != nil) {
 		c.router.Leave()
@@ -125,8 +129,8 @@ func (c *Client) route(r *http2.Request) http2.Route {
 	return to
 }
 
-// way returns the way to a laptop for a request. Behind an app with TLS, a process that speaks plaintext seldom speaks HTTP/2; but
-// gRPC is always HTTP/2.
+// way returns the way to a laptop for a request. Behind an app with TLS, a process that speaks
+// plaintext seldom speaks HTTP/2; but gRPC is always HTTP/2.
 func (c *Client) way(t *intercepts.Target, grpc bool) *http2.Way {
 	_, secure := c.conn.(upstream.TLSClient)
 	key := wayKey{target: t, translate: t.LocalPlaintext && secure && !grpc}
@@ -174,7 +178,8 @@ func track(c net.Conn, untaken func()) (answered func() bool) {
 	return s.Track(untaken).Done
 }
 
-// take returns the connection that existed before if it leads to a target, or to the app for nil, and only once.
+// take returns the connection that existed before if it leads to a target, or to the app for nil,
+// and only once.
 func (c *Client) take(to *intercepts.Target) net.Conn {
 	c.mu.Lock()
 	defer c.mu.Unlock()

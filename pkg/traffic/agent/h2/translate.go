@@ -33,8 +33,9 @@ type translation struct {
 	once   sync.Once
 }
 
-// translate returns a connection that answers HTTP/2 with what the process answers on conn, and on other connections from dial. The
-// result owns conn. run runs a task that ends when the result is closed.
+// translate returns a connection that answers HTTP/2 with what the process answers on conn, and on
+// other connections from dial. The result owns conn. run runs a task that ends when the result is
+// closed.
 func translate(conn net.Conn, dial func(context.Context) (net.Conn, error), run func(task func())) net.Conn {
 	first := make(chan net.Conn, 1)
 	first <- conn
@@ -79,8 +80,8 @@ func onError(w http.ResponseWriter, _ *http.Request, err error) {
 	w.WriteHeader(http.StatusBadGateway)
 }
 
-// readerSeesEnd is a connection whose end only the reader sees, and not the writer. Go's client would not read the answer of a process
-// that answers and closes while the client still writes.
+// readerSeesEnd is a connection whose end only the reader sees, and not the writer. Go's client
+// would not read the answer of a process that answers and closes while the client still writes.
 type readerSeesEnd struct {
 	net.Conn
 	lost atomic.Bool
@@ -99,7 +100,8 @@ func (c *readerSeesEnd) Write(b []byte) (int, error) {
 // NetConn returns the connection below.
 func (c *readerSeesEnd) NetConn() net.Conn { return c.Conn }
 
-// RoundTrip sends a request to the process. The error is laptop.ErrUnreachable if the app may get the request instead.
+// RoundTrip sends a request to the process. The error is laptop.ErrUnreachable if the app may get
+// the request instead.
 func (t *translation) RoundTrip(r *http.Request) (*http.Response, error) {
 	var delivery atomic.Pointer[mux.Delivery]
 	ctx, cancel := context.WithCancel(r.Context())
@@ -127,8 +129,8 @@ func (t *translation) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, nil
 }
 
-// Refusal returns the code by which the router sees that a request was not sent: Go's server has no other code for requests that it
-// gives up.
+// Refusal returns the code by which the router sees that a request was not sent: Go's server has no
+// other code for requests that it gives up.
 func (*translation) Refusal() http2.ErrCode { return http2.ErrCodeInternal }
 
 // Close ends the translation, with the requests that are in progress.

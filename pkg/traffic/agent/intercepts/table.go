@@ -1,4 +1,5 @@
-// Package intercepts holds the intercepts that are in force on the ports of a pod, and decides whose a request is. Start with Table.
+// Package intercepts holds the intercepts that are in force on the ports of a pod, and decides
+// whose a request is. Start with Table.
 package intercepts
 
 import (
@@ -31,7 +32,8 @@ type Port struct {
 	Probed    bool      // the kubelet's probes are among the requests, and belong to the app
 }
 
-// ByRequest reports whether the requests of the port have to be looked at one by one. A nil Port has no intercepts.
+// ByRequest reports whether the requests of the port have to be looked at one by one. A nil Port
+// has no intercepts.
 func (p *Port) ByRequest() bool {
 	return p != nil && (len(p.Personal)+len(p.Wiretaps) > 0 || p.Tailed || p.Probed)
 }
@@ -50,13 +52,15 @@ func (p *Port) Targets() []*Target {
 	return all
 }
 
-// Target is an intercept in force. The token and address of its Intercept are those that it began with: Laptop has the present ones.
+// Target is an intercept in force. The token and address of its Intercept are those that it began
+// with: Laptop has the present ones.
 type Target struct {
 	*agentv1.Intercept
 	Laptop *laptop.Link
 	// Ctx ends with the intercept.
 	Ctx context.Context
-	// PlaintextUntil is until when the process on the laptop is known not to speak TLS, in Unix nanoseconds.
+	// PlaintextUntil is until when the process on the laptop is known not to speak TLS, in Unix
+	// nanoseconds.
 	PlaintextUntil atomic.Int64
 
 	match *route.Match // nil for a global intercept
@@ -94,9 +98,11 @@ type Config struct {
 	Log *slog.Logger
 	// Go runs a task; the agent waits for it.
 	Go func(task func())
-	// OnChange is called after each change of what is in force or of which laptop is reachable. It must not block.
+	// OnChange is called after each change of what is in force or of which laptop is reachable. It
+	// must not block.
 	OnChange func()
-	// OnEnd is called when an intercept has ended, OnLost when copies for one are not even made. They must not block.
+	// OnEnd is called when an intercept has ended, OnLost when copies for one are not even made.
+	// They must not block.
 	OnEnd  func(uid string)
 	OnLost func(uid string, copies uint64)
 }
@@ -119,7 +125,8 @@ func New(ctx context.Context, config Config) *Table {
 	return t
 }
 
-// SetProbed names the ports on which the kubelet probes the app past a redirect, before the first Set.
+// SetProbed names the ports on which the kubelet probes the app past a redirect, before the first
+// Set.
 func (t *Table) SetProbed(ports map[uint16]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -132,7 +139,8 @@ func (t *Table) Port(port uint16) *Port { return (*t.ports.Load())[port] }
 // Ports returns the ports on which something is in force. The caller must not change them.
 func (t *Table) Ports() map[uint16]*Port { return *t.ports.Load() }
 
-// Strict returns the intercepts whose requests the app must not answer, as the manager would send them now.
+// Strict returns the intercepts whose requests the app must not answer, as the manager would send
+// them now.
 func (t *Table) Strict() []*agentv1.Intercept {
 	var strict []*agentv1.Intercept
 	for _, p := range t.Ports() {
@@ -163,7 +171,8 @@ type Choice struct {
 // ForApp reports whether the app alone gets the request.
 func (c *Choice) ForApp() bool { return c.Laptop == nil && len(c.Copies) == 0 }
 
-// Choose returns what becomes of a request. A laptop that is unreachable leaves its requests to the app.
+// Choose returns what becomes of a request. A laptop that is unreachable leaves its requests to the
+// app.
 func (t *Table) Choose(port uint16, r *route.Request) *Choice {
 	p := t.Port(port)
 	if p == nil {
@@ -201,8 +210,8 @@ func (t *Table) copies(p *Port, r *route.Request) []*Target {
 	return all
 }
 
-// isProbe reports whether a request is a probe of the kubelet. It is for the app whoever intercepts: unlike the probes of a new pod,
-// it cannot be sent to another port.
+// isProbe reports whether a request is a probe of the kubelet. It is for the app whoever
+// intercepts: unlike the probes of a new pod, it cannot be sent to another port.
 func isProbe(r *route.Request) bool {
 	for _, v := range r.Values("user-agent") {
 		if strings.HasPrefix(v, probeAgent) {
@@ -212,8 +221,9 @@ func isProbe(r *route.Request) bool {
 	return false
 }
 
-// Set puts a whole configuration in force: intercepts, and the ports whose requests are tailed. Intercepts that were in force before
-// keep their state. Set calls OnEnd for those that were not named again, and OnChange.
+// Set puts a whole configuration in force: intercepts, and the ports whose requests are tailed.
+// Intercepts that were in force before keep their state. Set calls OnEnd for those that were not
+// named again, and OnChange.
 func (t *Table) Set(all []*agentv1.Intercept, tailed ...uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -255,8 +265,9 @@ func (t *Table) Set(all []*agentv1.Intercept, tailed ...uint32) {
 	t.config.OnChange()
 }
 
-// newTarget returns a new intercept, or nil if its match cannot be compiled. The manager has refused such a match already, so that
-// this does not happen; if it did, the intercept would take nothing.
+// newTarget returns a new intercept, or nil if its match cannot be compiled. The manager has
+// refused such a match already, so that this does not happen; if it did, the intercept would take
+// nothing.
 func (t *Table) newTarget(i *agentv1.Intercept) *Target {
 	target := &Target{Intercept: i}
 	if i.Match != nil {

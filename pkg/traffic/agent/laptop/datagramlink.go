@@ -16,14 +16,16 @@ import (
 )
 
 const (
-	// queueLength is how many datagrams may wait for a laptop. More are dropped, as a full network would.
+	// queueLength is how many datagrams may wait for a laptop. More are dropped, as a full network
+	// would.
 	queueLength = 256
 	batchSize   = 64 << 10 // bytes that are written at once
-	// PongTimeout is how long a laptop may take for a pong, and pingInterval how often it is asked for one.
+	// PongTimeout is how long a laptop may take for a pong, and pingInterval how often it is asked
+	// for one.
 	pingInterval = 500 * time.Millisecond
 	PongTimeout  = 2 * time.Second
-	// maxUnanswered bounds the datagram of a flow, in bytes, that is kept until the laptop answers. If the laptop answers that
-	// nobody listens there, the app gets the datagram.
+	// maxUnanswered bounds the datagram of a flow, in bytes, that is kept until the laptop answers.
+	// If the laptop answers that nobody listens there, the app gets the datagram.
 	maxUnanswered = 4 << 10
 )
 
@@ -36,12 +38,14 @@ type DatagramConfig[C comparable] struct {
 	Idle   time.Duration // how long a client's flow is remembered
 	// Go runs a task that ends at the latest when the context of Send does. The port waits for it.
 	Go func(task func())
-	// Reply sends a datagram to a client. ToApp gives the app a client's datagram that the laptop did not take.
+	// Reply sends a datagram to a client. ToApp gives the app a client's datagram that the laptop
+	// did not take.
 	Reply func(client C, b []byte)
 	ToApp func(ctx context.Context, client C, b []byte)
 }
 
-// Datagrams carries the datagrams of one intercept over one relayed connection, which it opens when it is needed.
+// Datagrams carries the datagrams of one intercept over one relayed connection, which it opens when
+// it is needed.
 type Datagrams[C comparable] struct {
 	config DatagramConfig[C]
 	failed atomic.Bool // the last link did
@@ -51,13 +55,14 @@ type Datagrams[C comparable] struct {
 	link *datagramLink[C] // nil while there are no datagrams
 }
 
-// NewDatagrams returns Datagrams without a connection. The caller closes it when the intercept ends.
+// NewDatagrams returns Datagrams without a connection. The caller closes it when the intercept
+// ends.
 func NewDatagrams[C comparable](config DatagramConfig[C]) *Datagrams[C] {
 	return &Datagrams[C]{config: config}
 }
 
-// Send queues a datagram of a client for the laptop. It returns false if the app has to answer instead. ctx bounds the life of the
-// connection that the first Send opens.
+// Send queues a datagram of a client for the laptop. It returns false if the app has to answer
+// instead. ctx bounds the life of the connection that the first Send opens.
 func (d *Datagrams[C]) Send(ctx context.Context, client C, b []byte) bool {
 	d.mu.Lock()
 	if d.link == nil {
@@ -141,7 +146,8 @@ type laptopFlow[C comparable] struct {
 	unanswered []byte // the last datagram, until the laptop answers
 }
 
-// offer queues a datagram for the laptop, or drops it if the queue is full. It returns false when the link has ended.
+// offer queues a datagram for the laptop, or drops it if the queue is full. It returns false when
+// the link has ended.
 func (l *datagramLink[C]) offer(client C, b []byte) bool {
 	flow, err := l.clients.Get(client, func() (*laptopFlow[C], error) {
 		l.mu.Lock()
@@ -171,7 +177,8 @@ func (l *datagramLink[C]) offer(client C, b []byte) bool {
 	return true
 }
 
-// run opens the connection, calls onOpen and carries frames until the link is idle, the laptop is silent, or ctx ends.
+// run opens the connection, calls onOpen and carries frames until the link is idle, the laptop is
+// silent, or ctx ends.
 func (l *datagramLink[C]) run(ctx context.Context, onOpen func()) error {
 	conn, err := l.config.Link.DialDatagrams(ctx)
 	if err != nil {
@@ -258,7 +265,8 @@ func (l *datagramLink[C]) receive(ctx context.Context, conn net.Conn) error {
 	}
 }
 
-// onFrame notes that the laptop is there. It returns the flow that a frame belongs to, if any, and what was unanswered of it.
+// onFrame notes that the laptop is there. It returns the flow that a frame belongs to, if any, and
+// what was unanswered of it.
 func (l *datagramLink[C]) onFrame(f datagram.Frame) (flow *laptopFlow[C], unanswered []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,8 +1,10 @@
-// Package laptop reaches the laptop that an intercept belongs to. The traffic-agent cannot dial a laptop: it dials the
-// traffic-manager's relay, which joins the connection to the laptop through its session.
+// Package laptop reaches the laptop that an intercept belongs to. The traffic-agent cannot dial a
+// laptop: it dials the traffic-manager's relay, which joins the connection to the laptop through
+// its session.
 //
-// Start with Dialer, which is all that the rest of the agent needs to know. Link implements it: most connections are mux
-// streams on one relay connection (relayconn.go). DatagramLink carries the datagrams of a UDP intercept.
+// Start with Dialer, which is all that the rest of the agent needs to know. Link implements it:
+// most connections are mux streams on one relay connection (relayconn.go). DatagramLink carries the
+// datagrams of a UDP intercept.
 package laptop
 
 import (
@@ -25,25 +27,29 @@ import (
 const (
 	// DialTimeout is how long the laptop may take to accept a connection before the app gets it.
 	DialTimeout = 2 * time.Second
-	// retryInterval is how often a Link tries whether a laptop that was silent can be reached again.
+	// retryInterval is how often a Link tries whether a laptop that was silent can be reached
+	// again.
 	retryInterval = 500 * time.Millisecond
 )
 
-// ErrUnreachable is the error of a request that a laptop did not get, and that the app must not answer instead.
+// ErrUnreachable is the error of a request that a laptop did not get, and that the app must not
+// answer instead.
 var ErrUnreachable = errors.New("the laptop is unreachable")
 
 // Dialer reaches the laptop of one intercept.
 type Dialer interface {
-	// Dial connects a client to the process on the laptop, within DialTimeout. The caller owns the connection and closes it.
-	// When Dial fails it leaves nothing open, and nothing of the client's was sent: the app can answer instead.
+	// Dial connects a client to the process on the laptop, within DialTimeout. The caller owns the
+	// connection and closes it. When Dial fails it leaves nothing open, and nothing of the client's
+	// was sent: the app can answer instead.
 	Dial(ctx context.Context, client Client) (net.Conn, error)
-	// Reachable reports whether it is worth a try to dial. It is false from the moment when the laptop does not answer to
-	// the moment when it answers again, which the Dialer finds out in the background. Reachable never blocks.
+	// Reachable reports whether it is worth a try to dial. It is false from the moment when the
+	// laptop does not answer to the moment when it answers again, which the Dialer finds out in the
+	// background. Reachable never blocks.
 	Reachable() bool
 }
 
-// Client is who a connection to a laptop is made for. The process on the laptop does not see these addresses: the daemon logs
-// them, and its policy can refer to them.
+// Client is who a connection to a laptop is made for. The process on the laptop does not see these
+// addresses: the daemon logs them, and its policy can refer to them.
 type Client struct {
 	Source      string // the address and port of the client
 	Destination string // the address and port of the pod that the client dialed
@@ -61,12 +67,13 @@ type Config struct {
 	Log *slog.Logger
 	// Go runs a task that ends at the latest when the context of New does. The agent waits for it.
 	Go func(task func())
-	// OnReachable is called, in a goroutine of its own, when the laptop answers again after it was silent. It may be nil.
+	// OnReachable is called, in a goroutine of its own, when the laptop answers again after it was
+	// silent. It may be nil.
 	OnReachable func()
 }
 
-// Access is what it takes to reach a laptop through the traffic-manager. It changes whenever the agent connects to another
-// replica of the manager.
+// Access is what it takes to reach a laptop through the traffic-manager. It changes whenever the
+// agent connects to another replica of the manager.
 type Access struct {
 	Address string // of the relay
 	Token   []byte
@@ -74,7 +81,8 @@ type Access struct {
 
 var _ Dialer = (*Link)(nil)
 
-// Link is the connection state to the laptop of one intercept. It implements Dialer, and is safe for concurrent use.
+// Link is the connection state to the laptop of one intercept. It implements Dialer, and is safe
+// for concurrent use.
 type Link struct {
 	config Config
 	ctx    context.Context // ends with the intercept
@@ -83,14 +91,16 @@ type Link struct {
 	relays relayConns
 }
 
-// New returns the Link of an intercept that ends with ctx. SetAccess must be called before Dial. New opens nothing, and a Link
-// need not be closed: when ctx ends, its relay connection takes no more streams and ends with the last of them.
+// New returns the Link of an intercept that ends with ctx. SetAccess must be called before Dial.
+// New opens nothing, and a Link need not be closed: when ctx ends, its relay connection takes no
+// more streams and ends with the last of them.
 func New(ctx context.Context, config Config) *Link { return &Link{config: config, ctx: ctx} }
 
 // Access returns the present access.
 func (l *Link) Access() Access { return *l.access.Load() }
 
-// SetAccess makes new connections use another access. Connections that are open stay where they are.
+// SetAccess makes new connections use another access. Connections that are open stay where they
+// are.
 func (l *Link) SetAccess(now Access) {
 	before := l.access.Swap(&now)
 	if before != nil && (before.Address != now.Address || !bytes.Equal(before.Token, now.Token)) {
@@ -107,7 +117,8 @@ func (l *Link) Dial(ctx context.Context, client Client) (net.Conn, error) {
 	return l.open(ctx, &agentv1.RelayHeader{Source: client.Source, Destination: client.Destination}, l.dialStream)
 }
 
-// DialDatagrams opens a connection of its own that carries the frames of pkg/relay/datagram. The contract is that of Dial.
+// DialDatagrams opens a connection of its own that carries the frames of pkg/relay/datagram. The
+// contract is that of Dial.
 func (l *Link) DialDatagrams(ctx context.Context) (net.Conn, error) {
 	return l.open(ctx, &agentv1.RelayHeader{Datagrams: true}, l.dialPlain)
 }
@@ -125,7 +136,8 @@ func (l *Link) open(ctx context.Context, header *agentv1.RelayHeader, dial dialF
 	return conn, err
 }
 
-// markSilent makes Dial fail at once until the laptop answers. A task finds that out, so that no request waits for it.
+// markSilent makes Dial fail at once until the laptop answers. A task finds that out, so that no
+// request waits for it.
 func (l *Link) markSilent(header *agentv1.RelayHeader) {
 	if l.silent.CompareAndSwap(false, true) {
 		l.config.Go(func() { l.retry(header) })
@@ -151,14 +163,15 @@ func (l *Link) retry(header *agentv1.RelayHeader) {
 	}
 }
 
-// relayDialer notices within 6 s that a traffic-manager has vanished together with its node, because requests must not wait for
-// it. It sets no TCP_USER_TIMEOUT: that would end a connection whose reader stands still, such as in a debugger.
+// relayDialer notices within 6 s that a traffic-manager has vanished together with its node,
+// because requests must not wait for it. It sets no TCP_USER_TIMEOUT: that would end a connection
+// whose reader stands still, such as in a debugger.
 var relayDialer = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: time.Second, Count: 3},
 }
 
-// dialPlain opens a relay connection of its own to the laptop. silent reports whether the laptop did not answer at all: a
-// refusal is an answer.
+// dialPlain opens a relay connection of its own to the laptop. silent reports whether the laptop
+// did not answer at all: a refusal is an answer.
 func (l *Link) dialPlain(ctx context.Context, header *agentv1.RelayHeader) (_ net.Conn, silent bool, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, DialTimeout)
 	defer cancel()
@@ -181,8 +194,9 @@ func relayError(status agentv1.RelayStatus, err error) error {
 	return errors.Join(fmt.Errorf("the relay answered %s", status), err)
 }
 
-// dialRelay connects to the relay, sends a header and reads the status. ctx must have a deadline. The connection is not nil when
-// the relay was reached, even with an error or a refusal: the caller closes it.
+// dialRelay connects to the relay, sends a header and reads the status. ctx must have a deadline.
+// The connection is not nil when the relay was reached, even with an error or a refusal: the caller
+// closes it.
 func (l *Link) dialRelay(
 	ctx context.Context, header *agentv1.RelayHeader,
 ) (net.Conn, agentv1.RelayStatus, error) {
@@ -211,7 +225,8 @@ func requestRelay(conn net.Conn, h *agentv1.RelayHeader) (agentv1.RelayStatus, e
 	return relay.ReadStatus(conn)
 }
 
-// StreamOf returns the mux stream that carries a connection to a laptop, below TLS and wrappers; nil if none does.
+// StreamOf returns the mux stream that carries a connection to a laptop, below TLS and wrappers;
+// nil if none does.
 func StreamOf(c net.Conn) *mux.Stream {
 	s, _ := netx.As[*mux.Stream](c)
 	return s

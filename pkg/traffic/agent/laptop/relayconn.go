@@ -29,8 +29,8 @@ type relayConns struct {
 // errNoMux is the error of a laptop whose daemon is older than mux streams.
 var errNoMux = errors.New("the laptop does not take mux streams")
 
-// current returns the relay connection for a new stream and reports whether it existed before. It returns nil if the laptop does
-// not take streams.
+// current returns the relay connection for a new stream and reports whether it existed before. It
+// returns nil if the laptop does not take streams.
 func (l *Link) current() (c *relayConn, existed bool) {
 	r := &l.relays
 	r.mu.Lock()
@@ -65,8 +65,8 @@ func (r *relayConns) setPlain() {
 	r.plain = true
 }
 
-// renew makes the next stream open a new relay connection, because the current one may lead through a manager that has ended.
-// Streams that are open stay on it.
+// renew makes the next stream open a new relay connection, because the current one may lead through
+// a manager that has ended. Streams that are open stay on it.
 func (r *relayConns) renew() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -104,7 +104,8 @@ func (l *Link) openRelayConn(c *relayConn) {
 	conn, status, err := l.dialRelay(ctx, &agentv1.RelayHeader{Multiplexed: true})
 	switch {
 	case err == nil && status == agentv1.RelayStatus_RELAY_STATUS_OK:
-		// An older daemon does not know the field Multiplexed and has joined this to the process, as any connection.
+		// An older daemon does not know the field Multiplexed and has joined this to the process,
+		// as any connection.
 		_ = conn.Close()
 		c.err = errNoMux
 		l.relays.setPlain()
@@ -119,8 +120,8 @@ func (l *Link) openRelayConn(c *relayConn) {
 	}
 }
 
-// onSilence makes the app answer until the laptop can be reached again. The laptop may still answer on this relay connection what
-// it has acknowledged.
+// onSilence makes the app answer until the laptop can be reached again. The laptop may still answer
+// on this relay connection what it has acknowledged.
 func (l *Link) onSilence(c *relayConn) {
 	l.relays.discard(c)
 	c.conn.Retire()
@@ -128,8 +129,8 @@ func (l *Link) onSilence(c *relayConn) {
 	l.markSilent(&agentv1.RelayHeader{})
 }
 
-// dialStream opens a stream to the laptop, or a connection of its own where the laptop takes no stream. silent reports whether the
-// laptop did not answer at all.
+// dialStream opens a stream to the laptop, or a connection of its own where the laptop takes no
+// stream. silent reports whether the laptop did not answer at all.
 func (l *Link) dialStream(ctx context.Context, header *agentv1.RelayHeader) (_ net.Conn, silent bool, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, DialTimeout)
 	defer cancel()

@@ -21,8 +21,8 @@ import (
 
 // Host is what a Conn needs of its agent. Its methods are called by many goroutines.
 type Host interface {
-	// Global returns the intercept that takes everything on a port, or nil for the app. ByRequest reports whether the requests on the
-	// port have to be looked at one by one.
+	// Global returns the intercept that takes everything on a port, or nil for the app. ByRequest
+	// reports whether the requests on the port have to be looked at one by one.
 	Global(port uint16) *intercepts.Target
 	ByRequest(port uint16) bool
 	// Open connects a client to the laptop of want, or to the app; see upstream.Dialer.
@@ -38,7 +38,8 @@ type Host interface {
 	Stopping() context.Context
 }
 
-// Reviewer is an HTTP/2 connection that checks whether its client has to open another one. Review may block.
+// Reviewer is an HTTP/2 connection that checks whether its client has to open another one. Review
+// may block.
 type Reviewer interface{ Review() }
 
 // Conn joins a client to one upstream and passes on the bytes of both.
@@ -67,7 +68,8 @@ type joined struct {
 	left  bool          // the client has another upstream now: the end of this one no longer concerns it. Conn.mu guards it
 }
 
-// New returns a Conn for a client's connection to a port, which the caller closes. An opaque one is never handed over.
+// New returns a Conn for a client's connection to a port, which the caller closes. An opaque one is
+// never handed over.
 func New(host Host, client net.Conn, port uint16, opaque bool) *Conn {
 	return &Conn{host: host, client: client, port: port, opaque: opaque}
 }
@@ -75,8 +77,9 @@ func New(host Host, client net.Conn, port uint16, opaque bool) *Conn {
 // errHandOver ends the reading of a client that is handed over.
 var errHandOver = errors.New("handed over")
 
-// Serve carries the connection, of which first was already read, to its end. given is an upstream that may be used, or nil: Serve
-// owns it. If the result is not nil, somebody else has to serve the connection.
+// Serve carries the connection, of which first was already read, to its end. given is an upstream
+// that may be used, or nil: Serve owns it. If the result is not nil, somebody else has to serve the
+// connection.
 func (c *Conn) Serve(ctx context.Context, first []byte, given *upstream.Upstream) *upstream.Handover {
 	report := c.host.Follow(c.port, "", "")
 	want := c.host.Global(c.port)
@@ -155,7 +158,8 @@ func (c *Conn) release(up *joined) *upstream.Upstream {
 	return &upstream.Upstream{Conn: up.Conn, Target: up.Target, Instead: up.Instead, Said: c.preface.takeLocked()}
 }
 
-// fromClient passes on what the client says. When the error is errHandOver, the upstream did not get rest.
+// fromClient passes on what the client says. When the error is errHandOver, the upstream did not
+// get rest.
 func (c *Conn) fromClient(first []byte) (rest []byte, err error) {
 	pass := func(b []byte) error {
 		err := c.onClientData(b)
@@ -209,8 +213,8 @@ func (c *Conn) onClientData(b []byte) error {
 	return err
 }
 
-// handsOverLocked reports whether b, the first bytes of the client, are better served by somebody else: requests can be routed one
-// by one.
+// handsOverLocked reports whether b, the first bytes of the client, are better served by somebody
+// else: requests can be routed one by one.
 func (c *Conn) handsOverLocked(b []byte) bool {
 	if c.opaque || c.answered {
 		return false
@@ -225,7 +229,8 @@ func (c *Conn) handsOverLocked(b []byte) bool {
 	}
 }
 
-// replayed waits until the app has got what a silent laptop did not take, and reports whether it has.
+// replayed waits until the app has got what a silent laptop did not take, and reports whether it
+// has.
 func (c *Conn) replayed(up *joined) bool {
 	c.mu.Lock()
 	replaced, lost := c.up != up, c.opening.lostLocked(up.Upstream)
@@ -310,16 +315,16 @@ func (c *Conn) onUpstreamData(b []byte) error {
 	return err
 }
 
-// Review asks the client of an HTTP/2 connection to open another one if its requests do not belong to this upstream any more, or
-// the pod ends.
+// Review asks the client of an HTTP/2 connection to open another one if its requests do not belong
+// to this upstream any more, or the pod ends.
 func (c *Conn) Review() {
 	if c.host.PodEnding() || c.host.ByRequest(c.port) || c.host.Global(c.port) != c.upstream().Target {
 		c.frames.ask(c.client)
 	}
 }
 
-// open returns given if it leads where the client wants, and otherwise connects there. The app takes the place of an unreachable
-// laptop.
+// open returns given if it leads where the client wants, and otherwise connects there. The app
+// takes the place of an unreachable laptop.
 func (c *Conn) open(
 	ctx context.Context, want *intercepts.Target, given *upstream.Upstream,
 ) (*upstream.Upstream, error) {
@@ -332,7 +337,8 @@ func (c *Conn) open(
 	return c.host.Open(ctx, want, c.client, c.port)
 }
 
-// endWhenQuiet ends the connection once the upstream was the last to speak and then nobody speaks for a while.
+// endWhenQuiet ends the connection once the upstream was the last to speak and then nobody speaks
+// for a while.
 func (c *Conn) endWhenQuiet(ctx context.Context) {
 	if upstream.AwaitQuiet(ctx, func() (uint64, bool) {
 		c.mu.Lock()

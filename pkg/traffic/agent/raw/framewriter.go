@@ -7,7 +7,8 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agent/sniff"
 )
 
-// frameWriter writes HTTP/2 frames to a client, and between two of them the request to open another connection.
+// frameWriter writes HTTP/2 frames to a client, and between two of them the request to open another
+// connection.
 type frameWriter struct {
 	// mu guards the fields below, and orders the writes.
 	mu     sync.Mutex
@@ -37,7 +38,8 @@ func (f *frameWriter) write(c net.Conn, b []byte) error {
 	return err
 }
 
-// ask asks the client to open another connection for its next requests, now or when the present frame ends.
+// ask asks the client to open another connection for its next requests, now or when the present
+// frame ends.
 func (f *frameWriter) ask(c net.Conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -27,7 +27,8 @@ func (o *opening) keepLocked(up *upstream.Upstream, b []byte) {
 	}
 }
 
-// answeredLocked notes that the upstream answers. It returns false if it is too late, because the app gets what was kept.
+// answeredLocked notes that the upstream answers. It returns false if it is too late, because the
+// app gets what was kept.
 func (o *opening) answeredLocked() bool {
 	if o.delivery == nil {
 		return true

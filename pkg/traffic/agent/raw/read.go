@@ -38,7 +38,8 @@ func readLoop(c net.Conn, use func([]byte) error) error {
 	}
 }
 
-// readReady waits until c can be read and only then takes a buffer, so that an idle connection holds none.
+// readReady waits until c can be read and only then takes a buffer, so that an idle connection
+// holds none.
 func readReady(c *net.TCPConn, use func([]byte) error) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -7,10 +7,12 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agent/upstream"
 )
 
-// serverPreface is what the HTTP/2 server on a laptop says before its client has said anything, as a gRPC server does.
+// serverPreface is what the HTTP/2 server on a laptop says before its client has said anything, as
+// a gRPC server does.
 //
-// Who serves an HTTP/2 connection request by request sends the client a preface of its own, so the server's waits for the
-// client's first bytes. It does not wait for long, because the server may speak another protocol. Conn.mu guards it.
+// Who serves an HTTP/2 connection request by request sends the client a preface of its own, so the
+// server's waits for the client's first bytes. It does not wait for long, because the server may
+// speak another protocol. Conn.mu guards it.
 type serverPreface struct {
 	held       []byte
 	expired    bool // it has waited for long enough

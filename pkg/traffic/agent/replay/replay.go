@@ -1,5 +1,5 @@
-// Package replay keeps what was sent to a laptop until the laptop has acknowledged it, so that the app can get it instead if the
-// laptop is lost. Start with Buffer.
+// Package replay keeps what was sent to a laptop until the laptop has acknowledged it, so that the
+// app can get it instead if the laptop is lost. Start with Buffer.
 package replay
 
 import (
@@ -10,8 +10,8 @@ import (
 	"github.com/detour-dev/detour/pkg/relay/mux"
 )
 
-// MaxSize bounds the bytes of a request, or of the beginning of a connection, that are kept. Of a longer one the app cannot get what
-// the laptop did not take.
+// MaxSize bounds the bytes of a request, or of the beginning of a connection, that are kept. Of a
+// longer one the app cannot get what the laptop did not take.
 const MaxSize = 64 << 10
 
 // Buffer keeps what was sent. It is for one goroutine at a time.
@@ -31,8 +31,8 @@ func (r *Buffer) Keep(b []byte) {
 	}
 }
 
-// Writer passes a request on to To and keeps it. While it keeps all, it accepts more although To has failed: the request must be
-// read to its end before the app can get it.
+// Writer passes a request on to To and keeps it. While it keeps all, it accepts more although To
+// has failed: the request must be read to its end before the app can get it.
 type Writer struct {
 	*Buffer
 	To  io.Writer
@@ -51,8 +51,8 @@ func (w *Writer) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Repeatable reports whether the app may get a request although the laptop may have got it too: the relay connection was lost with
-// err, and the method is idempotent (RFC 9110, 9.2.2).
+// Repeatable reports whether the app may get a request although the laptop may have got it too: the
+// relay connection was lost with err, and the method is idempotent (RFC 9110, 9.2.2).
 func Repeatable(method string, err error) bool {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:

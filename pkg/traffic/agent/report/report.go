@@ -1,5 +1,6 @@
-// Package report gathers what the traffic-manager is told about requests: where each went, for those who tail a port, and how many
-// copies of requests were lost. It costs nothing while nobody tails and no copy is lost.
+// Package report gathers what the traffic-manager is told about requests: where each went, for
+// those who tail a port, and how many copies of requests were lost. It costs nothing while nobody
+// tails and no copy is lost.
 //
 // Start with Report. A Request follows one request to its end.
 package report
@@ -19,8 +20,8 @@ const (
 	MaxRouted = 512
 	// MaxPath bounds the path of a request that is sent, in bytes.
 	MaxPath = 512
-	// sendInterval gathers what happens within it. DroppedInterval does so for the counts of lost copies, which end in the status
-	// of an object.
+	// sendInterval gathers what happens within it. DroppedInterval does so for the counts of lost
+	// copies, which end in the status of an object.
 	sendInterval    = 100 * time.Millisecond
 	DroppedInterval = 3 * time.Second
 )
@@ -85,7 +86,8 @@ func (r *Report) Forget(intercept string) {
 	delete(r.dropped, intercept)
 }
 
-// Take removes and returns what is to be sent at a time, or nil. It reports whether something has to wait for later.
+// Take removes and returns what is to be sent at a time, or nil. It reports whether something has
+// to wait for later.
 func (r *Report) Take(now time.Time) (m *agentv1.Report, later bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -101,7 +103,8 @@ func (r *Report) Take(now time.Time) (m *agentv1.Report, later bool) {
 	return m, later
 }
 
-// Run sends reports to one manager until ctx ends or send fails. A manager that is new gets all counts of lost copies.
+// Run sends reports to one manager until ctx ends or send fails. A manager that is new gets all
+// counts of lost copies.
 func (r *Report) Run(ctx context.Context, send func(*agentv1.Report) error) {
 	r.mu.Lock()
 	r.sentDropped, r.sentAt = nil, time.Time{}
@@ -130,7 +133,8 @@ func (r *Report) Run(ctx context.Context, send func(*agentv1.Report) error) {
 	}
 }
 
-// Request follows one request to its end. All methods do nothing on a nil Request: nobody tails the port.
+// Request follows one request to its end. All methods do nothing on a nil Request: nobody tails the
+// port.
 type Request struct {
 	routed *agentv1.Routed
 	report *Report
@@ -146,7 +150,8 @@ func (r *Report) Follow(port uint16, method, target string) *Request {
 	}}
 }
 
-// pathOf returns the path of a request target, without the query and other parts that may be secret.
+// pathOf returns the path of a request target, without the query and other parts that may be
+// secret.
 func pathOf(target string) string {
 	path, _, _ := strings.Cut(target, "?")
 	path, _, _ = strings.Cut(path, "#")

@@ -34,7 +34,8 @@ func TestReportIsBounded(t *testing.T) {
 	assert.Nil(t, m)
 }
 
-// Each manager gets the counts of all dropped copies, and none gets them more often than it can write them to a status.
+// Each manager gets the counts of all dropped copies, and none gets them more often than it can
+// write them to a status.
 func TestDroppedCopiesAreReported(t *testing.T) {
 	r := New()
 	now := time.Now()

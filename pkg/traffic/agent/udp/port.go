@@ -18,7 +18,8 @@ import (
 
 const (
 	dnsPort = 53
-	// dnsIdle is how long a flow of DNS is remembered: it is one question and its answer, and there are very many of them.
+	// dnsIdle is how long a flow of DNS is remembered: it is one question and its answer, and there
+	// are very many of them.
 	dnsIdle = 5 * time.Second
 	// readPause is the pause after a read that failed.
 	readPause = 10 * time.Millisecond
@@ -32,8 +33,8 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-// Port passes on the datagrams of one UDP port. Each datagram goes where the port's traffic belongs when it arrives: nothing tells
-// which datagrams are parts of one conversation.
+// Port passes on the datagrams of one UDP port. Each datagram goes where the port's traffic belongs
+// when it arrives: nothing tells which datagrams are parts of one conversation.
 type Port struct {
 	config  Config
 	sockets []*Socket
@@ -47,7 +48,8 @@ type Port struct {
 	laptop *laptop.Datagrams[client]
 }
 
-// client is the sender of a datagram, and the address of the pod that it was sent to: answers have to come from that.
+// client is the sender of a datagram, and the address of the pod that it was sent to: answers have
+// to come from that.
 type client struct {
 	socket  *Socket
 	address netip.AddrPort
@@ -64,7 +66,8 @@ func New(config Config, sockets []*Socket) *Port {
 	return p
 }
 
-// Serve passes on datagrams until ctx ends. Then it closes the sockets, and returns when all goroutines have ended.
+// Serve passes on datagrams until ctx ends. Then it closes the sockets, and returns when all
+// goroutines have ended.
 func (p *Port) Serve(ctx context.Context) {
 	for _, s := range p.sockets {
 		p.running.Go(func() { p.receive(ctx, s) })
@@ -119,7 +122,8 @@ func (p *Port) laptopOf(t *intercepts.Target) *laptop.Datagrams[client] {
 	return p.laptop
 }
 
-// toApp sends a datagram to the app on the address that the client used: the app may not listen on any other.
+// toApp sends a datagram to the app on the address that the client used: the app may not listen on
+// any other.
 func (p *Port) toApp(ctx context.Context, from client, b []byte) {
 	conn, err := p.app.Get(from, func() (net.Conn, error) {
 		var dialer net.Dialer
@@ -142,7 +146,8 @@ func (p *Port) toApp(ctx context.Context, from client, b []byte) {
 	writeConnected(conn, b)
 }
 
-// writeConnected sends on a connected socket. The first error of such a socket may be the refusal of an earlier datagram.
+// writeConnected sends on a connected socket. The first error of such a socket may be the refusal
+// of an earlier datagram.
 func writeConnected(c net.Conn, b []byte) {
 	if _, err := c.Write(b); errors.Is(err, syscall.ECONNREFUSED) {
 		_, _ = c.Write(b)

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// Socket receives datagrams of one IP family on all addresses, and tells which address each was sent to.
+// Socket receives datagrams of one IP family on all addresses, and tells which address each was
+// sent to.
 type Socket struct {
 	net.PacketConn
 	// Read returns the address that a datagram came from, and the one that it was sent to.
@@ -20,7 +21,8 @@ type Socket struct {
 	Write func(b []byte, to net.Addr, from net.IP) error
 }
 
-// Listen returns the sockets of a port, for each IP family of the pod one. The caller closes them. The error is nil if there is one.
+// Listen returns the sockets of a port, for each IP family of the pod one. The caller closes them.
+// The error is nil if there is one.
 func Listen(ctx context.Context, port uint16) (all []*Socket, err error) {
 	for _, family := range []struct {
 		network string

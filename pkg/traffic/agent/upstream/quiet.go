@@ -5,11 +5,13 @@ import (
 	"time"
 )
 
-// quietAfter is how long neither side may have spoken before a connection counts as idle, where the agent does not know the protocol.
+// quietAfter is how long neither side may have spoken before a connection counts as idle, where the
+// agent does not know the protocol.
 const quietAfter = time.Second
 
-// AwaitQuiet waits until a connection that may end was quiet for a second, and reports whether it was so before ctx ended. state
-// returns how often the two sides have spoken, and whether the connection may end now.
+// AwaitQuiet waits until a connection that may end was quiet for a second, and reports whether it
+// was so before ctx ended. state returns how often the two sides have spoken, and whether the
+// connection may end now.
 func AwaitQuiet(ctx context.Context, state func() (activity uint64, mayEnd bool)) bool {
 	tick := time.NewTicker(quietAfter)
 	defer tick.Stop()

@@ -1,5 +1,6 @@
-// Package upstream connects a client to where its requests go: the app in the pod, or a laptop. It is what those who serve
-// connections (packages raw, exchange and h2) have in common. Start with Dialer.
+// Package upstream connects a client to where its requests go: the app in the pod, or a laptop. It
+// is what those who serve connections (packages raw, exchange and h2) have in common. Start with
+// Dialer.
 package upstream
 
 import (
@@ -25,7 +26,8 @@ import (
 const (
 	// AppTimeout is how long the app may take to accept a connection.
 	AppTimeout = 5 * time.Second
-	// FirstBytesTimeout is how long a client may say nothing before the app gets the chance to speak first.
+	// FirstBytesTimeout is how long a client may say nothing before the app gets the chance to
+	// speak first.
 	FirstBytesTimeout = 250 * time.Millisecond
 )
 
@@ -48,21 +50,23 @@ type Handover struct {
 	Opaque  bool               // First does not begin a request that can be understood
 }
 
-// TLSClient is a client's connection whose TLS ends in the agent. Upstreams of such a client get TLS of their own. Both methods own
-// raw when they succeed, and close it when they fail.
+// TLSClient is a client's connection whose TLS ends in the agent. Upstreams of such a client get
+// TLS of their own. Both methods own raw when they succeed, and close it when they fail.
 type TLSClient interface {
 	net.Conn
 	// DialApp makes TLS with the app.
 	DialApp(ctx context.Context, raw net.Conn) (net.Conn, error)
-	// DialLaptop makes TLS with the process on the laptop of an intercept. When it fails, nothing of the client's was sent.
+	// DialLaptop makes TLS with the process on the laptop of an intercept. When it fails, nothing
+	// of the client's was sent.
 	DialLaptop(ctx context.Context, t *intercepts.Target, raw net.Conn) (net.Conn, error)
 }
 
 // Dialer connects clients to upstreams.
 type Dialer struct{ Log *slog.Logger }
 
-// Open connects a client to the laptop of want, or to the app on a port if want is nil or its laptop is unreachable. The error is
-// laptop.ErrUnreachable if the app must not take the laptop's place. The caller owns the result.
+// Open connects a client to the laptop of want, or to the app on a port if want is nil or its
+// laptop is unreachable. The error is laptop.ErrUnreachable if the app must not take the laptop's
+// place. The caller owns the result.
 func (d Dialer) Open(ctx context.Context, want *intercepts.Target, client net.Conn, port uint16) (*Upstream, error) {
 	up := &Upstream{}
 	if want != nil {
@@ -87,7 +91,8 @@ func (d Dialer) Open(ctx context.Context, want *intercepts.Target, client net.Co
 	return up, nil
 }
 
-// App connects to the app on the address that the client used: the app may not listen on any other. It makes no TLS.
+// App connects to the app on the address that the client used: the app may not listen on any other.
+// It makes no TLS.
 func (d Dialer) App(ctx context.Context, client net.Conn, port uint16) (net.Conn, error) {
 	local := client.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 	dialer := net.Dialer{Timeout: AppTimeout}
@@ -98,8 +103,8 @@ func (d Dialer) App(ctx context.Context, client net.Conn, port uint16) (net.Conn
 	return conn, nil
 }
 
-// Laptop connects to the process on a laptop, with TLS if the client's TLS ends in this agent and the process speaks it. When it
-// fails, nothing of the client's was sent.
+// Laptop connects to the process on a laptop, with TLS if the client's TLS ends in this agent and
+// the process speaks it. When it fails, nothing of the client's was sent.
 func (d Dialer) Laptop(ctx context.Context, t *intercepts.Target, client net.Conn) (net.Conn, error) {
 	conn, err := t.Laptop.Dial(ctx, laptop.ClientOf(client))
 	if err != nil {
@@ -135,7 +140,8 @@ func Alive(c net.Conn) bool {
 	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// socketState reports whether a connection has nothing to read, and whether it has ended. known is false if nobody can tell.
+// socketState reports whether a connection has nothing to read, and whether it has ended. known is
+// false if nobody can tell.
 func socketState(c net.Conn) (idle, ended, known bool) {
 	switch s := c.(type) {
 	case *mux.Stream:
