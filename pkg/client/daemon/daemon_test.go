@@ -61,10 +61,12 @@ func newTestSession(t *testing.T, client *cluster.Client, object detour.Session)
 	t.Helper()
 	s := &session{
 		identity: identity{
-			request: &daemonv1.ConnectRequest{Context: "default", Namespace: clustertest.Namespace}, server: client.Server,
-			paths: ipc.Paths{State: t.TempDir()}, host: "desk",
+			request: &daemonv1.ConnectRequest{Context: "default", Namespace: clustertest.Namespace},
+			server:  client.Server,
+			paths:   ipc.Paths{State: t.TempDir()}, host: "desk",
 		},
-		log: slog.New(slog.DiscardHandler), cluster: client, record: &record{object: object}, watch: client.Watch("alice"),
+		log: slog.New(slog.DiscardHandler), cluster: client, record: &record{object: object},
+		watch:   client.Watch("alice"),
 		network: &standing{}, verified: time.Now(),
 	}
 	t.Cleanup(s.watch.Close)

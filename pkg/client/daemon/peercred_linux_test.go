@@ -113,8 +113,9 @@ echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","s
 	}
 
 	t.Run("a credential plugin, with its environment", func(t *testing.T) {
-		message := ask("", "exec: {apiVersion: client.authentication.k8s.io/v1, command: get-token, interactiveMode: Never, "+
-			"provideClusterInfo: true, env: [{name: PATH, value: '"+plugins+":/usr/bin:/bin'}, {name: COLOUR, value: blue}]}")
+		message := ask("", "exec: {apiVersion: client.authentication.k8s.io/v1, command: get-token, "+
+			"interactiveMode: Never, provideClusterInfo: true, "+
+			"env: [{name: PATH, value: '"+plugins+":/usr/bin:/bin'}, {name: COLOUR, value: blue}]}")
 		require.Contains(t, message, "nothing listens there", "the plugin has run")
 		raw, err := os.ReadFile(report)
 		require.NoError(t, err)
@@ -136,7 +137,8 @@ echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","s
 		"a certificate of a CA": {cluster: ", certificate-authority: /etc/shadow", user: "token: t"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.Contains(t, ask(c.cluster, c.user), "the daemon runs as root and does not read /etc/shadow for user 12345")
+			require.Contains(t, ask(c.cluster, c.user),
+				"the daemon runs as root and does not read /etc/shadow for user 12345")
 		})
 	}
 	t.Run("an auth provider", func(t *testing.T) {

@@ -49,9 +49,12 @@ func TestOutdated(t *testing.T) {
 		"another pod and other networks": {is: detour.SessionStatus{
 			ManagerPublicKey: "key", Addresses: was.Addresses, ManagerPod: "new", Subnets: []string{"10.0.0.0/8"},
 		}},
-		"another key": {is: detour.SessionStatus{ManagerPublicKey: "another", Addresses: was.Addresses}, outdated: true},
+		"another key": {
+			is: detour.SessionStatus{ManagerPublicKey: "another", Addresses: was.Addresses}, outdated: true,
+		},
 		"another sessionCIDR": {
-			is: detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"100.64.0.2", "fd64::2"}}, outdated: true,
+			is:       detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"100.64.0.2", "fd64::2"}},
+			outdated: true,
 		},
 		"no sessionCIDR6": {
 			is: detour.SessionStatus{ManagerPublicKey: "key", Addresses: []string{"198.18.0.2"}}, outdated: true,
@@ -256,7 +259,8 @@ func TestConnectReplacesExpiredCredentials(t *testing.T) {
 	_, err = s.refresh(t.Context())
 	require.Error(t, err)
 	require.ErrorContains(t, s.health.snapshot(), "log in again")
-	require.False(t, s.renews(t.Context(), &daemonv1.ConnectRequest{Kubeconfig: ofDay("monday")}), "the same credentials")
+	monday := &daemonv1.ConnectRequest{Kubeconfig: ofDay("monday")}
+	require.False(t, s.renews(t.Context(), monday), "the same credentials")
 	require.True(t, s.renews(t.Context(), tuesday))
 	_, err = server.renewLocked(t.Context(), s, tuesday.Kubeconfig, func(string) {})
 	require.ErrorContains(t, err, "no more of this")

@@ -46,7 +46,8 @@ func TestMismatch(t *testing.T) {
 	for name, c := range map[string]struct{ context, namespace, server, want string }{
 		"the same": {context: "default", namespace: "shop", server: "https://staging:6443"},
 		"another namespace": {
-			context: "default", namespace: "bank", server: "https://staging:6443", want: "namespace shop of context default",
+			context: "default", namespace: "bank", server: "https://staging:6443",
+			want: "namespace shop of context default",
 		},
 		"another context": {
 			context: "prod", namespace: "shop", server: "https://prod:6443", want: "namespace shop of context default",

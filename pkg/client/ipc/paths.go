@@ -57,7 +57,8 @@ func (p Paths) MakeDirectories() error {
 		{path: p.State, variable: "DETOUR_STATE_DIR"},
 	} {
 		if err := os.MkdirAll(d.path, mode); err != nil {
-			return fmt.Errorf("make a directory of the daemon: %w: set %s to one that you may write to", err, d.variable)
+			return fmt.Errorf("make a directory of the daemon: %w: set %s to one that you may write to",
+				err, d.variable)
 		}
 	}
 	return p.Check()

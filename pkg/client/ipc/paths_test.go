@@ -73,13 +73,17 @@ func TestDefaultPaths(t *testing.T) {
 			run:         "/run/user/7/detour", state: "/run/user/7/detour/state",
 		},
 		"of a user with a state directory": {
-			rootless:    true,
-			environment: map[string]string{"XDG_RUNTIME_DIR": "/run/user/7", "HOME": "/home/eve", "XDG_STATE_HOME": "/state"},
-			run:         "/run/user/7/detour", state: "/state/detour",
+			rootless: true,
+			environment: map[string]string{
+				"XDG_RUNTIME_DIR": "/run/user/7", "HOME": "/home/eve", "XDG_STATE_HOME": "/state",
+			},
+			run: "/run/user/7/detour", state: "/state/detour",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, v := range []string{"DETOUR_RUN_DIR", "DETOUR_STATE_DIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "HOME"} {
+			for _, v := range []string{
+				"DETOUR_RUN_DIR", "DETOUR_STATE_DIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "HOME",
+			} {
 				t.Setenv(v, c.environment[v])
 			}
 			assert.Equal(t, Paths{Run: c.run, State: c.state, Rootless: c.rootless}, DefaultPaths(c.rootless))

@@ -113,8 +113,10 @@ func Confine(raw []byte, account credential.Account) ([]byte, error) {
 	for _, u := range config.AuthInfos {
 		paths = append(paths, u.ClientCertificate, u.ClientKey, u.TokenFile)
 		if u.AuthProvider != nil {
-			return nil, fmt.Errorf("the daemon runs as root and uses no auth provider (%q) for user %d: use a credential plugin",
-				u.AuthProvider.Name, account.UID)
+			return nil,
+				fmt.Errorf("the daemon runs as root and uses no auth provider (%q) for user %d: "+
+					"use a credential plugin",
+					u.AuthProvider.Name, account.UID)
 		}
 		if u.Exec == nil {
 			continue

@@ -27,7 +27,8 @@ func TestPackKeepsTheCallersAccess(t *testing.T) {
 			Host: "https://10.0.0.1:6443", BearerToken: "secret", TLSClientConfig: rest.TLSClientConfig{Insecure: true},
 		},
 		"impersonation": {
-			Host: "https://10.0.0.1:6443", Impersonate: rest.ImpersonationConfig{UserName: "jane", Groups: []string{"devs"}},
+			Host:        "https://10.0.0.1:6443",
+			Impersonate: rest.ImpersonationConfig{UserName: "jane", Groups: []string{"devs"}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -50,8 +51,9 @@ func TestCredentialPluginGetsTheCallersEnvironment(t *testing.T) {
 	t.Setenv("HOME", "/home/jane")
 	t.Setenv("AWS_PROFILE", "staging")
 	raw, err := Pack(&rest.Config{Host: "https://10.0.0.1", ExecProvider: &api.ExecConfig{
-		Command: "aws", APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: api.IfAvailableExecInteractiveMode,
-		Env: []api.ExecEnvVar{{Name: "AWS_PROFILE", Value: "prod"}},
+		Command: "aws", APIVersion: "client.authentication.k8s.io/v1",
+		InteractiveMode: api.IfAvailableExecInteractiveMode,
+		Env:             []api.ExecEnvVar{{Name: "AWS_PROFILE", Value: "prod"}},
 	}})
 	require.NoError(t, err)
 	got, err := Unpack(raw)

@@ -126,5 +126,6 @@ func leads(raw *api.Config, context, cluster, file string) error {
 		return fmt.Errorf("KUBECONFIG names %s, but no such file exists: "+
 			"set it to an existing file, or use --kubeconfig", strings.Join(files, " and "))
 	}
-	return fmt.Errorf("the kubeconfig %s names no cluster: choose another with --kubeconfig", strings.Join(files, " and "))
+	return fmt.Errorf("the kubeconfig %s names no cluster: choose another with --kubeconfig",
+		strings.Join(files, " and "))
 }

@@ -88,28 +88,33 @@ func TestLoadExplainsWhatIsWrong(t *testing.T) {
 		},
 		"no current context": {
 			file: with("current-context: a", ""),
-			want: "the kubeconfig has no current context: choose one with `kubectl config use-context NAME`, or use --context",
+			want: "the kubeconfig has no current context: " +
+				"choose one with `kubectl config use-context NAME`, or use --context",
 		},
 		"an unknown context": {
 			file: good, args: []string{"--context", "nope"},
-			want: "context \"nope\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is",
+			want: "context \"nope\" does not exist in the kubeconfig: " +
+				"`kubectl config get-contexts` lists what there is",
 		},
 		"an unknown current context": {
 			file: with("current-context: a", "current-context: b"),
-			want: "context \"b\" does not exist in the kubeconfig: `kubectl config get-contexts` lists what there is",
+			want: "context \"b\" does not exist in the kubeconfig: " +
+				"`kubectl config get-contexts` lists what there is",
 		},
 		"an unknown cluster": {
 			file: good, args: []string{"--cluster", "nope"},
-			want: "cluster \"nope\" does not exist in the kubeconfig: `kubectl config get-clusters` lists what there is",
+			want: "cluster \"nope\" does not exist in the kubeconfig: " +
+				"`kubectl config get-clusters` lists what there is",
 		},
 		"an unknown user": {
 			file: good, args: []string{"--user", "nope"},
-			want: "user \"nope\" does not exist in the kubeconfig: `kubectl config get-users` lists what there is",
+			want: "user \"nope\" does not exist in the kubeconfig: " +
+				"`kubectl config get-users` lists what there is",
 		},
 		"a cluster without a server": {
 			file: with(`server: "https://127.0.0.1:1"`, "insecure-skip-tls-verify: true"),
-			want: "cluster \"a\" in the kubeconfig has no server: add it with `kubectl config set-cluster a --server=URL`, " +
-				"or choose another context with --context",
+			want: "cluster \"a\" in the kubeconfig has no server: " +
+				"add it with `kubectl config set-cluster a --server=URL`, or choose another context with --context",
 		},
 		"a context without a cluster": {
 			file: with("cluster: a, ", ""),
@@ -119,7 +124,8 @@ func TestLoadExplainsWhatIsWrong(t *testing.T) {
 			file: with("https://127.0.0.1:1", "://x y"), want: `the address of the API server, "://x y",` + url,
 		},
 		"a flag that is not a URL": {
-			file: good, args: []string{"--server", "ht tp://x"}, want: `the address of the API server, "ht tp://x",` + url,
+			file: good, args: []string{"--server", "ht tp://x"},
+			want: `the address of the API server, "ht tp://x",` + url,
 		},
 		"a missing CA file": {
 			file: with("{server:", "{certificate-authority: /nonexistent/ca.crt, server:"),
@@ -128,7 +134,8 @@ func TestLoadExplainsWhatIsWrong(t *testing.T) {
 		},
 		"a CA that is not PEM": {
 			file: with("{server:", "{certificate-authority-data: aGVsbG8=, server:"),
-			want: "the kubeconfig cannot be used (unable to load root certificates: unable to parse bytes as PEM block" + fix,
+			want: "the kubeconfig cannot be used (unable to load root certificates: " +
+				"unable to parse bytes as PEM block" + fix,
 		},
 		"a missing token file": {
 			file: with("{token: t}", "{tokenFile: /nonexistent/token}"),
@@ -136,7 +143,8 @@ func TestLoadExplainsWhatIsWrong(t *testing.T) {
 		},
 		"an auth provider": {
 			file: with("{token: t}", "{auth-provider: {name: oidc}}"),
-			want: `the kubeconfig uses the auth provider "oidc", which Kubernetes no longer supports: use its credential plugin`,
+			want: `the kubeconfig uses the auth provider "oidc", which Kubernetes no longer supports: ` +
+				`use its credential plugin`,
 		},
 		"a missing file": {
 			file: good, args: []string{"--kubeconfig", "/nonexistent"},

@@ -85,8 +85,9 @@ func named(name string) corev1.Service {
 func follow(t *testing.T, c *cluster) (f *Follower, names func() []string) {
 	objects := &Objects[*corev1.Service]{}
 	f = &Follower{Config: Config{
-		Resource: "services", Fallback: "they are polled", Log: slog.New(slog.DiscardHandler), Object: &corev1.Service{},
-		List: c.list, Watch: c.watch, Store: objects.Store(), OnLive: objects.Notify,
+		Resource: "services", Fallback: "they are polled", Log: slog.New(slog.DiscardHandler),
+		Object: &corev1.Service{},
+		List:   c.list, Watch: c.watch, Store: objects.Store(), OnLive: objects.Notify,
 	}}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -132,7 +133,8 @@ func TestFollowerListsAgainAfterAnOutage(t *testing.T) {
 
 func TestFollowerRetriesSlowlyWhenDenied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &cluster{failure: apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "", errors.New("no role"))}
+		services := schema.GroupResource{Resource: "services"}
+		c := &cluster{failure: apierrors.NewForbidden(services, "", errors.New("no role"))}
 		f, _ := follow(t, c)
 		time.Sleep(10 * time.Minute)
 		assert.False(t, f.Live())

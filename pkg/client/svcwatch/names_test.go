@@ -46,13 +46,17 @@ func TestConversionOfAPIObjects(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "db-abc", Labels: map[string]string{discoveryv1.LabelServiceName: "db"}},
 		Ports:      []discoveryv1.EndpointPort{{Name: &name, Protocol: &tcp, Port: &number}, {}},
 		Endpoints: []discoveryv1.Endpoint{
-			{Addresses: []string{"10.42.0.1"}, Hostname: &hostname, Conditions: discoveryv1.EndpointConditions{Ready: &ready}},
+			{
+				Addresses: []string{"10.42.0.1"}, Hostname: &hostname,
+				Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+			},
 			{Addresses: []string{"10.42.0.2"}, Conditions: discoveryv1.EndpointConditions{Ready: &unready}},
 			{Addresses: []string{"10.42.0.3"}},
 		},
 	}
 	assert.Equal(t, records.Slice{
-		Name: "db-abc", Service: "db", Ports: []records.Port{{Name: "http", Protocol: "TCP", Number: 8080}, {Number: -1}},
+		Name: "db-abc", Service: "db",
+		Ports: []records.Port{{Name: "http", Protocol: "TCP", Number: 8080}, {Number: -1}},
 		Endpoints: []records.Endpoint{
 			{Hostname: "db-0", Addresses: []string{"10.42.0.1"}}, {Addresses: []string{"10.42.0.3"}},
 		},

@@ -70,7 +70,8 @@ func Watch(config *rest.Config, c Config) (*Names, error) {
 
 func start(kube kubernetes.Interface, c Config, hangUp func()) *Names {
 	n := &Names{zone: records.New(c.Domain, c.Namespace), known: map[string]bool{}}
-	services, endpoints, namespaces := n.followServices(kube, c), n.followEndpoints(kube, c), n.followNamespaces(kube, c)
+	services, endpoints := n.followServices(kube, c), n.followEndpoints(kube, c)
+	namespaces := n.followNamespaces(kube, c)
 	n.services, n.endpoints, n.namespaces = services, endpoints, namespaces
 	n.group = resourcewatch.Start(hangUp, services, endpoints, namespaces)
 	if c.Alive != nil {
@@ -115,8 +116,9 @@ func (n *Names) followEndpoints(kube kubernetes.Interface, c Config) *resourcewa
 func (n *Names) followNamespaces(kube kubernetes.Interface, c Config) *resourcewatch.Follower {
 	api := kube.CoreV1().Namespaces()
 	return &resourcewatch.Follower{Config: resourcewatch.Config{
-		Resource: "namespaces", Fallback: fallback, DeniedLevel: slog.LevelInfo, Log: c.Log, Object: &corev1.Namespace{},
-		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
+		Resource: "namespaces", Fallback: fallback, DeniedLevel: slog.LevelInfo, Log: c.Log,
+		Object: &corev1.Namespace{},
+		List:   func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
 		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return api.Watch(ctx, o)
 		},

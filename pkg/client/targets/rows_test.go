@@ -50,9 +50,13 @@ func rolloutOf(spec argo.Spec) *argo.Rollout {
 // The list gives the same answer for a service as the traffic-manager.
 func TestTargets(t *testing.T) {
 	catalog := map[string]string{"app": "catalog"}
-	http := corev1.ServicePort{Name: "http", Port: 80, TargetPort: intstr.FromString("http"), Protocol: corev1.ProtocolTCP}
+	http := corev1.ServicePort{
+		Name: "http", Port: 80, TargetPort: intstr.FromString("http"), Protocol: corev1.ProtocolTCP,
+	}
 	number := corev1.ServicePort{Port: 8080, TargetPort: intstr.FromInt32(8080), Protocol: corev1.ProtocolTCP}
-	sctp := corev1.ServicePort{Name: "signal", Port: 99, TargetPort: intstr.FromInt32(99), Protocol: corev1.ProtocolSCTP}
+	sctp := corev1.ServicePort{
+		Name: "signal", Port: 99, TargetPort: intstr.FromInt32(99), Protocol: corev1.ProtocolSCTP,
+	}
 	dns := corev1.ServicePort{Name: "dns", Port: 53, TargetPort: intstr.FromInt32(53), Protocol: corev1.ProtocolUDP}
 	labels := map[string]string{"app": "catalog", "version": "1"}
 	one := deployments(deployment("catalog", labels), deployment("other", nil))
@@ -84,9 +88,9 @@ func TestTargets(t *testing.T) {
 		isPaused  = "deployment/catalog is paused: resume it, so that pods with the traffic-agent can be rolled out"
 		unknown   = "rollout/catalog takes its pod template from ReplicaSet x, which detour cannot read: " +
 			"let it refer to a Deployment, or write the template in the Rollout itself"
-		meshed = "port 8080 of deployment/catalog passes through the pods' Istio proxy and cannot be redirected to the agent: " +
-			"name the container port and use that name as the service's targetPort, or exclude the port from the mesh with " +
-			"the pods' annotation traffic.sidecar.istio.io/excludeInboundPorts"
+		meshed = "port 8080 of deployment/catalog passes through the pods' Istio proxy and " +
+			"cannot be redirected to the agent: name the container port and use that name " +
+			"as the service's targetPort, or exclude the port from the mesh with the pods' annotation traffic.sidecar.istio.io/excludeInboundPorts"
 	)
 	other := &daemonv1.Target{Workload: "deployment/other", WhyNot: noService, Only: "--mode replace"}
 	catalogs := []*daemonv1.Target{{Workload: "deployment/catalog", WhyNot: noService, Only: "--mode replace"}, other}
@@ -107,7 +111,10 @@ func TestTargets(t *testing.T) {
 		"each port of a service": {
 			services: []corev1.Service{service("catalog", catalog, http, number)}, workloads: one,
 			want: []*daemonv1.Target{
-				{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: "attach", Intercepts: eve},
+				{
+					Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: "attach",
+					Intercepts: eve,
+				},
 				{Service: "catalog", Port: "8080", Workload: "deployment/catalog", Redirect: "attach", Intercepts: eve},
 				other,
 			},
@@ -133,7 +140,9 @@ func TestTargets(t *testing.T) {
 		},
 		"a Rollout behind its stable service": {
 			services: []corev1.Service{service("catalog", stable, http)}, workloads: argos,
-			want: []*daemonv1.Target{{Service: "catalog", Port: "80/http", Workload: "rollout/catalog", Redirect: "targetPort"}},
+			want: []*daemonv1.Target{{
+				Service: "catalog", Port: "80/http", Workload: "rollout/catalog", Redirect: "targetPort",
+			}},
 		},
 		"a Rollout's stable service without the Rollout": {
 			services: []corev1.Service{service("catalog", stable, http)}, workloads: two,
@@ -145,21 +154,26 @@ func TestTargets(t *testing.T) {
 		},
 		"a Deployment that is only a Rollout's template": {
 			services: web, workloads: referring,
-			want: []*daemonv1.Target{{Service: "catalog", Port: "80/http", Workload: "rollout/catalog", Redirect: "targetPort"}},
+			want: []*daemonv1.Target{{
+				Service: "catalog", Port: "80/http", Workload: "rollout/catalog", Redirect: "targetPort",
+			}},
 		},
 		"a service without ports": {
 			services: []corev1.Service{service("headless", catalog)}, workloads: one, want: catalogs,
 		},
 		"a Rollout whose template is unknown": {
 			services: web, workloads: unread,
-			want: []*daemonv1.Target{{Service: "catalog", Port: "80/http", Workload: "rollout/catalog", WhyNot: unknown}},
+			want: []*daemonv1.Target{{
+				Service: "catalog", Port: "80/http", Workload: "rollout/catalog", WhyNot: unknown,
+			}},
 		},
 		"a paused Deployment": {
 			services: []corev1.Service{service("catalog", catalog, number, dns)}, workloads: deployments(paused),
 			want: []*daemonv1.Target{
 				{
-					Service: "catalog", Port: "8080", Workload: "deployment/catalog", Redirect: "attach", WhyNot: isPaused,
-					Only: "--attach", Intercepts: eve,
+					Service: "catalog", Port: "8080", Workload: "deployment/catalog", Redirect: "attach",
+					WhyNot: isPaused,
+					Only:   "--attach", Intercepts: eve,
 				},
 				{Service: "catalog", Port: "53/dns", Workload: "deployment/catalog", WhyNot: isPaused},
 			},
@@ -172,7 +186,10 @@ func TestTargets(t *testing.T) {
 			services: []corev1.Service{service("catalog", catalog, number, http)}, workloads: one, pods: istio,
 			want: []*daemonv1.Target{
 				{Service: "catalog", Port: "8080", Workload: "deployment/catalog", WhyNot: meshed},
-				{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: "attach", Intercepts: eve},
+				{
+					Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: "attach",
+					Intercepts: eve,
+				},
 				other,
 			},
 		},
@@ -182,7 +199,8 @@ func TestTargets(t *testing.T) {
 		})
 	}
 	t.Run("UDP", func(t *testing.T) {
-		mine := map[portKey][]*daemonv1.TargetIntercept{{workload: "deployment/catalog", port: 53, protocol: "UDP"}: eve}
+		key := portKey{workload: "deployment/catalog", port: 53, protocol: "UDP"}
+		mine := byPort{key: eve}
 		rows := targetsOf([]corev1.Service{service("catalog", catalog, dns, sctp)}, one, nil, mine)
 		require.Len(t, rows, 3)
 		assert.Equal(t, eve, rows[0].Intercepts)

@@ -117,8 +117,9 @@ func (s *Set) objectFor(req *daemonv1.InterceptRequest) *detour.Intercept {
 			}},
 		},
 		Spec: detour.InterceptSpec{
-			Session: s.Session.Name, Service: req.Service, LocalPort: int32(req.LocalPort), Match: spec.ToAPI(req.Match),
-			Mode: detour.Mode(req.Mode), Container: req.Container, Attach: req.Attach,
+			Session: s.Session.Name, Service: req.Service, LocalPort: int32(req.LocalPort),
+			Match: spec.ToAPI(req.Match),
+			Mode:  detour.Mode(req.Mode), Container: req.Container, Attach: req.Attach,
 			Workload: parseWorkload(req.Workload), Protocol: corev1.Protocol(req.Protocol),
 		},
 	}

@@ -50,7 +50,8 @@ func (s *Set) Restore(ctx context.Context) {
 		}
 		s.mu.Unlock()
 		if err != nil {
-			s.Log.Warn("restoring an intercept failed", "service", p.request.Service, "workload", p.request.Workload, "err", err)
+			s.Log.Warn("restoring an intercept failed",
+				"service", p.request.Service, "workload", p.request.Workload, "err", err)
 		} else if !still { // the user has left it meanwhile
 			s.abandon(ctx, i)
 		}
@@ -73,7 +74,8 @@ func (s *Set) dropPendingLocked(req *daemonv1.LeaveRequest, ports servicePorts) 
 func (p *Pending) describe() *daemonv1.Intercept {
 	d := &daemonv1.Intercept{
 		Service: p.request.Service, Port: p.request.Port, LocalPort: p.request.LocalPort, Protocol: p.request.Protocol,
-		Mode: p.request.Mode, Workload: strings.ToLower(p.request.Workload), Container: p.request.Container, Phase: "Wanted",
+		Mode: p.request.Mode, Workload: strings.ToLower(p.request.Workload), Container: p.request.Container,
+		Phase: "Wanted",
 	}
 	if p.err != nil {
 		d.Message = p.err.Error()

@@ -14,7 +14,10 @@ import (
 func TestLeaveDropsPendingIntercepts(t *testing.T) {
 	requests := func() []*Pending {
 		return []*Pending{
-			{request: &daemonv1.InterceptRequest{Service: "web", Port: "80", LocalPort: 8080}, err: errors.New("no answer")},
+			{
+				request: &daemonv1.InterceptRequest{Service: "web", Port: "80", LocalPort: 8080},
+				err:     errors.New("no answer"),
+			},
 			{request: &daemonv1.InterceptRequest{Service: "web", Port: "81", LocalPort: 8081}},
 			{request: &daemonv1.InterceptRequest{Workload: "Deployment/worker"}},
 			{request: &daemonv1.InterceptRequest{Workload: "consumer"}},

@@ -73,7 +73,9 @@ func become(api *clustertest.Server, name string, phase detour.InterceptPhase, m
 	i := &detour.Intercept{
 		ObjectMeta: metav1.ObjectMeta{Name: name, UID: "uid-web-1", Generation: 9},
 		Spec:       detour.InterceptSpec{Service: "web", Suspend: phase == detour.PhaseSuspended},
-		Status:     detour.InterceptStatus{Phase: phase, Workload: &detour.WorkloadRef{Kind: "Deployment", Name: "web"}},
+		Status: detour.InterceptStatus{
+			Phase: phase, Workload: &detour.WorkloadRef{Kind: "Deployment", Name: "web"},
+		},
 	}
 	meta.SetStatusCondition(&i.Status.Conditions, metav1.Condition{
 		Type: detour.ConditionReady, Status: metav1.ConditionFalse, Reason: "Test", Message: message,
@@ -105,7 +107,8 @@ func TestAddWaitsUntilActive(t *testing.T) {
 	s, r := setOf(t, api)
 	result, messages := add(t.Context(), t, api, s)
 	become(api, "web-1", detour.PhasePending, "waiting for pods")
-	assert.Equal(t, "nothing listens on local port 8080 yet: until then, the cluster's pods answer", (<-messages).Warning)
+	assert.Equal(t, "nothing listens on local port 8080 yet: until then, the cluster's pods answer",
+		(<-messages).Warning)
 	assert.Equal(t, "waiting for pods", (<-messages).Progress)
 	become(api, "web-1", detour.PhaseActive, "")
 	i, err := result()

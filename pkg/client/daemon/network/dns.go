@@ -42,8 +42,9 @@ func (n *Network) startDNS(ctx context.Context) error {
 	n.onClose(names.Close)
 	listen := n.addresses[0]
 	proxy, err := dnsproxy.Start(dnsproxy.Config{
-		Listen: netip.AddrPortFrom(listen, 53), Network: n.place, Cluster: servers, Domain: domain, Namespace: c.Namespace,
-		Upstream: upstream, Names: names, Alive: n.vif.Alive, Rules: c.Overrides.Names, Log: c.Log,
+		Listen: netip.AddrPortFrom(listen, 53), Network: n.place, Cluster: servers, Domain: domain,
+		Namespace: c.Namespace,
+		Upstream:  upstream, Names: names, Alive: n.vif.Alive, Rules: c.Overrides.Names, Log: c.Log,
 	})
 	if err != nil {
 		return err

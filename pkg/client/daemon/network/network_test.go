@@ -36,14 +36,16 @@ func TestDirectAddressesLeavesOutThoseBehindARoute(t *testing.T) {
 			endpoints: []string{"lb.example.com:7844"}, want: []string{"192.0.2.1:7844", "192.0.2.2:7844"},
 		},
 		"the same address twice": {
-			endpoints: []string{"192.0.2.1:7844", "lb.example.com:7844"}, want: []string{"192.0.2.1:7844", "192.0.2.2:7844"},
+			endpoints: []string{"192.0.2.1:7844", "lb.example.com:7844"},
+			want:      []string{"192.0.2.1:7844", "192.0.2.2:7844"},
 		},
 		"an unknown name": {endpoints: []string{"nowhere.example.com:7844"}},
 		"not an endpoint": {endpoints: []string{"192.0.2.1", "192.0.2.1:none", ":"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			for _, a := range directAddresses(c.endpoints, routes, func(host string) []netip.Addr { return names[host] }) {
+			lookUp := func(host string) []netip.Addr { return names[host] }
+			for _, a := range directAddresses(c.endpoints, routes, lookUp) {
 				got = append(got, a.String())
 			}
 			assert.Equal(t, c.want, got)
@@ -57,9 +59,11 @@ func TestServerAddresses(t *testing.T) {
 		config *rest.Config
 		want   []string
 	}{
-		"an address":   {config: &rest.Config{Host: "https://192.0.2.1:6443"}, want: []string{"192.0.2.1"}},
-		"IPv6":         {config: &rest.Config{Host: "https://[2001:db8::1]:6443"}, want: []string{"2001:db8::1"}},
-		"with a proxy": {config: &rest.Config{Host: "https://192.0.2.1", Proxy: proxy}, want: []string{"192.0.2.1", "192.0.2.9"}},
+		"an address": {config: &rest.Config{Host: "https://192.0.2.1:6443"}, want: []string{"192.0.2.1"}},
+		"IPv6":       {config: &rest.Config{Host: "https://[2001:db8::1]:6443"}, want: []string{"2001:db8::1"}},
+		"with a proxy": {
+			config: &rest.Config{Host: "https://192.0.2.1", Proxy: proxy}, want: []string{"192.0.2.1", "192.0.2.9"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, err := serverAddresses(t.Context(), c.config)
@@ -84,17 +88,22 @@ func TestUpRejectsAWrongStatus(t *testing.T) {
 		status detour.SessionStatus
 		err    string
 	}{
-		"a wrong key":     {status: detour.SessionStatus{ManagerPublicKey: "key"}, err: "the traffic-manager's key"},
-		"a wrong address": {status: detour.SessionStatus{ManagerPublicKey: good, Addresses: []string{"x"}}, err: "the laptop's address"},
+		"a wrong key": {status: detour.SessionStatus{ManagerPublicKey: "key"}, err: "the traffic-manager's key"},
+		"a wrong address": {
+			status: detour.SessionStatus{ManagerPublicKey: good, Addresses: []string{"x"}}, err: "the laptop's address",
+		},
 		"a wrong network": {
-			status: detour.SessionStatus{ManagerPublicKey: good, Addresses: []string{"198.18.0.2"}, Subnets: []string{"10.0.0.0/99"}},
-			err:    "the cluster's networks",
+			status: detour.SessionStatus{
+				ManagerPublicKey: good, Addresses: []string{"198.18.0.2"}, Subnets: []string{"10.0.0.0/99"},
+			},
+			err: "the cluster's networks",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, err := Up(t.Context(), Config{
 				Cluster: &rest.Config{Host: "https://192.0.2.1"}, Status: c.status, Key: key, Progress: func(string) {},
-				Log: slog.New(slog.DiscardHandler), ManagerPod: func(context.Context) (string, error) { return "", nil },
+				Log:        slog.New(slog.DiscardHandler),
+				ManagerPod: func(context.Context) (string, error) { return "", nil },
 			})
 			require.ErrorContains(t, err, c.err)
 			require.Nil(t, n)
@@ -113,7 +122,8 @@ func TestSetResolverKeepsTheFile(t *testing.T) {
 	host := dir + "/host"
 	require.NoError(t, os.WriteFile(host, []byte("nameserver 192.0.2.53\n"), 0o644))
 	server := netip.MustParseAddr("198.18.0.2")
-	require.NoError(t, n.setResolver(dnsproxy.ResolvConf{Path: host, State: dir}, server, []string{"shop.svc.cluster.local"}))
+	files := dnsproxy.ResolvConf{Path: host, State: dir}
+	require.NoError(t, n.setResolver(files, server, []string{"shop.svc.cluster.local"}))
 	after, err := os.Stat(path)
 	require.NoError(t, err)
 	require.True(t, os.SameFile(before, after))
