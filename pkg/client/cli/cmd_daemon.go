@@ -30,7 +30,8 @@ func newDaemonCommand(g *globalOptions) *cobra.Command {
 		Args:   cobra.NoArgs,
 		RunE:   runE(o),
 	}
-	cmd.Flags().Bool("rootless", rootlessByDefault(), "keep the cluster's network in namespaces") // selectDaemon reads it
+	// selectDaemon reads this flag.
+	cmd.Flags().Bool("rootless", rootlessByDefault(), "keep the cluster's network in namespaces")
 	cmd.Flags().BoolVar(&o.detach, "detach", false, "run in the background")
 	return cmd
 }

@@ -125,7 +125,8 @@ func TestConditionsAndTheRequestThatMeetsThem(t *testing.T) {
 				return
 			}
 			i := &daemonv1.Intercept{
-				Service: "catalog", Namespace: "shop", ServicePort: 80, Personal: true, LocalPort: 8080, Requests: "some",
+				Service: "catalog", Namespace: "shop", ServicePort: 80, Personal: true, LocalPort: 8080,
+				Requests: "some",
 			}
 			assert.Equal(t, c.curl, curlCommand(match, i))
 			for rootless, prefix := range map[bool]string{false: "try: curl ", true: "try: detour run -- curl "} {
@@ -142,22 +143,35 @@ func TestInvalidConditionsAreRefused(t *testing.T) {
 		args []string
 		want string
 	}{
-		"a header without a name":       {args: []string{"--header", "=alice"}, want: "NAME=VALUE"},
-		"a header name with a space":    {args: []string{"--header", "x dev=alice"}, want: "NAME=VALUE"},
-		"a header in the form of curl":  {args: []string{"--header", "x-dev: alice"}, want: "NAME=VALUE"},
-		"an invalid header name":        {args: []string{"--header", "x(dev)=alice"}, want: "is not a valid header name"},
+		"a header without a name":      {args: []string{"--header", "=alice"}, want: "NAME=VALUE"},
+		"a header name with a space":   {args: []string{"--header", "x dev=alice"}, want: "NAME=VALUE"},
+		"a header in the form of curl": {args: []string{"--header", "x-dev: alice"}, want: "NAME=VALUE"},
+		"an invalid header name": {
+			args: []string{"--header", "x(dev)=alice"},
+			want: "is not a valid header name",
+		},
 		"an invalid regular expression": {args: []string{"--header", "x~=("}, want: "missing"},
-		"two conditions on the path":    {args: []string{"--path", "/a", "--path-prefix", "/b"}, want: "exclude each other"},
-		"a relative path":               {args: []string{"--path", "a"}, want: "does not begin"},
-		"an empty method":               {args: []string{"--method", "GET,"}, want: `"" is not a valid method`},
-		"two methods with a space":      {args: []string{"--method", "get post"}, want: `"GET POST" is not a valid method`},
-		// An unset variable of the shell makes flags empty. Without a condition the intercept would be global.
-		"an empty path":                      {args: []string{"--path", ""}, want: "--path is empty"},
-		"an empty prefix":                    {args: []string{"--path-prefix", ""}, want: "--path-prefix is empty"},
-		"an empty list of methods":           {args: []string{"--method", ""}, want: "--method is empty"},
-		"an empty header":                    {args: []string{"--header", ""}, want: "NAME=VALUE"},
-		"an empty query parameter":           {args: []string{"--query", ""}, want: "NAME=VALUE"},
-		"an empty prefix beside a condition": {args: []string{"--me", "--path-prefix="}, want: "--path-prefix is empty"},
+		"two conditions on the path": {
+			args: []string{"--path", "/a", "--path-prefix", "/b"},
+			want: "exclude each other",
+		},
+		"a relative path": {args: []string{"--path", "a"}, want: "does not begin"},
+		"an empty method": {args: []string{"--method", "GET,"}, want: `"" is not a valid method`},
+		"two methods with a space": {
+			args: []string{"--method", "get post"},
+			want: `"GET POST" is not a valid method`,
+		},
+		// An unset variable of the shell makes flags empty. Without a condition the intercept would
+		// be global.
+		"an empty path":            {args: []string{"--path", ""}, want: "--path is empty"},
+		"an empty prefix":          {args: []string{"--path-prefix", ""}, want: "--path-prefix is empty"},
+		"an empty list of methods": {args: []string{"--method", ""}, want: "--method is empty"},
+		"an empty header":          {args: []string{"--header", ""}, want: "NAME=VALUE"},
+		"an empty query parameter": {args: []string{"--query", ""}, want: "NAME=VALUE"},
+		"an empty prefix beside a condition": {
+			args: []string{"--me", "--path-prefix="},
+			want: "--path-prefix is empty",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parseMatchFlags(t, c.args)

@@ -142,8 +142,8 @@ func TestMistakesInTheCommandLine(t *testing.T) {
 	}
 }
 
-// A wrong -o is refused before the command does anything: repeating `detour leave` does not bring the
-// intercept back.
+// A wrong -o is refused before the command does anything: repeating `detour leave` does not bring
+// the intercept back.
 func TestTheOutputFormatIsCheckedFirst(t *testing.T) {
 	for _, command := range []string{
 		"status", "list", "connect", "version", "intercept catalog --port 8080", "leave catalog", "quit",

@@ -34,13 +34,16 @@ func (d *offlineDaemon) Status(
 	return d.status, nil
 }
 
-func (d *offlineDaemon) Quit(context.Context, *daemonv1.QuitRequest, ...grpc.CallOption) (*daemonv1.QuitResponse, error) {
+func (d *offlineDaemon) Quit(
+	context.Context, *daemonv1.QuitRequest, ...grpc.CallOption,
+) (*daemonv1.QuitResponse, error) {
 	d.quit = true
 	return &daemonv1.QuitResponse{}, nil
 }
 
-// A daemon that has lost its session while the laptop slept restores it as soon as there is a network.
-// A command that fails before that must not end the daemon, nor the namespaces of running commands.
+// A daemon that has lost its session while the laptop slept restores it as soon as there is a
+// network. A command that fails before that must not end the daemon, nor the namespaces of running
+// commands.
 func TestADaemonThatLostItsSessionStays(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: "+

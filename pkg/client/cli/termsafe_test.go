@@ -11,8 +11,8 @@ import (
 	daemonv1 "github.com/detour-dev/detour/rpc/daemon/v1"
 )
 
-// The names of other people, their laptops and their objects do not control the terminal, and do not
-// look like lines of their own.
+// The names of other people, their laptops and their objects do not control the terminal, and do
+// not look like lines of their own.
 func TestTextOfOtherPeopleIsSafeInATerminal(t *testing.T) {
 	const evil = "eve\x1b]0;owned\a\x1b[2J\u009b2J\u202e\nfake line\rx\tcell"
 	status := connected()

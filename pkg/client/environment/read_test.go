@@ -23,7 +23,8 @@ import (
 
 var catalogLabels = map[string]string{"app": "catalog"}
 
-// catalogPod returns a ready pod of the workload catalog that was created some minutes after the epoch.
+// catalogPod returns a ready pod of the workload catalog that was created some minutes after the
+// epoch.
 func catalogPod(name string, minutes int, ready corev1.ConditionStatus) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
