@@ -51,7 +51,8 @@ func (a *agent) chooseEarly(port uint16, h *http1.Head) (choice any, app bool) {
 func (a *agent) take(ctx context.Context, h passthrough.Handover) {
 	a.life.clients.Go(func() {
 		defer h.Client.Close()
-		stop := context.AfterFunc(ctx, func() { netx.Abort(h.Client) }) // a clean end would make what was cut look whole
+		// A clean end would make what was cut look whole.
+		stop := context.AfterFunc(ctx, func() { netx.Abort(h.Client) })
 		defer stop()
 		a.serve(ctx, h)
 	})

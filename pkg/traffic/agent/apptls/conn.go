@@ -61,7 +61,8 @@ var ErrUnread = errors.New("the TLS passes unread")
 // The caller still owns client, and closes the Conn before it. The Conn has a connection to the
 // app: that of h, or one from dial.
 func (p *Ports) Accept(
-	ctx context.Context, client *net.TCPConn, number uint16, h *upstream.Handover, dial func(context.Context) (net.Conn, error),
+	ctx context.Context, client *net.TCPConn, number uint16, h *upstream.Handover,
+	dial func(context.Context) (net.Conn, error),
 ) (*Conn, error) {
 	port := p.usable(number)
 	if port == nil {

@@ -59,7 +59,8 @@ func NewPorts(config agentconfig.Config, log *slog.Logger) *Ports {
 		}
 		p.ports[c.App] = &port{}
 		if c.Secret != "" {
-			p.ports[c.App].certificate = tlspeek.NewCertificate(c.Secret, filepath.Join(agentconfig.CertificatesDir, c.Secret))
+			dir := filepath.Join(agentconfig.CertificatesDir, c.Secret)
+			p.ports[c.App].certificate = tlspeek.NewCertificate(c.Secret, dir)
 		}
 	}
 	return p

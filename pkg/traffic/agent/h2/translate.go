@@ -143,7 +143,9 @@ func (t *translation) Close() error {
 // keepRequest undoes what ReverseProxy changes in a request.
 func keepRequest(r *httputil.ProxyRequest) {
 	r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", "laptop", r.In.Host
-	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "User-Agent"} {
+	for _, name := range []string{
+		"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "User-Agent",
+	} {
 		r.Out.Header[name] = r.In.Header[name] // nil means that the header is not sent
 	}
 }

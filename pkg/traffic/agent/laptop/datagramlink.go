@@ -123,11 +123,12 @@ func (d *Datagrams[C]) onFailure(err error) {
 
 // datagramLink is one relayed connection for datagrams.
 type datagramLink[C comparable] struct {
-	config  *DatagramConfig[C]
-	queue   chan datagram.Frame
-	opened  atomic.Bool
-	stop    context.CancelFunc
-	clients *datagram.Flows[C, *laptopFlow[C]] // calls back with its own lock held and then takes mu; never call it with mu held
+	config *DatagramConfig[C]
+	queue  chan datagram.Frame
+	opened atomic.Bool
+	stop   context.CancelFunc
+	// clients calls back with its own lock held, and the callbacks take mu: never call it with mu held.
+	clients *datagram.Flows[C, *laptopFlow[C]]
 
 	// mu guards the fields below.
 	mu           sync.Mutex

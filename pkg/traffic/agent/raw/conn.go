@@ -65,7 +65,9 @@ type Conn struct {
 type joined struct {
 	*upstream.Upstream
 	ended chan struct{} // closed when the goroutine ends
-	left  bool          // the client has another upstream now: the end of this one no longer concerns it. Conn.mu guards it
+	// left is set when the client has another upstream: the end of this one no longer concerns it.
+	// Conn.mu guards it.
+	left bool
 }
 
 // New returns a Conn for a client's connection to a port, which the caller closes. An opaque one is
@@ -90,7 +92,8 @@ func (c *Conn) Serve(ctx context.Context, first []byte, given *upstream.Upstream
 			return &upstream.Handover{First: first, Refused: true}
 		}
 		report.End()
-		netx.Abort(c.client) // the app does not accept: a refusal becomes a reset, because the handshake with the client is done
+		// The app refuses. The handshake with the client is done, so the refusal becomes a reset.
+		netx.Abort(c.client)
 		return nil
 	}
 	report.SetOwner(want.UID())
