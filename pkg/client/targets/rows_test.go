@@ -90,7 +90,8 @@ func TestTargets(t *testing.T) {
 			"let it refer to a Deployment, or write the template in the Rollout itself"
 		meshed = "port 8080 of deployment/catalog passes through the pods' Istio proxy and " +
 			"cannot be redirected to the agent: name the container port and use that name " +
-			"as the service's targetPort, or exclude the port from the mesh with the pods' annotation traffic.sidecar.istio.io/excludeInboundPorts"
+			"as the service's targetPort, or exclude the port from the mesh " +
+			"with the pods' annotation traffic.sidecar.istio.io/excludeInboundPorts"
 	)
 	other := &daemonv1.Target{Workload: "deployment/other", WhyNot: noService, Only: "--mode replace"}
 	catalogs := []*daemonv1.Target{{Workload: "deployment/catalog", WhyNot: noService, Only: "--mode replace"}, other}
