@@ -210,7 +210,8 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	if err := c.start("kube-apiserver", c.controlPlane(), c.path("bin", "kube-apiserver"),
-		"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+c.apiServer(), "--bind-address=::", "--secure-port=6443", "--allow-privileged=true",
+		"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+c.apiServer(), "--bind-address=::", "--secure-port=6443",
+		"--allow-privileged=true",
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--service-cluster-ip-range="+serviceCIDRs,
 		"--client-ca-file="+pki("ca.crt"), "--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"),
 		"--kubelet-client-certificate="+pki("apiserver-kubelet.crt"), "--kubelet-client-key="+pki("apiserver-kubelet.key"), "--kubelet-certificate-authority="+pki("ca.crt"),

@@ -30,7 +30,7 @@ func TestManagerWaitsForItsKeys(t *testing.T) {
 	kit.Kubectl(t, "-n", "detour-system", "delete", "pod", "-l", "app=traffic-manager")
 	kit.Eventually(t, func() bool {
 		return strings.Contains(kit.ManagerLog(),
-			"secret detour-system/traffic-manager-keys")
+			"Secret detour-system/traffic-manager-keys")
 	})
 	allow(rules)
 	kit.WaitForRollout(t, "detour-system", "deployment/traffic-manager")
@@ -48,7 +48,8 @@ func TestManagerOfALostNode(t *testing.T) {
 	kit.Kubectl(t, "-n", "detour-system", "delete", "pod", pod, "--force", "--grace-period=0")
 	kit.Eventually(t, func() bool {
 		return strings.Contains(kit.ManagerLog(),
-			"the lease's holder has no pod any more: taking it") && strings.Contains(kit.ManagerLog(), "Successfully acquired lease")
+			"taking the lease over: the pod that holds it no longer exists") &&
+			strings.Contains(kit.ManagerLog(), "Successfully acquired lease")
 	})
 	kit.Connect(t)
 }

@@ -103,5 +103,6 @@ func TestInstallIntoAnEndingNamespace(t *testing.T) {
 	out, err := kit.Run("detour", "install", "--manager-namespace", "ending", "--timeout", "4s")
 	require.Error(t, err)
 	require.Contains(t, out, "waiting until the namespace ending is deleted")
-	require.Contains(t, out, "it is still being deleted: `kubectl get namespace ending -o yaml` shows what it waits for")
+	require.Contains(t, out,
+		"it is still being deleted: `kubectl get namespace ending -o yaml` shows what it waits for")
 }

@@ -18,7 +18,8 @@ var manifests = "{apiVersion: v1, kind: Namespace, metadata: {name: " + namespac
 	service("catalog-direct", "shop", catalog, port{"http", 80, 8080}) +
 	service("catalog-target", "shop", catalog, port{"http", 80, 8080}) +
 	// What the raw stream of out.upgrade is dialled to.
-	"---\n{apiVersion: v1, kind: Service, metadata: {name: traffic-manager, namespace: " + namespace + "}, spec: {selector: {app: direct}, ports: [{name: tunnel, port: 8081, targetPort: http}]}}\n" +
+	"---\n{apiVersion: v1, kind: Service, metadata: {name: traffic-manager, namespace: " + namespace + "}, " +
+	"spec: {selector: {app: direct}, ports: [{name: tunnel, port: 8081, targetPort: http}]}}\n" +
 	service("stock", "shop", "command: [/stock]", port{"grpc", 9090, 9090})
 
 type port struct {
@@ -45,7 +46,8 @@ spec:
       nodeName: %[3]s
       terminationGracePeriodSeconds: 0
       containers:
-        - {name: main, image: "detour.local/%[4]s:dev", imagePullPolicy: IfNotPresent, %[5]s, ports: [%[6]s], readinessProbe: {tcpSocket: {port: %[7]s}, periodSeconds: 1}}
+        - {name: main, image: "detour.local/%[4]s:dev", imagePullPolicy: IfNotPresent, %[5]s, ports: [%[6]s],
+           readinessProbe: {tcpSocket: {port: %[7]s}, periodSeconds: 1}}
 ---
 apiVersion: v1
 kind: Service

@@ -29,8 +29,8 @@ func answerRaw(w http.ResponseWriter, _ *http.Request) {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Time{})
-	if _, err := io.WriteString(conn,
-		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+vif.UpgradeProtocol+"\r\n\r\n"); err != nil {
+	const head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "
+	if _, err := io.WriteString(conn, head+vif.UpgradeProtocol+"\r\n\r\n"); err != nil {
 		return
 	}
 	serveBulk(&untilOne{ReadWriter: conn})

@@ -12,14 +12,14 @@ import (
 const reserve = time.Minute
 
 // Patience returns how long a test may wait for an event that must happen, however busy the machine
-// is. Only the suite's own limit bounds it: a wait gets a fifth of the time that is left, so that
-// one event that never happens does not take all of it.
+// is. Only the suite's own limit bounds it: a wait gets a fifteenth of the time that is left, so
+// that one event that never happens does not take all of it.
 func Patience(t *testing.T) time.Duration {
 	deadline, limited := t.Deadline()
 	if !limited {
 		return time.Hour
 	}
-	return max((time.Until(deadline)-reserve)/5, reserve)
+	return max((time.Until(deadline)-reserve)/15, reserve)
 }
 
 // Eventually waits until a condition holds. The message says what the test waits for. The condition
