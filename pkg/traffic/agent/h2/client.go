@@ -52,19 +52,19 @@ type Client struct {
 	config Config
 	conn   net.Conn
 	port   uint16
-	router *http2.Switch
+	router *http2.Router
 	// host takes the connection's own frames in the app's place; nil for the app.
-	host *intercepts.Target
-	app  *http2.Way
-	ways map[wayKey]*http2.Way // the router calls Route from one goroutine, which needs no lock
+	host     *intercepts.Target
+	app      *http2.Backend
+	backends map[backendKey]*http2.Backend // the router calls Route from one goroutine, which needs no lock
 
 	// mu guards the fields below.
 	mu    sync.Mutex
 	first *upstream.Upstream // the connection that existed before, until a request uses it
 }
 
-// wayKey identifies a way of a Client to a laptop.
-type wayKey struct {
+// backendKey identifies a backend of a Client.
+type backendKey struct {
 	target    *intercepts.Target
 	translate bool // the process is not asked to speak HTTP/2
 }
@@ -72,8 +72,8 @@ type wayKey struct {
 // New returns a Client for a connection to a port, of which h has what was read. The caller closes
 // the connection. The Client owns the upstream of h, and uses it for its first request.
 func New(config Config, conn net.Conn, port uint16, h *upstream.Handover) *Client {
-	c := &Client{config: config, conn: conn, port: port, first: h.Up, ways: map[wayKey]*http2.Way{}}
-	c.app = &http2.Way{Dial: c.dialApp, Over: config.Life}
+	c := &Client{config: config, conn: conn, port: port, first: h.Up, backends: map[backendKey]*http2.Backend{}}
+	c.app = &http2.Backend{Dial: c.dialApp, Over: config.Life}
 	router := http2.Config{App: c.app, Route: c.route, Go: config.Go}
 	if up := h.Up; up != nil {
 		if len(up.Said) > 0 {
@@ -81,7 +81,7 @@ func New(config Config, conn net.Conn, port uint16, h *upstream.Handover) *Clien
 		}
 		if up.Target != nil {
 			c.host = up.Target
-			router.Host = c.way(c.host, false)
+			router.Host = c.backend(c.host, false)
 		}
 	}
 	c.router = http2.New(config.Life, &netx.PrefixedConn{Conn: netx.Wrap(conn), Prefix: h.First}, router)
@@ -108,20 +108,20 @@ func (c *Client) route(r *http2.Request) http2.Route {
 	host := c.config.Host
 	if r.Tunnel() { // the host refuses it
 		if all := host.Global(c.port); all != nil {
-			return http2.Route{Way: c.way(all, false), Strict: all.ErrorOnFailure}
+			return http2.Route{Backend: c.backend(all, false), Strict: all.ErrorOnFailure}
 		}
 		return http2.Route{}
 	}
 	choice := host.Choose(c.port, &route.Request{Method: r.Method, Target: r.Target, Values: r.Values})
 	followed := host.Follow(c.port, r.Method, r.Target)
 	followed.SetOwner(choice.Owner.UID())
-	to := http2.Route{Way: c.app}
+	to := http2.Route{Backend: c.app}
 	if want := choice.Laptop; want != nil {
-		to.Way, to.Strict = c.way(want, r.GRPC()), want.ErrorOnFailure
+		to.Backend, to.Strict = c.backend(want, r.GRPC()), want.ErrorOnFailure
 	}
 	for _, t := range choice.Copies {
 		followed.AddCopy(t.Uid)
-		to.Copies = append(to.Copies, c.way(t, r.GRPC()))
+		to.Copies = append(to.Copies, c.backend(t, r.GRPC()))
 	}
 	if followed != nil {
 		to.Watch = &watcher{request: followed, app: c.app}
@@ -129,16 +129,16 @@ func (c *Client) route(r *http2.Request) http2.Route {
 	return to
 }
 
-// way returns the way to a laptop for a request. Behind an app with TLS, a process that speaks
+// backend returns the backend of a laptop for a request. Behind an app with TLS, a process that speaks
 // plaintext seldom speaks HTTP/2; but gRPC is always HTTP/2.
-func (c *Client) way(t *intercepts.Target, grpc bool) *http2.Way {
+func (c *Client) backend(t *intercepts.Target, grpc bool) *http2.Backend {
 	_, secure := c.conn.(upstream.TLSClient)
-	key := wayKey{target: t, translate: t.LocalPlaintext && secure && !grpc}
-	if known := c.ways[key]; known != nil {
+	key := backendKey{target: t, translate: t.LocalPlaintext && secure && !grpc}
+	if known := c.backends[key]; known != nil {
 		return known
 	}
-	maps.DeleteFunc(c.ways, func(_ wayKey, w *http2.Way) bool { return w.Over.Err() != nil })
-	w := &http2.Way{
+	maps.DeleteFunc(c.backends, func(_ backendKey, w *http2.Backend) bool { return w.Over.Err() != nil })
+	w := &http2.Backend{
 		Over:  t.Ctx,
 		Dial:  func(ctx context.Context) (net.Conn, error) { return c.dialLaptop(ctx, key) },
 		Ask:   track,
@@ -147,11 +147,11 @@ func (c *Client) way(t *intercepts.Target, grpc bool) *http2.Way {
 	if t.Wiretap {
 		w.Lost = func(n uint64) { c.config.Host.DropCopies(t.Uid, n) }
 	}
-	c.ways[key] = w
+	c.backends[key] = w
 	return w
 }
 
-func (c *Client) dialLaptop(ctx context.Context, key wayKey) (net.Conn, error) {
+func (c *Client) dialLaptop(ctx context.Context, key backendKey) (net.Conn, error) {
 	if first := c.take(key.target); first != nil {
 		return first, nil
 	}
@@ -169,7 +169,7 @@ func (c *Client) dialLaptop(ctx context.Context, key wayKey) (net.Conn, error) {
 	return conn, nil
 }
 
-// track begins to follow whether a laptop takes a request; see http2.Way.
+// track begins to follow whether a laptop takes a request; see http2.Backend.
 func track(c net.Conn, untaken func()) (answered func() bool) {
 	s := laptop.StreamOf(c)
 	if s == nil {
@@ -215,11 +215,11 @@ func (c *Client) dialApp(ctx context.Context) (net.Conn, error) {
 // watcher reports a request that somebody tails. It implements http2.Watcher.
 type watcher struct {
 	request *report.Request
-	app     *http2.Way
+	app     *http2.Backend
 }
 
 // Went implements http2.Watcher.
-func (w *watcher) Went(way *http2.Way) { w.request.SetLaptop(way != w.app) }
+func (w *watcher) Went(backend *http2.Backend) { w.request.SetLaptop(backend != w.app) }
 
 // Answered implements http2.Watcher.
 func (w *watcher) Answered(status int) { w.request.SetStatus(status) }

@@ -40,7 +40,7 @@ func (w *witness) ServeHTTP(answer http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// told is what a witness makes of a client's bytes, that come to it directly, or through a Switch: to the app or to the laptop.
+// told is what a witness makes of a client's bytes, that come to it directly, or through a Router: to the app or to the laptop.
 func told(t *testing.T, sent []byte, through bool) []string {
 	var all []string
 	synctest.Test(t, func(t *testing.T) {
@@ -53,13 +53,13 @@ func told(t *testing.T, sent []byte, through bool) []string {
 			here, there := net.Pipe()
 			client = here
 			route := func(r *Request) Route {
-				to := Route{Copies: []*Way{copies.Way}}
+				to := Route{Copies: []*Backend{copies.Backend}}
 				if slices.Contains(r.Values("x-dev"), "alice") {
-					to.Way = laptop.Way
+					to.Backend = laptop.Backend
 				}
 				return to
 			}
-			running.Go(func() { New(t.Context(), there, Config{App: app.Way, Route: route, Go: running.Go}).Serve() })
+			running.Go(func() { New(t.Context(), there, Config{App: app.Backend, Route: route, Go: running.Go}).Serve() })
 		} else {
 			var err error
 			if client, err = app.Dial(context.Background()); err != nil {

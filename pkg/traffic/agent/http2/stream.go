@@ -11,12 +11,12 @@ import (
 
 // stream is a request and its answer: on the client's connection, on a server's, and on those of the servers that get copies.
 type stream struct {
-	sw       *Switch
-	client   *half
-	up       *half // nil until it is known where it goes
-	copies   []*half
+	router   *Router
+	client   *halfStream
+	up       *halfStream // nil until it is known where it goes
+	copies   []*halfStream
 	method   string
-	way      *Way
+	backend  *Backend
 	strict   bool
 	tries    int
 	answered bool // the server has begun to
@@ -29,9 +29,9 @@ type stream struct {
 	body    int    // of all of its body so far
 }
 
-// half is a stream on one of its connections.
-type half struct {
-	side        *side
+// halfStream is a stream on one of its connections.
+type halfStream struct {
+	conn        *conn
 	stream      *stream
 	id          uint32 // 0 until it is begun
 	copy        bool
@@ -53,13 +53,13 @@ type half struct {
 }
 
 // half is the stream on a side.
-func (st *stream) half(s *side) *half {
-	s.halves++
-	return &half{side: s, stream: st, left: -1}
+func (st *stream) half(c *conn) *halfStream {
+	c.halves++
+	return &halfStream{conn: c, stream: st, left: -1}
 }
 
 // source is where what is said on h comes from.
-func (h *half) source() *half {
+func (h *halfStream) source() *halfStream {
 	if h == h.stream.client {
 		return h.stream.up
 	}
@@ -67,17 +67,17 @@ func (h *half) source() *half {
 }
 
 // join sends a request a way.
-func (st *stream) join(way *Way) {
-	st.way = way
+func (st *stream) join(backend *Backend) {
+	st.backend = backend
 	st.park(-1)
-	st.up = st.half(st.sw.to(way))
+	st.up = st.half(st.router.to(backend))
 	st.park(1)
 }
 
 // keeps counts what is kept of requests.
-func (w *Switch) keeps(n int) {
-	w.kept += n
-	w.holds(int64(n))
+func (r *Router) keeps(n int) {
+	r.kept += n
+	r.holds(int64(n))
 }
 
 // said passes on what the client said.
@@ -91,12 +91,12 @@ func (st *stream) said(it item) {
 	}
 	if st.keeping {
 		n := alias.size()
-		if st.body += len(it.data); st.body > keptBody || st.sw.kept+n > maxKept {
+		if st.body += len(it.data); st.body > keptBody || st.router.kept+n > maxKept {
 			st.forget()
 		} else {
 			st.kept = add(st.kept, alias)
 			st.size += n
-			st.sw.keeps(n)
+			st.router.keeps(n)
 		}
 	}
 	if st.up != nil {
@@ -114,12 +114,12 @@ func (st *stream) forget() {
 }
 
 func (st *stream) unkeep() {
-	st.sw.keeps(-st.size)
+	st.router.keeps(-st.size)
 	st.kept, st.size = nil, 0
 }
 
-// fields takes fields that came on a stream: an answer's, or trailers.
-func (h *half) fields(f *http2.MetaHeadersFrame) error {
+// fields takes fields that came on a stream: an answer'c, or trailers.
+func (h *halfStream) fields(f *http2.MetaHeadersFrame) error {
 	st, end := h.stream, f.StreamEnded()
 	if h.heard {
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeStreamClosed}
@@ -134,7 +134,7 @@ func (h *half) fields(f *http2.MetaHeadersFrame) error {
 	if f.Truncated || (trailers && (!end || len(f.PseudoFields()) > 0 || h.left > 0)) {
 		return malformed
 	}
-	if !h.copy && st.sw.overfull(f.Fields) {
+	if !h.copy && st.router.overfull(f.Fields) {
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeEnhanceYourCalm}
 	}
 	if h.copy {
@@ -174,7 +174,7 @@ func (h *half) fields(f *http2.MetaHeadersFrame) error {
 }
 
 // body takes a part of a body.
-func (h *half) body(b []byte, end bool) error {
+func (h *halfStream) body(b []byte, end bool) error {
 	st := h.stream
 	if len(b) == 0 && !end {
 		return nil
@@ -186,7 +186,7 @@ func (h *half) body(b []byte, end bool) error {
 	case h == st.client:
 		st.said(item{data: bytes.Clone(b), end: end, owed: true})
 	case !st.answered:
-		h.side.credit(int64(len(b)))
+		h.conn.credit(int64(len(b)))
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol}
 	default:
 		st.client.push(item{data: bytes.Clone(b), end: end, owed: true})
@@ -196,7 +196,7 @@ func (h *half) body(b []byte, end bool) error {
 }
 
 // hears is when a server may have said everything.
-func (h *half) hears(end bool) {
+func (h *halfStream) hears(end bool) {
 	if !end {
 		return
 	}
@@ -209,14 +209,14 @@ func (h *half) hears(end bool) {
 }
 
 // settle closes a stream on which everything was said and heard.
-func (h *half) settle() {
+func (h *halfStream) settle() {
 	if h.ended && h.heard {
 		h.close()
 	}
 }
 
 // close forgets a stream on a side.
-func (h *half) close() {
+func (h *halfStream) close() {
 	if h.closed {
 		return
 	}
@@ -227,20 +227,20 @@ func (h *half) close() {
 		h.stall.Stop()
 	}
 	_ = h.taken()
-	s := h.side
-	s.halves--
-	s.sweep()
+	c := h.conn
+	c.halves--
+	c.sweep()
 	if h.id != 0 {
-		delete(s.streams, h.id)
-		if s.way == nil && !h.heard && !h.resetByPeer {
-			s.resetByUs.add(h.id)
+		delete(c.streams, h.id)
+		if c.backend == nil && !h.heard && !h.resetByPeer {
+			c.resetByUs.add(h.id)
 		}
-		if s.way != nil {
-			s.begun--
-			s.admit()
+		if c.backend != nil {
+			c.begun--
+			c.admit()
 		}
 	}
-	s.empty()
+	c.empty()
 	if h == h.stream.client {
 		h.stream.done()
 	}
@@ -264,7 +264,7 @@ func (st *stream) done() {
 }
 
 // reset passes a reset on. What can still be said before it is, unless everything was: then all of it is.
-func (h *half) reset(code http2.ErrCode) {
+func (h *halfStream) reset(code http2.ErrCode) {
 	if h.closed || h.resets {
 		return
 	}
@@ -283,9 +283,9 @@ func (h *half) reset(code http2.ErrCode) {
 }
 
 // refuse resets a stream whose other end did not keep to the rules.
-func (h *half) refuse(code http2.ErrCode) {
+func (h *halfStream) refuse(code http2.ErrCode) {
 	id := h.id
-	h.side.say(func(s *side) error { return s.framer.WriteRSTStream(id, code) })
+	h.conn.say(func(c *conn) error { return c.framer.WriteRSTStream(id, code) })
 	passed := code
 	if h == h.stream.client {
 		passed = http2.ErrCodeCancel
@@ -294,7 +294,7 @@ func (h *half) refuse(code http2.ErrCode) {
 }
 
 // wasReset is when the other end of a stream wants no more of it.
-func (h *half) wasReset(code http2.ErrCode) {
+func (h *halfStream) wasReset(code http2.ErrCode) {
 	st := h.stream
 	switch {
 	case h.copy:
@@ -310,10 +310,10 @@ func (h *half) wasReset(code http2.ErrCode) {
 			st.up.reset(code)
 		}
 		h.close()
-	case code == http2.ErrCodeRefusedStream || (code == h.side.refusal && !st.answered):
+	case code == http2.ErrCodeRefusedStream || (code == h.conn.refusal && !st.answered):
 		h.close()
 		if st.keeping {
-			st.elsewhere(st.kept, st.way)
+			st.elsewhere(st.kept, st.backend)
 		} else {
 			st.client.reset(http2.ErrCodeRefusedStream)
 		}
@@ -324,7 +324,7 @@ func (h *half) wasReset(code http2.ErrCode) {
 }
 
 // taken ends the question whether the server took a request. It says no when that is known not to be so.
-func (h *half) taken() bool {
+func (h *halfStream) taken() bool {
 	if h.asked == nil {
 		return true
 	}
@@ -338,28 +338,28 @@ func (h *half) taken() bool {
 }
 
 // untaken is when a server has become silent that has not taken a request.
-func (h *half) untaken() {
-	w := h.side.sw
-	w.mu.Lock()
-	defer w.mu.Unlock()
+func (h *halfStream) untaken() {
+	r := h.conn.router
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if h.closed {
 		return
 	}
 	id := h.id
-	h.side.say(func(s *side) error { return s.framer.WriteRSTStream(id, http2.ErrCodeCancel) })
+	h.conn.say(func(c *conn) error { return c.framer.WriteRSTStream(id, http2.ErrCodeCancel) })
 	h.close()
 	h.stream.again(nil)
 }
 
 // lost is when the connection of a stream that was begun has ended.
-func (h *half) lost() {
-	st, s := h.stream, h.side
+func (h *halfStream) lost() {
+	st, c := h.stream, h.conn
 	if h.copy {
 		h.miss()
 		h.close()
 		return
 	}
-	untaken := !h.taken() || s.foreign() || (s.way.Again != nil && s.way.Again(st.method, s.err))
+	untaken := !h.taken() || c.foreign() || (c.backend.Again != nil && c.backend.Again(st.method, c.err))
 	h.close()
 	switch {
 	case h.heard:
@@ -369,26 +369,26 @@ func (h *half) lost() {
 	case untaken:
 		st.again(nil)
 	case len(st.kept) == 1 && st.kept[0].end && h.id > 1: // the connection was just being closed
-		st.again(st.way)
+		st.again(st.backend)
 	default:
 		st.answer(502, "")
 	}
 }
 
 // again sends a request once more that was sent, if all of it is there.
-func (st *stream) again(way *Way) {
+func (st *stream) again(backend *Backend) {
 	switch {
-	case st.strict && way == nil:
+	case st.strict && backend == nil:
 		st.answer(503, unavailable)
 	case st.keeping:
-		st.elsewhere(st.kept, way)
+		st.elsewhere(st.kept, backend)
 	default:
 		st.answer(502, "")
 	}
 }
 
-// move sends a stream elsewhere that was not begun: once more the same way, or to the app when again is nil.
-func (h *half) move(again *Way) {
+// move sends a stream elsewhere that was not begun: once more the same backend, or to the app when again is nil.
+func (h *halfStream) move(again *Backend) {
 	queue := h.queue
 	h.queue = nil
 	for i := range queue {
@@ -399,7 +399,7 @@ func (h *half) move(again *Way) {
 }
 
 // elsewhere sends a request once more.
-func (st *stream) elsewhere(request []item, again *Way) {
+func (st *stream) elsewhere(request []item, again *Backend) {
 	if st.client.closed {
 		st.drop(request)
 		return
@@ -407,10 +407,10 @@ func (st *stream) elsewhere(request []item, again *Way) {
 	if st.tries++; st.tries > 1 {
 		again = nil
 	}
-	app := st.sw.config.App
+	app := st.router.config.App
 	switch {
 	case again != nil:
-	case st.way == app:
+	case st.backend == app:
 		st.drop(request)
 		st.answer(502, "")
 		return
@@ -459,21 +459,21 @@ func (st *stream) answer(status int, text string) {
 }
 
 // drop gives up a copy.
-func (h *half) drop() {
+func (h *halfStream) drop() {
 	if h.closed {
 		return
 	}
 	h.miss()
 	if h.id != 0 {
 		id := h.id
-		h.side.say(func(s *side) error { return s.framer.WriteRSTStream(id, http2.ErrCodeCancel) })
+		h.conn.say(func(c *conn) error { return c.framer.WriteRSTStream(id, http2.ErrCodeCancel) })
 	}
 	h.close()
 }
 
 // miss counts a copy that did not get there whole, and that its server wanted. A server that never said anything in HTTP/2 has taken none.
-func (h *half) miss() {
-	if !h.heard && (!h.ended || !h.side.settled) {
-		h.side.way.Lost(1)
+func (h *halfStream) miss() {
+	if !h.heard && (!h.ended || !h.conn.settled) {
+		h.conn.backend.Lost(1)
 	}
 }

@@ -23,23 +23,23 @@ const (
 var shared struct{ held, copied, switches atomic.Int64 }
 
 // holds counts n bytes more that wait, or fewer.
-func (w *Switch) holds(n int64) {
-	if w.ended {
+func (r *Router) holds(n int64) {
+	if r.ended {
 		return
 	}
-	w.held += n
+	r.held += n
 	shared.held.Add(n)
 }
 
 // copies counts n bytes of copies more that wait, or fewer.
-func (s *side) copies(n int) {
-	s.copied += n
+func (c *conn) copies(n int) {
+	c.copied += n
 	shared.copied.Add(int64(n))
 }
 
 // greedy says whether too much waits in all, and more here than elsewhere.
-func (w *Switch) greedy() bool {
-	return shared.held.Load() > heldTogether && w.held > heldTogether/max(1, shared.switches.Load())
+func (r *Router) greedy() bool {
+	return shared.held.Load() > heldTogether && r.held > heldTogether/max(1, shared.switches.Load())
 }
 
 // receives is how much the other end of a connection may send, and what waits of it.
@@ -65,162 +65,162 @@ type promise struct {
 }
 
 // receives is how a side begins. A laptop is far away, so that a stream of its needs much to be fast at once.
-func (w *Switch) receives(way *Way) receives {
-	r := receives{size: serverWindow, stream: 1 << 20, widest: 4 << 20, limit: maxStreams}
-	switch way {
+func (r *Router) receives(backend *Backend) receives {
+	v := receives{size: serverWindow, stream: 1 << 20, widest: 4 << 20, limit: maxStreams}
+	switch backend {
 	case nil:
-		r.size, r.stream, r.widest = clientWindow, 64<<10, 256<<10
-	case w.config.App:
-		r.stream, r.widest = 64<<10, 1<<20
+		v.size, v.stream, v.widest = clientWindow, 64<<10, 256<<10
+	case r.config.App:
+		v.stream, v.widest = 64<<10, 1<<20
 	}
-	r.given, r.granted = r.size, r.stream
-	return r
+	v.given, v.granted = v.size, v.stream
+	return v
 }
 
 // begins says the first settings of a connection, before all else.
-func (s *side) begins(streams uint32, settings ...http2.Setting) {
-	settings = append(settings, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(s.stream)}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: largestFrame})
-	s.promised = streams
-	s.unconfirmed = append(s.unconfirmed, promise{streams: streams})
-	s.first(func(s *side) error {
-		if s.way != nil {
-			if _, err := s.out.WriteString(http2.ClientPreface); err != nil {
+func (c *conn) begins(streams uint32, settings ...http2.Setting) {
+	settings = append(settings, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(c.stream)}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: largestFrame})
+	c.promised = streams
+	c.unconfirmed = append(c.unconfirmed, promise{streams: streams})
+	c.first(func(c *conn) error {
+		if c.backend != nil {
+			if _, err := c.out.WriteString(http2.ClientPreface); err != nil {
 				return err
 			}
 		}
-		if err := s.framer.WriteSettings(settings...); err != nil {
+		if err := c.framer.WriteSettings(settings...); err != nil {
 			return err
 		}
-		return s.framer.WriteWindowUpdate(0, uint32(s.size-defaultWindow))
+		return c.framer.WriteWindowUpdate(0, uint32(c.size-defaultWindow))
 	})
 }
 
 // set says further settings. Each stream is given less when the other end has acknowledged them.
-func (s *side) set(less int64, streams uint32, settings ...http2.Setting) {
-	s.promised = streams
-	s.unconfirmed = append(s.unconfirmed, promise{less: less, streams: streams})
-	s.say(func(s *side) error { return s.framer.WriteSettings(settings...) })
+func (c *conn) set(less int64, streams uint32, settings ...http2.Setting) {
+	c.promised = streams
+	c.unconfirmed = append(c.unconfirmed, promise{less: less, streams: streams})
+	c.say(func(c *conn) error { return c.framer.WriteSettings(settings...) })
 }
 
 // acknowledged is when the other end keeps to settings.
-func (s *side) acknowledged() {
-	if len(s.unconfirmed) == 0 {
+func (c *conn) acknowledged() {
+	if len(c.unconfirmed) == 0 {
 		return
 	}
-	p := s.unconfirmed[0]
-	s.unconfirmed = s.unconfirmed[1:]
-	s.limit = p.streams
+	p := c.unconfirmed[0]
+	c.unconfirmed = c.unconfirmed[1:]
+	c.limit = p.streams
 	if p.less == 0 {
 		return
 	}
-	s.grant(-p.less)
-	s.late = p.less
-	for _, h := range s.streams {
-		h.widen(s.stream / smaller) // or it might never send again
+	c.grant(-p.less)
+	c.late = p.less
+	for _, h := range c.streams {
+		h.widen(c.stream / smaller) // or it might never send again
 	}
 }
 
 // grant gives each stream more, or less.
-func (s *side) grant(n int64) {
-	s.granted += n
-	for _, h := range s.streams {
+func (c *conn) grant(n int64) {
+	c.granted += n
+	for _, h := range c.streams {
 		h.given += n
 	}
 }
 
 // hold is when n bytes have come on a stream that wait.
-func (h *half) hold(n int64) {
+func (h *halfStream) hold(n int64) {
 	h.held += n
 	if h.parks() {
-		h.side.parked += n
+		h.conn.parked += n
 	}
-	h.side.press()
-	h.side.refill()
+	h.conn.press()
+	h.conn.refill()
 }
 
-// parks says whether what comes on a stream is a laptop's.
-func (h *half) parks() bool {
+// parks says whether what comes on a stream is a laptop'c.
+func (h *halfStream) parks() bool {
 	st := h.stream
-	return h == st.client && st.up != nil && st.up.side.way != st.sw.config.App
+	return h == st.client && st.up != nil && st.up.conn.backend != st.router.config.App
 }
 
 // park counts what waits of a request among what waits for laptops, or no longer, if it is for one.
 func (st *stream) park(sign int64) {
 	if st.client.parks() {
-		st.client.side.parked += sign * st.client.held
+		st.client.conn.parked += sign * st.client.held
 	}
 }
 
 // press has the other end send less of each stream while much waits.
-func (s *side) press() {
-	tight := s.held > s.size/4 || (s.tight && s.held > s.size/8)
-	if tight == s.tight || (s.way == nil && !s.sw.greeted) {
+func (c *conn) press() {
+	tight := c.held > c.size/4 || (c.tight && c.held > c.size/8)
+	if tight == c.tight || (c.backend == nil && !c.router.greeted) {
 		return
 	}
-	s.tight = tight
-	now := s.stream / smaller
-	less := s.stream - now
+	c.tight = tight
+	now := c.stream / smaller
+	less := c.stream - now
 	if !tight {
-		s.grant(less) // it may make use of it before it has said so
-		less, now = 0, s.stream
+		c.grant(less) // it may make use of it before it has said so
+		less, now = 0, c.stream
 	}
-	s.set(less, s.promised, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(now)})
+	c.set(less, c.promised, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(now)})
 }
 
 // credit lets whoever sends on a stream send as much more.
-func (h *half) credit(n int64) {
-	s := h.side
+func (h *halfStream) credit(n int64) {
+	c := h.conn
 	h.held -= n
 	if h.parks() {
-		s.parked -= n
+		c.parked -= n
 	}
-	s.credit(n)
-	h.wanted = max(h.wanted, s.granted)
+	c.credit(n)
+	h.wanted = max(h.wanted, c.granted)
 	if h.given+h.held > h.wanted-h.wanted/4 {
 		return
 	}
-	if h.wanted < s.stream || s.held < s.size/8 {
-		h.wanted = min(2*h.wanted, s.widest)
+	if h.wanted < c.stream || c.held < c.size/8 {
+		h.wanted = min(2*h.wanted, c.widest)
 	}
 	h.widen(h.wanted)
 }
 
 // widen lets whoever sends on a stream send until as much as is wanted waits.
-func (h *half) widen(wanted int64) {
+func (h *halfStream) widen(wanted int64) {
 	n := wanted - h.given - h.held
 	if n <= 0 || h.closed || h.heard {
 		return
 	}
 	h.given += n
 	id := h.id
-	h.side.say(func(s *side) error { return s.framer.WriteWindowUpdate(id, uint32(n)) })
+	h.conn.say(func(c *conn) error { return c.framer.WriteWindowUpdate(id, uint32(n)) })
 }
 
 // credit lets the other end send as much more.
-func (s *side) credit(n int64) {
-	s.held -= n
-	s.sw.holds(-n)
-	s.press()
-	s.refill()
+func (c *conn) credit(n int64) {
+	c.held -= n
+	c.router.holds(-n)
+	c.press()
+	c.refill()
 }
 
 // refill lets the other end send as much as the connection's window has room for. What nobody takes, beyond half of it, is given once more, so that
 // the rest goes on: by then new streams begin with little, as the other end has been told before it is given this.
-func (s *side) refill() {
-	stuck := min(s.held, s.size)
-	if s.way == nil {
-		stuck = s.parked
+func (c *conn) refill() {
+	stuck := min(c.held, c.size)
+	if c.backend == nil {
+		stuck = c.parked
 	}
-	n := s.size - s.given - s.held + max(0, stuck-s.size/2)
-	if n < s.size/16 {
+	n := c.size - c.given - c.held + max(0, stuck-c.size/2)
+	if n < c.size/16 {
 		return
 	}
-	s.given += n
-	s.say(func(s *side) error { return s.framer.WriteWindowUpdate(0, uint32(n)) })
+	c.given += n
+	c.say(func(c *conn) error { return c.framer.WriteWindowUpdate(0, uint32(n)) })
 }
 
 // overfull says whether there is no room for more fields. If nobody else has any, there is.
-func (w *Switch) overfull(fields []hpack.HeaderField) bool {
+func (r *Router) overfull(fields []hpack.HeaderField) bool {
 	it := item{fields: fields}
-	return w.fields+it.size() > heldFields || w.greedy()
+	return r.fields+it.size() > heldFields || r.greedy()
 }

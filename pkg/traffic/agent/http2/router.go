@@ -12,22 +12,22 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// Config is what a Switch needs to know.
+// Config is what a Router needs to know.
 type Config struct {
 	// App is where the client's connection led if nobody stood in between, and where goes what cannot go elsewhere: its settings are the
 	// client's to see, and with its connection the client's ends.
-	App *Way
+	App *Backend
 	// Host, where there is one, is who has all of the connection in the app's place, as long as it is there: the client sees its settings, and
 	// the app is not asked for anything before it is needed.
-	Host *Way
+	Host *Backend
 	// Route says where a request goes.
 	Route func(*Request) Route
 	// Go runs what may outlive Serve: copies that are being handed over.
 	Go func(func())
 }
 
-// Way is a server that requests can go to, of one client.
-type Way struct {
+// Backend is a server that requests can go to, of one client.
+type Backend struct {
 	// Dial opens a connection that speaks HTTP/2. When it fails nothing has been sent.
 	Dial func(context.Context) (net.Conn, error)
 	// Over is done when nothing more goes this way. What is under way has time to end.
@@ -43,15 +43,15 @@ type Way struct {
 
 // Route is where a request goes.
 type Route struct {
-	Way    *Way // nil is the app's
-	Strict bool // nowhere else
-	Copies []*Way
-	Watch  Watcher // nil when nobody wants to know
+	Backend *Backend // nil is the app's
+	Strict  bool     // nowhere else
+	Copies  []*Backend
+	Watch   Watcher // nil when nobody wants to know
 }
 
 // Watcher hears what becomes of a request. It must not block.
 type Watcher interface {
-	Went(*Way) // the last one counts
+	Went(*Backend) // the last one counts
 	Answered(status int)
 	Ended(grpcStatus string) // empty when there is none
 }
@@ -79,128 +79,128 @@ const (
 	settingsTimeout = time.Second
 )
 
-// Switch serves one client.
-type Switch struct {
+// Router serves one client.
+type Router struct {
 	config Config
 	ctx    context.Context
 
-	mu      sync.Mutex // guards all that follows, and the sides and streams
-	client  *side
-	ways    map[*Way]*side // that take new requests
-	sides   map[*side]struct{}
-	held    int64 // bytes of all kinds that wait
-	fields  int   // bytes of fields that wait
-	kept    int   // bytes of requests that may have to be sent once more
-	greeted bool  // the client has got settings
-	ended   bool  // the client has gone
-	asked   bool  // the client was asked to leave
+	mu       sync.Mutex // guards all that follows, and the sides and streams
+	client   *conn
+	backends map[*Backend]*conn // that take new requests
+	conns    map[*conn]struct{}
+	held     int64 // bytes of all kinds that wait
+	fields   int   // bytes of fields that wait
+	kept     int   // bytes of requests that may have to be sent once more
+	greeted  bool  // the client has got settings
+	ended    bool  // the client has gone
+	asked    bool  // the client was asked to leave
 }
 
-// New is a Switch for a client's connection. Everything ends with ctx.
-func New(ctx context.Context, client net.Conn, config Config) *Switch {
+// New is a Router for a client's connection. Everything ends with ctx.
+func New(ctx context.Context, client net.Conn, config Config) *Router {
 	if config.Host == nil {
 		config.Host = config.App
 	}
-	w := &Switch{config: config, ctx: ctx, ways: map[*Way]*side{}, sides: map[*side]struct{}{}}
-	w.client = w.newSide(nil)
-	w.client.use(client)
-	return w
+	r := &Router{config: config, ctx: ctx, backends: map[*Backend]*conn{}, conns: map[*conn]struct{}{}}
+	r.client = r.newConn(nil)
+	r.client.use(client)
+	return r
 }
 
 // Serve goes on until the client's connection ends.
-func (w *Switch) Serve() {
+func (r *Router) Serve() {
 	shared.switches.Add(1)
 	defer shared.switches.Add(-1)
-	c := w.client
-	stop := context.AfterFunc(w.ctx, func() { _ = c.conn.Close() })
+	c := r.client
+	stop := context.AfterFunc(r.ctx, func() { _ = c.netConn.Close() })
 	defer stop()
-	w.mu.Lock()
-	w.to(w.config.Host) // where it would be by now
-	w.mu.Unlock()
+	r.mu.Lock()
+	r.to(r.config.Host) // where it would be by now
+	r.mu.Unlock()
 	greeting := time.AfterFunc(settingsTimeout, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.greet(nil)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.greet(nil)
 	})
 	defer greeting.Stop()
 	var writing sync.WaitGroup
 	writing.Go(func() { c.write() })
 	c.read()
-	w.mu.Lock()
+	r.mu.Lock()
 	c.finish()
-	w.mu.Unlock()
+	r.mu.Unlock()
 	writing.Wait()
-	_ = c.conn.Close()
-	w.mu.Lock()
-	w.end()
-	w.holds(-w.held) // what is left goes
-	w.ended = true
-	w.mu.Unlock()
+	_ = c.netConn.Close()
+	r.mu.Lock()
+	r.end()
+	r.holds(-r.held) // what is left goes
+	r.ended = true
+	r.mu.Unlock()
 }
 
-// Leave asks the client to open another connection for what it asks next. Everything that is under way, and what crosses it, is served.
-func (w *Switch) Leave() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.leave()
+// Leave asks the client to open another connection for what it asks next. Everything that is under backend, and what crosses it, is served.
+func (r *Router) Leave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leave()
 }
 
-func (w *Switch) leave() {
-	w.asked = true
-	if !w.greeted || w.client.left {
+func (r *Router) leave() {
+	r.asked = true
+	if !r.greeted || r.client.left {
 		return
 	}
-	w.client.left = true
-	w.client.say(func(s *side) error { return s.framer.WriteGoAway(1<<31-1, http2.ErrCodeNo, nil) })
+	r.client.left = true
+	r.client.say(func(c *conn) error { return c.framer.WriteGoAway(1<<31-1, http2.ErrCodeNo, nil) })
 }
 
 // greet says the settings to the client, with those of its host that are the host's to say. The first of them may come only once, because
 // clients look no further.
-func (w *Switch) greet(host map[http2.SettingID]uint32) {
+func (r *Router) greet(host map[http2.SettingID]uint32) {
 	settings := []http2.Setting{}
 	for _, id := range []http2.SettingID{http2.SettingMaxHeaderListSize, http2.SettingEnableConnectProtocol} {
 		if v, ok := host[id]; ok {
 			settings = append(settings, http2.Setting{ID: id, Val: v})
 		}
 	}
-	c := w.client
+	c := r.client
 	most, ok := host[http2.SettingMaxConcurrentStreams]
 	if most = min(most, maxStreams); !ok {
 		most = maxStreams
 	}
-	if ok || !w.greeted {
+	if ok || !r.greeted {
 		settings = append(settings, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: most})
 	} else {
 		most = c.promised
 	}
-	if w.greeted {
+	if r.greeted {
 		if len(settings) > 0 {
 			c.set(0, most, settings...)
 		}
 		return
 	}
-	w.greeted = true
+	r.greeted = true
 	c.begins(most, settings...)
-	if w.asked {
-		w.leave()
+	if r.asked {
+		r.leave()
 	}
 }
 
-// to is the side of a way, that is opened if need be.
-func (w *Switch) to(way *Way) *side {
-	if s := w.ways[way]; s != nil {
-		return s
+// to is the side of a backend, that is opened if need be.
+func (r *Router) to(backend *Backend) *conn {
+	if c := r.backends[backend]; c != nil {
+		return c
 	}
-	s := w.newSide(way)
-	w.ways[way] = s
-	w.sides[s] = struct{}{}
-	w.config.Go(s.run)
-	return s
+	c := r.newConn(backend)
+	r.backends[backend] = c
+	r.conns[c] = struct{}{}
+	r.config.Go(c.run)
+	return c
 }
 
 // opens begins a stream with a client's request.
-func (w *Switch) opens(f *http2.MetaHeadersFrame) error {
-	c := w.client
+func (r *Router) opens(f *http2.MetaHeadersFrame) error {
+	c := r.client
 	if f.StreamID%2 == 0 || f.StreamID <= c.last {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
@@ -208,12 +208,12 @@ func (w *Switch) opens(f *http2.MetaHeadersFrame) error {
 	if c.finishing {
 		return nil
 	}
-	st := &stream{sw: w}
+	st := &stream{router: r}
 	a := st.half(c)
 	st.client = a
 	a.id, a.window, a.given = f.StreamID, c.initial, c.granted
 	c.streams[a.id] = a
-	r, err := request(f)
+	req, err := request(f)
 	switch {
 	case f.Truncated:
 		a.heard = f.StreamEnded()
@@ -222,63 +222,63 @@ func (w *Switch) opens(f *http2.MetaHeadersFrame) error {
 	case err != nil, f.HasPriority() && f.Priority.StreamDep == f.StreamID: // see side.priority
 		a.refuse(http2.ErrCodeProtocol)
 		return nil
-	case len(c.streams) > int(c.limit) || w.overfull(f.Fields):
+	case len(c.streams) > int(c.limit) || r.overfull(f.Fields):
 		a.refuse(http2.ErrCodeRefusedStream)
 		return nil
 	}
-	a.left = r.length
-	w.mu.Unlock() // nothing changes a client's stream but its reader
-	route := w.config.Route(r)
-	w.mu.Lock()
-	if route.Way == nil {
-		route.Way = w.config.App
+	a.left = req.length
+	r.mu.Unlock() // nothing changes a client's stream but its reader
+	route := r.config.Route(req)
+	r.mu.Lock()
+	if route.Backend == nil {
+		route.Backend = r.config.App
 	}
-	st.method, st.way, st.strict, st.watch = r.Method, route.Way, route.Strict, route.Watch
-	for _, way := range route.Copies {
-		st.copies = append(st.copies, w.copyTo(way, a))
+	st.method, st.backend, st.strict, st.watch = req.Method, route.Backend, route.Strict, route.Watch
+	for _, backend := range route.Copies {
+		st.copies = append(st.copies, r.copyTo(backend, a))
 	}
-	if st.way != w.config.App {
+	if st.backend != r.config.App {
 		st.keeping = true
 	}
-	st.join(st.way)
+	st.join(st.backend)
 	st.said(item{fields: f.Fields, end: f.StreamEnded()})
 	return nil
 }
 
 // copyTo begins a copy of a client's stream.
-func (w *Switch) copyTo(way *Way, of *half) *half {
-	c := of.stream.half(w.to(way))
+func (r *Router) copyTo(backend *Backend, of *halfStream) *halfStream {
+	c := of.stream.half(r.to(backend))
 	c.copy = true
 	c.stall = newStall(c)
 	return c
 }
 
 // end is when the client has gone. Copies that are whole are handed over yet.
-func (w *Switch) end() {
-	for _, a := range w.client.streams {
+func (r *Router) end() {
+	for _, a := range r.client.streams {
 		a.close()
 	}
-	for s := range w.sides {
-		if s.way.Lost != nil {
-			s.retire()
+	for c := range r.conns {
+		if c.backend.Lost != nil {
+			c.retire()
 		} else {
-			s.finish()
+			c.finish()
 		}
 	}
 }
 
 // lostApp ends the client's connection as the app's ended, unless something of it goes elsewhere or all of it should.
-func (w *Switch) lostApp(s *side) bool {
-	if w.client.finishing || w.config.Host != w.config.App {
+func (r *Router) lostApp(c *conn) bool {
+	if r.client.finishing || r.config.Host != r.config.App {
 		return false
 	}
-	for _, a := range w.client.streams {
-		if a.stream.up == nil || a.stream.up.side != s {
+	for _, a := range r.client.streams {
+		if a.stream.up == nil || a.stream.up.conn != c {
 			return false
 		}
 	}
-	last := w.client.last
-	w.client.say(func(s *side) error { return s.framer.WriteGoAway(last, http2.ErrCodeNo, nil) })
-	w.client.finish()
+	last := r.client.last
+	r.client.say(func(c *conn) error { return c.framer.WriteGoAway(last, http2.ErrCodeNo, nil) })
+	r.client.finish()
 	return true
 }

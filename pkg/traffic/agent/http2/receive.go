@@ -11,39 +11,39 @@ import (
 )
 
 // read takes frames until the connection ends or breaks the rules.
-func (s *side) read() {
-	w := s.sw
-	if s.way == nil {
+func (c *conn) read() {
+	r := c.router
+	if c.backend == nil {
 		preface := make([]byte, len(http2.ClientPreface))
-		if _, err := io.ReadFull(s.in, preface); err != nil || string(preface) != http2.ClientPreface {
+		if _, err := io.ReadFull(c.in, preface); err != nil || string(preface) != http2.ClientPreface {
 			return
 		}
 	}
 	for {
-		f, err := s.framer.ReadFrame()
-		w.mu.Lock()
+		f, err := c.framer.ReadFrame()
+		r.mu.Lock()
 		if err == nil {
-			err = s.take(f)
+			err = c.take(f)
 		}
 		var stream http2.StreamError
 		var connection http2.ConnectionError
 		switch {
 		case errors.As(err, &stream):
-			s.broke(stream)
+			c.broke(stream)
 			err = nil
 		case errors.As(err, &connection), errors.Is(err, http2.ErrFrameTooLarge):
 			code := http2.ErrCode(connection)
 			if errors.Is(err, http2.ErrFrameTooLarge) {
 				code = http2.ErrCodeFrameSize
 			}
-			last := s.last
-			s.say(func(s *side) error { return s.framer.WriteGoAway(last, code, nil) })
-			s.err = err // whatever became of what was written
+			last := c.last
+			c.say(func(c *conn) error { return c.framer.WriteGoAway(last, code, nil) })
+			c.err = err // whatever became of what was written
 		}
-		if s.err == nil {
-			s.err = err
+		if c.err == nil {
+			c.err = err
 		}
-		w.mu.Unlock()
+		r.mu.Unlock()
 		if err != nil {
 			return
 		}
@@ -51,73 +51,73 @@ func (s *side) read() {
 }
 
 // foreign says whether the other end has said something that is not HTTP/2, and so understood nothing.
-func (s *side) foreign() bool {
+func (c *conn) foreign() bool {
 	var broken http2.ConnectionError
-	return !s.settled && (errors.Is(s.err, http2.ErrFrameTooLarge) || errors.As(s.err, &broken))
+	return !c.settled && (errors.Is(c.err, http2.ErrFrameTooLarge) || errors.As(c.err, &broken))
 }
 
 // broke ends a stream whose other end broke the rules.
-func (s *side) broke(e http2.StreamError) {
-	h := s.streams[e.StreamID]
-	if h == nil && s.way == nil && e.StreamID%2 == 1 && e.StreamID > s.last {
-		s.last = e.StreamID
-		s.resetByUs.add(e.StreamID)
+func (c *conn) broke(e http2.StreamError) {
+	h := c.streams[e.StreamID]
+	if h == nil && c.backend == nil && e.StreamID%2 == 1 && e.StreamID > c.last {
+		c.last = e.StreamID
+		c.resetByUs.add(e.StreamID)
 	}
 	if h == nil {
-		s.say(func(s *side) error { return s.framer.WriteRSTStream(e.StreamID, e.Code) })
+		c.say(func(c *conn) error { return c.framer.WriteRSTStream(e.StreamID, e.Code) })
 		return
 	}
 	h.refuse(e.Code)
 }
 
 // take understands a frame.
-func (s *side) take(f http2.Frame) error {
-	if _, ok := f.(*http2.SettingsFrame); !ok && !s.settled {
+func (c *conn) take(f http2.Frame) error {
+	if _, ok := f.(*http2.SettingsFrame); !ok && !c.settled {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
-	if len(s.said) > maxSaid {
+	if len(c.said) > maxSaid {
 		return errTooMuch
 	}
 	id := f.Header().StreamID
-	h := s.streams[id]
+	h := c.streams[id]
 	switch f := f.(type) {
 	case *http2.SettingsFrame:
-		return s.settings(f)
+		return c.settings(f)
 	case *http2.PingFrame:
 		if !f.IsAck() {
 			data := f.Data
-			s.say(func(s *side) error { return s.framer.WritePing(true, data) })
+			c.say(func(c *conn) error { return c.framer.WritePing(true, data) })
 		}
 		return nil
 	case *http2.GoAwayFrame:
-		s.goaway(f)
+		c.goaway(f)
 		return nil
 	case *http2.PushPromiseFrame:
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	case *http2.WindowUpdateFrame:
-		return s.widen(h, f)
+		return c.widen(h, f)
 	case *http2.DataFrame:
-		return s.data(h, f)
+		return c.data(h, f)
 	case *http2.MetaHeadersFrame:
 		switch {
 		case h != nil:
 			return h.fields(f)
-		case s.way == nil && id > s.last:
-			return s.sw.opens(f)
+		case c.backend == nil && id > c.last:
+			return c.router.opens(f)
 		}
-		if err := s.idle(id); err != nil || s.way != nil {
+		if err := c.idle(id); err != nil || c.backend != nil {
 			return err
 		}
-		return s.headersAfterEnd(id)
+		return c.headersAfterEnd(id)
 	case *http2.RSTStreamFrame:
 		if h == nil {
-			return s.idle(id)
+			return c.idle(id)
 		}
 		h.resetByPeer = true
 		h.wasReset(f.ErrCode)
 		return nil
 	case *http2.PriorityFrame:
-		return s.priority(h, f)
+		return c.priority(h, f)
 	default:
 		return nil // a frame of an extension (RFC 9113, section 5.5)
 	}
@@ -126,21 +126,21 @@ func (s *side) take(f http2.Frame) error {
 // priority checks a PRIORITY frame. The priority itself is ignored (RFC 9113, section 5.3.2), but a
 // stream that depends on itself is an error (RFC 7540, section 5.3.1). For a stream that is still
 // idle it is an error of the connection, because RST_STREAM must not be sent for an idle stream.
-func (s *side) priority(h *half, f *http2.PriorityFrame) error {
+func (c *conn) priority(h *halfStream, f *http2.PriorityFrame) error {
 	switch {
 	case f.StreamDep != f.StreamID:
 		return nil
 	case h != nil:
 		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}
 	}
-	return s.idle(f.StreamID)
+	return c.idle(f.StreamID)
 }
 
 // headersAfterEnd judges a HEADERS frame of a client for a stream that has ended, or that the client
 // skipped. Trailers may cross a reset of ours. All else is an error of the connection (RFC 9113,
 // section 5.1.1).
-func (s *side) headersAfterEnd(id uint32) error {
-	if s.finishing || s.resetByUs.has(id) {
+func (c *conn) headersAfterEnd(id uint32) error {
+	if c.finishing || c.resetByUs.has(id) {
 		return nil
 	}
 	return http2.ConnectionError(http2.ErrCodeProtocol)
@@ -148,30 +148,30 @@ func (s *side) headersAfterEnd(id uint32) error {
 
 // dataAfterEnd judges a DATA frame for a stream that has ended. A part of a body may cross a reset
 // of ours. Otherwise the client ended the stream itself (RFC 9113, section 5.1).
-func (s *side) dataAfterEnd(id uint32) error {
-	if err := s.idle(id); err != nil {
+func (c *conn) dataAfterEnd(id uint32) error {
+	if err := c.idle(id); err != nil {
 		return err
 	}
-	if s.way != nil || s.finishing || s.resetByUs.has(id) {
+	if c.backend != nil || c.finishing || c.resetByUs.has(id) {
 		return nil
 	}
 	return http2.StreamError{StreamID: id, Code: http2.ErrCodeStreamClosed}
 }
 
 // idle says whether a stream has not begun: then nothing may come on it.
-func (s *side) idle(id uint32) error {
-	if (s.way == nil && id > s.last) || (s.way != nil && id >= s.next) || id%2 == 0 {
+func (c *conn) idle(id uint32) error {
+	if (c.backend == nil && id > c.last) || (c.backend != nil && id >= c.next) || id%2 == 0 {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
 	return nil
 }
 
-func (s *side) settings(f *http2.SettingsFrame) error {
+func (c *conn) settings(f *http2.SettingsFrame) error {
 	if f.IsAck() {
-		if !s.settled {
+		if !c.settled {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
-		s.acknowledged()
+		c.acknowledged()
 		return nil
 	}
 	if f.HasDuplicates() {
@@ -186,15 +186,15 @@ func (s *side) settings(f *http2.SettingsFrame) error {
 		return err
 	}
 	if v, ok := all[http2.SettingMaxConcurrentStreams]; ok {
-		s.most = v
-	} else if !s.settled {
-		s.most = math.MaxUint32
+		c.most = v
+	} else if !c.settled {
+		c.most = math.MaxUint32
 	}
-	s.admit()
+	c.admit()
 	if v, ok := all[http2.SettingInitialWindowSize]; ok {
-		change := int64(v) - s.initial
-		s.initial = int64(v)
-		for _, h := range s.streams {
+		change := int64(v) - c.initial
+		c.initial = int64(v)
+		for _, h := range c.streams {
 			if h.window += change; h.window > math.MaxInt32 {
 				return http2.ConnectionError(http2.ErrCodeFlowControl)
 			}
@@ -202,56 +202,56 @@ func (s *side) settings(f *http2.SettingsFrame) error {
 		}
 	}
 	if v, ok := all[http2.SettingMaxFrameSize]; ok {
-		s.frame = min(int64(v), largestFrame)
+		c.frame = min(int64(v), largestFrame)
 	}
-	s.settled = true
-	if s.way == s.sw.config.Host {
-		s.sw.greet(all)
+	c.settled = true
+	if c.backend == c.router.config.Host {
+		c.router.greet(all)
 	}
 	table, resize := all[http2.SettingHeaderTableSize]
-	s.say(func(s *side) error {
+	c.say(func(c *conn) error {
 		if resize {
-			s.fields.SetMaxDynamicTableSizeLimit(min(table, defaultTable))
-			s.fields.SetMaxDynamicTableSize(min(table, defaultTable))
+			c.fields.SetMaxDynamicTableSizeLimit(min(table, defaultTable))
+			c.fields.SetMaxDynamicTableSize(min(table, defaultTable))
 		}
-		return s.framer.WriteSettingsAck()
+		return c.framer.WriteSettingsAck()
 	})
 	return nil
 }
 
 // goaway is when a server asks for another connection, or the client says that it leaves.
-func (s *side) goaway(f *http2.GoAwayFrame) {
-	if s.way == nil {
+func (c *conn) goaway(f *http2.GoAwayFrame) {
+	if c.backend == nil {
 		return
 	}
-	s.depart()
-	for id, b := range s.streams {
+	c.depart()
+	for id, b := range c.streams {
 		if id > f.LastStreamID {
 			b.wasReset(http2.ErrCodeRefusedStream) // it was not looked at
 		}
 	}
-	for _, b := range s.unsent() {
-		b.move(s.way)
+	for _, b := range c.unsent() {
+		b.move(c.backend)
 	}
-	if s.way == s.sw.config.App && s.way == s.sw.config.Host {
-		s.sw.leave()
+	if c.backend == c.router.config.App && c.backend == c.router.config.Host {
+		c.router.leave()
 	}
 }
 
 // widen is when the other end takes more.
-func (s *side) widen(h *half, f *http2.WindowUpdateFrame) error {
+func (c *conn) widen(h *halfStream, f *http2.WindowUpdateFrame) error {
 	n := int64(f.Increment)
 	if f.StreamID == 0 {
-		if s.window += n; s.window > math.MaxInt32 {
+		if c.window += n; c.window > math.MaxInt32 {
 			return http2.ConnectionError(http2.ErrCodeFlowControl)
 		}
-		s.ready = append(s.ready, s.full...)
-		s.full = nil
-		s.wake.Signal()
+		c.ready = append(c.ready, c.full...)
+		c.full = nil
+		c.wake.Signal()
 		return nil
 	}
 	if h == nil {
-		return s.idle(f.StreamID)
+		return c.idle(f.StreamID)
 	}
 	if h.window += n; h.window > math.MaxInt32 {
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeFlowControl}
@@ -261,34 +261,34 @@ func (s *side) widen(h *half, f *http2.WindowUpdateFrame) error {
 }
 
 // data takes a part of a body.
-func (s *side) data(h *half, f *http2.DataFrame) error {
+func (c *conn) data(h *halfStream, f *http2.DataFrame) error {
 	n := int64(f.Length)
-	if s.given -= n; s.given < 0 {
+	if c.given -= n; c.given < 0 {
 		return http2.ConnectionError(http2.ErrCodeFlowControl)
 	}
-	s.held += n
-	s.sw.holds(n)
+	c.held += n
+	c.router.holds(n)
 	if h == nil {
-		s.credit(n)
-		return s.dataAfterEnd(f.StreamID)
+		c.credit(n)
+		return c.dataAfterEnd(f.StreamID)
 	}
 	if h.heard {
-		s.credit(n)
+		c.credit(n)
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeStreamClosed}
 	}
 	body := f.Data()
 	if h.left >= 0 {
 		if h.left -= int64(len(body)); h.left < 0 || (f.StreamEnded() && h.left > 0) {
-			s.credit(n)
+			c.credit(n)
 			return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol} // not as long as it said
 		}
 	}
-	if h.given -= n; h.given+s.late < 0 {
-		s.credit(n)
+	if h.given -= n; h.given+c.late < 0 {
+		c.credit(n)
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeFlowControl}
 	}
 	h.hold(n)
-	if (s.parked > parkedMost && h.parks()) || s.sw.greedy() {
+	if (c.parked > parkedMost && h.parks()) || c.router.greedy() {
 		h.credit(n)
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeEnhanceYourCalm}
 	}

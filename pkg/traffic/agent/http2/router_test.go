@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // place is a real server, and the way there.
 type place struct {
-	*Way
+	*Backend
 	server *http.Server
 	conns  chan net.Conn
 	dials  atomic.Int32
@@ -44,7 +44,7 @@ func newPlace(t *testing.T, running *sync.WaitGroup, h http.HandlerFunc) *place 
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	p.server = &http.Server{Handler: h, Protocols: protocols, HTTP2: &http.HTTP2Config{}}
-	p.Way = &Way{Dial: func(context.Context) (net.Conn, error) {
+	p.Backend = &Backend{Dial: func(context.Context) (net.Conn, error) {
 		if p.fails.Load() {
 			return nil, errors.New("nobody is there")
 		}
@@ -95,14 +95,14 @@ func (p *place) cut() {
 
 const laptopLimit = 30 // of requests at once
 
-// bench is a client in front of a Switch, an app, a laptop that requests with "laptop" in their path go to, and one that gets copies of
+// bench is a client in front of a Router, an app, a laptop that requests with "laptop" in their path go to, and one that gets copies of
 // those with "copy".
 type bench struct {
 	app, laptop, copies *place
 	client              *http.Transport
 	opened              atomic.Int32
 	strict              atomic.Bool
-	last                atomic.Pointer[Switch]
+	last                atomic.Pointer[Router]
 }
 
 func newBench(t *testing.T, app, laptop, copies http.HandlerFunc) (*bench, func()) {
@@ -114,10 +114,10 @@ func newBench(t *testing.T, app, laptop, copies http.HandlerFunc) (*bench, func(
 	route := func(r *Request) Route {
 		to := Route{Strict: b.strict.Load()}
 		if strings.Contains(r.Target, "laptop") {
-			to.Way = b.laptop.Way
+			to.Backend = b.laptop.Backend
 		}
 		if strings.Contains(r.Target, "copy") {
-			to.Copies = []*Way{b.copies.Way}
+			to.Copies = []*Backend{b.copies.Backend}
 		}
 		return to
 	}
@@ -126,7 +126,7 @@ func newBench(t *testing.T, app, laptop, copies http.HandlerFunc) (*bench, func(
 	b.client = &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		here, there := net.Pipe()
 		b.opened.Add(1)
-		sw := New(ctx, there, Config{App: b.app.Way, Route: route, Go: running.Go})
+		sw := New(ctx, there, Config{App: b.app.Backend, Route: route, Go: running.Go})
 		b.last.Store(sw)
 		running.Go(sw.Serve)
 		return here, nil

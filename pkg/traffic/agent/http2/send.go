@@ -28,62 +28,62 @@ func (i *item) size() int {
 }
 
 // write says what there is to say until the side ends. It says whether all was said.
-func (s *side) write() (all bool) {
-	s.sw.mu.Lock()
-	defer s.sw.mu.Unlock()
+func (c *conn) write() (all bool) {
+	c.router.mu.Lock()
+	defer c.router.mu.Unlock()
 	for {
-		frame, id, it := s.pick()
+		frame, id, it := c.pick()
 		var err error
 		switch {
 		case frame != nil:
-			s.sw.mu.Unlock()
-			err = frame(s)
-			s.sw.mu.Lock()
+			c.router.mu.Unlock()
+			err = frame(c)
+			c.router.mu.Lock()
 		case id != 0:
-			s.sw.mu.Unlock()
-			err = s.put(id, &it)
-			s.sw.mu.Lock()
-		case s.out.Buffered() > 0:
-			s.sw.mu.Unlock()
-			err = s.out.Flush()
-			s.sw.mu.Lock()
-		case s.finishing:
+			c.router.mu.Unlock()
+			err = c.put(id, &it)
+			c.router.mu.Lock()
+		case c.out.Buffered() > 0:
+			c.router.mu.Unlock()
+			err = c.out.Flush()
+			c.router.mu.Lock()
+		case c.finishing:
 			return true
 		default:
-			s.wake.Wait()
+			c.wake.Wait()
 		}
 		if err != nil {
-			if s.err == nil {
-				s.err = err
+			if c.err == nil {
+				c.err = err
 			}
 			// Whoever reads hears of it, after what the other end may have said before it closed.
-			_ = s.conn.SetReadDeadline(time.Now().Add(lingering))
+			_ = c.netConn.SetReadDeadline(time.Now().Add(lingering))
 			return false
 		}
 	}
 }
 
 // put writes the frames of an item.
-func (s *side) put(id uint32, it *item) error {
+func (c *conn) put(id uint32, it *item) error {
 	switch {
 	case it.reset:
-		return s.framer.WriteRSTStream(id, it.code)
+		return c.framer.WriteRSTStream(id, it.code)
 	case it.fields == nil:
-		return s.framer.WriteData(id, it.end, it.data)
+		return c.framer.WriteData(id, it.end, it.data)
 	}
-	s.block.Reset()
+	c.block.Reset()
 	for _, f := range it.fields {
-		if err := s.fields.WriteField(f); err != nil {
+		if err := c.fields.WriteField(f); err != nil {
 			return err
 		}
 	}
-	for begins := true; begins || s.block.Len() > 0; begins = false {
-		part := s.block.Next(defaultFrame)
+	for begins := true; begins || c.block.Len() > 0; begins = false {
+		part := c.block.Next(defaultFrame)
 		var err error
 		if begins {
-			err = s.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: part, EndStream: it.end, EndHeaders: s.block.Len() == 0})
+			err = c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: part, EndStream: it.end, EndHeaders: c.block.Len() == 0})
 		} else {
-			err = s.framer.WriteContinuation(id, s.block.Len() == 0, part)
+			err = c.framer.WriteContinuation(id, c.block.Len() == 0, part)
 		}
 		if err != nil {
 			return err
@@ -93,26 +93,26 @@ func (s *side) put(id uint32, it *item) error {
 }
 
 // pick is what is to be written next: a frame of the connection's own, or an item of a stream.
-func (s *side) pick() (frame func(*side) error, id uint32, it item) {
-	if s.way == nil && !s.sw.greeted {
+func (c *conn) pick() (frame func(*conn) error, id uint32, it item) {
+	if c.backend == nil && !c.router.greeted {
 		return nil, 0, item{}
 	}
-	if len(s.said) > 0 {
-		frame = s.said[0]
-		s.said = s.said[1:]
+	if len(c.said) > 0 {
+		frame = c.said[0]
+		c.said = c.said[1:]
 		return frame, 0, item{}
 	}
-	for len(s.ready) > 0 {
-		h := s.ready[0]
-		s.ready = s.ready[1:]
+	for len(c.ready) > 0 {
+		h := c.ready[0]
+		c.ready = c.ready[1:]
 		h.listed = false
 		if h.closed || len(h.queue) == 0 {
 			continue
 		}
 		if h.id == 0 {
-			if uint32(s.begun) >= s.most {
+			if uint32(c.begun) >= c.most {
 				h.listed = true
-				s.waiting = append(s.waiting, h)
+				c.waiting = append(c.waiting, h)
 				continue
 			}
 			h.begin()
@@ -125,30 +125,30 @@ func (s *side) pick() (frame func(*side) error, id uint32, it item) {
 }
 
 // begin gives a stream its number.
-func (h *half) begin() {
-	s := h.side
-	h.id, h.window, h.given = s.next, s.initial, s.granted
-	s.next += 2
-	s.begun++
-	s.streams[h.id] = h
+func (h *halfStream) begin() {
+	c := h.conn
+	h.id, h.window, h.given = c.next, c.initial, c.granted
+	c.next += 2
+	c.begun++
+	c.streams[h.id] = h
 	st := h.stream
 	if h != st.up {
 		return
 	}
 	if st.watch != nil {
-		st.watch.Went(s.way)
+		st.watch.Went(c.backend)
 	}
-	if s.way.Ask != nil {
-		h.asked = s.way.Ask(s.conn, func() { st.sw.config.Go(h.untaken) })
+	if c.backend.Ask != nil {
+		h.asked = c.backend.Ask(c.netConn, func() { st.router.config.Go(h.untaken) })
 	}
 }
 
 // take is what can be written of a stream now, if anything.
-func (h *half) take() (it item, ok bool) {
-	s := h.side
+func (h *halfStream) take() (it item, ok bool) {
+	c := h.conn
 	it = h.queue[0]
 	if len(it.data) > 0 {
-		n := min(int64(len(it.data)), h.window, s.window, s.frame)
+		n := min(int64(len(it.data)), h.window, c.window, c.frame)
 		switch {
 		case n <= 0 && h.hurry:
 			h.discard(h.queue[:len(h.queue)-1])
@@ -157,15 +157,15 @@ func (h *half) take() (it item, ok bool) {
 			n = 0
 		case n <= 0 && h.window > 0:
 			h.listed = true
-			s.full = append(s.full, h)
+			c.full = append(c.full, h)
 			return item{}, false
 		case n <= 0:
 			return item{}, false
 		}
 		h.window -= n
-		s.window -= n
+		c.window -= n
 		if h.copy {
-			s.copies(-int(n))
+			c.copies(-int(n))
 		}
 		if it.owed {
 			h.source().credit(n)
@@ -173,7 +173,7 @@ func (h *half) take() (it item, ok bool) {
 		if n > 0 && n < int64(len(it.data)) {
 			rest := &h.queue[0]
 			rest.data = it.data[n:]
-			if (h.window <= 0 || s.window <= 0) && 2*len(rest.data) < rest.room {
+			if (h.window <= 0 || c.window <= 0) && 2*len(rest.data) < rest.room {
 				rest.data, rest.room = bytes.Clone(rest.data), len(rest.data) // a little that waits is not to keep much
 			}
 			it.data, it.end = it.data[:n], false
@@ -181,7 +181,7 @@ func (h *half) take() (it item, ok bool) {
 			return it, true
 		}
 	} else if h.copy {
-		s.copies(-it.size())
+		c.copies(-it.size())
 	}
 	h.queue = h.queue[1:]
 	h.weigh(&it, -1)
@@ -197,7 +197,7 @@ func (h *half) take() (it item, ok bool) {
 }
 
 // progress goes on with what else there is to say.
-func (h *half) progress() {
+func (h *halfStream) progress() {
 	h.schedule()
 	switch {
 	case h.stall == nil:
@@ -209,7 +209,7 @@ func (h *half) progress() {
 }
 
 // schedule has a stream written when something can be.
-func (h *half) schedule() {
+func (h *halfStream) schedule() {
 	if h.closed || h.listed || len(h.queue) == 0 {
 		return
 	}
@@ -217,12 +217,12 @@ func (h *half) schedule() {
 		return
 	}
 	h.listed = true
-	h.side.ready = append(h.side.ready, h)
-	h.side.wake.Signal()
+	h.conn.ready = append(h.conn.ready, h)
+	h.conn.wake.Signal()
 }
 
 // push says something on a stream.
-func (h *half) push(it item) {
+func (h *halfStream) push(it item) {
 	if h.closed || h.resets {
 		if it.owed {
 			h.source().credit(int64(len(it.data)))
@@ -230,11 +230,11 @@ func (h *half) push(it item) {
 		return
 	}
 	if h.copy {
-		if n := it.size(); h.side.copied+n > copyLimit || shared.copied.Load()+int64(n) > copiesTogether {
+		if n := it.size(); h.conn.copied+n > copyLimit || shared.copied.Load()+int64(n) > copiesTogether {
 			h.drop()
 			return
 		}
-		h.side.copies(it.size())
+		h.conn.copies(it.size())
 		if len(h.queue) == 0 {
 			h.stall.Reset(copyStall)
 		}
@@ -245,11 +245,11 @@ func (h *half) push(it item) {
 }
 
 // weigh counts an item's fields that wait, or do no longer.
-func (h *half) weigh(it *item, sign int) {
+func (h *halfStream) weigh(it *item, sign int) {
 	if it.fields != nil && !h.copy {
 		n := sign * it.size()
-		h.side.sw.fields += n
-		h.side.sw.holds(int64(n))
+		h.conn.router.fields += n
+		h.conn.router.holds(int64(n))
 	}
 }
 
@@ -268,23 +268,23 @@ func add(queue []item, it item) []item {
 }
 
 // discard forgets what will not be said.
-func (h *half) discard(all []item) {
+func (h *halfStream) discard(all []item) {
 	for i := range all {
 		h.weigh(&all[i], -1)
 		if all[i].owed {
 			h.source().credit(int64(len(all[i].data)))
 		}
 		if h.copy {
-			h.side.copies(-all[i].size())
+			h.conn.copies(-all[i].size())
 		}
 	}
 }
 
-func newStall(h *half) *time.Timer {
-	w := h.side.sw
+func newStall(h *halfStream) *time.Timer {
+	r := h.conn.router
 	t := time.AfterFunc(copyStall, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		if len(h.queue) > 0 {
 			h.drop()
 		}
