@@ -118,7 +118,7 @@ func TestOtherVersion(t *testing.T) {
 	said, err := kit.Run(newer, "connect", "-n", "shop")
 	require.Error(t, err)
 	require.Contains(t, said, "v0.9.0")
-	require.Contains(t, said, "install the same version")
+	require.Contains(t, said, "install that version on the laptop")
 	require.Equal(t, "not connected", kit.Detour(t, "status"))
 	require.Empty(t, kit.SessionsOf(t, kit.HostName(t)))
 
