@@ -73,7 +73,7 @@ type backendKey struct {
 // the connection. The Client owns the upstream of h, and uses it for its first request.
 func New(config Config, conn net.Conn, port uint16, h *upstream.Handover) *Client {
 	c := &Client{config: config, conn: conn, port: port, first: h.Up, backends: map[backendKey]*http2.Backend{}}
-	c.app = &http2.Backend{Dial: c.dialApp, Over: config.Life}
+	c.app = &http2.Backend{Dial: c.dialApp, Life: config.Life}
 	router := http2.Config{App: c.app, Route: c.route, Go: config.Go}
 	if up := h.Up; up != nil {
 		if len(up.Said) > 0 {
@@ -137,12 +137,12 @@ func (c *Client) backend(t *intercepts.Target, grpc bool) *http2.Backend {
 	if known := c.backends[key]; known != nil {
 		return known
 	}
-	maps.DeleteFunc(c.backends, func(_ backendKey, w *http2.Backend) bool { return w.Over.Err() != nil })
+	maps.DeleteFunc(c.backends, func(_ backendKey, w *http2.Backend) bool { return w.Life.Err() != nil })
 	w := &http2.Backend{
-		Over:  t.Ctx,
-		Dial:  func(ctx context.Context) (net.Conn, error) { return c.dialLaptop(ctx, key) },
-		Ask:   track,
-		Again: replay.Repeatable,
+		Life:     t.Ctx,
+		Dial:     func(ctx context.Context) (net.Conn, error) { return c.dialLaptop(ctx, key) },
+		Track:    track,
+		MayRetry: replay.Repeatable,
 	}
 	if t.Wiretap {
 		w.Lost = func(n uint64) { c.config.Host.DropCopies(t.Uid, n) }

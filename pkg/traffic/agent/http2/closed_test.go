@@ -30,7 +30,10 @@ func TestFramesOnClosedStreams(t *testing.T) {
 		c.next += 2
 		c.write(func() error { // a malformed request: the agent resets it
 			c.block.Reset()
-			return c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true, BlockFragment: c.encode(":method", "GET")})
+			return c.framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, EndHeaders: true,
+				BlockFragment: c.encode(":method", "GET"),
+			})
 		})
 		synctest.Wait()
 		return id
@@ -48,7 +51,10 @@ func TestFramesOnClosedStreams(t *testing.T) {
 		c.write(func() error {
 			c.block.Reset()
 			block := c.encode(":method", "GET", ":scheme", "http", ":authority", "catalog", ":path", "/app")
-			return c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndStream: true, EndHeaders: true, BlockFragment: block})
+			return c.framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, EndStream: true, EndHeaders: true,
+				BlockFragment: block,
+			})
 		})
 	}
 	for _, c := range []struct {

@@ -40,13 +40,15 @@ func (w *witness) ServeHTTP(answer http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// told is what a witness makes of a client's bytes, that come to it directly, or through a Router: to the app or to the laptop.
+// told returns what a witness reads of a client's bytes, which reach it directly or through a
+// Router.
 func told(t *testing.T, sent []byte, through bool) []string {
 	var all []string
 	synctest.Test(t, func(t *testing.T) {
 		var running sync.WaitGroup
 		w := &witness{}
-		app, laptop, copies := newPlace(t, &running, w.ServeHTTP), newPlace(t, &running, w.ServeHTTP), newPlace(t, &running, func(http.ResponseWriter, *http.Request) {})
+		app, laptop, copies := newPlace(t, &running, w.ServeHTTP), newPlace(t, &running, w.ServeHTTP), newPlace(t,
+			&running, func(http.ResponseWriter, *http.Request) {})
 		app.Lost, laptop.Lost = nil, nil
 		var client net.Conn
 		if through {
@@ -59,7 +61,12 @@ func told(t *testing.T, sent []byte, through bool) []string {
 				}
 				return to
 			}
-			running.Go(func() { New(t.Context(), there, Config{App: app.Backend, Route: route, Go: running.Go}).Serve() })
+			running.Go(func() {
+				New(t.Context(), there, Config{
+					App: app.Backend, Route: route,
+					Go: running.Go,
+				}).Serve()
+			})
 		} else {
 			var err error
 			if client, err = app.Dial(context.Background()); err != nil {
@@ -82,7 +89,8 @@ func told(t *testing.T, sent []byte, through bool) []string {
 	return all
 }
 
-// Whatever a client sends, the app and the laptop together see no request that the app would not have seen without anybody between.
+// Whatever a client sends, the app and the laptop together see no request that the app would not
+// see without the agent.
 func FuzzSwitch(f *testing.F) {
 	var b bytes.Buffer
 	framer := http2.NewFramer(&b, nil)
@@ -93,7 +101,10 @@ func FuzzSwitch(f *testing.F) {
 		for i := 0; i < len(pairs); i += 2 {
 			_ = fields.WriteField(hpack.HeaderField{Name: pairs[i], Value: pairs[i+1]})
 		}
-		_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndStream: end, EndHeaders: true})
+		_ = framer.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: stream, BlockFragment: block.Bytes(), EndStream: end,
+			EndHeaders: true,
+		})
 	}
 	seed := func() {
 		f.Add(bytes.Clone(b.Bytes()))
@@ -126,7 +137,8 @@ func FuzzSwitch(f *testing.F) {
 	seed()
 	head(1, false, ":method", "CONNECT", ":authority", "db:5432")
 	_ = framer.WriteGoAway(0, http2.ErrCodeNo, nil)
-	_ = framer.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1 << 20})
+	_ = framer.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0},
+		http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1 << 20})
 	seed()
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		direct, through := told(t, sent, false), told(t, sent, true)

@@ -40,7 +40,10 @@ type crude struct {
 func newCrude(t *testing.T, b *bench, deaf bool, settings ...http2.Setting) *crude {
 	conn, err := b.client.DialContext(t.Context(), "", "")
 	require.NoError(t, err)
-	c := &crude{t: t, conn: conn, framer: http2.NewFramer(conn, conn), next: 1, deaf: deaf, bodies: map[uint32]int{}, resets: map[uint32]http2.ErrCode{}}
+	c := &crude{
+		t: t, conn: conn, framer: http2.NewFramer(conn, conn), next: 1, deaf: deaf, bodies: map[uint32]int{},
+		resets: map[uint32]http2.ErrCode{},
+	}
 	c.fields = hpack.NewEncoder(&c.block)
 	_, err = io.WriteString(conn, http2.ClientPreface)
 	require.NoError(t, err)
@@ -89,10 +92,18 @@ func (c *crude) ask(path string, end bool, more ...hpack.HeaderField) uint32 {
 	c.next += 2
 	c.write(func() error {
 		c.block.Reset()
-		for _, f := range append([]hpack.HeaderField{{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":authority", Value: "a"}, {Name: ":path", Value: path}}, more...) {
+		for _, f := range append([]hpack.HeaderField{
+			{Name: ":method", Value: "POST"},
+			{Name: ":scheme", Value: "http"},
+			{Name: ":authority", Value: "a"},
+			{Name: ":path", Value: path},
+		}, more...) {
 			_ = c.fields.WriteField(f)
 		}
-		return c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.block.Bytes(), EndStream: end, EndHeaders: true})
+		return c.framer.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: id, BlockFragment: c.block.Bytes(),
+			EndStream: end, EndHeaders: true,
+		})
 	})
 	return id
 }
@@ -171,7 +182,7 @@ func TestNoMoreRequestsThanTheAppTakes(t *testing.T) {
 	}
 }
 
-// What waits of requests' fields is bounded, whether the app does not take the requests or a laptop keeps them waiting.
+// The fields of waiting requests are bounded, whether the app or a laptop makes them wait.
 func TestFieldsAreBounded(t *testing.T) {
 	for _, path := range []string{"/", "/laptop"} {
 		t.Run(path, func(t *testing.T) {
@@ -197,44 +208,45 @@ func TestFieldsAreBounded(t *testing.T) {
 	}
 }
 
-// What is kept of requests, in case that the app has to answer them, is bounded, however small its parts are.
+// The requests that are stored for a second try are bounded, however small their parts are.
 func TestWhatIsKeptIsBounded(t *testing.T) {
 	for _, c := range []struct{ streams, parts, size, most int }{{100, 500, 1, 2 << 20}, {300, 4, 15_000, 40 << 20}} {
 		t.Run(fmt.Sprint(c.size), func(t *testing.T) {
-			limited(t, standing, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }, func(t *testing.T, b *bench) {
-				b.app.server.HTTP2.MaxConcurrentStreams = 1000
-				b.laptop.server.HTTP2.MaxConcurrentStreams = 1000
-				client := newCrude(t, b, false)
-				var streams []uint32
-				for range c.streams {
-					streams = append(streams, client.ask("/laptop", false))
-				}
-				before := heap()
-				part := make([]byte, c.size)
-				for _, id := range streams {
-					for range c.parts {
-						client.write(func() error { return client.framer.WriteData(id, false, part) })
+			limited(t, standing, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
+				func(t *testing.T, b *bench) {
+					b.app.server.HTTP2.MaxConcurrentStreams = 1000
+					b.laptop.server.HTTP2.MaxConcurrentStreams = 1000
+					client := newCrude(t, b, false)
+					var streams []uint32
+					for range c.streams {
+						streams = append(streams, client.ask("/laptop", false))
 					}
-					synctest.Wait() // it may send no more before this is passed on
-				}
-				assert.Less(t, heap()-before, c.most)
-				sw := b.last.Load()
-				assert.LessOrEqual(t, sw.kept, maxKept)
-				for _, id := range streams {
-					client.reset(id)
-				}
-				synctest.Wait()
-				assert.Zero(t, sw.kept)
-				assert.Zero(t, sw.fields)
-				assert.Zero(t, sw.client.held)
-				assert.Zero(t, sw.client.parked)
-				_ = client.conn.Close()
-			})
+					before := heap()
+					part := make([]byte, c.size)
+					for _, id := range streams {
+						for range c.parts {
+							client.write(func() error { return client.framer.WriteData(id, false, part) })
+						}
+						synctest.Wait() // it may send no more before this is passed on
+					}
+					assert.Less(t, heap()-before, c.most)
+					sw := b.last.Load()
+					assert.LessOrEqual(t, sw.replayBytes, maxReplay)
+					for _, id := range streams {
+						client.reset(id)
+					}
+					synctest.Wait()
+					assert.Zero(t, sw.replayBytes)
+					assert.Zero(t, sw.fieldBytes)
+					assert.Zero(t, sw.client.recv.held)
+					assert.Zero(t, sw.client.recv.parked)
+					_ = client.conn.Close()
+				})
 		})
 	}
 }
 
-// Answers that the client does not take are not taken from their servers either, and do not hold up those that it takes.
+// The Router stops reading an answer that the client does not read. Other answers go on.
 func TestUnreadAnswersAreBounded(t *testing.T) {
 	for _, path := range []string{"/", "/laptop"} {
 		t.Run(path, func(t *testing.T) {
@@ -267,7 +279,8 @@ func TestUnreadAnswersAreBounded(t *testing.T) {
 	}
 }
 
-// Many connections together hold no more than an agent may have, and those that hold little are served.
+// Many connections together hold no more than the agent's budget. Connections that hold little are
+// still served.
 func TestAllConnectionsAreBounded(t *testing.T) {
 	limited(t, func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "little") {
@@ -356,7 +369,8 @@ func TestFieldsWithoutAnEnd(t *testing.T) {
 	})
 }
 
-// While much waits for a laptop streams are given less. What was sent before the client knew of that is taken, and whoever goes on with a request gets on.
+// While much waits for a laptop, streams get small windows. The Router accepts what the client sent
+// before it knew of that, and a client that goes on with its request makes progress.
 func TestUploadsWhileMuchWaits(t *testing.T) {
 	limited(t, says("app"), standing, func(t *testing.T, b *bench) {
 		b.laptop.server.HTTP2.MaxConcurrentStreams = 1000
@@ -389,7 +403,7 @@ func TestUploadsWhileMuchWaits(t *testing.T) {
 		}
 		synctest.Wait()
 		sw := b.last.Load()
-		assert.True(t, sw.client.tight)
+		assert.True(t, sw.client.recv.tight)
 		for _, out := range begun {
 			_, err := io.WriteString(out, body)
 			require.NoError(t, err)
@@ -407,9 +421,9 @@ func TestUploadsWhileMuchWaits(t *testing.T) {
 		stuck.Wait()
 		synctest.Wait()
 		assert.EqualValues(t, 1, b.opened.Load())
-		assert.False(t, sw.client.tight)
-		assert.Zero(t, sw.client.held)
-		assert.Zero(t, sw.client.parked)
+		assert.False(t, sw.client.recv.tight)
+		assert.Zero(t, sw.client.recv.held)
+		assert.Zero(t, sw.client.recv.parked)
 	})
 }
 

@@ -10,8 +10,9 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// read takes frames until the connection ends or breaks the rules.
-func (c *conn) read() {
+// receiveLoop handles frames until the connection ends or its peer breaks the rules. It locks mu
+// itself.
+func (c *conn) receiveLoop() {
 	r := c.router
 	if c.backend == nil {
 		preface := make([]byte, len(http2.ClientPreface))
@@ -29,19 +30,19 @@ func (c *conn) read() {
 		var connection http2.ConnectionError
 		switch {
 		case errors.As(err, &stream):
-			c.broke(stream)
+			c.streamError(stream)
 			err = nil
 		case errors.As(err, &connection), errors.Is(err, http2.ErrFrameTooLarge):
 			code := http2.ErrCode(connection)
 			if errors.Is(err, http2.ErrFrameTooLarge) {
 				code = http2.ErrCodeFrameSize
 			}
-			last := c.last
-			c.say(func(c *conn) error { return c.framer.WriteGoAway(last, code, nil) })
-			c.err = err // whatever became of what was written
+			last := c.streams.lastID
+			c.sendControl(func(c *conn) error { return c.framer.WriteGoAway(last, code, nil) })
+			c.state.err = err // it explains more than an error of sendLoop
 		}
-		if c.err == nil {
-			c.err = err
+		if c.state.err == nil {
+			c.state.err = err
 		}
 		r.mu.Unlock()
 		if err != nil {
@@ -50,97 +51,110 @@ func (c *conn) read() {
 	}
 }
 
-// foreign says whether the other end has said something that is not HTTP/2, and so understood nothing.
-func (c *conn) foreign() bool {
+// spokeNoHTTP2 reports whether the peer has sent something other than HTTP/2, and so has understood
+// nothing.
+func (c *conn) spokeNoHTTP2() bool {
 	var broken http2.ConnectionError
-	return !c.settled && (errors.Is(c.err, http2.ErrFrameTooLarge) || errors.As(c.err, &broken))
+	return !c.state.settled && (errors.Is(c.state.err, http2.ErrFrameTooLarge) || errors.As(c.state.err, &broken))
 }
 
-// broke ends a stream whose other end broke the rules.
-func (c *conn) broke(e http2.StreamError) {
-	h := c.streams[e.StreamID]
-	if h == nil && c.backend == nil && e.StreamID%2 == 1 && e.StreamID > c.last {
-		c.last = e.StreamID
-		c.resetByUs.add(e.StreamID)
+// streamError resets a stream whose peer broke the rules.
+func (c *conn) streamError(e http2.StreamError) {
+	h := c.streams.byID[e.StreamID]
+	if h == nil && c.backend == nil && e.StreamID%2 == 1 && e.StreamID > c.streams.lastID {
+		c.streams.lastID = e.StreamID
+		c.streams.resetByUs.add(e.StreamID)
 	}
 	if h == nil {
-		c.say(func(c *conn) error { return c.framer.WriteRSTStream(e.StreamID, e.Code) })
+		c.sendControl(func(c *conn) error { return c.framer.WriteRSTStream(e.StreamID, e.Code) })
 		return
 	}
 	h.refuse(e.Code)
 }
 
-// take understands a frame.
+// take handles a frame. Its error ends the stream (http2.StreamError) or the connection.
 func (c *conn) take(f http2.Frame) error {
-	if _, ok := f.(*http2.SettingsFrame); !ok && !c.settled {
+	if _, ok := f.(*http2.SettingsFrame); !ok && !c.state.settled {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
-	if len(c.said) > maxSaid {
+	if len(c.queue.control) > maxControl {
 		return errTooMuch
 	}
-	id := f.Header().StreamID
-	h := c.streams[id]
+	h := c.streams.byID[f.Header().StreamID]
 	switch f := f.(type) {
 	case *http2.SettingsFrame:
-		return c.settings(f)
+		return c.handleSettings(f)
 	case *http2.PingFrame:
-		if !f.IsAck() {
-			data := f.Data
-			c.say(func(c *conn) error { return c.framer.WritePing(true, data) })
-		}
+		c.handlePing(f)
 		return nil
 	case *http2.GoAwayFrame:
-		c.goaway(f)
+		c.handleGoAway(f)
 		return nil
 	case *http2.PushPromiseFrame:
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	case *http2.WindowUpdateFrame:
-		return c.widen(h, f)
+		return c.handleWindowUpdate(h, f)
 	case *http2.DataFrame:
-		return c.data(h, f)
+		return c.handleData(h, f)
 	case *http2.MetaHeadersFrame:
-		switch {
-		case h != nil:
-			return h.fields(f)
-		case c.backend == nil && id > c.last:
-			return c.router.opens(f)
-		}
-		if err := c.idle(id); err != nil || c.backend != nil {
-			return err
-		}
-		return c.headersAfterEnd(id)
+		return c.handleHeaders(h, f)
 	case *http2.RSTStreamFrame:
-		if h == nil {
-			return c.idle(id)
-		}
-		h.resetByPeer = true
-		h.wasReset(f.ErrCode)
-		return nil
+		return c.handleReset(h, f)
 	case *http2.PriorityFrame:
-		return c.priority(h, f)
+		return c.handlePriority(h, f)
 	default:
 		return nil // a frame of an extension (RFC 9113, section 5.5)
 	}
 }
 
-// priority checks a PRIORITY frame. The priority itself is ignored (RFC 9113, section 5.3.2), but a
-// stream that depends on itself is an error (RFC 7540, section 5.3.1). For a stream that is still
-// idle it is an error of the connection, because RST_STREAM must not be sent for an idle stream.
-func (c *conn) priority(h *halfStream, f *http2.PriorityFrame) error {
+func (c *conn) handlePing(f *http2.PingFrame) {
+	if !f.IsAck() {
+		data := f.Data
+		c.sendControl(func(c *conn) error { return c.framer.WritePing(true, data) })
+	}
+}
+
+func (c *conn) handleHeaders(h *halfStream, f *http2.MetaHeadersFrame) error {
+	switch {
+	case h != nil:
+		return h.handleHeaders(f)
+	case c.backend == nil && f.StreamID > c.streams.lastID:
+		return c.router.openStream(f)
+	}
+	if err := c.checkNotIdle(f.StreamID); err != nil || c.backend != nil {
+		return err
+	}
+	return c.headersAfterEnd(f.StreamID)
+}
+
+func (c *conn) handleReset(h *halfStream, f *http2.RSTStreamFrame) error {
+	if h == nil {
+		return c.checkNotIdle(f.StreamID)
+	}
+	h.resetByPeer = true
+	h.handleReset(f.ErrCode)
+	return nil
+}
+
+// handlePriority checks a PRIORITY frame. The priority itself is ignored (RFC 9113, section 5.3.2),
+// but a stream that depends on itself is an error (RFC 7540, section 5.3.1). For a stream that is
+// still idle it is an error of the connection, because RST_STREAM must not be sent for an idle
+// stream.
+func (c *conn) handlePriority(h *halfStream, f *http2.PriorityFrame) error {
 	switch {
 	case f.StreamDep != f.StreamID:
 		return nil
 	case h != nil:
 		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}
 	}
-	return c.idle(f.StreamID)
+	return c.checkNotIdle(f.StreamID)
 }
 
-// headersAfterEnd judges a HEADERS frame of a client for a stream that has ended, or that the client
-// skipped. Trailers may cross a reset of ours. All else is an error of the connection (RFC 9113,
-// section 5.1.1).
+// headersAfterEnd judges a HEADERS frame of a client for a stream that has ended, or that the
+// client skipped. Trailers may cross a reset of ours. All else is an error of the connection (RFC
+// 9113, section 5.1.1).
 func (c *conn) headersAfterEnd(id uint32) error {
-	if c.finishing || c.resetByUs.has(id) {
+	if c.state.finishing || c.streams.resetByUs.has(id) {
 		return nil
 	}
 	return http2.ConnectionError(http2.ErrCodeProtocol)
@@ -149,29 +163,29 @@ func (c *conn) headersAfterEnd(id uint32) error {
 // dataAfterEnd judges a DATA frame for a stream that has ended. A part of a body may cross a reset
 // of ours. Otherwise the client ended the stream itself (RFC 9113, section 5.1).
 func (c *conn) dataAfterEnd(id uint32) error {
-	if err := c.idle(id); err != nil {
+	if err := c.checkNotIdle(id); err != nil {
 		return err
 	}
-	if c.backend != nil || c.finishing || c.resetByUs.has(id) {
+	if c.backend != nil || c.state.finishing || c.streams.resetByUs.has(id) {
 		return nil
 	}
 	return http2.StreamError{StreamID: id, Code: http2.ErrCodeStreamClosed}
 }
 
-// idle says whether a stream has not begun: then nothing may come on it.
-func (c *conn) idle(id uint32) error {
-	if (c.backend == nil && id > c.last) || (c.backend != nil && id >= c.next) || id%2 == 0 {
+// checkNotIdle returns an error for a frame on a stream that has not begun.
+func (c *conn) checkNotIdle(id uint32) error {
+	if (c.backend == nil && id > c.streams.lastID) || (c.backend != nil && id >= c.streams.nextID) || id%2 == 0 {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
 	return nil
 }
 
-func (c *conn) settings(f *http2.SettingsFrame) error {
+func (c *conn) handleSettings(f *http2.SettingsFrame) error {
 	if f.IsAck() {
-		if !c.settled {
+		if !c.state.settled {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
-		c.acknowledged()
+		c.settingsAcknowledged()
 		return nil
 	}
 	if f.HasDuplicates() {
@@ -185,119 +199,137 @@ func (c *conn) settings(f *http2.SettingsFrame) error {
 	if err != nil {
 		return err
 	}
-	if v, ok := all[http2.SettingMaxConcurrentStreams]; ok {
-		c.most = v
-	} else if !c.settled {
-		c.most = math.MaxUint32
+	if err := c.applySettings(all); err != nil {
+		return err
 	}
-	c.admit()
-	if v, ok := all[http2.SettingInitialWindowSize]; ok {
-		change := int64(v) - c.initial
-		c.initial = int64(v)
-		for _, h := range c.streams {
-			if h.window += change; h.window > math.MaxInt32 {
-				return http2.ConnectionError(http2.ErrCodeFlowControl)
-			}
-			h.schedule()
-		}
-	}
-	if v, ok := all[http2.SettingMaxFrameSize]; ok {
-		c.frame = min(int64(v), largestFrame)
-	}
-	c.settled = true
+	c.state.settled = true
 	if c.backend == c.router.config.Host {
-		c.router.greet(all)
+		c.router.sendClientSettings(all)
 	}
 	table, resize := all[http2.SettingHeaderTableSize]
-	c.say(func(c *conn) error {
+	c.sendControl(func(c *conn) error {
 		if resize {
-			c.fields.SetMaxDynamicTableSizeLimit(min(table, defaultTable))
-			c.fields.SetMaxDynamicTableSize(min(table, defaultTable))
+			c.w.fields.SetMaxDynamicTableSizeLimit(min(table, defaultTable))
+			c.w.fields.SetMaxDynamicTableSize(min(table, defaultTable))
 		}
 		return c.framer.WriteSettingsAck()
 	})
 	return nil
 }
 
-// goaway is when a server asks for another connection, or the client says that it leaves.
-func (c *conn) goaway(f *http2.GoAwayFrame) {
+// applySettings makes the other end's settings the limits of the connection.
+func (c *conn) applySettings(all map[http2.SettingID]uint32) error {
+	if v, ok := all[http2.SettingMaxConcurrentStreams]; ok {
+		c.limits.maxStreams = v
+	} else if !c.state.settled {
+		c.limits.maxStreams = math.MaxUint32
+	}
+	c.admit()
+	if v, ok := all[http2.SettingInitialWindowSize]; ok {
+		change := int64(v) - c.limits.initialWindow
+		c.limits.initialWindow = int64(v)
+		for _, h := range c.streams.byID {
+			if h.send.window += change; h.send.window > math.MaxInt32 {
+				return http2.ConnectionError(http2.ErrCodeFlowControl)
+			}
+			h.schedule()
+		}
+	}
+	if v, ok := all[http2.SettingMaxFrameSize]; ok {
+		c.limits.maxFrame = min(int64(v), largestFrame)
+	}
+	return nil
+}
+
+// handleGoAway handles a server's request to use another connection. It ignores the client's.
+func (c *conn) handleGoAway(f *http2.GoAwayFrame) {
 	if c.backend == nil {
 		return
 	}
-	c.depart()
-	for id, b := range c.streams {
+	c.refuseNew()
+	for id, b := range c.streams.byID {
 		if id > f.LastStreamID {
-			b.wasReset(http2.ErrCodeRefusedStream) // it was not looked at
+			b.handleReset(http2.ErrCodeRefusedStream) // the server has not processed it
 		}
 	}
 	for _, b := range c.unsent() {
-		b.move(c.backend)
+		b.moveTo(c.backend)
 	}
 	if c.backend == c.router.config.App && c.backend == c.router.config.Host {
-		c.router.leave()
+		c.router.leaveLocked()
 	}
 }
 
-// widen is when the other end takes more.
-func (c *conn) widen(h *halfStream, f *http2.WindowUpdateFrame) error {
+// handleWindowUpdate enlarges a window for sending.
+func (c *conn) handleWindowUpdate(h *halfStream, f *http2.WindowUpdateFrame) error {
 	n := int64(f.Increment)
 	if f.StreamID == 0 {
-		if c.window += n; c.window > math.MaxInt32 {
+		if c.limits.window += n; c.limits.window > math.MaxInt32 {
 			return http2.ConnectionError(http2.ErrCodeFlowControl)
 		}
-		c.ready = append(c.ready, c.full...)
-		c.full = nil
-		c.wake.Signal()
+		c.queue.ready = append(c.queue.ready, c.queue.blocked...)
+		c.queue.blocked = nil
+		c.queue.wake.Signal()
 		return nil
 	}
 	if h == nil {
-		return c.idle(f.StreamID)
+		return c.checkNotIdle(f.StreamID)
 	}
-	if h.window += n; h.window > math.MaxInt32 {
+	if h.send.window += n; h.send.window > math.MaxInt32 {
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeFlowControl}
 	}
 	h.schedule()
 	return nil
 }
 
-// data takes a part of a body.
-func (c *conn) data(h *halfStream, f *http2.DataFrame) error {
+// handleData handles a part of a body.
+func (c *conn) handleData(h *halfStream, f *http2.DataFrame) error {
 	n := int64(f.Length)
-	if c.given -= n; c.given < 0 {
+	if c.recv.window -= n; c.recv.window < 0 {
 		return http2.ConnectionError(http2.ErrCodeFlowControl)
 	}
-	c.held += n
-	c.router.holds(n)
+	c.recv.held += n
+	c.router.countHeld(n)
 	if h == nil {
 		c.credit(n)
 		return c.dataAfterEnd(f.StreamID)
 	}
-	if h.heard {
+	if h.recv.ended {
 		c.credit(n)
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeStreamClosed}
 	}
-	body := f.Data()
-	if h.left >= 0 {
-		if h.left -= int64(len(body)); h.left < 0 || (f.StreamEnded() && h.left > 0) {
-			c.credit(n)
-			return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol} // not as long as it said
-		}
-	}
-	if h.given -= n; h.given+c.late < 0 {
+	if err := h.countData(f); err != nil {
 		c.credit(n)
-		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeFlowControl}
+		return err
 	}
 	h.hold(n)
-	if (c.parked > parkedMost && h.parks()) || c.router.greedy() {
+	if (c.recv.parked > maxParked && h.isForLaptop()) || c.router.overBudget() {
 		h.credit(n)
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeEnhanceYourCalm}
 	}
+	body := f.Data()
 	h.credit(n - int64(len(body))) // padding
-	return h.body(body, f.StreamEnded())
+	return h.handleBody(body, f.StreamEnded())
 }
 
-// connection says whether a field belongs to a connection of HTTP/1, which no message of HTTP/2 may have.
-func connection(f hpack.HeaderField) bool {
+// countData checks a DATA frame against the length that the request gave and against the window of
+// the stream.
+func (h *halfStream) countData(f *http2.DataFrame) error {
+	if h.recv.bodyLeft >= 0 {
+		h.recv.bodyLeft -= int64(len(f.Data()))
+		if h.recv.bodyLeft < 0 || (f.StreamEnded() && h.recv.bodyLeft > 0) {
+			return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol}
+		}
+	}
+	if h.recv.window -= int64(f.Length); h.recv.window+h.conn.recv.late < 0 {
+		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeFlowControl}
+	}
+	return nil
+}
+
+// isConnectionField reports whether a field belongs to a connection of HTTP/1. No message of HTTP/2
+// may have one (RFC 9113, section 8.2.2).
+func isConnectionField(f hpack.HeaderField) bool {
 	switch f.Name {
 	case "connection", "proxy-connection", "transfer-encoding", "upgrade", "keep-alive":
 		return true

@@ -1,6 +1,8 @@
-// Package http2 carries the requests of one HTTP/2 client to several servers, each to the one it belongs to, and their answers back. It
-// passes frames on: fields in their order, informational answers, trailers and the codes of resets are those that were sent. What there
-// is to each connection alone (settings, flow control, the compression of fields) each has for itself. The rules are those of RFC 9113.
+// Package http2 sends each request of an HTTP/2 client to the backend that it belongs to, and the
+// answers back to the client. It passes frames on: the order of fields, informational answers,
+// trailers and the codes of resets stay as they were sent. Settings, flow control and the
+// compression of fields belong to each connection alone. The rules are those of RFC 9113. Start
+// with Router.
 package http2
 
 import (
@@ -12,70 +14,79 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// Config is what a Router needs to know.
+// Config describes a Router.
 type Config struct {
-	// App is where the client's connection led if nobody stood in between, and where goes what cannot go elsewhere: its settings are the
-	// client's to see, and with its connection the client's ends.
+	// App is the server that the client has connected to. It gets the requests that no other
+	// backend takes. The client sees its settings, and the client's connection ends with App's.
 	App *Backend
-	// Host, where there is one, is who has all of the connection in the app's place, as long as it is there: the client sees its settings, and
-	// the app is not asked for anything before it is needed.
+	// Host, if not nil, replaces App for the whole connection while it is reachable. The client
+	// sees Host's settings, and the Router dials App only when it needs App.
 	Host *Backend
-	// Route says where a request goes.
+	// Route decides where a request goes.
 	Route func(*Request) Route
-	// Go runs what may outlive Serve: copies that are being handed over.
+	// Go runs a function that may outlive Serve, such as the sending of copies. The owner of the
+	// Router waits for it.
 	Go func(func())
 }
 
-// Backend is a server that requests can go to, of one client.
+// Backend is a server that requests of one client can go to.
 type Backend struct {
-	// Dial opens a connection that speaks HTTP/2. When it fails nothing has been sent.
+	// Dial opens a connection that speaks HTTP/2. When it fails, nothing was sent.
 	Dial func(context.Context) (net.Conn, error)
-	// Over is done when nothing more goes this way. What is under way has time to end.
-	Over context.Context
-	// Ask, where there is one, is told that a request is about to be sent on a connection. It calls untaken, from elsewhere, if the server
-	// has become silent and has not taken it; answered ends that, and says no when an answer will not do any more.
-	Ask func(c net.Conn, untaken func()) (answered func() bool)
-	// Again, where there is one, says whether a request may be sent to the app that the server may have, when the connection has ended so.
-	Again func(method string, err error) bool
-	// Lost counts requests whose copies do not get there whole, for a way that gets copies.
+	// Life ends when the backend takes no further requests. Requests that have begun get time to
+	// end.
+	Life context.Context
+	// Track, if not nil, is called before a request is sent on a connection. It calls onLost, from
+	// another goroutine, when the server has fallen silent without taking the request. confirm ends
+	// that, and returns false when onLost was or will be called.
+	Track func(c net.Conn, onLost func()) (confirm func() bool)
+	// MayRetry, if not nil, reports whether App may get a request that the server may have taken,
+	// after the connection ended with err.
+	MayRetry func(method string, err error) bool
+	// Lost counts the requests whose copies did not arrive whole. It is required for a backend that
+	// gets copies.
 	Lost func(uint64)
 }
 
-// Route is where a request goes.
+// Route is the decision where a request goes.
 type Route struct {
-	Backend *Backend // nil is the app's
+	Backend *Backend // nil means App
 	Strict  bool     // nowhere else
 	Copies  []*Backend
-	Watch   Watcher // nil when nobody wants to know
+	Watch   Watcher // may be nil
 }
 
-// Watcher hears what becomes of a request. It must not block.
+// Watcher is told what happens to a request. Its methods must not block.
 type Watcher interface {
-	Went(*Backend) // the last one counts
+	Went(*Backend) // the last call counts
 	Answered(status int)
-	Ended(grpcStatus string) // empty when there is none
+	Ended(grpcStatus string) // empty when the answer has none
 }
 
 const (
-	// maxFields bounds the fields of a request or an answer, in bytes as RFC 9113, 6.5.2 counts them, and heldFields those of all that wait.
+	// maxFields bounds the fields of a request or an answer, in bytes as RFC 9113, section 6.5.2,
+	// counts them. heldFields bounds the fields of all that waits.
 	maxFields  = 4 << 20
 	heldFields = 4 << 20
-	// maxStreams bounds the requests of a client that are under way. If the app's own limit is lower, that holds.
+	// maxStreams bounds the requests of a client that have begun and not ended. A lower limit of
+	// App applies instead.
 	maxStreams = 1 << 12
-	// keptBody bounds what is kept of a request's body to send it once more, and maxKept what is kept of all requests.
-	keptBody = 64 << 10
-	maxKept  = 4 << 20
-	// copyLimit bounds what waits for a server that gets copies, in bytes, and copiesTogether what does in all of an agent. Beyond it a copy is dropped: the
-	// original is never slowed.
+	// maxReplayBody bounds the body of a request that may be sent again, and maxReplay the bytes of
+	// all such requests.
+	maxReplayBody = 64 << 10
+	maxReplay     = 4 << 20
+	// copyLimit bounds the bytes that wait for one backend that gets copies, and copiesTogether
+	// those of the whole agent. Beyond the bounds a copy is dropped: a copy never slows the
+	// original.
 	copyLimit      = 256 << 10
 	copiesTogether = 4 << 20
-	// copyStall is how long such a server may take nothing of what waits.
+	// copyStall is how long such a backend may read nothing.
 	copyStall = 3 * time.Second
-	// drainTimeout is how long a request may go on after its way is over.
+	// drainTimeout is how long a request may go on after the Life of its backend.
 	drainTimeout = 10 * time.Second
-	// lingering is how long it may take to hand over the last of a connection that ends.
+	// lingering is how long a connection that ends may take to send its last bytes.
 	lingering = time.Second
-	// settingsTimeout is how long the app may take to say its settings before the client gets others.
+	// settingsTimeout is how long the client waits for App's settings before it gets default ones.
 	settingsTimeout = time.Second
 )
 
@@ -84,30 +95,33 @@ type Router struct {
 	config Config
 	ctx    context.Context
 
-	mu       sync.Mutex // guards all that follows, and the sides and streams
-	client   *conn
-	backends map[*Backend]*conn // that take new requests
-	conns    map[*conn]struct{}
-	held     int64 // bytes of all kinds that wait
-	fields   int   // bytes of fields that wait
-	kept     int   // bytes of requests that may have to be sent once more
-	greeted  bool  // the client has got settings
-	ended    bool  // the client has gone
-	asked    bool  // the client was asked to leave
+	// mu guards the fields below, and all connections and streams of the Router. A function of this
+	// package that does not lock mu itself needs it held, unless its comment says otherwise.
+	mu           sync.Mutex
+	client       *conn
+	backends     map[*Backend]*conn // connections that take new requests
+	conns        map[*conn]struct{}
+	held         int64 // bytes of all kinds that wait
+	fieldBytes   int   // bytes of fields that wait
+	replayBytes  int   // bytes of requests that may have to be sent again
+	settingsSent bool  // to the client
+	ended        bool  // the client has gone
+	leaveAsked   bool  // Leave was called
 }
 
-// New is a Router for a client's connection. Everything ends with ctx.
+// New returns a Router for a client's connection, which it owns from then on. ctx ends everything.
+// The caller must call Serve.
 func New(ctx context.Context, client net.Conn, config Config) *Router {
 	if config.Host == nil {
 		config.Host = config.App
 	}
 	r := &Router{config: config, ctx: ctx, backends: map[*Backend]*conn{}, conns: map[*conn]struct{}{}}
 	r.client = r.newConn(nil)
-	r.client.use(client)
+	r.client.attach(client)
 	return r
 }
 
-// Serve goes on until the client's connection ends.
+// Serve serves the client until its connection ends. It locks mu itself.
 func (r *Router) Serve() {
 	shared.switches.Add(1)
 	defer shared.switches.Add(-1)
@@ -115,48 +129,49 @@ func (r *Router) Serve() {
 	stop := context.AfterFunc(r.ctx, func() { _ = c.netConn.Close() })
 	defer stop()
 	r.mu.Lock()
-	r.to(r.config.Host) // where it would be by now
+	r.connTo(r.config.Host) // without the agent the client would be connected there by now
 	r.mu.Unlock()
-	greeting := time.AfterFunc(settingsTimeout, func() {
+	settings := time.AfterFunc(settingsTimeout, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.greet(nil)
+		r.sendClientSettings(nil)
 	})
-	defer greeting.Stop()
+	defer settings.Stop()
 	var writing sync.WaitGroup
-	writing.Go(func() { c.write() })
-	c.read()
+	writing.Go(func() { c.sendLoop() })
+	c.receiveLoop()
 	r.mu.Lock()
 	c.finish()
 	r.mu.Unlock()
 	writing.Wait()
 	_ = c.netConn.Close()
 	r.mu.Lock()
-	r.end()
-	r.holds(-r.held) // what is left goes
+	r.clientGone()
+	r.countHeld(-r.held)
 	r.ended = true
 	r.mu.Unlock()
 }
 
-// Leave asks the client to open another connection for what it asks next. Everything that is under backend, and what crosses it, is served.
+// Leave asks the client to open another connection for its next requests. The Router still serves
+// the requests that have begun and those that cross the frame. It locks mu itself.
 func (r *Router) Leave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.leave()
+	r.leaveLocked()
 }
 
-func (r *Router) leave() {
-	r.asked = true
-	if !r.greeted || r.client.left {
+func (r *Router) leaveLocked() {
+	r.leaveAsked = true
+	if !r.settingsSent || r.client.state.goawaySent {
 		return
 	}
-	r.client.left = true
-	r.client.say(func(c *conn) error { return c.framer.WriteGoAway(1<<31-1, http2.ErrCodeNo, nil) })
+	r.client.state.goawaySent = true
+	r.client.sendControl(func(c *conn) error { return c.framer.WriteGoAway(1<<31-1, http2.ErrCodeNo, nil) })
 }
 
-// greet says the settings to the client, with those of its host that are the host's to say. The first of them may come only once, because
-// clients look no further.
-func (r *Router) greet(host map[http2.SettingID]uint32) {
+// sendClientSettings sends the client its settings: Host's, as far as they are Host's to decide.
+// The first SETTINGS frame has to be complete, because some clients ignore later ones.
+func (r *Router) sendClientSettings(host map[http2.SettingID]uint32) {
 	settings := []http2.Setting{}
 	for _, id := range []http2.SettingID{http2.SettingMaxHeaderListSize, http2.SettingEnableConnectProtocol} {
 		if v, ok := host[id]; ok {
@@ -168,26 +183,26 @@ func (r *Router) greet(host map[http2.SettingID]uint32) {
 	if most = min(most, maxStreams); !ok {
 		most = maxStreams
 	}
-	if ok || !r.greeted {
+	if ok || !r.settingsSent {
 		settings = append(settings, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: most})
 	} else {
-		most = c.promised
+		most = c.recv.promised
 	}
-	if r.greeted {
+	if r.settingsSent {
 		if len(settings) > 0 {
-			c.set(0, most, settings...)
+			c.sendSettings(0, most, settings...)
 		}
 		return
 	}
-	r.greeted = true
-	c.begins(most, settings...)
-	if r.asked {
-		r.leave()
+	r.settingsSent = true
+	c.sendFirstSettings(most, settings...)
+	if r.leaveAsked {
+		r.leaveLocked()
 	}
 }
 
-// to is the side of a backend, that is opened if need be.
-func (r *Router) to(backend *Backend) *conn {
+// connTo returns the connection to a backend, and opens one if there is none.
+func (r *Router) connTo(backend *Backend) *conn {
 	if c := r.backends[backend]; c != nil {
 		return c
 	}
@@ -198,36 +213,36 @@ func (r *Router) to(backend *Backend) *conn {
 	return c
 }
 
-// opens begins a stream with a client's request.
-func (r *Router) opens(f *http2.MetaHeadersFrame) error {
+// openStream begins a stream with a request of the client.
+func (r *Router) openStream(f *http2.MetaHeadersFrame) error {
 	c := r.client
-	if f.StreamID%2 == 0 || f.StreamID <= c.last {
+	if f.StreamID%2 == 0 || f.StreamID <= c.streams.lastID {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
-	c.last = f.StreamID
-	if c.finishing {
+	c.streams.lastID = f.StreamID
+	if c.state.finishing {
 		return nil
 	}
 	st := &stream{router: r}
-	a := st.half(c)
+	a := st.newHalf(c)
 	st.client = a
-	a.id, a.window, a.given = f.StreamID, c.initial, c.granted
-	c.streams[a.id] = a
-	req, err := request(f)
+	a.id, a.send.window, a.recv.window = f.StreamID, c.limits.initialWindow, c.recv.granted
+	c.streams.byID[a.id] = a
+	req, err := parseRequest(f)
 	switch {
 	case f.Truncated:
-		a.heard = f.StreamEnded()
-		st.answer(431, "")
+		a.recv.ended = f.StreamEnded()
+		st.answerSelf(431, "")
 		return nil
-	case err != nil, f.HasPriority() && f.Priority.StreamDep == f.StreamID: // see side.priority
+	case err != nil, f.HasPriority() && f.Priority.StreamDep == f.StreamID: // see conn.handlePriority
 		a.refuse(http2.ErrCodeProtocol)
 		return nil
-	case len(c.streams) > int(c.limit) || r.overfull(f.Fields):
+	case len(c.streams.byID) > int(c.recv.maxStreams) || r.fieldsOverBudget(f.Fields):
 		a.refuse(http2.ErrCodeRefusedStream)
 		return nil
 	}
-	a.left = req.length
-	r.mu.Unlock() // nothing changes a client's stream but its reader
+	a.recv.bodyLeft = req.length
+	r.mu.Unlock() // only this goroutine, which reads the client's frames, changes the stream now
 	route := r.config.Route(req)
 	r.mu.Lock()
 	if route.Backend == nil {
@@ -238,47 +253,48 @@ func (r *Router) opens(f *http2.MetaHeadersFrame) error {
 		st.copies = append(st.copies, r.copyTo(backend, a))
 	}
 	if st.backend != r.config.App {
-		st.keeping = true
+		st.replay.active = true
 	}
-	st.join(st.backend)
-	st.said(item{fields: f.Fields, end: f.StreamEnded()})
+	st.sendTo(st.backend)
+	st.fromClient(item{fields: f.Fields, end: f.StreamEnded()})
 	return nil
 }
 
-// copyTo begins a copy of a client's stream.
+// copyTo begins a copy of a client's stream to a backend.
 func (r *Router) copyTo(backend *Backend, of *halfStream) *halfStream {
-	c := of.stream.half(r.to(backend))
+	c := of.stream.newHalf(r.connTo(backend))
 	c.copy = true
 	c.stall = newStall(c)
 	return c
 }
 
-// end is when the client has gone. Copies that are whole are handed over yet.
-func (r *Router) end() {
-	for _, a := range r.client.streams {
+// clientGone ends everything after the client has gone. Copies that are complete are still sent.
+func (r *Router) clientGone() {
+	for _, a := range r.client.streams.byID {
 		a.close()
 	}
 	for c := range r.conns {
 		if c.backend.Lost != nil {
-			c.retire()
+			c.drain()
 		} else {
 			c.finish()
 		}
 	}
 }
 
-// lostApp ends the client's connection as the app's ended, unless something of it goes elsewhere or all of it should.
-func (r *Router) lostApp(c *conn) bool {
-	if r.client.finishing || r.config.Host != r.config.App {
+// followApp ends the client's connection after App's has ended. It does not if a request goes to
+// another backend, or if Host replaces App. It reports whether it did.
+func (r *Router) followApp(c *conn) bool {
+	if r.client.state.finishing || r.config.Host != r.config.App {
 		return false
 	}
-	for _, a := range r.client.streams {
+	for _, a := range r.client.streams.byID {
 		if a.stream.up == nil || a.stream.up.conn != c {
 			return false
 		}
 	}
-	last := r.client.last
-	r.client.say(func(c *conn) error { return c.framer.WriteGoAway(last, http2.ErrCodeNo, nil) })
+	last := r.client.streams.lastID
+	r.client.sendControl(func(c *conn) error { return c.framer.WriteGoAway(last, http2.ErrCodeNo, nil) })
 	r.client.finish()
 	return true
 }

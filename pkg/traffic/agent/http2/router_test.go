@@ -60,7 +60,7 @@ func newPlace(t *testing.T, running *sync.WaitGroup, h http.HandlerFunc) *place 
 		p.dialed = append(p.dialed, here)
 		return here, nil
 	}, Lost: func(n uint64) { p.lost.Add(int64(n)) }}
-	p.Over, p.over = context.WithCancel(t.Context())
+	p.Life, p.over = context.WithCancel(t.Context())
 	return p
 }
 
@@ -95,8 +95,8 @@ func (p *place) cut() {
 
 const laptopLimit = 30 // of requests at once
 
-// bench is a client in front of a Router, an app, a laptop that requests with "laptop" in their path go to, and one that gets copies of
-// those with "copy".
+// bench is a client in front of a Router, an app, a laptop that requests with "laptop" in their
+// path go to, and one that gets copies of those with "copy".
 type bench struct {
 	app, laptop, copies *place
 	client              *http.Transport
@@ -107,7 +107,8 @@ type bench struct {
 
 func newBench(t *testing.T, app, laptop, copies http.HandlerFunc) (*bench, func()) {
 	var running sync.WaitGroup
-	b := &bench{app: newPlace(t, &running, app), laptop: newPlace(t, &running, laptop), copies: newPlace(t, &running, copies)}
+	b := &bench{app: newPlace(t, &running, app), laptop: newPlace(t, &running, laptop), copies: newPlace(t, &running,
+		copies)}
 	b.app.Lost, b.laptop.Lost = nil, nil
 	b.laptop.server.HTTP2.MaxConcurrentStreams = laptopLimit
 	ctx, cancel := context.WithCancel(context.Background())
@@ -123,7 +124,9 @@ func newBench(t *testing.T, app, laptop, copies http.HandlerFunc) (*bench, func(
 	}
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	b.client = &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) {
+	b.client = &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn,
+		error,
+	) {
 		here, there := net.Pipe()
 		b.opened.Add(1)
 		sw := New(ctx, there, Config{App: b.app.Backend, Route: route, Go: running.Go})
@@ -169,16 +172,20 @@ func says(name string) http.HandlerFunc {
 // piped is a body of which nothing is known before it comes.
 func piped(text string) io.Reader { return struct{ io.Reader }{strings.NewReader(text)} }
 
-// A laptop that cannot be had, or is gone before it has read a word, leaves its requests to the app, with all of their bodies.
+// The app answers for a laptop that is unreachable, or that is gone before it has read anything. It
+// gets the whole bodies.
 func TestTheAppAnswersForALaptop(t *testing.T) {
 	for name, c := range map[string]struct {
 		set    func(*bench)
 		status int
 		text   string
 	}{
-		"that is there":           {func(*bench) {}, 200, "laptop body"},
-		"that cannot be had":      {func(b *bench) { b.laptop.fails.Store(true) }, 200, "app body"},
-		"that must not be missed": {func(b *bench) { b.laptop.fails.Store(true); b.strict.Store(true) }, 503, "detour: the laptop that intercepts this request is unreachable\n"},
+		"that is there":      {func(*bench) {}, 200, "laptop body"},
+		"that cannot be had": {func(b *bench) { b.laptop.fails.Store(true) }, 200, "app body"},
+		"that must not be missed": {
+			func(b *bench) { b.laptop.fails.Store(true); b.strict.Store(true) }, 503,
+			"detour: the laptop that intercepts this request is unreachable\n",
+		},
 		"that speaks no HTTP/2": {func(b *bench) {
 			protocols := new(http.Protocols)
 			protocols.SetHTTP1(true)
@@ -202,7 +209,8 @@ func TestTheAppAnswersForALaptop(t *testing.T) {
 	}
 }
 
-// What is under way when a laptop goes: without a body it is asked of the app, else it cannot be known what became of it.
+// When a laptop goes within a request, the app gets a request without a body. Of a request with a
+// body nobody knows whether the laptop has processed it.
 func TestALaptopGoesWithinARequest(t *testing.T) {
 	for name, c := range map[string]struct {
 		body   io.Reader
@@ -251,7 +259,8 @@ func TestALaptopGoesWithinARequest(t *testing.T) {
 	}
 }
 
-// A client's connection ends with the app's, as if it led there; an app that asks for another one gets one.
+// A client's connection ends with the app's connection. An app that asks for another connection
+// gets one.
 func TestTheAppEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, end := newBench(t, says("app"), says("laptop"), says("nobody"))
@@ -269,7 +278,8 @@ func TestTheAppEnds(t *testing.T) {
 	})
 }
 
-// A server's limit of requests at once is kept, and everything is answered in the end, by the app and by the laptop.
+// The Router respects a server's limit of concurrent requests, and both the app and the laptop
+// answer everything in the end.
 func TestManyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now, most atomic.Int32
@@ -304,7 +314,8 @@ func TestManyAtOnce(t *testing.T) {
 // Requests that nobody reads do not hold up the others on their connection.
 func TestOneDoesNotHoldUpTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, end := newBench(t, says("app"), func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, says("nobody"))
+		b, end := newBench(t, says("app"), func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+			says("nobody"))
 		defer end()
 		_, _, err := b.ask("/", nil)
 		require.NoError(t, err)
@@ -312,7 +323,8 @@ func TestOneDoesNotHoldUpTheOthers(t *testing.T) {
 		var asking sync.WaitGroup
 		for range 80 {
 			asking.Go(func() {
-				r, err := http.NewRequestWithContext(stuck, http.MethodPost, "http://catalog/laptop", piped(strings.Repeat("x", 3<<20)))
+				r, err := http.NewRequestWithContext(stuck, http.MethodPost, "http://catalog/laptop",
+					piped(strings.Repeat("x", 3<<20)))
 				if assert.NoError(t, err) {
 					_, err = b.client.RoundTrip(r)
 					assert.Error(t, err)
@@ -332,7 +344,7 @@ func TestOneDoesNotHoldUpTheOthers(t *testing.T) {
 	})
 }
 
-// A copy goes on for as long as its request does, however long that takes and however long nobody says anything.
+// A copy lasts as long as its request, however long the request takes and is silent.
 func TestACopyLastsAsLongAsItsRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var copied atomic.Int32
@@ -359,16 +371,18 @@ func TestACopyLastsAsLongAsItsRequest(t *testing.T) {
 	})
 }
 
-// A request that the app answers before it has read its body, as with 401, is over, and so is its copy: a laptop takes so many at a time and no more.
+// A request ends when the app answers before it has read the body, as with 401. Its copy ends too,
+// because a laptop allows only so many concurrent requests.
 func TestACopyEndsWithItsRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got, waiting atomic.Int32
-		b, end := newBench(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }, says("laptop"), func(_ http.ResponseWriter, r *http.Request) {
-			got.Add(1)
-			waiting.Add(1)
-			_, _ = io.Copy(io.Discard, r.Body)
-			waiting.Add(-1)
-		})
+		b, end := newBench(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) },
+			says("laptop"), func(_ http.ResponseWriter, r *http.Request) {
+				got.Add(1)
+				waiting.Add(1)
+				_, _ = io.Copy(io.Discard, r.Body)
+				waiting.Add(-1)
+			})
 		defer end()
 		const requests = 300 // more than the laptop's limit
 		for range requests {

@@ -8,17 +8,18 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// item is something to say on a stream: fields, a part of a body or a reset.
+// item is something to send on a stream: fields, a part of a body, or a reset.
 type item struct {
 	fields []hpack.HeaderField
 	data   []byte
 	end    bool
 	reset  bool
 	code   http2.ErrCode
-	owed   bool // whoever sent the data may send as much more when it is passed on
-	room   int  // of the memory that the data is in
+	owed   bool // the sender's window grows when the data is passed on
+	room   int  // bytes of the memory that holds the data
 }
 
+// size returns the bytes of an item's fields and data.
 func (i *item) size() int {
 	n := len(i.data)
 	for _, f := range i.fields {
@@ -27,12 +28,13 @@ func (i *item) size() int {
 	return n
 }
 
-// write says what there is to say until the side ends. It says whether all was said.
-func (c *conn) write() (all bool) {
+// sendLoop sends what is queued until the connection ends. It reports whether everything was sent.
+// It locks mu itself.
+func (c *conn) sendLoop() (all bool) {
 	c.router.mu.Lock()
 	defer c.router.mu.Unlock()
 	for {
-		frame, id, it := c.pick()
+		frame, id, it := c.nextItem()
 		var err error
 		switch {
 		case frame != nil:
@@ -41,49 +43,52 @@ func (c *conn) write() (all bool) {
 			c.router.mu.Lock()
 		case id != 0:
 			c.router.mu.Unlock()
-			err = c.put(id, &it)
+			err = c.writeItem(id, &it)
 			c.router.mu.Lock()
-		case c.out.Buffered() > 0:
+		case c.w.out.Buffered() > 0:
 			c.router.mu.Unlock()
-			err = c.out.Flush()
+			err = c.w.out.Flush()
 			c.router.mu.Lock()
-		case c.finishing:
+		case c.state.finishing:
 			return true
 		default:
-			c.wake.Wait()
+			c.queue.wake.Wait()
 		}
 		if err != nil {
-			if c.err == nil {
-				c.err = err
+			if c.state.err == nil {
+				c.state.err = err
 			}
-			// Whoever reads hears of it, after what the other end may have said before it closed.
+			// receiveLoop ends too, after it has read what the peer may have sent before it closed.
 			_ = c.netConn.SetReadDeadline(time.Now().Add(lingering))
 			return false
 		}
 	}
 }
 
-// put writes the frames of an item.
-func (c *conn) put(id uint32, it *item) error {
+// writeItem writes the frames of an item. It does not need mu.
+func (c *conn) writeItem(id uint32, it *item) error {
 	switch {
 	case it.reset:
 		return c.framer.WriteRSTStream(id, it.code)
 	case it.fields == nil:
 		return c.framer.WriteData(id, it.end, it.data)
 	}
-	c.block.Reset()
+	c.w.block.Reset()
 	for _, f := range it.fields {
-		if err := c.fields.WriteField(f); err != nil {
+		if err := c.w.fields.WriteField(f); err != nil {
 			return err
 		}
 	}
-	for begins := true; begins || c.block.Len() > 0; begins = false {
-		part := c.block.Next(defaultFrame)
+	for begins := true; begins || c.w.block.Len() > 0; begins = false {
+		part := c.w.block.Next(defaultFrame)
 		var err error
 		if begins {
-			err = c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: part, EndStream: it.end, EndHeaders: c.block.Len() == 0})
+			err = c.framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, BlockFragment: part, EndStream: it.end,
+				EndHeaders: c.w.block.Len() == 0,
+			})
 		} else {
-			err = c.framer.WriteContinuation(id, c.block.Len() == 0, part)
+			err = c.framer.WriteContinuation(id, c.w.block.Len() == 0, part)
 		}
 		if err != nil {
 			return err
@@ -92,27 +97,28 @@ func (c *conn) put(id uint32, it *item) error {
 	return nil
 }
 
-// pick is what is to be written next: a frame of the connection's own, or an item of a stream.
-func (c *conn) pick() (frame func(*conn) error, id uint32, it item) {
-	if c.backend == nil && !c.router.greeted {
+// nextItem returns what is sent next: a control frame, or an item of a stream. Without either,
+// frame is nil and id is 0.
+func (c *conn) nextItem() (frame func(*conn) error, id uint32, it item) {
+	if c.backend == nil && !c.router.settingsSent {
 		return nil, 0, item{}
 	}
-	if len(c.said) > 0 {
-		frame = c.said[0]
-		c.said = c.said[1:]
+	if len(c.queue.control) > 0 {
+		frame = c.queue.control[0]
+		c.queue.control = c.queue.control[1:]
 		return frame, 0, item{}
 	}
-	for len(c.ready) > 0 {
-		h := c.ready[0]
-		c.ready = c.ready[1:]
-		h.listed = false
-		if h.closed || len(h.queue) == 0 {
+	for len(c.queue.ready) > 0 {
+		h := c.queue.ready[0]
+		c.queue.ready = c.queue.ready[1:]
+		h.send.scheduled = false
+		if h.closed || len(h.send.queue) == 0 {
 			continue
 		}
 		if h.id == 0 {
-			if uint32(c.begun) >= c.most {
-				h.listed = true
-				c.waiting = append(c.waiting, h)
+			if uint32(c.streams.open) >= c.limits.maxStreams {
+				h.send.scheduled = true
+				c.queue.waiting = append(c.queue.waiting, h)
 				continue
 			}
 			h.begin()
@@ -124,13 +130,13 @@ func (c *conn) pick() (frame func(*conn) error, id uint32, it item) {
 	return nil, 0, item{}
 }
 
-// begin gives a stream its number.
+// begin gives a stream its number on the connection.
 func (h *halfStream) begin() {
 	c := h.conn
-	h.id, h.window, h.given = c.next, c.initial, c.granted
-	c.next += 2
-	c.begun++
-	c.streams[h.id] = h
+	h.id, h.send.window, h.recv.window = c.streams.nextID, c.limits.initialWindow, c.recv.granted
+	c.streams.nextID += 2
+	c.streams.open++
+	c.streams.byID[h.id] = h
 	st := h.stream
 	if h != st.up {
 		return
@@ -138,92 +144,110 @@ func (h *halfStream) begin() {
 	if st.watch != nil {
 		st.watch.Went(c.backend)
 	}
-	if c.backend.Ask != nil {
-		h.asked = c.backend.Ask(c.netConn, func() { st.router.config.Go(h.untaken) })
+	if c.backend.Track != nil {
+		h.delivered = c.backend.Track(c.netConn, func() { st.router.config.Go(h.deliveryFailed) })
 	}
 }
 
-// take is what can be written of a stream now, if anything.
+// take removes and returns the item of a stream that can be sent now, or a part of it. ok is false
+// when the item waits for a window.
 func (h *halfStream) take() (it item, ok bool) {
-	c := h.conn
-	it = h.queue[0]
+	it = h.send.queue[0]
 	if len(it.data) > 0 {
-		n := min(int64(len(it.data)), h.window, c.window, c.frame)
-		switch {
-		case n <= 0 && h.hurry:
-			h.discard(h.queue[:len(h.queue)-1])
-			h.queue = h.queue[len(h.queue)-1:]
-			it = h.queue[0]
-			n = 0
-		case n <= 0 && h.window > 0:
-			h.listed = true
-			c.full = append(c.full, h)
+		n, ok := h.takeWindow(&it)
+		if !ok {
 			return item{}, false
-		case n <= 0:
-			return item{}, false
-		}
-		h.window -= n
-		c.window -= n
-		if h.copy {
-			c.copies(-int(n))
-		}
-		if it.owed {
-			h.source().credit(n)
 		}
 		if n > 0 && n < int64(len(it.data)) {
-			rest := &h.queue[0]
-			rest.data = it.data[n:]
-			if (h.window <= 0 || c.window <= 0) && 2*len(rest.data) < rest.room {
-				rest.data, rest.room = bytes.Clone(rest.data), len(rest.data) // a little that waits is not to keep much
-			}
-			it.data, it.end = it.data[:n], false
-			h.progress()
-			return it, true
+			return h.split(it, n), true
 		}
 	} else if h.copy {
-		c.copies(-it.size())
+		h.conn.countCopied(-it.size())
 	}
-	h.queue = h.queue[1:]
-	h.weigh(&it, -1)
-	h.progress()
+	h.send.queue = h.send.queue[1:]
+	h.countFields(&it, -1)
+	h.continueSending()
 	switch {
 	case it.reset:
 		h.close()
 	case it.end:
-		h.ended = true
-		h.settle()
+		h.send.ended = true
+		h.closeIfDone()
 	}
 	return it, true
 }
 
-// progress goes on with what else there is to say.
-func (h *halfStream) progress() {
+// takeWindow takes as much of the windows as the data of an item needs, and returns how many bytes
+// of it may be sent. Without a window it returns false; but when a reset must not wait, it drops
+// the data and sets it to the reset.
+func (h *halfStream) takeWindow(it *item) (n int64, ok bool) {
+	c := h.conn
+	n = min(int64(len(it.data)), h.send.window, c.limits.window, c.limits.maxFrame)
+	switch {
+	case n <= 0 && h.send.resetNow:
+		h.discard(h.send.queue[:len(h.send.queue)-1])
+		h.send.queue = h.send.queue[len(h.send.queue)-1:]
+		*it = h.send.queue[0]
+		n = 0
+	case n <= 0 && h.send.window > 0:
+		h.send.scheduled = true
+		c.queue.blocked = append(c.queue.blocked, h)
+		return 0, false
+	case n <= 0:
+		return 0, false
+	}
+	h.send.window -= n
+	c.limits.window -= n
+	if h.copy {
+		c.countCopied(-int(n))
+	}
+	if it.owed {
+		h.source().credit(n)
+	}
+	return n, true
+}
+
+// split returns the first n bytes of the first item, and leaves the others in the queue.
+func (h *halfStream) split(it item, n int64) item {
+	rest := &h.send.queue[0]
+	rest.data = it.data[n:]
+	// A small rest that waits must not hold a large buffer.
+	if (h.send.window <= 0 || h.conn.limits.window <= 0) && 2*len(rest.data) < rest.room {
+		rest.data, rest.room = bytes.Clone(rest.data), len(rest.data)
+	}
+	it.data, it.end = it.data[:n], false
+	h.continueSending()
+	return it
+}
+
+// continueSending schedules the rest of a stream, and restarts the stall timer of a copy.
+func (h *halfStream) continueSending() {
 	h.schedule()
 	switch {
 	case h.stall == nil:
-	case len(h.queue) > 0:
+	case len(h.send.queue) > 0:
 		h.stall.Reset(copyStall)
 	default:
 		h.stall.Stop()
 	}
 }
 
-// schedule has a stream written when something can be.
+// schedule queues a stream if it has something that can be sent.
 func (h *halfStream) schedule() {
-	if h.closed || h.listed || len(h.queue) == 0 {
+	if h.closed || h.send.scheduled || len(h.send.queue) == 0 {
 		return
 	}
-	if h.id != 0 && len(h.queue[0].data) > 0 && h.window <= 0 && !h.hurry {
+	if h.id != 0 && len(h.send.queue[0].data) > 0 && h.send.window <= 0 && !h.send.resetNow {
 		return
 	}
-	h.listed = true
-	h.conn.ready = append(h.conn.ready, h)
-	h.conn.wake.Signal()
+	h.send.scheduled = true
+	h.conn.queue.ready = append(h.conn.queue.ready, h)
+	h.conn.queue.wake.Signal()
 }
 
-// push says something on a stream.
-func (h *halfStream) push(it item) {
-	if h.closed || h.resets {
+// enqueue sends an item on a stream, after those that wait.
+func (h *halfStream) enqueue(it item) {
+	if h.closed || h.send.resetQueued {
 		if it.owed {
 			h.source().credit(int64(len(it.data)))
 		}
@@ -234,30 +258,32 @@ func (h *halfStream) push(it item) {
 			h.drop()
 			return
 		}
-		h.conn.copies(it.size())
-		if len(h.queue) == 0 {
+		h.conn.countCopied(it.size())
+		if len(h.send.queue) == 0 {
 			h.stall.Reset(copyStall)
 		}
 	}
-	h.weigh(&it, 1)
-	h.queue = add(h.queue, it)
+	h.countFields(&it, 1)
+	h.send.queue = add(h.send.queue, it)
 	h.schedule()
 }
 
-// weigh counts an item's fields that wait, or do no longer.
-func (h *halfStream) weigh(it *item, sign int) {
+// countFields adds the fields of an item to those that wait (sign 1), or removes them (sign -1).
+func (h *halfStream) countFields(it *item, sign int) {
 	if it.fields != nil && !h.copy {
 		n := sign * it.size()
-		h.conn.router.fields += n
-		h.conn.router.holds(int64(n))
+		h.conn.router.fieldBytes += n
+		h.conn.router.countHeld(int64(n))
 	}
 }
 
-// add puts an item to those that wait. Small parts of a body become one: what waits is bounded in bytes and not in parts.
+// add appends an item to a queue. It joins small parts of a body, because a queue is bounded in
+// bytes and not in items.
 func add(queue []item, it item) []item {
 	if n := len(queue); n > 0 && it.fields == nil && !it.reset {
 		last := &queue[n-1]
-		if last.fields == nil && !last.reset && !last.end && last.owed == it.owed && len(last.data)+len(it.data) <= defaultFrame {
+		joins := last.fields == nil && !last.reset && !last.end && last.owed == it.owed
+		if joins && len(last.data)+len(it.data) <= defaultFrame {
 			last.data, last.end = append(last.data, it.data...), it.end
 			last.room = cap(last.data)
 			return queue
@@ -267,25 +293,26 @@ func add(queue []item, it item) []item {
 	return append(queue, it)
 }
 
-// discard forgets what will not be said.
+// discard drops items that will not be sent.
 func (h *halfStream) discard(all []item) {
 	for i := range all {
-		h.weigh(&all[i], -1)
+		h.countFields(&all[i], -1)
 		if all[i].owed {
 			h.source().credit(int64(len(all[i].data)))
 		}
 		if h.copy {
-			h.conn.copies(-all[i].size())
+			h.conn.countCopied(-all[i].size())
 		}
 	}
 }
 
+// newStall returns the timer that drops a copy whose backend reads nothing. It is stopped.
 func newStall(h *halfStream) *time.Timer {
 	r := h.conn.router
 	t := time.AfterFunc(copyStall, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if len(h.queue) > 0 {
+		if len(h.send.queue) > 0 {
 			h.drop()
 		}
 	})

@@ -2,6 +2,7 @@ package http2
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"time"
 
@@ -9,56 +10,71 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// stream is a request and its answer: on the client's connection, on a server's, and on those of the servers that get copies.
+// stream is a request and its answer: on the client's connection, on a backend's, and on those of
+// the backends that get copies.
 type stream struct {
 	router   *Router
 	client   *halfStream
-	up       *halfStream // nil until it is known where it goes
+	up       *halfStream // nil until the backend is chosen
 	copies   []*halfStream
 	method   string
 	backend  *Backend
-	strict   bool
+	strict   bool // no other backend may answer
 	tries    int
-	answered bool // the server has begun to
-	grpc     string
+	answered bool   // the backend's final answer has begun
+	grpc     string // the grpc-status of the answer
 	watch    Watcher
+	replay   replayBuffer
+}
 
-	keeping bool   // the request may have to be sent once more
-	kept    []item // what was said of it so far
-	size    int    // of what is kept
-	body    int    // of all of its body so far
+// replayBuffer holds a request that may have to be sent again.
+type replayBuffer struct {
+	active   bool
+	items    []item // the request so far
+	size     int    // of the items, in bytes
+	bodySize int    // of the whole body so far, in bytes
 }
 
 // halfStream is a stream on one of its connections.
 type halfStream struct {
 	conn        *conn
 	stream      *stream
-	id          uint32 // 0 until it is begun
+	id          uint32 // 0 until the stream begins on the connection
 	copy        bool
-	queue       []item // to be said
-	listed      bool   // among those of the side that wait
-	resets      bool   // a reset waits, and nothing is said after it
-	hurry       bool   // nor before it what has to wait for a window
-	window      int64  // what may be sent
-	given       int64  // what may be received
-	held        int64  // received and not passed on yet
-	wanted      int64  // both together, if it can be
-	left        int64  // of the body that comes; negative when nothing was said of it
-	ended       bool   // everything was said
-	heard       bool   // and heard
 	closed      bool
-	resetByPeer bool        // the other end has sent RST_STREAM
+	resetByPeer bool // the other end has sent RST_STREAM
+	send        sendState
+	recv        recvState
 	stall       *time.Timer // of a copy
-	asked       func() bool // ends the question whether it was taken
+	delivered   func() bool // see Backend.Track; nil when no request is tracked
 }
 
-// half is the stream on a side.
-func (st *stream) half(c *conn) *halfStream {
-	c.halves++
-	return &halfStream{conn: c, stream: st, left: -1}
+// sendState is what is to be sent on a halfStream.
+type sendState struct {
+	queue       []item
+	scheduled   bool  // in one of the connection's queues
+	resetQueued bool  // the queue ends with a reset
+	resetNow    bool  // the reset does not wait for data that waits for a window
+	window      int64 // bytes that the other end allows
+	ended       bool  // END_STREAM or RST_STREAM was sent
 }
 
-// source is where what is said on h comes from.
+// recvState is what is received on a halfStream.
+type recvState struct {
+	window   int64 // bytes that the other end may send
+	held     int64 // bytes received and not passed on
+	target   int64 // of window and held together, where there is room
+	bodyLeft int64 // bytes of the body by its content-length; negative when there is none
+	ended    bool  // END_STREAM was received
+}
+
+// newHalf returns the stream's half on a connection.
+func (st *stream) newHalf(c *conn) *halfStream {
+	c.streams.users++
+	return &halfStream{conn: c, stream: st, recv: recvState{bodyLeft: -1}}
+}
+
+// source returns the half that the data for h comes from.
 func (h *halfStream) source() *halfStream {
 	if h == h.stream.client {
 		return h.stream.up
@@ -66,115 +82,136 @@ func (h *halfStream) source() *halfStream {
 	return h.stream.client
 }
 
-// join sends a request a way.
-func (st *stream) join(backend *Backend) {
+// sendTo sends the request to a backend.
+func (st *stream) sendTo(backend *Backend) {
 	st.backend = backend
-	st.park(-1)
-	st.up = st.half(st.router.to(backend))
-	st.park(1)
+	st.countParked(-1)
+	st.up = st.newHalf(st.router.connTo(backend))
+	st.countParked(1)
 }
 
-// keeps counts what is kept of requests.
-func (r *Router) keeps(n int) {
-	r.kept += n
-	r.holds(int64(n))
+// countReplay counts n more bytes of requests that may be sent again.
+func (r *Router) countReplay(n int) {
+	r.replayBytes += n
+	r.countHeld(int64(n))
 }
 
-// said passes on what the client said.
-func (st *stream) said(it item) {
-	st.client.heard = it.end
+// fromClient passes on what the client has sent.
+func (st *stream) fromClient(it item) {
+	st.client.recv.ended = it.end
 	alias := it
 	alias.owed = false
 	alias.data = it.data[:len(it.data):len(it.data)]
 	for _, c := range st.copies {
-		c.push(alias)
+		c.enqueue(alias)
 	}
-	if st.keeping {
+	if st.replay.active {
 		n := alias.size()
-		if st.body += len(it.data); st.body > keptBody || st.router.kept+n > maxKept {
-			st.forget()
+		if st.replay.bodySize += len(it.data); st.replay.bodySize > maxReplayBody || st.router.replayBytes+n > maxReplay {
+			st.stopReplay()
 		} else {
-			st.kept = add(st.kept, alias)
-			st.size += n
-			st.router.keeps(n)
+			st.replay.items = add(st.replay.items, alias)
+			st.replay.size += n
+			st.router.countReplay(n)
 		}
 	}
 	if st.up != nil {
-		st.up.push(it)
+		st.up.enqueue(it)
 	} else if it.owed {
-		st.client.credit(int64(len(it.data))) // it was answered here
+		st.client.credit(int64(len(it.data))) // the Router answered the request itself
 	}
-	st.client.settle()
+	st.client.closeIfDone()
 }
 
-// forget keeps nothing of a request any more.
-func (st *stream) forget() {
-	st.keeping = false
-	st.unkeep()
+// stopReplay drops what was stored of the request, and stores no more.
+func (st *stream) stopReplay() {
+	st.replay.active = false
+	st.freeReplay()
 }
 
-func (st *stream) unkeep() {
-	st.router.keeps(-st.size)
-	st.kept, st.size = nil, 0
+// freeReplay drops what was stored of the request.
+func (st *stream) freeReplay() {
+	st.router.countReplay(-st.replay.size)
+	st.replay.items, st.replay.size = nil, 0
 }
 
-// fields takes fields that came on a stream: an answer'c, or trailers.
-func (h *halfStream) fields(f *http2.MetaHeadersFrame) error {
+// handleHeaders handles a header block on a stream that exists: an answer, or trailers.
+func (h *halfStream) handleHeaders(f *http2.MetaHeadersFrame) error {
 	st, end := h.stream, f.StreamEnded()
-	if h.heard {
+	if h.recv.ended {
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeStreamClosed}
 	}
-	malformed := http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol}
-	for _, field := range f.RegularFields() {
-		if connection(field) {
-			return malformed
-		}
-	}
 	trailers := h == st.client || (h == st.up && st.answered)
-	if f.Truncated || (trailers && (!end || len(f.PseudoFields()) > 0 || h.left > 0)) {
-		return malformed
+	if err := h.checkHeaders(f, trailers); err != nil {
+		return err
 	}
-	if !h.copy && st.router.overfull(f.Fields) {
-		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeEnhanceYourCalm}
-	}
-	if h.copy {
-		h.hears(end)
+	switch {
+	case h.copy:
+		h.receivedEnd(end)
 		return nil
-	}
-	if h == st.client {
-		st.said(item{fields: f.Fields, end: true})
+	case h == st.client:
+		st.fromClient(item{fields: f.Fields, end: true})
 		return nil
-	}
-	if !h.taken() {
-		return nil // untaken follows
+	case !h.confirmDelivery():
+		return nil // deliveryFailed follows
 	}
 	if !trailers {
-		status, err := strconv.Atoi(f.PseudoValue("status"))
-		if err != nil || status < 100 || status > 999 || (status < 200 && end) {
-			return malformed
-		}
-		if status >= 200 {
-			st.answered = true
-			st.forget()
-			if st.watch != nil {
-				st.watch.Answered(status)
-			}
+		if err := h.handleStatus(f); err != nil {
+			return err
 		}
 	}
 	if end {
-		for _, field := range f.Fields {
-			if field.Name == "grpc-status" {
-				st.grpc = field.Value
-			}
-		}
+		st.noteGRPCStatus(f.Fields)
 	}
-	st.client.push(item{fields: f.Fields, end: end})
-	h.hears(end)
+	st.client.enqueue(item{fields: f.Fields, end: end})
+	h.receivedEnd(end)
 	return nil
 }
 
-// body takes a part of a body.
-func (h *halfStream) body(b []byte, end bool) error {
+// checkHeaders checks the rules of RFC 9113, sections 8.1 and 8.2.2, and the memory for the fields.
+func (h *halfStream) checkHeaders(f *http2.MetaHeadersFrame, trailers bool) error {
+	malformed := http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol}
+	if slices.ContainsFunc(f.RegularFields(), isConnectionField) || f.Truncated {
+		return malformed
+	}
+	if trailers && (!f.StreamEnded() || len(f.PseudoFields()) > 0 || h.recv.bodyLeft > 0) {
+		return malformed
+	}
+	if !h.copy && h.stream.router.fieldsOverBudget(f.Fields) {
+		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeEnhanceYourCalm}
+	}
+	return nil
+}
+
+// handleStatus handles the status of a backend's answer. After a final status the request is not
+// sent again.
+func (h *halfStream) handleStatus(f *http2.MetaHeadersFrame) error {
+	st := h.stream
+	status, err := strconv.Atoi(f.PseudoValue("status"))
+	if err != nil || status < 100 || status > 999 || (status < 200 && f.StreamEnded()) {
+		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol}
+	}
+	if status < 200 {
+		return nil
+	}
+	st.answered = true
+	st.stopReplay()
+	if st.watch != nil {
+		st.watch.Answered(status)
+	}
+	return nil
+}
+
+func (st *stream) noteGRPCStatus(fields []hpack.HeaderField) {
+	for _, field := range fields {
+		if field.Name == "grpc-status" {
+			st.grpc = field.Value
+		}
+	}
+}
+
+// handleBody handles the data of a DATA frame.
+func (h *halfStream) handleBody(b []byte, end bool) error {
 	st := h.stream
 	if len(b) == 0 && !end {
 		return nil
@@ -182,163 +219,166 @@ func (h *halfStream) body(b []byte, end bool) error {
 	switch {
 	case h.copy:
 		h.credit(int64(len(b)))
-		h.hears(end)
+		h.receivedEnd(end)
 	case h == st.client:
-		st.said(item{data: bytes.Clone(b), end: end, owed: true})
+		st.fromClient(item{data: bytes.Clone(b), end: end, owed: true})
 	case !st.answered:
 		h.conn.credit(int64(len(b)))
 		return http2.StreamError{StreamID: h.id, Code: http2.ErrCodeProtocol}
 	default:
-		st.client.push(item{data: bytes.Clone(b), end: end, owed: true})
-		h.hears(end)
+		st.client.enqueue(item{data: bytes.Clone(b), end: end, owed: true})
+		h.receivedEnd(end)
 	}
 	return nil
 }
 
-// hears is when a server may have said everything.
-func (h *halfStream) hears(end bool) {
+// receivedEnd notes that a backend has sent everything, if end.
+func (h *halfStream) receivedEnd(end bool) {
 	if !end {
 		return
 	}
-	h.heard = true
-	if h.copy && !h.ended {
-		h.reset(http2.ErrCodeNo) // it wants no more of it
+	h.recv.ended = true
+	if h.copy && !h.send.ended {
+		h.queueReset(http2.ErrCodeNo) // the backend needs no more of the request
 		return
 	}
-	h.settle()
+	h.closeIfDone()
 }
 
-// settle closes a stream on which everything was said and heard.
-func (h *halfStream) settle() {
-	if h.ended && h.heard {
+// closeIfDone closes a stream on which both directions have ended.
+func (h *halfStream) closeIfDone() {
+	if h.send.ended && h.recv.ended {
 		h.close()
 	}
 }
 
-// close forgets a stream on a side.
+// close removes the stream from its connection.
 func (h *halfStream) close() {
 	if h.closed {
 		return
 	}
-	h.discard(h.queue)
+	h.discard(h.send.queue)
 	h.closed = true
-	h.queue = nil
+	h.send.queue = nil
 	if h.stall != nil {
 		h.stall.Stop()
 	}
-	_ = h.taken()
+	_ = h.confirmDelivery()
 	c := h.conn
-	c.halves--
+	c.streams.users--
 	c.sweep()
 	if h.id != 0 {
-		delete(c.streams, h.id)
-		if c.backend == nil && !h.heard && !h.resetByPeer {
-			c.resetByUs.add(h.id)
+		delete(c.streams.byID, h.id)
+		if c.backend == nil && !h.recv.ended && !h.resetByPeer {
+			c.streams.resetByUs.add(h.id)
 		}
 		if c.backend != nil {
-			c.begun--
+			c.streams.open--
 			c.admit()
 		}
 	}
-	c.empty()
+	c.finishIfUnused()
 	if h == h.stream.client {
-		h.stream.done()
+		h.stream.clientDone()
 	}
 }
 
-// done is when the client has nothing more to expect.
-func (st *stream) done() {
+// clientDone ends the other halves when the client expects nothing more.
+func (st *stream) clientDone() {
 	if st.watch != nil {
 		st.watch.Ended(st.grpc)
 	}
-	st.unkeep()
-	if st.client.heard {
+	st.freeReplay()
+	if st.client.recv.ended {
 		return
 	}
 	if st.up != nil {
-		st.up.reset(http2.ErrCodeCancel) // unless it was reset
+		st.up.queueReset(http2.ErrCodeCancel) // no effect after another reset
 	}
 	for _, c := range st.copies {
-		c.reset(http2.ErrCodeCancel)
+		c.queueReset(http2.ErrCodeCancel)
 	}
 }
 
-// reset passes a reset on. What can still be said before it is, unless everything was: then all of it is.
-func (h *halfStream) reset(code http2.ErrCode) {
-	if h.closed || h.resets {
+// queueReset sends a reset. If the whole message is sent or queued and the code is NO_ERROR, the
+// message goes first. Otherwise only data that needs not wait for a window goes first.
+func (h *halfStream) queueReset(code http2.ErrCode) {
+	if h.closed || h.send.resetQueued {
 		return
 	}
-	if h.id == 0 && !h.copy { // a copy is told what there was of the original
+	if h.id == 0 && !h.copy { // a copy still sends what there is of the original
 		h.close()
 		return
 	}
-	whole := h.ended || (len(h.queue) > 0 && h.queue[len(h.queue)-1].end)
-	h.resets = true
-	h.hurry = !whole || code != http2.ErrCodeNo
-	h.queue = append(h.queue, item{reset: true, code: code})
-	if h.hurry {
-		h.listed = false // it may wait for the connection's window
+	whole := h.send.ended || (len(h.send.queue) > 0 && h.send.queue[len(h.send.queue)-1].end)
+	h.send.resetQueued = true
+	h.send.resetNow = !whole || code != http2.ErrCodeNo
+	h.send.queue = append(h.send.queue, item{reset: true, code: code})
+	if h.send.resetNow {
+		h.send.scheduled = false // it may be in the blocked queue
 	}
 	h.schedule()
 }
 
-// refuse resets a stream whose other end did not keep to the rules.
+// refuse resets a stream whose peer broke the rules.
 func (h *halfStream) refuse(code http2.ErrCode) {
 	id := h.id
-	h.conn.say(func(c *conn) error { return c.framer.WriteRSTStream(id, code) })
+	h.conn.sendControl(func(c *conn) error { return c.framer.WriteRSTStream(id, code) })
 	passed := code
 	if h == h.stream.client {
 		passed = http2.ErrCodeCancel
 	}
-	h.wasReset(passed)
+	h.handleReset(passed)
 }
 
-// wasReset is when the other end of a stream wants no more of it.
-func (h *halfStream) wasReset(code http2.ErrCode) {
+// handleReset handles a reset by the peer.
+func (h *halfStream) handleReset(code http2.ErrCode) {
 	st := h.stream
 	switch {
 	case h.copy:
 		if code != http2.ErrCodeNo {
-			h.miss()
+			h.countMissed()
 		}
 		h.close()
 	case h == st.client:
 		for _, c := range st.copies {
-			c.reset(code)
+			c.queueReset(code)
 		}
 		if st.up != nil {
-			st.up.reset(code)
+			st.up.queueReset(code)
 		}
 		h.close()
 	case code == http2.ErrCodeRefusedStream || (code == h.conn.refusal && !st.answered):
 		h.close()
-		if st.keeping {
-			st.elsewhere(st.kept, st.backend)
+		if st.replay.active {
+			st.resend(st.replay.items, st.backend)
 		} else {
-			st.client.reset(http2.ErrCodeRefusedStream)
+			st.client.queueReset(http2.ErrCodeRefusedStream)
 		}
 	default:
 		h.close()
-		st.client.reset(code)
+		st.client.queueReset(code)
 	}
 }
 
-// taken ends the question whether the server took a request. It says no when that is known not to be so.
-func (h *halfStream) taken() bool {
-	if h.asked == nil {
+// confirmDelivery ends the tracking of a request. It returns false when the server is known not to
+// have taken the request.
+func (h *halfStream) confirmDelivery() bool {
+	if h.delivered == nil {
 		return true
 	}
-	answered := h.asked
-	h.asked = nil
+	answered := h.delivered
+	h.delivered = nil
 	if answered() {
 		return true
 	}
-	h.asked = func() bool { return false }
+	h.delivered = func() bool { return false }
 	return false
 }
 
-// untaken is when a server has become silent that has not taken a request.
-func (h *halfStream) untaken() {
+// deliveryFailed sends a request elsewhere whose server has fallen silent before it took the
+// request. It locks mu itself.
+func (h *halfStream) deliveryFailed() {
 	r := h.conn.router
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -346,60 +386,63 @@ func (h *halfStream) untaken() {
 		return
 	}
 	id := h.id
-	h.conn.say(func(c *conn) error { return c.framer.WriteRSTStream(id, http2.ErrCodeCancel) })
+	h.conn.sendControl(func(c *conn) error { return c.framer.WriteRSTStream(id, http2.ErrCodeCancel) })
 	h.close()
-	h.stream.again(nil)
+	h.stream.retry(nil)
 }
 
-// lost is when the connection of a stream that was begun has ended.
-func (h *halfStream) lost() {
+// connectionLost handles the end of the connection of a stream that has begun.
+func (h *halfStream) connectionLost() {
 	st, c := h.stream, h.conn
 	if h.copy {
-		h.miss()
+		h.countMissed()
 		h.close()
 		return
 	}
-	untaken := !h.taken() || c.foreign() || (c.backend.Again != nil && c.backend.Again(st.method, c.err))
+	notTaken := !h.confirmDelivery() || c.spokeNoHTTP2() || (c.backend.MayRetry != nil && c.backend.MayRetry(st.method,
+		c.state.err))
 	h.close()
 	switch {
-	case h.heard:
-		st.client.reset(http2.ErrCodeNo)
+	case h.recv.ended:
+		st.client.queueReset(http2.ErrCodeNo)
 	case st.answered:
-		st.client.reset(http2.ErrCodeInternal)
-	case untaken:
-		st.again(nil)
-	case len(st.kept) == 1 && st.kept[0].end && h.id > 1: // the connection was just being closed
-		st.again(st.backend)
+		st.client.queueReset(http2.ErrCodeInternal)
+	case notTaken:
+		st.retry(nil)
+	case len(st.replay.items) == 1 && st.replay.items[0].end && h.id > 1: // the server was closing an idle connection
+		st.retry(st.backend)
 	default:
-		st.answer(502, "")
+		st.answerSelf(502, "")
 	}
 }
 
-// again sends a request once more that was sent, if all of it is there.
-func (st *stream) again(backend *Backend) {
+// retry sends a request again, if all of it is stored. A nil backend means App.
+func (st *stream) retry(backend *Backend) {
 	switch {
 	case st.strict && backend == nil:
-		st.answer(503, unavailable)
-	case st.keeping:
-		st.elsewhere(st.kept, backend)
+		st.answerSelf(503, unavailable)
+	case st.replay.active:
+		st.resend(st.replay.items, backend)
 	default:
-		st.answer(502, "")
+		st.answerSelf(502, "")
 	}
 }
 
-// move sends a stream elsewhere that was not begun: once more the same backend, or to the app when again is nil.
-func (h *halfStream) move(again *Backend) {
-	queue := h.queue
-	h.queue = nil
+// moveTo sends a request that has not begun to another connection of the same backend, or to App
+// when again is nil.
+func (h *halfStream) moveTo(again *Backend) {
+	queue := h.send.queue
+	h.send.queue = nil
 	for i := range queue {
-		h.weigh(&queue[i], -1)
+		h.countFields(&queue[i], -1)
 	}
 	h.close()
-	h.stream.elsewhere(queue, again)
+	h.stream.resend(queue, again)
 }
 
-// elsewhere sends a request once more.
-func (st *stream) elsewhere(request []item, again *Backend) {
+// resend sends a request to a backend, or to App when backend is nil. A request is sent to the same
+// backend at most twice.
+func (st *stream) resend(request []item, again *Backend) {
 	if st.client.closed {
 		st.drop(request)
 		return
@@ -412,24 +455,24 @@ func (st *stream) elsewhere(request []item, again *Backend) {
 	case again != nil:
 	case st.backend == app:
 		st.drop(request)
-		st.answer(502, "")
+		st.answerSelf(502, "")
 		return
 	case st.strict:
 		st.drop(request)
-		st.answer(503, unavailable)
+		st.answerSelf(503, unavailable)
 		return
 	default:
 		again = app
-		st.forget()
+		st.stopReplay()
 	}
-	st.join(again)
+	st.sendTo(again)
 	for _, it := range request {
-		it.data = it.data[:len(it.data):len(it.data)] // nothing is to be joined to what is kept
-		st.up.push(it)
+		it.data = it.data[:len(it.data):len(it.data)] // enqueue must not append to the stored data
+		st.up.enqueue(it)
 	}
 }
 
-// drop lets the client send as much more as there is of a request that goes nowhere.
+// drop returns the window of a request that goes nowhere to the client.
 func (st *stream) drop(request []item) {
 	for _, it := range request {
 		if it.owed {
@@ -440,40 +483,43 @@ func (st *stream) drop(request []item) {
 
 const unavailable = "detour: the laptop that intercepts this request is unreachable\n"
 
-// answer answers in place of a server.
-func (st *stream) answer(status int, text string) {
+// answerSelf answers in place of a backend.
+func (st *stream) answerSelf(status int, text string) {
 	fields := []hpack.HeaderField{{Name: ":status", Value: strconv.Itoa(status)}}
 	if text == "" {
-		st.client.push(item{fields: fields, end: true})
+		st.client.enqueue(item{fields: fields, end: true})
 	} else {
-		fields = append(fields, hpack.HeaderField{Name: "content-type", Value: "text/plain"}, hpack.HeaderField{Name: "content-length", Value: strconv.Itoa(len(text))})
-		st.client.push(item{fields: fields})
-		st.client.push(item{data: []byte(text), end: true})
+		fields = append(fields,
+			hpack.HeaderField{Name: "content-type", Value: "text/plain"},
+			hpack.HeaderField{Name: "content-length", Value: strconv.Itoa(len(text))})
+		st.client.enqueue(item{fields: fields})
+		st.client.enqueue(item{data: []byte(text), end: true})
 	}
 	if st.watch != nil {
 		st.watch.Answered(status)
 	}
-	if !st.client.heard {
-		st.client.reset(http2.ErrCodeNo)
+	if !st.client.recv.ended {
+		st.client.queueReset(http2.ErrCodeNo)
 	}
 }
 
-// drop gives up a copy.
+// drop ends a copy.
 func (h *halfStream) drop() {
 	if h.closed {
 		return
 	}
-	h.miss()
+	h.countMissed()
 	if h.id != 0 {
 		id := h.id
-		h.conn.say(func(c *conn) error { return c.framer.WriteRSTStream(id, http2.ErrCodeCancel) })
+		h.conn.sendControl(func(c *conn) error { return c.framer.WriteRSTStream(id, http2.ErrCodeCancel) })
 	}
 	h.close()
 }
 
-// miss counts a copy that did not get there whole, and that its server wanted. A server that never said anything in HTTP/2 has taken none.
-func (h *halfStream) miss() {
-	if !h.heard && (!h.ended || !h.conn.settled) {
+// countMissed counts a copy that did not arrive whole although its backend wanted it. A backend
+// that never sent SETTINGS has received no copy.
+func (h *halfStream) countMissed() {
+	if !h.recv.ended && (!h.send.ended || !h.conn.state.settled) {
 		h.conn.backend.Lost(1)
 	}
 }

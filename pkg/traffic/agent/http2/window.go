@@ -8,22 +8,25 @@ import (
 )
 
 const (
-	// clientWindow and serverWindow bound what waits here of all that comes on a connection, in bytes, but for what refill adds.
+	// clientWindow and serverWindow bound the bytes of a connection that are held here, except for
+	// what refill adds.
 	clientWindow = 4 << 20
 	serverWindow = 8 << 20
-	// parkedMost bounds what waits for laptops, of a client: see refill.
-	parkedMost = clientWindow * 3 / 2
-	// smaller is how much less a stream's window begins with while much waits on its connection: what nobody takes is to hold up nobody else.
+	// maxParked bounds the bytes of a client that wait for laptops; see refill.
+	maxParked = clientWindow * 3 / 2
+	// smaller is the factor by which a stream's first window shrinks while much is held on its
+	// connection: a stream that nobody reads must not block the others.
 	smaller = 16
-	// heldTogether bounds what waits in all of an agent, whose memory is one. Beyond it streams end of whom more waits than its part.
+	// heldTogether bounds the bytes that are held in the whole agent. Beyond it, streams of a
+	// client end that holds more than its share.
 	heldTogether = 24 << 20
 )
 
-// shared is what waits in all of the process.
+// shared counts what is held in the whole process, and its Routers.
 var shared struct{ held, copied, switches atomic.Int64 }
 
-// holds counts n bytes more that wait, or fewer.
-func (r *Router) holds(n int64) {
+// countHeld counts n more bytes that are held. n may be negative.
+func (r *Router) countHeld(n int64) {
 	if r.ended {
 		return
 	}
@@ -31,196 +34,206 @@ func (r *Router) holds(n int64) {
 	shared.held.Add(n)
 }
 
-// copies counts n bytes of copies more that wait, or fewer.
-func (c *conn) copies(n int) {
+// countCopied counts n more bytes of copies that wait. n may be negative.
+func (c *conn) countCopied(n int) {
 	c.copied += n
 	shared.copied.Add(int64(n))
 }
 
-// greedy says whether too much waits in all, and more here than elsewhere.
-func (r *Router) greedy() bool {
+// overBudget reports whether the agent holds too much, and this Router more than its share.
+func (r *Router) overBudget() bool {
 	return shared.held.Load() > heldTogether && r.held > heldTogether/max(1, shared.switches.Load())
 }
 
-// receives is how much the other end of a connection may send, and what waits of it.
-type receives struct {
-	size        int64  // of the connection's window
-	stream      int64  // the window that a stream begins with
-	widest      int64  // and that it may grow to while it is passed on and little waits
-	given       int64  // what may be received
-	held        int64  // received and not passed on yet
-	parked      int64  // of that, what waits for laptops
-	tight       bool   // much waits: streams begin with little
-	late        int64  // what may yet come on a stream that was given less: Go's client says that it knows while another goroutine is about to send
-	granted     int64  // what a new stream is given, as far as the other end knows
-	limit       uint32 // how many streams the client may begin, as far as it knows
-	promised    uint32
+// receiveWindow is how much the other end of a connection may send, and how much of it is held
+// here. Sizes are in bytes.
+type receiveWindow struct {
+	size            int64 // of the connection's window
+	streamWindow    int64 // with which a stream begins
+	maxStreamWindow int64 // to which it grows while its data is passed on and little is held
+	window          int64 // what the other end may send on the connection
+	held            int64 // received and not passed on
+	parked          int64 // the part of held that waits for laptops
+	tight           bool  // much is held: streams begin with a small window
+	// late is what may still arrive on a stream whose window was made smaller: Go's client
+	// acknowledges SETTINGS while another of its goroutines is about to send.
+	late        int64
+	granted     int64  // the window of a new stream, as far as the other end knows
+	maxStreams  uint32 // that the client may open, as far as it knows
+	promised    uint32 // the newest value of maxStreams that was sent
 	unconfirmed []promise
 }
 
-// promise is what holds once the other end has acknowledged settings.
+// promise is what applies once the peer has acknowledged SETTINGS.
 type promise struct {
-	less    int64 // given to each stream
+	less    int64 // by which each stream's window shrinks
 	streams uint32
 }
 
-// receives is how a side begins. A laptop is far away, so that a stream of its needs much to be fast at once.
-func (r *Router) receives(backend *Backend) receives {
-	v := receives{size: serverWindow, stream: 1 << 20, widest: 4 << 20, limit: maxStreams}
+// newReceiveWindow returns the window with which a connection begins. A laptop is far away, so its
+// streams need a large window to be fast from the start.
+func (r *Router) newReceiveWindow(backend *Backend) receiveWindow {
+	v := receiveWindow{size: serverWindow, streamWindow: 1 << 20, maxStreamWindow: 4 << 20, maxStreams: maxStreams}
 	switch backend {
 	case nil:
-		v.size, v.stream, v.widest = clientWindow, 64<<10, 256<<10
+		v.size, v.streamWindow, v.maxStreamWindow = clientWindow, 64<<10, 256<<10
 	case r.config.App:
-		v.stream, v.widest = 64<<10, 1<<20
+		v.streamWindow, v.maxStreamWindow = 64<<10, 1<<20
 	}
-	v.given, v.granted = v.size, v.stream
+	v.window, v.granted = v.size, v.streamWindow
 	return v
 }
 
-// begins says the first settings of a connection, before all else.
-func (c *conn) begins(streams uint32, settings ...http2.Setting) {
-	settings = append(settings, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(c.stream)}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: largestFrame})
-	c.promised = streams
-	c.unconfirmed = append(c.unconfirmed, promise{streams: streams})
-	c.first(func(c *conn) error {
+// sendFirstSettings sends the first frames of a connection.
+func (c *conn) sendFirstSettings(streams uint32, settings ...http2.Setting) {
+	settings = append(settings,
+		http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(c.recv.streamWindow)},
+		http2.Setting{ID: http2.SettingMaxFrameSize, Val: largestFrame})
+	c.recv.promised = streams
+	c.recv.unconfirmed = append(c.recv.unconfirmed, promise{streams: streams})
+	c.sendControlFirst(func(c *conn) error {
 		if c.backend != nil {
-			if _, err := c.out.WriteString(http2.ClientPreface); err != nil {
+			if _, err := c.w.out.WriteString(http2.ClientPreface); err != nil {
 				return err
 			}
 		}
 		if err := c.framer.WriteSettings(settings...); err != nil {
 			return err
 		}
-		return c.framer.WriteWindowUpdate(0, uint32(c.size-defaultWindow))
+		return c.framer.WriteWindowUpdate(0, uint32(c.recv.size-defaultWindow))
 	})
 }
 
-// set says further settings. Each stream is given less when the other end has acknowledged them.
-func (c *conn) set(less int64, streams uint32, settings ...http2.Setting) {
-	c.promised = streams
-	c.unconfirmed = append(c.unconfirmed, promise{less: less, streams: streams})
-	c.say(func(c *conn) error { return c.framer.WriteSettings(settings...) })
+// sendSettings sends further settings. Each stream's window shrinks when the peer has acknowledged
+// them.
+func (c *conn) sendSettings(less int64, streams uint32, settings ...http2.Setting) {
+	c.recv.promised = streams
+	c.recv.unconfirmed = append(c.recv.unconfirmed, promise{less: less, streams: streams})
+	c.sendControl(func(c *conn) error { return c.framer.WriteSettings(settings...) })
 }
 
-// acknowledged is when the other end keeps to settings.
-func (c *conn) acknowledged() {
-	if len(c.unconfirmed) == 0 {
+// settingsAcknowledged applies what the peer has acknowledged.
+func (c *conn) settingsAcknowledged() {
+	if len(c.recv.unconfirmed) == 0 {
 		return
 	}
-	p := c.unconfirmed[0]
-	c.unconfirmed = c.unconfirmed[1:]
-	c.limit = p.streams
+	p := c.recv.unconfirmed[0]
+	c.recv.unconfirmed = c.recv.unconfirmed[1:]
+	c.recv.maxStreams = p.streams
 	if p.less == 0 {
 		return
 	}
 	c.grant(-p.less)
-	c.late = p.less
-	for _, h := range c.streams {
-		h.widen(c.stream / smaller) // or it might never send again
+	c.recv.late = p.less
+	for _, h := range c.streams.byID {
+		h.grantWindow(c.recv.streamWindow / smaller) // without a window the stream might never send again
 	}
 }
 
-// grant gives each stream more, or less.
+// grant enlarges the window of each stream by n, which may be negative.
 func (c *conn) grant(n int64) {
-	c.granted += n
-	for _, h := range c.streams {
-		h.given += n
+	c.recv.granted += n
+	for _, h := range c.streams.byID {
+		h.recv.window += n
 	}
 }
 
-// hold is when n bytes have come on a stream that wait.
+// hold counts n bytes that a stream has received and not passed on.
 func (h *halfStream) hold(n int64) {
-	h.held += n
-	if h.parks() {
-		h.conn.parked += n
+	h.recv.held += n
+	if h.isForLaptop() {
+		h.conn.recv.parked += n
 	}
-	h.conn.press()
+	h.conn.adjustPressure()
 	h.conn.refill()
 }
 
-// parks says whether what comes on a stream is a laptop'c.
-func (h *halfStream) parks() bool {
+// isForLaptop reports whether the data of a stream goes from the client to a laptop.
+func (h *halfStream) isForLaptop() bool {
 	st := h.stream
 	return h == st.client && st.up != nil && st.up.conn.backend != st.router.config.App
 }
 
-// park counts what waits of a request among what waits for laptops, or no longer, if it is for one.
-func (st *stream) park(sign int64) {
-	if st.client.parks() {
-		st.client.conn.parked += sign * st.client.held
+// countParked adds the held data of a request to what waits for laptops (sign 1), or removes it
+// (sign
+// -1), if the request goes to a laptop.
+func (st *stream) countParked(sign int64) {
+	if st.client.isForLaptop() {
+		st.client.conn.recv.parked += sign * st.client.recv.held
 	}
 }
 
-// press has the other end send less of each stream while much waits.
-func (c *conn) press() {
-	tight := c.held > c.size/4 || (c.tight && c.held > c.size/8)
-	if tight == c.tight || (c.backend == nil && !c.router.greeted) {
+// adjustPressure makes the peer send less on each stream while much is held.
+func (c *conn) adjustPressure() {
+	tight := c.recv.held > c.recv.size/4 || (c.recv.tight && c.recv.held > c.recv.size/8)
+	if tight == c.recv.tight || (c.backend == nil && !c.router.settingsSent) {
 		return
 	}
-	c.tight = tight
-	now := c.stream / smaller
-	less := c.stream - now
+	c.recv.tight = tight
+	now := c.recv.streamWindow / smaller
+	less := c.recv.streamWindow - now
 	if !tight {
-		c.grant(less) // it may make use of it before it has said so
-		less, now = 0, c.stream
+		c.grant(less) // the peer may use it before it acknowledges
+		less, now = 0, c.recv.streamWindow
 	}
-	c.set(less, c.promised, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(now)})
+	c.sendSettings(less, c.recv.promised, http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(now)})
 }
 
-// credit lets whoever sends on a stream send as much more.
+// credit returns n bytes of window to the sender of a stream.
 func (h *halfStream) credit(n int64) {
 	c := h.conn
-	h.held -= n
-	if h.parks() {
-		c.parked -= n
+	h.recv.held -= n
+	if h.isForLaptop() {
+		c.recv.parked -= n
 	}
 	c.credit(n)
-	h.wanted = max(h.wanted, c.granted)
-	if h.given+h.held > h.wanted-h.wanted/4 {
+	h.recv.target = max(h.recv.target, c.recv.granted)
+	if h.recv.window+h.recv.held > h.recv.target-h.recv.target/4 {
 		return
 	}
-	if h.wanted < c.stream || c.held < c.size/8 {
-		h.wanted = min(2*h.wanted, c.widest)
+	if h.recv.target < c.recv.streamWindow || c.recv.held < c.recv.size/8 {
+		h.recv.target = min(2*h.recv.target, c.recv.maxStreamWindow)
 	}
-	h.widen(h.wanted)
+	h.grantWindow(h.recv.target)
 }
 
-// widen lets whoever sends on a stream send until as much as is wanted waits.
-func (h *halfStream) widen(wanted int64) {
-	n := wanted - h.given - h.held
-	if n <= 0 || h.closed || h.heard {
+// grantWindow lets the sender of a stream send until target bytes are in its window and held.
+func (h *halfStream) grantWindow(target int64) {
+	n := target - h.recv.window - h.recv.held
+	if n <= 0 || h.closed || h.recv.ended {
 		return
 	}
-	h.given += n
+	h.recv.window += n
 	id := h.id
-	h.conn.say(func(c *conn) error { return c.framer.WriteWindowUpdate(id, uint32(n)) })
+	h.conn.sendControl(func(c *conn) error { return c.framer.WriteWindowUpdate(id, uint32(n)) })
 }
 
-// credit lets the other end send as much more.
+// credit returns n bytes of window to the peer.
 func (c *conn) credit(n int64) {
-	c.held -= n
-	c.router.holds(-n)
-	c.press()
+	c.recv.held -= n
+	c.router.countHeld(-n)
+	c.adjustPressure()
 	c.refill()
 }
 
-// refill lets the other end send as much as the connection's window has room for. What nobody takes, beyond half of it, is given once more, so that
-// the rest goes on: by then new streams begin with little, as the other end has been told before it is given this.
+// refill enlarges the peer's window as far as the connection has room. Held data that nobody reads
+// must not stop the other streams, so refill grants what exceeds half of the window once more. By
+// then new streams begin with a small window: the peer was told so before it gets this grant.
 func (c *conn) refill() {
-	stuck := min(c.held, c.size)
+	stuck := min(c.recv.held, c.recv.size)
 	if c.backend == nil {
-		stuck = c.parked
+		stuck = c.recv.parked
 	}
-	n := c.size - c.given - c.held + max(0, stuck-c.size/2)
-	if n < c.size/16 {
+	n := c.recv.size - c.recv.window - c.recv.held + max(0, stuck-c.recv.size/2)
+	if n < c.recv.size/16 {
 		return
 	}
-	c.given += n
-	c.say(func(c *conn) error { return c.framer.WriteWindowUpdate(0, uint32(n)) })
+	c.recv.window += n
+	c.sendControl(func(c *conn) error { return c.framer.WriteWindowUpdate(0, uint32(n)) })
 }
 
-// overfull says whether there is no room for more fields. If nobody else has any, there is.
-func (r *Router) overfull(fields []hpack.HeaderField) bool {
+// fieldsOverBudget reports whether there is no memory for more fields.
+func (r *Router) fieldsOverBudget(fields []hpack.HeaderField) bool {
 	it := item{fields: fields}
-	return r.fields+it.size() > heldFields || r.greedy()
+	return r.fieldBytes+it.size() > heldFields || r.overBudget()
 }
