@@ -62,12 +62,15 @@ func (z *Zone) Answer(q dns.Question) (a Answer, ok bool) {
 	switch {
 	case !known:
 		return Answer{}, false
-	case q.Qtype == dns.TypeSRV:
-		entries = slices.DeleteFunc(entries, func(e entry) bool { return e.external != "" })
-	}
-	if !found {
+	case !found:
 		return missing(domain, z.serial), true
 	}
+	return z.recordsLocked(q, entries, domain)
+}
+
+// recordsLocked answers a question with the records of its type that a name with these entries has.
+// ok is false when only the cluster's DNS can answer.
+func (z *Zone) recordsLocked(q dns.Question, entries []entry, domain string) (a Answer, ok bool) {
 	switch q.Qtype {
 	case dns.TypeA, dns.TypeAAAA:
 		all, known := z.addressesLocked(q, entries, domain, nil)
@@ -76,6 +79,7 @@ func (z *Zone) Answer(q dns.Question) (a Answer, ok bool) {
 		}
 		a.Answer = all
 	case dns.TypeSRV:
+		entries = slices.DeleteFunc(entries, func(e entry) bool { return e.external != "" })
 		a.Answer, a.Extra = services(q, entries)
 	case dns.TypeCNAME:
 		if entries[0].external != "" {
@@ -99,8 +103,8 @@ func supports(kind uint16) bool {
 	return false
 }
 
-// split parses the part of a name before the namespace. Like CoreDNS, it accepts ports and protocols
-// without an underscore.
+// split parses the part of a name before the namespace. Like CoreDNS, it accepts ports and
+// protocols without an underscore.
 func split(base string) (r request, valid bool) {
 	labels := strings.Split(base, ".")
 	last := len(labels) - 1
@@ -120,8 +124,8 @@ func split(base string) (r request, valid bool) {
 	return r, true
 }
 
-// matches reports whether a port has the name and the protocol of the question. An empty part matches
-// every port.
+// matches reports whether a port has the name and the protocol of the question. An empty part
+// matches every port.
 func (r request) matches(p Port) bool {
 	return (r.port == "" || strings.EqualFold(r.port, p.Name)) &&
 		(r.protocol == "" || strings.EqualFold(r.protocol, p.Protocol))
@@ -165,8 +169,8 @@ func clusterIPs(s *Service, r request, name string) (all []entry, found, known b
 	return all, len(all) > 0, true
 }
 
-// endpointsLocked returns the endpoints of a headless service, or one endpoint of any service. Their
-// order does not matter: the kubernetes plugin has none, and CoreDNS's loadbalance shuffles.
+// endpointsLocked returns the endpoints of a headless service, or one endpoint of any service.
+// Their order does not matter: the kubernetes plugin has none, and CoreDNS's loadbalance shuffles.
 func (z *Zone) endpointsLocked(s *Service, r request, name string) (all []entry, found, known bool) {
 	for _, slice := range z.backends[s.Name] {
 		for _, b := range slice {
@@ -186,8 +190,11 @@ func (z *Zone) endpointsLocked(s *Service, r request, name string) (all []entry,
 	return all, len(all) > 0, true
 }
 
-// addressesLocked returns the A or AAAA records of a name, after the CNAME records that lead to them.
-func (z *Zone) addressesLocked(q dns.Question, entries []entry, domain string, chain []string) (all []dns.RR, known bool) {
+// addressesLocked returns the A or AAAA records of a name, after the CNAME records that lead to
+// them.
+func (z *Zone) addressesLocked(
+	q dns.Question, entries []entry, domain string, chain []string,
+) (all []dns.RR, known bool) {
 	seen := map[string]bool{}
 	for _, e := range entries {
 		if e.external != "" {
@@ -199,12 +206,14 @@ func (z *Zone) addressesLocked(q dns.Question, entries []entry, domain string, c
 		seen[e.address.text] = true
 		all = append(all, record(q.Name, e.address.ip))
 	}
-	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] }) // many programs use only the first record
+	// many programs use only the first record
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	return all, true
 }
 
-// followLocked answers for an ExternalName service whose target is in this namespace. For every other
-// target known is false: the cluster's DNS has to answer, because a pod sees the outside through it.
+// followLocked answers for an ExternalName service whose target is in this namespace. For every
+// other target known is false: the cluster's DNS has to answer, because a pod sees the outside
+// through it.
 func (z *Zone) followLocked(q dns.Question, target, domain string, chain []string) (all []dns.RR, known bool) {
 	lower := strings.ToLower(dns.Fqdn(target))
 	if dns.IsSubDomain(strings.ToLower(q.Name), lower) || len(chain) > maxChain || slices.Contains(chain, lower) {
@@ -262,8 +271,8 @@ func services(q dns.Question, entries []entry) (all, extra []dns.RR) {
 	return all, extra
 }
 
-// reverseLocked answers for cluster IPs, which belong to one service of the whole cluster. It does not
-// answer for endpoints: endpoints of other namespaces may have the same address, as pods on the
+// reverseLocked answers for cluster IPs, which belong to one service of the whole cluster. It does
+// not answer for endpoints: endpoints of other namespaces may have the same address, as pods on the
 // node's network do.
 func (z *Zone) reverseLocked(q dns.Question, lower string) (Answer, bool) {
 	ip, err := Reverse(lower)
@@ -274,8 +283,8 @@ func (z *Zone) reverseLocked(q dns.Question, lower string) (Answer, bool) {
 	return Answer{Answer: []dns.RR{&dns.PTR{Hdr: header(q.Name, dns.TypePTR), Ptr: name + z.suffix}}}, true
 }
 
-// Missing returns the answer for a name that does not exist. domain is the cluster's domain with a dot
-// at its end, in the case of the question.
+// Missing returns the answer for a name that does not exist. domain is the cluster's domain with a
+// dot at its end, in the case of the question.
 func Missing(domain string) Answer { return missing(domain, now()) }
 
 func missing(domain string, serial uint32) Answer {
