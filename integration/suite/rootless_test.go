@@ -123,7 +123,7 @@ func TestRootless(t *testing.T) {
 		require.Contains(t, out.String(), "/dev/pts/")
 	})
 
-	t.Run("a network whose holder is killed is made again", func(t *testing.T) {
+	t.Run("a network whose helper is killed is made again", func(t *testing.T) {
 		var status struct{ NamespacePid int }
 		require.NoError(t, json.Unmarshal([]byte(u.Detour("status", "-o", "json")), &status))
 		require.NotZero(t, status.NamespacePid)
