@@ -32,8 +32,12 @@ func components() []component {
 			ldflags: "-s -w " + v + "gitVersion=" + Version + " " + v + "gitMajor=1 " + v + "gitMinor=34 " +
 				v + "gitTreeState=clean",
 			packages: map[string]string{
-				"kube-apiserver": k + "kube-apiserver", "kube-controller-manager": k + "kube-controller-manager", "kube-scheduler": k + "kube-scheduler",
-				"kubelet": k + "kubelet", "kube-proxy": k + "kube-proxy", "kubectl": k + "kubectl",
+				"kube-apiserver":          k + "kube-apiserver",
+				"kube-controller-manager": k + "kube-controller-manager",
+				"kube-scheduler":          k + "kube-scheduler",
+				"kubelet":                 k + "kubelet",
+				"kube-proxy":              k + "kube-proxy",
+				"kubectl":                 k + "kubectl",
 			},
 		},
 		{

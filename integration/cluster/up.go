@@ -210,16 +210,24 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	if err := c.start("kube-apiserver", c.controlPlane(), c.path("bin", "kube-apiserver"),
-		"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+c.apiServer(), "--bind-address=::", "--secure-port=6443",
+		"--etcd-servers=http://127.0.0.1:2379", "--advertise-address="+c.apiServer(), "--bind-address=::",
+		"--secure-port=6443",
 		"--allow-privileged=true",
-		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--service-cluster-ip-range="+serviceCIDRs,
-		"--client-ca-file="+pki("ca.crt"), "--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"),
-		"--kubelet-client-certificate="+pki("apiserver-kubelet.crt"), "--kubelet-client-key="+pki("apiserver-kubelet.key"), "--kubelet-certificate-authority="+pki("ca.crt"),
+		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--service-cluster-ip-range="+serviceCIDRs,
+		"--client-ca-file="+pki("ca.crt"), "--tls-cert-file="+pki("apiserver.crt"),
+		"--tls-private-key-file="+pki("apiserver.key"),
+		"--kubelet-client-certificate="+pki("apiserver-kubelet.crt"),
+		"--kubelet-client-key="+pki("apiserver-kubelet.key"), "--kubelet-certificate-authority="+pki("ca.crt"),
 		"--kubelet-preferred-address-types=InternalIP",
-		"--service-account-issuer=https://kubernetes.default.svc.cluster.local", "--service-account-key-file="+pki("service-account.crt"), "--service-account-signing-key-file="+pki("service-account.key"),
-		"--requestheader-client-ca-file="+pki("front-proxy-ca.crt"), "--requestheader-allowed-names=front-proxy-client", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-key-file="+pki("service-account.crt"),
+		"--service-account-signing-key-file="+pki("service-account.key"),
+		"--requestheader-client-ca-file="+pki("front-proxy-ca.crt"), "--requestheader-allowed-names=front-proxy-client",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--requestheader-group-headers=X-Remote-Group", "--requestheader-username-headers=X-Remote-User",
-		"--proxy-client-cert-file="+pki("front-proxy-client.crt"), "--proxy-client-key-file="+pki("front-proxy-client.key"),
+		"--proxy-client-cert-file="+pki("front-proxy-client.crt"),
+		"--proxy-client-key-file="+pki("front-proxy-client.key"),
 		"--enable-aggregator-routing=true"); err != nil {
 		return err
 	}
@@ -227,14 +235,19 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return fmt.Errorf("the API server does not become ready: %w; see %s", err, c.path("logs", "kube-apiserver.log"))
 	}
 	if err := c.start("kube-controller-manager", c.controlPlane(), c.path("bin", "kube-controller-manager"),
-		"--kubeconfig="+pki("controller-manager.kubeconfig"), "--authentication-kubeconfig="+pki("controller-manager.kubeconfig"), "--authorization-kubeconfig="+pki("controller-manager.kubeconfig"),
-		"--use-service-account-credentials=true", "--root-ca-file="+pki("ca.crt"), "--service-account-private-key-file="+pki("service-account.key"),
+		"--kubeconfig="+pki("controller-manager.kubeconfig"),
+		"--authentication-kubeconfig="+pki("controller-manager.kubeconfig"),
+		"--authorization-kubeconfig="+pki("controller-manager.kubeconfig"),
+		"--use-service-account-credentials=true", "--root-ca-file="+pki("ca.crt"),
+		"--service-account-private-key-file="+pki("service-account.key"),
 		"--cluster-signing-cert-file="+pki("ca.crt"), "--cluster-signing-key-file="+pki("ca.key"),
-		"--allocate-node-cidrs=true", "--cluster-cidr="+podCIDRs, "--service-cluster-ip-range="+serviceCIDRs, "--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64",
+		"--allocate-node-cidrs=true", "--cluster-cidr="+podCIDRs, "--service-cluster-ip-range="+serviceCIDRs,
+		"--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64",
 		"--leader-elect=false", "--bind-address=127.0.0.1"); err != nil {
 		return err
 	}
 	return c.start("kube-scheduler", c.controlPlane(), c.path("bin", "kube-scheduler"),
-		"--kubeconfig="+pki("scheduler.kubeconfig"), "--authentication-kubeconfig="+pki("scheduler.kubeconfig"), "--authorization-kubeconfig="+pki("scheduler.kubeconfig"),
+		"--kubeconfig="+pki("scheduler.kubeconfig"), "--authentication-kubeconfig="+pki("scheduler.kubeconfig"),
+		"--authorization-kubeconfig="+pki("scheduler.kubeconfig"),
 		"--leader-elect=false", "--bind-address=127.0.0.1")
 }

@@ -120,8 +120,9 @@ func TestRefusedIntercepts(t *testing.T) {
 			reason: detour.ReasonPortNotFound, message: "service catalog has no port 99: it has 80",
 		},
 		"workload": {
-			change: func(s *detour.InterceptSpec) { s.Service = "nobody" },
-			reason: detour.ReasonNoWorkload, message: "no Deployment, StatefulSet or DaemonSet stands behind service nobody",
+			change:  func(s *detour.InterceptSpec) { s.Service = "nobody" },
+			reason:  detour.ReasonNoWorkload,
+			message: "no Deployment, StatefulSet or DaemonSet stands behind service nobody",
 		},
 		"external": {
 			change: func(s *detour.InterceptSpec) { s.Service = "external" },
@@ -151,7 +152,8 @@ func TestPortIsTaken(t *testing.T) {
 	first := s.waitFor("one", detour.PhaseActive)
 	s.intercept("two", "bob", nil)
 	second := s.waitFor("two", detour.PhaseRefused)
-	assert.Contains(t, message(second.Status.Conditions), "port 8080 of deployment/catalog is intercepted by alice@mac since ")
+	assert.Contains(t, message(second.Status.Conditions),
+		"port 8080 of deployment/catalog is intercepted by alice@mac since ")
 	require.NoError(t, api.Delete(t.Context(), first))
 	s.waitFor("two", detour.PhaseActive)
 }

@@ -125,7 +125,8 @@ func (s *shop) newPod(name string, template corev1.PodTemplateSpec) corev1.Pod {
 	require.NoError(s, inject.Mutate(&pod, plan, agentOptions))
 	s.create(&pod)
 	pod.Status = corev1.PodStatus{
-		Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+		Phase:      corev1.PodRunning,
+		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
 	}
 	require.NoError(s, api.Status().Update(s.Context(), &pod))
 	return pod
@@ -206,8 +207,13 @@ func (s *shop) connectAgent(pod *corev1.Pod) *agent {
 	s.Helper()
 	token, err := clientset.CoreV1().ServiceAccounts(s.namespace).CreateToken(s.Context(), "default",
 		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
-			Audiences:      []string{agentconfig.Audience},
-			BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID},
+			Audiences: []string{agentconfig.Audience},
+			BoundObjectRef: &authenticationv1.BoundObjectReference{
+				Kind:       "Pod",
+				APIVersion: "v1",
+				Name:       pod.Name,
+				UID:        pod.UID,
+			},
 		}}, metav1.CreateOptions{})
 	require.NoError(s, err)
 	conn, err := grpc.NewClient(agentAPI.address, grpc.WithTransportCredentials(credentials.NewTLS(agentAPI.client)))

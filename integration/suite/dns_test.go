@@ -133,7 +133,9 @@ func dnsQuestions(t *testing.T) (all []kit.Question) {
 	// A name that no search path can produce is refused on the laptop, with CoreDNS's response.
 	for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeTXT} {
 		for _, name := range []string{
-			"catalog.nowhere.svc.cluster.local.", "www.example.com.svc.cluster.local.", "www.example.com.cluster.local.",
+			"catalog.nowhere.svc.cluster.local.",
+			"www.example.com.svc.cluster.local.",
+			"www.example.com.cluster.local.",
 		} {
 			all = append(all, kit.Question{Name: name, Type: kind, Local: true})
 		}

@@ -21,8 +21,13 @@ func TestIngest(t *testing.T) {
 	kit.WaitForRollout(t, "shop", "deployment/settings")
 	pod := kit.Query(t, "shop", "pods -l app=settings", "{.items[0].metadata.name}")
 	want := map[string]string{
-		"COLOUR": "blue", "SIZE": "12", "GREETING": "a blue $(COLOUR)", "TOKEN": "it's secret", "POD": pod, "MEMORY": "64",
-		"ADDRESS": kit.Kubectl(t, "-n", "shop", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"),
+		"COLOUR":   "blue",
+		"SIZE":     "12",
+		"GREETING": "a blue $(COLOUR)",
+		"TOKEN":    "it's secret",
+		"POD":      pod,
+		"MEMORY":   "64",
+		"ADDRESS":  kit.Kubectl(t, "-n", "shop", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"),
 	}
 	kit.Connect(t)
 	lines, object := filepath.Join(t.TempDir(), "env"), filepath.Join(t.TempDir(), "env.json")

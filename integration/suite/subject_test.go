@@ -328,7 +328,9 @@ func TestMatches(t *testing.T) {
 			`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(intercept|wiretap) +`, list)
 	for _, of := range []string{
 		"intercept +path /only",
-		`intercept +header x-dev~=\(the \)\?b\.b, query debug, query dev~=b\.b, paths under /api`, "intercept +header x-dev, method POST or PUT", "wiretap +copies of all requests",
+		`intercept +header x-dev~=\(the \)\?b\.b, query debug, query dev~=b\.b, paths under /api`,
+		"intercept +header x-dev, method POST or PUT",
+		"wiretap +copies of all requests",
 	} {
 		require.Regexp(t, `(?m) \S+ +`+of+`$`, list)
 	}

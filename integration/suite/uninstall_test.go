@@ -54,7 +54,8 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		"it says what to do without a traffic-manager")
 	require.Contains(t, kit.DetourFails(t, "intercept", "catalog", "--port", "18080", "-n", "shop"), "detour install")
 	require.Contains(t, kit.DetourFails(t, "install", "--image", "detour.local/nothing:dev", "--image-pull-policy",
-		"Never", "--timeout", "10s"), "and the cluster is as it was before: container traffic-manager of pod traffic-manager-")
+		"Never", "--timeout", "10s"),
+		"and the cluster is as it was before: container traffic-manager of pod traffic-manager-")
 	kit.Eventually(t, func() bool { return slices.Equal(before, everything(t)) }, "the namespace that was made ends")
 
 	// A namespace that was there before stays, and its other pods are not touched.

@@ -100,9 +100,9 @@ func (c *cache) shrinkLocked(now time.Time) {
 	}
 }
 
-// lifetime returns how long an answer may be cached: as long as the shortest TTL of its records, and
-// a negative answer as long as its SOA record says (RFC 2308). It returns 0 for failures and for
-// truncated answers.
+// lifetime returns how long an answer may be cached: as long as the shortest TTL of its records,
+// and a negative answer as long as its SOA record says (RFC 2308). It returns 0 for failures and
+// for truncated answers.
 func lifetime(answer *dns.Msg) time.Duration {
 	if answer.Truncated || answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError {
 		return 0

@@ -2,6 +2,7 @@ package dnsproxy
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,20 +26,40 @@ func TestLifetime(t *testing.T) {
 		truncated  bool
 		want       time.Duration
 	}{
-		"as the record says":           {answer: []string{"x. 5 IN A 10.0.0.1"}, want: 5 * time.Second},
-		"the shortest":                 {answer: []string{"x. 30 IN CNAME y.", "y. 7 IN A 10.0.0.1"}, want: 7 * time.Second},
-		"not for days":                 {answer: []string{"x. 86400 IN A 10.0.0.1"}, want: maxTTL},
-		"not at all":                   {answer: []string{"x. 0 IN A 10.0.0.1"}},
-		"a part":                       {answer: []string{"x. 5 IN A 10.0.0.1"}, truncated: true},
-		"no such name":                 {ns: []string{fmt.Sprintf(soa, 30, 5)}, rcode: dns.RcodeNameError, want: 5 * time.Second},
-		"no such name, SOA is shorter": {ns: []string{fmt.Sprintf(soa, 3, 5)}, rcode: dns.RcodeNameError, want: 3 * time.Second},
-		"no such name for a day":       {ns: []string{fmt.Sprintf(soa, 86400, 86400)}, rcode: dns.RcodeNameError, want: maxNegativeTTL},
-		"no such type":                 {ns: []string{fmt.Sprintf(soa, 30, 10)}, want: 10 * time.Second},
-		"no such name, without a SOA":  {rcode: dns.RcodeNameError},
-		"nothing":                      {},
-		"a failure":                    {ns: []string{fmt.Sprintf(soa, 30, 10)}, rcode: dns.RcodeServerFailure},
-		"a refusal":                    {rcode: dns.RcodeRefused},
-		"a chain that leads nowhere":   {answer: []string{"x. 60 IN CNAME y."}, ns: []string{fmt.Sprintf(soa, 30, 5)}, rcode: dns.RcodeNameError, want: 5 * time.Second},
+		"as the record says": {answer: []string{"x. 5 IN A 10.0.0.1"}, want: 5 * time.Second},
+		"the shortest": {
+			answer: []string{"x. 30 IN CNAME y.", "y. 7 IN A 10.0.0.1"},
+			want:   7 * time.Second,
+		},
+		"not for days": {answer: []string{"x. 86400 IN A 10.0.0.1"}, want: maxTTL},
+		"not at all":   {answer: []string{"x. 0 IN A 10.0.0.1"}},
+		"a part":       {answer: []string{"x. 5 IN A 10.0.0.1"}, truncated: true},
+		"no such name": {
+			ns:    []string{fmt.Sprintf(soa, 30, 5)},
+			rcode: dns.RcodeNameError,
+			want:  5 * time.Second,
+		},
+		"no such name, SOA is shorter": {
+			ns:    []string{fmt.Sprintf(soa, 3, 5)},
+			rcode: dns.RcodeNameError,
+			want:  3 * time.Second,
+		},
+		"no such name for a day": {
+			ns:    []string{fmt.Sprintf(soa, 86400, 86400)},
+			rcode: dns.RcodeNameError,
+			want:  maxNegativeTTL,
+		},
+		"no such type":                {ns: []string{fmt.Sprintf(soa, 30, 10)}, want: 10 * time.Second},
+		"no such name, without a SOA": {rcode: dns.RcodeNameError},
+		"nothing":                     {},
+		"a failure":                   {ns: []string{fmt.Sprintf(soa, 30, 10)}, rcode: dns.RcodeServerFailure},
+		"a refusal":                   {rcode: dns.RcodeRefused},
+		"a chain that leads nowhere": {
+			answer: []string{"x. 60 IN CNAME y."},
+			ns:     []string{fmt.Sprintf(soa, 30, 5)},
+			rcode:  dns.RcodeNameError,
+			want:   5 * time.Second,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := new(dns.Msg).SetEdns0(ednsSize, true) // its TTL is not one
@@ -73,8 +94,11 @@ func TestCache(t *testing.T) {
 			"name":       new(dns.Msg).SetQuestion("y.", dns.TypeA),
 			"type":       new(dns.Msg).SetQuestion("x.", dns.TypeAAAA),
 			"signatures": new(dns.Msg).SetQuestion("x.", dns.TypeA).SetEdns0(ednsSize, true),
-			"unchecked":  {MsgHdr: dns.MsgHdr{CheckingDisabled: true}, Question: []dns.Question{{Name: "x.", Qtype: dns.TypeA, Qclass: dns.ClassINET}}},
-			"class":      {Question: []dns.Question{{Name: "x.", Qtype: dns.TypeA, Qclass: dns.ClassCHAOS}}},
+			"unchecked": {
+				MsgHdr:   dns.MsgHdr{CheckingDisabled: true},
+				Question: []dns.Question{{Name: "x.", Qtype: dns.TypeA, Qclass: dns.ClassINET}},
+			},
+			"class": {Question: []dns.Question{{Name: "x.", Qtype: dns.TypeA, Qclass: dns.ClassCHAOS}}},
 		} {
 			assert.Nil(t, c.get(other), "another "+name)
 		}
@@ -107,19 +131,26 @@ func TestCacheIsBounded(t *testing.T) {
 		large := new(dns.Msg).SetQuestion("large.", dns.TypeTXT)
 		m := new(dns.Msg).SetReply(large)
 		for range 100 {
-			m.Answer = append(m.Answer, rr(t, "large. 60 IN TXT \"0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789\""))
+			m.Answer = append(m.Answer, rr(t, `large. 60 IN TXT "`+strings.Repeat("0123456789", 10)+`"`))
 		}
 		c.put(large, m)
 		assert.Nil(t, c.get(large))
 	})
 }
 
-// The cluster is asked once for a name in each of its forms, and the resolver of before each time: it has its own cache.
+// The cluster is asked once for a name in each of its forms, and the resolver of before each time:
+// it has its own cache.
 func TestForwardedOnce(t *testing.T) {
 	cluster, upstream := newCluster(t), newUpstream(t)
 	p := start(t, []string{cluster.address}, []string{upstream.address})
 	for _, network := range []string{"udp", "tcp"} {
-		for _, name := range []string{"catalog.", "catalog.shop.", "Catalog.Shop.svc.", "catalog.shop.svc.cluster.local.", "CATALOG.shop.svc.cluster.local."} {
+		for _, name := range []string{
+			"catalog.",
+			"catalog.shop.",
+			"Catalog.Shop.svc.",
+			"catalog.shop.svc.cluster.local.",
+			"CATALOG.shop.svc.cluster.local.",
+		} {
 			answer := resolve(t, p, network, name, dns.TypeA)
 			require.Len(t, answer.Answer, 1)
 			assert.Equal(t, name, answer.Answer[0].Header().Name)

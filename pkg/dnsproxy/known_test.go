@@ -49,9 +49,19 @@ func newWatched(namespaces ...string) *watched {
 	var crowd records.Slice
 	crowd.Name, crowd.Service = "many-1", "many"
 	for i := range 100 {
-		crowd.Endpoints = append(crowd.Endpoints, records.Endpoint{Addresses: []string{netip.AddrFrom4([4]byte{10, 42, 7, byte(i)}).String()}})
+		crowd.Endpoints = append(crowd.Endpoints, records.Endpoint{
+			Addresses: []string{netip.AddrFrom4([4]byte{10, 42, 7, byte(i)}).String()},
+		})
 	}
-	w.zone.SetSlices([]records.Slice{{Name: "db-1", Service: "db", Ports: sql, Endpoints: []records.Endpoint{{Hostname: "db-0", Addresses: []string{"10.42.0.90"}}}}, crowd})
+	w.zone.SetSlices([]records.Slice{
+		{
+			Name:      "db-1",
+			Service:   "db",
+			Ports:     sql,
+			Endpoints: []records.Endpoint{{Hostname: "db-0", Addresses: []string{"10.42.0.90"}}},
+		},
+		crowd,
+	})
 	w.synced.Store(true)
 	return w
 }
@@ -60,12 +70,20 @@ func startKnowing(t testing.TB, n Names, cluster, upstream *server) *Proxy {
 	return startWith(t, Config{Cluster: []string{cluster.address}, Upstream: []string{upstream.address}, Names: n})
 }
 
-// Names of the namespace cost no question to anybody, in each form; what is not here goes where it went before.
+// Names of the namespace cost no question to anybody, in each form; what is not here goes where it
+// went before.
 func TestKnownHere(t *testing.T) {
 	cluster, upstream := newCluster(t), newUpstream(t)
 	p := startKnowing(t, newWatched("shop", "default", "other"), cluster, upstream)
 	for _, network := range []string{"udp", "tcp"} {
-		for _, name := range []string{"catalog.", "CATalog.", "catalog.shop.", "catalog.shop.svc.", "catalog.shop.svc.cluster.local.", "Catalog.Shop.Svc.Cluster.Local."} {
+		for _, name := range []string{
+			"catalog.",
+			"CATalog.",
+			"catalog.shop.",
+			"catalog.shop.svc.",
+			"catalog.shop.svc.cluster.local.",
+			"Catalog.Shop.Svc.Cluster.Local.",
+		} {
 			answer := resolve(t, p, network, name, dns.TypeA)
 			require.Len(t, answer.Answer, 1, name)
 			assert.Equal(t, "10.96.0.50", answer.Answer[0].(*dns.A).A.String())
@@ -96,12 +114,20 @@ func TestKnownHere(t *testing.T) {
 	assert.Len(t, cluster.questions(), 1, "that there is no such service is known here")
 }
 
-// Where the namespaces are known, the cluster hears nothing of the internet's names, however a program's resolver puts its search path
-// behind them.
+// Where the namespaces are known, the cluster hears nothing of the internet's names, however a
+// program's resolver puts its search path behind them.
 func TestInternetIsNoneOfTheClustersBusiness(t *testing.T) {
 	cluster, upstream := newCluster(t), newUpstream(t)
 	p := startKnowing(t, newWatched("shop", "default"), cluster, upstream)
-	for _, name := range []string{"example.com.", "www.shop.example.com.", "absent.example.com.", "intranet.", "absent.", "8.8.8.8.in-addr.arpa.", "_x._tcp.example.com."} {
+	for _, name := range []string{
+		"example.com.",
+		"www.shop.example.com.",
+		"absent.example.com.",
+		"intranet.",
+		"absent.",
+		"8.8.8.8.in-addr.arpa.",
+		"_x._tcp.example.com.",
+	} {
 		resolve(t, p, "udp", name, dns.TypeA)
 		for _, suffix := range []string{"shop.svc.cluster.local.", "svc.cluster.local.", "svc."} {
 			if strings.Count(name, ".") == 1 && suffix != "shop.svc.cluster.local." {
@@ -124,18 +150,29 @@ func TestInternetIsNoneOfTheClustersBusiness(t *testing.T) {
 func TestClusterIsNoneOfTheOfficesBusiness(t *testing.T) {
 	cluster, upstream := newCluster(t), newUpstream(t)
 	p := startKnowing(t, newWatched("shop", "default"), cluster, upstream)
-	for _, name := range []string{"absent.shop.svc.cluster.local.office.example.com.", "Absent.shop.svc.Cluster.local.lan."} {
+	for _, name := range []string{
+		"absent.shop.svc.cluster.local.office.example.com.",
+		"Absent.shop.svc.Cluster.local.lan.",
+	} {
 		assert.Equal(t, "NXDOMAIN", dns.RcodeToString[resolve(t, p, "udp", name, dns.TypeA).Rcode])
 	}
 	assert.Empty(t, upstream.questions())
 	assert.Empty(t, cluster.questions())
 }
 
-// Where they are not, no more than the last label is asked, and not what no namespace can be called.
+// Where they are not, no more than the last label is asked, and not what no namespace can be
+// called.
 func TestLastResort(t *testing.T) {
 	cluster, upstream := newCluster(t), newUpstream(t)
 	p := startKnowing(t, newWatched(), cluster, upstream)
-	for _, name := range []string{"www.example.com.", "www.example.com.svc.cluster.local.", "a.b.c_d.", "_x._tcp.example.com.", "a.b.example.net.", "www.example.com.cluster.local."} {
+	for _, name := range []string{
+		"www.example.com.",
+		"www.example.com.svc.cluster.local.",
+		"a.b.c_d.",
+		"_x._tcp.example.com.",
+		"a.b.example.net.",
+		"www.example.com.cluster.local.",
+	} {
 		resolve(t, p, "udp", name, dns.TypeA)
 	}
 	assert.Equal(t, []string{"udp com.svc.cluster.local. A"}, cluster.questions())
@@ -149,12 +186,14 @@ func TestNotSynced(t *testing.T) {
 	p := startKnowing(t, names, cluster, upstream)
 	assert.Equal(t, "10.96.0.5", resolve(t, p, "udp", "catalog.", dns.TypeA).Answer[0].(*dns.A).A.String())
 	names.synced.Store(true)
-	assert.Equal(t, "10.96.0.50", resolve(t, p, "udp", "catalog.", dns.TypeA).Answer[0].(*dns.A).A.String(), "the cache is not asked first")
+	assert.Equal(t, "10.96.0.50", resolve(t, p, "udp", "catalog.", dns.TypeA).Answer[0].(*dns.A).A.String(),
+		"the cache is not asked first")
 	names.synced.Store(false)
 	assert.Equal(t, "10.96.0.5", resolve(t, p, "udp", "catalog.", dns.TypeA).Answer[0].(*dns.A).A.String())
 }
 
-// An answer that does not fit is fetched over TCP; EDNS says how much fits, and is answered with EDNS.
+// An answer that does not fit is fetched over TCP; EDNS says how much fits, and is answered with
+// EDNS.
 func TestKnownSizes(t *testing.T) {
 	p := startKnowing(t, newWatched(), newCluster(t), newUpstream(t))
 	answer := resolve(t, p, "udp", "many.", dns.TypeA)
@@ -181,10 +220,16 @@ func TestEDNSVersion(t *testing.T) {
 	assert.Empty(t, answer.Answer)
 }
 
-// BenchmarkKnown is the work of one answer, from the message that was read to the one to be written.
+// BenchmarkKnown is the work of one answer, from the message that was read to the one to be
+// written.
 func BenchmarkKnown(b *testing.B) {
 	p := newProxy(Config{Domain: "cluster.local", Namespace: "shop", Names: newWatched("shop")})
-	for _, name := range []string{"catalog.", "catalog.shop.", "catalog.shop.svc.cluster.local.", "absent.shop.svc.cluster.local."} {
+	for _, name := range []string{
+		"catalog.",
+		"catalog.shop.",
+		"catalog.shop.svc.cluster.local.",
+		"absent.shop.svc.cluster.local.",
+	} {
 		raw, err := new(dns.Msg).SetQuestion(name, dns.TypeA).SetEdns0(1232, false).Pack()
 		require.NoError(b, err)
 		b.Run(name, func(b *testing.B) {

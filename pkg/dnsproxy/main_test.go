@@ -16,7 +16,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// server is a real DNS server on loopback, UDP and TCP on one port, which remembers what it was asked.
+// server is a real DNS server on loopback, UDP and TCP on one port, which remembers what it was
+// asked.
 type server struct {
 	address string
 
@@ -65,7 +66,8 @@ func (s *server) wasAsked(name string) (times int) {
 	return times
 }
 
-// zone answers from records: NXDOMAIN for a name it has none of, an empty answer for another type of one it has.
+// zone answers from records: NXDOMAIN for a name it has none of, an empty answer for another type
+// of one it has.
 func zone(t testing.TB, names map[string]string) func(string, *dns.Msg) *dns.Msg {
 	records := map[string][]dns.RR{}
 	for name, data := range names {

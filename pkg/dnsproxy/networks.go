@@ -22,8 +22,8 @@ func (p *Proxy) SetNetworks(all []netip.Prefix, table remap.Table) {
 	p.networks.Store(&networks{all: all, table: table})
 }
 
-// clusterReverse returns the reverse name that the cluster uses for an address behind the VIF. ok is
-// false for other addresses.
+// clusterReverse returns the reverse name that the cluster uses for an address behind the VIF. ok
+// is false for other addresses.
 func (p *Proxy) clusterReverse(reverse string) (name string, ok bool) {
 	address, err := records.Reverse(reverse)
 	n := p.networks.Load()

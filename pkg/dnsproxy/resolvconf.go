@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// ResolvConf manages /etc/resolv.conf (resolv.conf(5)). It copies the file into a directory before it
-// changes anything, so that it can restore the file after a crash too.
+// ResolvConf manages /etc/resolv.conf (resolv.conf(5)). It copies the file into a directory before
+// it changes anything, so that it can restore the file after a crash too.
 type ResolvConf struct {
 	Path  string // normally /etc/resolv.conf
 	State string // directory for the copy
@@ -48,8 +48,8 @@ func (r ResolvConf) Upstream() (servers, search []string, err error) {
 	return servers, search, nil
 }
 
-// With returns the file's text with server as the only resolver, and with search before the file's own
-// search path. It keeps the file's options.
+// With returns the file's text with server as the only resolver, and with search before the file's
+// own search path. It keeps the file's options.
 func (r ResolvConf) With(server netip.Addr, search []string) (string, error) {
 	now, err := os.ReadFile(r.Path)
 	if err != nil && !os.IsNotExist(err) {
@@ -94,8 +94,8 @@ func (r ResolvConf) Set(server netip.Addr, search []string) error {
 	if err := os.WriteFile(r.written(), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("note the new text of %s: %w", r.Path, err)
 	}
-	// Set writes in place. A rename would fail or mislead, because the file is often a bind mount or
-	// a symbolic link.
+	// Set writes in place. A rename would fail or mislead, because the file is often a bind mount
+	// or a symbolic link.
 	if err := os.WriteFile(r.Path, []byte(text), 0o644); err != nil {
 		_ = os.WriteFile(r.Path, before, 0o644) // the old text had room
 		return fmt.Errorf("write %s: %w", r.Path, err)
@@ -103,8 +103,8 @@ func (r ResolvConf) Set(server netip.Addr, search []string) error {
 	return nil
 }
 
-// LeftBehind reports whether detour wrote the file and its resolver no longer exists on this machine.
-// It needs no right to change the file.
+// LeftBehind reports whether detour wrote the file and its resolver no longer exists on this
+// machine. It needs no right to change the file.
 func (r ResolvConf) LeftBehind() bool {
 	now, err := os.ReadFile(r.Path)
 	if err != nil || !bytes.HasPrefix(now, []byte(header)) {
@@ -124,8 +124,8 @@ func (r ResolvConf) LeftBehind() bool {
 	})
 }
 
-// Restore restores the file from its copy, unless another program has written the file since. Without
-// a copy it does nothing.
+// Restore restores the file from its copy, unless another program has written the file since.
+// Without a copy it does nothing.
 func (r ResolvConf) Restore() error {
 	before, err := os.ReadFile(r.backup())
 	if os.IsNotExist(err) {

@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-const before = "# from DHCP\nnameserver 192.168.1.1\nnameserver fd00::53\nsearch office.example lab.example\noptions ndots:2 timeout:1\n"
+const before = "# from DHCP\nnameserver 192.168.1.1\nnameserver fd00::53\n" +
+	"search office.example lab.example\noptions ndots:2 timeout:1\n"
 
 var listen = netip.MustParseAddr("100.64.0.2")
 
@@ -35,22 +36,42 @@ func nothingKept(t *testing.T, r ResolvConf) {
 	assert.Empty(t, left)
 }
 
-// The proxy is the only server; the search path and the options of before stay, for the names that are not the cluster's.
+// The proxy is the only server; the search path and the options of before stay, for the names that
+// are not the cluster's.
 func TestSetResolver(t *testing.T) {
 	for name, c := range map[string]struct {
 		before string
 		search []string
 		want   string
 	}{
-		"as an office writes it": {before, []string{"shop.svc.cluster.local", "svc.cluster.local"}, header + "nameserver 100.64.0.2\noptions ndots:2 timeout:1\nsearch shop.svc.cluster.local svc.cluster.local office.example lab.example\n"},
-		"only a server":          {"nameserver 192.168.1.1", []string{"svc.cluster.local"}, header + "nameserver 100.64.0.2\nsearch svc.cluster.local\n"},
+		"as an office writes it": {
+			before: before,
+			search: []string{"shop.svc.cluster.local", "svc.cluster.local"},
+			want: header +
+				"nameserver 100.64.0.2\noptions ndots:2 timeout:1\nsearch shop.svc.cluster.local svc.cluster.local office.example lab.example\n",
+		},
+		"only a server": {
+			before: "nameserver 192.168.1.1",
+			search: []string{"svc.cluster.local"},
+			want:   header + "nameserver 100.64.0.2\nsearch svc.cluster.local\n",
+		},
 		"no search path":         {"nameserver 192.168.1.1\n", nil, header + "nameserver 100.64.0.2\n"},
 		"options without an end": {"options rotate", nil, header + "nameserver 100.64.0.2\noptions rotate\n"},
 		"empty":                  {"", nil, header + "nameserver 100.64.0.2\n"},
-		"only comments":          {"# nameserver 192.168.1.1\n; search lab.example\n", nil, header + "nameserver 100.64.0.2\n"},
+		"only comments": {
+			before: "# nameserver 192.168.1.1\n; search lab.example\n",
+			want:   header + "nameserver 100.64.0.2\n",
+		},
 		// resolv.conf(5): domain is a search path of one, and of several lines the last one counts.
-		"a domain":             {"domain office.example\n", []string{"svc.cluster.local"}, header + "nameserver 100.64.0.2\nsearch svc.cluster.local office.example\n"},
-		"several search paths": {"domain a.example\nsearch b.example\nsearch c.example d.example\n", nil, header + "nameserver 100.64.0.2\nsearch c.example d.example\n"},
+		"a domain": {
+			before: "domain office.example\n",
+			search: []string{"svc.cluster.local"},
+			want:   header + "nameserver 100.64.0.2\nsearch svc.cluster.local office.example\n",
+		},
+		"several search paths": {
+			before: "domain a.example\nsearch b.example\nsearch c.example d.example\n",
+			want:   header + "nameserver 100.64.0.2\nsearch c.example d.example\n",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := laptopWith(t, c.before)
@@ -77,11 +98,17 @@ func TestResolverAfterACrash(t *testing.T) {
 		r := laptopWith(t, before)
 		require.NoError(t, r.Set(listen, []string{"shop.svc.cluster.local"}))
 		require.NoError(t, r.Set(netip.MustParseAddr("100.64.0.3"), []string{"lab.svc.cluster.local"}))
-		assert.Equal(t, header+"nameserver 100.64.0.3\noptions ndots:2 timeout:1\nsearch lab.svc.cluster.local office.example lab.example\n", content(t, r.Path))
+		assert.Equal(t,
+			header+"nameserver 100.64.0.3\noptions ndots:2 timeout:1\n"+
+				"search lab.svc.cluster.local office.example lab.example\n",
+			content(t, r.Path))
 		require.NoError(t, r.Restore())
 		assert.Equal(t, before, content(t, r.Path))
 	})
-	for name, lost := range map[string]func(ResolvConf) string{"before it noted what it would write": ResolvConf.written, "before it wrote": nil} {
+	for name, lost := range map[string]func(ResolvConf) string{
+		"before it noted what it would write": ResolvConf.written,
+		"before it wrote":                     nil,
+	} {
 		t.Run(name, func(t *testing.T) {
 			r := laptopWith(t, before)
 			require.NoError(t, r.Set(listen, nil))
@@ -164,13 +191,17 @@ func TestUpstream(t *testing.T) {
 		content         string
 		servers, search []string
 	}{
-		"as an office writes it": {before, []string{"192.168.1.1:53", "[fd00::53]:53"}, []string{"office.example", "lab.example"}},
-		"a scope":                {"nameserver fe80::1%eth0\n", []string{"[fe80::1%eth0]:53"}, nil},
-		"tabs, no line end":      {"nameserver\t192.168.1.1", []string{"192.168.1.1:53"}, nil},
-		"comments":               {"#nameserver 192.168.1.1\n; nameserver 192.168.1.2\n", nil, nil},
-		"a word alone":           {"nameserver\nsearch\n", nil, nil},
-		"a domain":               {"domain office.example\n", nil, []string{"office.example"}},
-		"the last one counts":    {"search a.example\ndomain b.example\n", nil, []string{"b.example"}},
+		"as an office writes it": {
+			content: before,
+			servers: []string{"192.168.1.1:53", "[fd00::53]:53"},
+			search:  []string{"office.example", "lab.example"},
+		},
+		"a scope":             {"nameserver fe80::1%eth0\n", []string{"[fe80::1%eth0]:53"}, nil},
+		"tabs, no line end":   {"nameserver\t192.168.1.1", []string{"192.168.1.1:53"}, nil},
+		"comments":            {"#nameserver 192.168.1.1\n; nameserver 192.168.1.2\n", nil, nil},
+		"a word alone":        {"nameserver\nsearch\n", nil, nil},
+		"a domain":            {"domain office.example\n", nil, []string{"office.example"}},
+		"the last one counts": {"search a.example\ndomain b.example\n", nil, []string{"b.example"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			servers, search, err := laptopWith(t, c.content).Upstream()

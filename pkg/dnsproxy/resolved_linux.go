@@ -22,8 +22,8 @@ const (
 	resolvedStubProxy = "127.0.0.54"
 )
 
-// resolved is systemd-resolved, which detour configures over D-Bus (org.freedesktop.resolve1(5)). It
-// drops the settings of an interface when the interface goes, so a crash leaves nothing behind.
+// resolved is systemd-resolved, which detour configures over D-Bus (org.freedesktop.resolve1(5)).
+// It drops the settings of an interface when the interface goes, so a crash leaves nothing behind.
 type resolved struct {
 	uplinks string // the file that lists the servers it asks
 	link    int32  // index of the VIF; 0 before Set
@@ -58,8 +58,8 @@ func (r *resolved) Upstream() ([]string, error) {
 	return slices.DeleteFunc(servers, isProxy), err
 }
 
-// domain is an argument of SetLinkDomains. A RouteOnly domain chooses the server and is not a suffix
-// for short names.
+// domain is an argument of SetLinkDomains. A RouteOnly domain chooses the server and is not a
+// suffix for short names.
 type domain struct {
 	Name      string
 	RouteOnly bool
@@ -71,8 +71,8 @@ type address struct {
 	Bytes  []byte
 }
 
-// Set makes systemd-resolved ask the proxy for all names, because only the proxy knows which names are
-// the cluster's.
+// Set makes systemd-resolved ask the proxy for all names, because only the proxy knows which names
+// are the cluster's.
 func (r *resolved) Set(link string, server netip.Addr, search []string) error {
 	i, err := net.InterfaceByName(link)
 	if err != nil {

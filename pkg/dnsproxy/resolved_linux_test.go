@@ -57,8 +57,17 @@ func bus(t *testing.T) *dbus.Conn {
 	}
 	dir := t.TempDir()
 	config := filepath.Join(dir, "bus.conf")
-	require.NoError(t, os.WriteFile(config, []byte(`<busconfig><type>system</type><listen>unix:path=`+dir+`/bus</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/></policy></busconfig>`), 0o600))
+	require.NoError(t, os.WriteFile(config, []byte(`<busconfig>
+<type>system</type>
+<listen>unix:path=`+dir+`/bus</listen>
+<auth>EXTERNAL</auth>
+<policy context="default">
+<allow user="*"/>
+<allow own="*"/>
+<allow send_destination="*" eavesdrop="true"/>
+<allow eavesdrop="true"/>
+</policy>
+</busconfig>`), 0o600))
 	cmd := exec.Command("dbus-daemon", "--nofork", "--print-address", "--config-file", config)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
@@ -79,7 +88,8 @@ func stubbed(t *testing.T) ResolvConf {
 	t.Helper()
 	dir := t.TempDir()
 	file := ResolvConf{Path: filepath.Join(dir, "resolv.conf"), State: dir}
-	require.NoError(t, os.WriteFile(file.Path, []byte("nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch .\n"), 0o600))
+	require.NoError(t,
+		os.WriteFile(file.Path, []byte("nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch .\n"), 0o600))
 	return file
 }
 
@@ -94,7 +104,8 @@ func TestResolved(t *testing.T) {
 	system := FindSystem(t.Context(), file, slog.New(slog.DiscardHandler))
 	require.IsType(t, &resolved{}, system)
 	system.(*resolved).uplinks = filepath.Join(t.TempDir(), "resolv.conf")
-	require.NoError(t, os.WriteFile(system.(*resolved).uplinks, []byte("nameserver 192.168.1.1\nnameserver 198.18.0.2\n"), 0o600))
+	require.NoError(t,
+		os.WriteFile(system.(*resolved).uplinks, []byte("nameserver 192.168.1.1\nnameserver 198.18.0.2\n"), 0o600))
 	proxy := netip.MustParseAddr("198.18.0.2")
 	require.NoError(t, system.Set("lo", proxy, []string{"shop.svc.cluster.local", "cluster.local"}))
 	require.NoError(t, system.Keep())
@@ -108,7 +119,15 @@ func TestResolved(t *testing.T) {
 		calls = append(calls, <-service.calls)
 	}
 	// This one is so old that it does not know the rest.
-	assert.Equal(t, []string{"dns 198.18.0.2", "domains ~. shop.svc.cluster.local cluster.local", "dnssec no", "flush", "revert", "flush"}, calls)
+	assert.Equal(t,
+		[]string{
+			"dns 198.18.0.2",
+			"domains ~. shop.svc.cluster.local cluster.local",
+			"dnssec no",
+			"flush",
+			"revert",
+			"flush",
+		}, calls)
 	raw, err := os.ReadFile(file.Path)
 	require.NoError(t, err)
 	assert.Contains(t, string(raw), "127.0.0.53", "the file is left alone")
@@ -124,7 +143,11 @@ func TestResolvedThatIsNotThere(t *testing.T) {
 
 func TestWhoLeadsToResolved(t *testing.T) {
 	for text, want := range map[string]bool{
-		"nameserver 127.0.0.53\n": true, "nameserver 127.0.0.54\n": true, "": false, "nameserver 192.168.1.1\n": false, "nameserver 127.0.0.53\nnameserver 192.168.1.1\n": false,
+		"nameserver 127.0.0.53\n":  true,
+		"nameserver 127.0.0.54\n":  true,
+		"":                         false,
+		"nameserver 192.168.1.1\n": false,
+		"nameserver 127.0.0.53\nnameserver 192.168.1.1\n": false,
 	} {
 		file := stubbed(t)
 		require.NoError(t, os.WriteFile(file.Path, []byte(text), 0o600))

@@ -54,7 +54,8 @@ func suffixes(flag string, texts []string) (all []string, err error) {
 	for _, text := range texts {
 		suffix := strings.TrimPrefix(strings.TrimPrefix(text, "*"), ".")
 		if !isName(suffix) {
-			return nil, fmt.Errorf("%s %s is not a domain suffix: write for example %s corp.example.com", flag, text, flag)
+			return nil, fmt.Errorf("%s %s is not a domain suffix: write for example %s corp.example.com", flag, text,
+				flag)
 		}
 		all = append(all, "."+strings.ToLower(dns.Fqdn(suffix)))
 	}
@@ -87,8 +88,8 @@ func (p *Proxy) answerByRules(ctx context.Context, query *dns.Msg, name, network
 	return p.askUpstream(ctx, query, network)
 }
 
-// mappingOf returns what the user mapped a name to. It also finds a name to which the search path of
-// a program has added a suffix.
+// mappingOf returns what the user mapped a name to. It also finds a name to which the search path
+// of a program has added a suffix.
 func (p *Proxy) mappingOf(name string) (target string, ok bool) {
 	if len(p.config.Rules.names) == 0 {
 		return "", false

@@ -13,13 +13,13 @@ import (
 const (
 	// namespaceTTL is how long the proxy remembers whether a namespace exists.
 	namespaceTTL = 30 * time.Second
-	// silenceTTL is how long the proxy waits before it asks for a namespace again, after the cluster's
-	// DNS did not answer.
+	// silenceTTL is how long the proxy waits before it asks for a namespace again, after the
+	// cluster's DNS did not answer.
 	silenceTTL = 3 * time.Second
 	// maxNamespaces bounds how many namespaces the proxy remembers.
 	maxNamespaces = 10000
-	// ndots is the option ndots of a pod's resolv.conf: a name with fewer dots is first looked up with
-	// the suffixes of the search path.
+	// ndots is the option ndots of a pod's resolv.conf: a name with fewer dots is first looked up
+	// with the suffixes of the search path.
 	ndots = 5
 )
 
@@ -28,9 +28,9 @@ type namespaceEntry struct {
 	until         time.Time
 }
 
-// answer answers a query. The proxy follows a pod's search path itself, in a pod's order. It does not
-// leave that to the program's resolver: that resolver may have other options, and it would ask for
-// each name of the internet with the cluster's suffixes first.
+// answer answers a query. The proxy follows a pod's search path itself, in a pod's order. It does
+// not leave that to the program's resolver: that resolver may have other options, and it would ask
+// for each name of the internet with the cluster's suffixes first.
 func (p *Proxy) answer(ctx context.Context, query *dns.Msg, network string) *dns.Msg {
 	if len(query.Question) != 1 {
 		return new(dns.Msg).SetRcode(query, dns.RcodeFormatError)
@@ -93,8 +93,8 @@ func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // search returns the complete name that a name may stand for in the cluster, or an empty string. It
 // tries the connected namespace, then the namespace that the last label names. The cluster must not
-// learn which names of the internet the laptop asks for. So for two labels or more, search tries the
-// connected namespace only with records that the laptop has, and the other only if it exists.
+// learn which names of the internet the laptop asks for. So for two labels or more, search tries
+// the connected namespace only with records that the laptop has, and the other only if it exists.
 func (p *Proxy) search(ctx context.Context, query *dns.Msg, name string) string {
 	labels := dns.SplitDomainName(name)
 	if len(labels) == 0 || len(labels) > ndots {
@@ -118,9 +118,9 @@ func (p *Proxy) search(ctx context.Context, query *dns.Msg, name string) string 
 	return ""
 }
 
-// inDomain answers for a name under the cluster's domain. A program's search path makes such names of
-// every name (www.example.com.svc.cluster.local). inDomain does not ask the cluster for names that
-// cannot exist there.
+// inDomain answers for a name under the cluster's domain. A program's search path makes such names
+// of every name (www.example.com.svc.cluster.local). inDomain does not ask the cluster for names
+// that cannot exist there.
 func (p *Proxy) inDomain(ctx context.Context, query *dns.Msg, full, network string) *dns.Msg {
 	domain := full[len(full)-len(p.domain)+1:]
 	labels := dns.SplitDomainName(strings.ToLower(full[:len(full)-len(p.domain)]))
@@ -197,8 +197,8 @@ func strip(query *dns.Msg, full string) *dns.Msg {
 	return ask.SetEdns0(ednsSize, e != nil && e.Do())
 }
 
-// finish turns the answer to the complete name into the answer to the program's query. It may change
-// answer.
+// finish turns the answer to the complete name into the answer to the program's query. It may
+// change answer.
 func finish(query, answer *dns.Msg, full string) *dns.Msg {
 	if answer == nil {
 		return nil
@@ -235,8 +235,8 @@ func withoutEDNS(all []dns.RR) (rest []dns.RR) {
 	return rest
 }
 
-// rename renames the records of one name. Programs look for the name that they asked for, in the same
-// case.
+// rename renames the records of one name. Programs look for the name that they asked for, in the
+// same case.
 func rename(all []dns.RR, from, to string) {
 	for _, rr := range all {
 		if strings.EqualFold(rr.Header().Name, from) {
@@ -246,8 +246,8 @@ func rename(all []dns.RR, from, to string) {
 }
 
 // namespace reports whether a namespace exists, and whether that is known. If the user may not list
-// namespaces, it asks the cluster's DNS: CoreDNS knows the name <namespace>.svc.<domain> exactly when
-// the namespace exists.
+// namespaces, it asks the cluster's DNS: CoreDNS knows the name <namespace>.svc.<domain> exactly
+// when the namespace exists.
 func (p *Proxy) namespace(ctx context.Context, name string) (exists, known bool) {
 	if name == p.config.Namespace {
 		return true, true

@@ -11,17 +11,17 @@ import (
 	"sync"
 )
 
-// System is the name resolution of the laptop. It is configured to ask the proxy. Its methods may be
-// called by several goroutines.
+// System is the name resolution of the laptop. It is configured to ask the proxy. Its methods may
+// be called by several goroutines.
 type System interface {
-	// Upstream returns the resolvers of the laptop except the proxy, as host:port: those from before
-	// Set and those that other programs have added since.
+	// Upstream returns the resolvers of the laptop except the proxy, as host:port: those from
+	// before Set and those that other programs have added since.
 	Upstream() ([]string, error)
 	// Set makes server the resolver of the cluster's names at least. The server is reached over the
 	// interface link. search are the suffixes for short names.
 	Set(link string, server netip.Addr, search []string) error
-	// Keep repeats Set when another program has changed the settings, as happens when a laptop joins
-	// another network.
+	// Keep repeats Set when another program has changed the settings, as happens when a laptop
+	// joins another network.
 	Keep() error
 	// Restore undoes Set. Without Set it does nothing.
 	Restore() error
@@ -49,7 +49,8 @@ func (p *plain) Upstream() ([]string, error) {
 		file.Path = p.backup()
 	}
 	servers, _, err := file.Upstream()
-	return slices.DeleteFunc(servers, func(s string) bool { return s == net.JoinHostPort(p.server.String(), "53") }), err
+	own := net.JoinHostPort(p.server.String(), "53")
+	return slices.DeleteFunc(servers, func(s string) bool { return s == own }), err
 }
 
 func (p *plain) Set(_ string, server netip.Addr, search []string) error {

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A laptop that comes into another network, or a VPN, gets other resolvers: they are asked for what is not the cluster's, and are there
-// when detour goes.
+// A laptop that comes into another network, or a VPN, gets other resolvers: they are asked for what
+// is not the cluster's, and are there when detour goes.
 func TestResolversThatComeLater(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "resolv.conf")
@@ -38,7 +38,8 @@ func TestResolversThatComeLater(t *testing.T) {
 	require.Equal(t, []string{"10.0.0.1:53"}, upstream(s))
 }
 
-// Programs that keep the file as they find it and put it back when they end, as scripts of VPNs do, may have found detour's.
+// Programs that keep the file as they find it and put it back when they end, as scripts of VPNs do,
+// may have found detour's.
 func TestResolversThatOthersKept(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "resolv.conf")

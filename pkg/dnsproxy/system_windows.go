@@ -12,8 +12,9 @@ import (
 // nrptComment marks detour's rules in the name resolution policy table.
 const nrptComment = "detour"
 
-// windows asks the proxy for each suffix in the cluster's search path, by rules of the name resolution
-// policy table (NRPT). Other names do not reach the proxy. It builds but was never tried.
+// windows asks the proxy for each suffix in the cluster's search path, by rules of the name
+// resolution policy table (NRPT). Other names do not reach the proxy. It builds but was never
+// tried.
 type windows struct{}
 
 // FindSystem returns the name resolution of this laptop.

@@ -51,7 +51,7 @@ func Attach(pod *corev1.Pod, ports []int32, opt Options) (*corev1.EphemeralConta
 		return nil, fmt.Errorf("encode the agent's configuration: %w", err)
 	}
 	return &corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-		// Kubernetes never removes or restarts an ephemeral container, so each one needs a new name.
+		// Kubernetes never removes or restarts an ephemeral container: each one needs a new name.
 		Name:  fmt.Sprintf("%s%d", attachedPrefix, len(attachedContainers(pod))),
 		Image: opt.Image, ImagePullPolicy: opt.PullPolicy,
 		Command: []string{"/traffic-agent"}, Args: []string{"agent"},
@@ -118,9 +118,9 @@ func tokenMount(pod *corev1.Pod) (mount corev1.VolumeMount, file string, err err
 		"so its agent could not prove its identity", pod.Name)
 }
 
-// isProbed reports whether the kubelet probes the app over HTTP or gRPC on a port. It refuses a port
-// with an HTTPS probe: the probe of a running pod cannot be changed, and the agent cannot tell it
-// from other traffic.
+// isProbed reports whether the kubelet probes the app over HTTP or gRPC on a port. It refuses a
+// port with an HTTPS probe: the probe of a running pod cannot be changed, and the agent cannot tell
+// it from other traffic.
 func isProbed(pod *corev1.Pod, port int32) (probed bool, err error) {
 	for c := range servers(&pod.Spec) {
 		for _, p := range probes(c) {

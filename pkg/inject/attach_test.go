@@ -11,9 +11,14 @@ import (
 
 func withToken(audience, path string) func(*corev1.Pod) {
 	return func(p *corev1.Pod) {
-		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "token-" + path, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
-			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: audience, Path: path}}},
-		}}})
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{
+			Name: "token-" + path,
+			VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+				Sources: []corev1.VolumeProjection{{
+					ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: audience, Path: path},
+				}},
+			}},
+		})
 	}
 }
 
@@ -23,7 +28,9 @@ func TestAttach(t *testing.T) {
 	c, err := Attach(p, []int32{8080}, options())
 	require.NoError(t, err)
 	assert.Equal(t, "traffic-agent-0", c.Name)
-	assert.Equal(t, []corev1.VolumeMount{{Name: "token-token", MountPath: "/var/run/secrets/detour.dev", ReadOnly: true}}, c.VolumeMounts)
+	assert.Equal(t,
+		[]corev1.VolumeMount{{Name: "token-token", MountPath: "/var/run/secrets/detour.dev", ReadOnly: true}},
+		c.VolumeMounts)
 	config, ok := configIn(c.Env)
 	require.True(t, ok)
 	assert.Equal(t, "/var/run/secrets/detour.dev/token", config.Attached.Token)
@@ -35,7 +42,12 @@ func TestAttach(t *testing.T) {
 	assert.False(t, HasAgent(p, Port{Port: 8081}))
 
 	ended := func(code int32) corev1.ContainerStatus {
-		return corev1.ContainerStatus{Name: c.Name, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Message: "no nftables"}}}
+		return corev1.ContainerStatus{
+			Name: c.Name,
+			State: corev1.ContainerState{
+				Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Message: "no nftables"},
+			},
+		}
 	}
 	p.Status.EphemeralContainerStatuses = []corev1.ContainerStatus{ended(0)}
 	assert.False(t, IsAttached(p), "it has ended")
@@ -45,7 +57,8 @@ func TestAttach(t *testing.T) {
 	assert.Equal(t, "traffic-agent-1", again.Name, "one that has ended cannot be started again")
 }
 
-// A sidecar that took over a port's name is not reached by who dials the pod's own port, and there an agent can be attached.
+// A sidecar that took over a port's name is not reached by who dials the pod's own port, and there
+// an agent can be attached.
 func TestAttachBesideASidecar(t *testing.T) {
 	p := pod(withToken("", "token"))
 	require.NoError(t, Mutate(p, Plan{Ports: []Port{symbolic()}}, options()))
@@ -69,7 +82,8 @@ func TestAttachSeveralPorts(t *testing.T) {
 	assert.False(t, HasAgent(p, Port{Port: 9090, Protocol: "UDP"}))
 }
 
-// A pod is given up when the last agents have all failed, and not for one that was killed now and then.
+// A pod is given up when the last agents have all failed, and not for one that was killed now and
+// then.
 func TestAttachGivesUp(t *testing.T) {
 	for name, c := range map[string]struct {
 		codes []int32 // of the agents that ended
@@ -87,9 +101,11 @@ func TestAttachGivesUp(t *testing.T) {
 				one, err := Attach(p, []int32{8080}, options())
 				require.NoError(t, err)
 				p.Spec.EphemeralContainers = append(p.Spec.EphemeralContainers, *one)
-				p.Status.EphemeralContainerStatuses = append(p.Status.EphemeralContainerStatuses, corev1.ContainerStatus{
-					Name: one.Name, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Message: "no nftables\n"}},
-				})
+				failed := corev1.ContainerState{
+					Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Message: "no nftables\n"},
+				}
+				p.Status.EphemeralContainerStatuses = append(p.Status.EphemeralContainerStatuses,
+					corev1.ContainerStatus{Name: one.Name, State: failed})
 			}
 			_, err := Attach(p, []int32{8080}, options())
 			if c.gone {
@@ -121,11 +137,13 @@ func TestAttachKnowsProbes(t *testing.T) {
 		want    bool
 		err     string
 	}{
-		"HTTP by name":     {httpGet(intstr.FromString("http")), true, ""},
-		"HTTP by number":   {httpGet(intstr.FromInt32(8080)), true, ""},
-		"another port":     {httpGet(intstr.FromInt32(8081)), false, ""},
-		"gRPC":             {corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}}, true, ""},
-		"TCP":              {corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}}, false, ""},
+		"HTTP by name":   {httpGet(intstr.FromString("http")), true, ""},
+		"HTTP by number": {httpGet(intstr.FromInt32(8080)), true, ""},
+		"another port":   {httpGet(intstr.FromInt32(8081)), false, ""},
+		"gRPC":           {corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}}, true, ""},
+		"TCP": {
+			handler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}},
+		},
 		"in the container": {corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}, false, ""},
 		"HTTPS":            {secure, false, "with HTTPS"},
 	} {

@@ -46,7 +46,8 @@ func PortObstacle(meta *metav1.ObjectMeta, spec *corev1.PodSpec, port Port) stri
 	skipped, err := parsePorts(meta.Annotations[SkipAnnotation])
 	switch {
 	case err != nil:
-		return fmt.Sprintf("cannot be intercepted, because in the pods' annotation %s %s: correct it", SkipAnnotation, err)
+		return fmt.Sprintf("cannot be intercepted, because in the pods' annotation %s %s: correct it",
+			SkipAnnotation, err)
 	case skipped.has(port.Port):
 		return "must not be intercepted: the pods' annotation " + SkipAnnotation + " lists it"
 	}

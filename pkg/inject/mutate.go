@@ -79,9 +79,9 @@ func configIn(env []corev1.EnvVar) (agentconfig.Config, bool) {
 	return config, false
 }
 
-// Mutate adds the agent to a pod, and puts the idle command in place of the containers that a laptop
-// replaces. Of the pod's other containers it changes only port names and probes. A pod that already
-// has the agent gets no second one. After an error the pod is unchanged.
+// Mutate adds the agent to a pod, and puts the idle command in place of the containers that a
+// laptop replaces. Of the pod's other containers it changes only port names and probes. A pod that
+// already has the agent gets no second one. After an error the pod is unchanged.
 func Mutate(pod *corev1.Pod, plan Plan, opt Options) error {
 	mutated := pod.DeepCopy()
 	for _, name := range plan.Replaced {
@@ -127,8 +127,8 @@ func addAgent(meta *metav1.ObjectMeta, spec *corev1.PodSpec, plan Plan, opt Opti
 	}
 	env := []corev1.EnvVar{{Name: agentconfig.Env, Value: string(raw)}}
 	// The agent is the first init container. So it listens before the rules send it traffic and
-	// before other sidecars need the network. The kubelet stops native sidecars in reverse order, so
-	// the agent is the last to end. It delays nobody: it is ready as soon as it listens.
+	// before other sidecars need the network. The kubelet stops native sidecars in reverse order,
+	// so the agent is the last to end. It delays nobody: it is ready as soon as it listens.
 	added := []corev1.Container{agentContainer(spec, opt, env, a.containerPorts)}
 	mountCertificates(spec, &added[0], a.secrets)
 	if a.needsRules {
@@ -150,8 +150,8 @@ type arrangement struct {
 	needsRules     bool                   // an init container has to set a redirect
 }
 
-// arrange assigns the agent's ports. It marks them in used. own are the Secrets that the pod uses: a
-// port loses a Secret that the pod does not use any more.
+// arrange assigns the agent's ports. It marks them in used. own are the Secrets that the pod uses:
+// a port loses a Secret that the pod does not use any more.
 func arrange(ports []Port, used map[int32]bool, own []string) (*arrangement, error) {
 	a := &arrangement{redirected: map[int32]bool{}}
 	for _, p := range ports {
@@ -197,8 +197,12 @@ func agentToken() *corev1.ProjectedVolumeSource {
 	}
 }
 
-func agentContainer(spec *corev1.PodSpec, opt Options, env []corev1.EnvVar, ports []corev1.ContainerPort) corev1.Container {
-	ready := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt32(agentconfig.HealthPort)}}
+func agentContainer(
+	spec *corev1.PodSpec, opt Options, env []corev1.EnvVar, ports []corev1.ContainerPort,
+) corev1.Container {
+	ready := corev1.ProbeHandler{
+		HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt32(agentconfig.HealthPort)},
+	}
 	return corev1.Container{
 		Name: AgentContainer, Image: opt.Image, ImagePullPolicy: opt.PullPolicy,
 		Command: []string{"/traffic-keeper"}, Args: []string{"/traffic-agent", "agent"},
@@ -208,17 +212,23 @@ func agentContainer(spec *corev1.PodSpec, opt Options, env []corev1.EnvVar, port
 		ReadinessProbe: &corev1.Probe{ProbeHandler: ready, PeriodSeconds: 10, FailureThreshold: 3},
 		Resources:      resources(spec),
 		SecurityContext: &corev1.SecurityContext{
-			RunAsUser: ptr(int64(agentconfig.UserID)), RunAsGroup: ptr(int64(agentconfig.UserID)), RunAsNonRoot: ptr(true),
+			RunAsUser:              ptr(int64(agentconfig.UserID)),
+			RunAsGroup:             ptr(int64(agentconfig.UserID)),
+			RunAsNonRoot:           ptr(true),
 			ReadOnlyRootFilesystem: ptr(true), AllowPrivilegeEscalation: ptr(false),
 			Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
-		// The kubelet runs this hook when the pod begins to end, long before it stops the agent. The
-		// agent then asks clients to go elsewhere while everything still works.
+		// The kubelet runs this hook when the pod begins to end, long before it stops the agent.
+		// The agent then asks clients to go elsewhere while everything still works.
 		Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{
 			Exec: &corev1.ExecAction{Command: []string{"/traffic-agent", "pod-ends"}},
 		}},
-		VolumeMounts:             []corev1.VolumeMount{{Name: tokenVolume, MountPath: agentconfig.TokenDir, ReadOnly: true}},
+		VolumeMounts: []corev1.VolumeMount{{
+			Name:      tokenVolume,
+			MountPath: agentconfig.TokenDir,
+			ReadOnly:  true,
+		}},
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}
 }

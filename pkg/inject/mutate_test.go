@@ -20,7 +20,9 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func options() Options {
 	return Options{
 		Image: "example.org/traffic:v1", PullPolicy: corev1.PullIfNotPresent,
-		Manager: "traffic-manager.detour-system.svc:8082", Server: "traffic-manager.detour-system.svc", CA: []byte("PEM"),
+		Manager: "traffic-manager.detour-system.svc:8082",
+		Server:  "traffic-manager.detour-system.svc",
+		CA:      []byte("PEM"),
 	}
 }
 
@@ -54,8 +56,14 @@ func named(p *corev1.Pod) {
 	c := &p.Spec.Containers[0]
 	c.LivenessProbe = &corev1.Probe{ProbeHandler: httpGet(intstr.FromString("http"))}
 	c.ReadinessProbe = &corev1.Probe{ProbeHandler: httpGet(intstr.FromInt32(8080))}
-	c.StartupProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("http")}}}
-	c.Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/bye", Port: intstr.FromString("http")}}}
+	c.StartupProbe = &corev1.Probe{
+		ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("http")}},
+	}
+	c.Lifecycle = &corev1.Lifecycle{
+		PreStop: &corev1.LifecycleHandler{
+			HTTPGet: &corev1.HTTPGetAction{Path: "/bye", Port: intstr.FromString("http")},
+		},
+	}
 }
 
 func TestMutateGolden(t *testing.T) {
@@ -69,11 +77,14 @@ func TestMutateGolden(t *testing.T) {
 		{"numeric", pod(), Plan{Ports: []Port{numeric()}}},
 		{"numeric-probes", pod(named), Plan{Ports: []Port{numeric()}}},
 		{"grpc-probe", pod(func(p *corev1.Pod) {
-			p.Spec.Containers[0].LivenessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}}}
+			p.Spec.Containers[0].LivenessProbe = &corev1.Probe{
+				ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}},
+			}
 		}), Plan{Ports: []Port{numeric()}}},
 		{"one-of-two-ports", pod(func(p *corev1.Pod) {
 			c := &p.Spec.Containers[0]
-			c.Ports = append(c.Ports, corev1.ContainerPort{Name: "admin", ContainerPort: 8081}, corev1.ContainerPort{Name: "http", ContainerPort: 8080, Protocol: corev1.ProtocolUDP})
+			c.Ports = append(c.Ports, corev1.ContainerPort{Name: "admin", ContainerPort: 8081},
+				corev1.ContainerPort{Name: "http", ContainerPort: 8080, Protocol: corev1.ProtocolUDP})
 			c.LivenessProbe = &corev1.Probe{ProbeHandler: httpGet(intstr.FromString("admin"))}
 		}), Plan{Ports: []Port{symbolic()}}},
 		{"both-ways", pod(named, func(p *corev1.Pod) {
@@ -81,7 +92,11 @@ func TestMutateGolden(t *testing.T) {
 			c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: 8081})
 		}), Plan{Ports: []Port{symbolic(), {Container: "app", Port: 8081, Via: ViaNftables, AgentPort: 9901}}}},
 		{"security-and-other-init-containers", pod(func(p *corev1.Pod) {
-			p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr(int64(1000)), RunAsNonRoot: ptr(true), FSGroup: ptr(int64(2000))}
+			p.Spec.SecurityContext = &corev1.PodSecurityContext{
+				RunAsUser:    ptr(int64(1000)),
+				RunAsNonRoot: ptr(true),
+				FSGroup:      ptr(int64(2000)),
+			}
 			p.Spec.AutomountServiceAccountToken = ptr(false)
 			p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: ptr(true)}
 			p.Spec.InitContainers = []corev1.Container{{Name: "migrate", Image: "example.org/catalog:v1"}}
@@ -89,13 +104,18 @@ func TestMutateGolden(t *testing.T) {
 		}), Plan{Ports: []Port{numeric()}}},
 		{"udp", pod(named, func(p *corev1.Pod) {
 			c := &p.Spec.Containers[0]
-			c.Ports = append(c.Ports, corev1.ContainerPort{Name: "dns", ContainerPort: 5353, Protocol: corev1.ProtocolUDP}, corev1.ContainerPort{ContainerPort: 8080, Protocol: corev1.ProtocolUDP})
+			c.Ports = append(c.Ports,
+				corev1.ContainerPort{Name: "dns", ContainerPort: 5353, Protocol: corev1.ProtocolUDP},
+				corev1.ContainerPort{ContainerPort: 8080, Protocol: corev1.ProtocolUDP})
 		}), Plan{Ports: []Port{
 			{Container: "app", Port: 5353, Name: "dns", Via: ViaTargetPort, AgentPort: 9900, Protocol: "UDP"},
 			{Container: "app", Port: 8080, Via: ViaNftables, AgentPort: 9901, Protocol: "UDP"},
 		}}},
 		{"certificate", pod(func(p *corev1.Pod) {
-			p.Spec.Volumes = []corev1.Volume{{Name: "tls", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "web-tls"}}}}
+			p.Spec.Volumes = []corev1.Volume{{
+				Name:         "tls",
+				VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "web-tls"}},
+			}}
 		}), Plan{Ports: []Port{
 			{Container: "app", Port: 8080, Name: "http", Via: ViaTargetPort, AgentPort: 9900, Secret: "web-tls"},
 			{Container: "app", Port: 8443, Via: ViaNftables, AgentPort: 9901, Secret: "web-tls"},
@@ -103,16 +123,25 @@ func TestMutateGolden(t *testing.T) {
 		{"native-sidecar", pod(func(p *corev1.Pod) {
 			p.Spec.Containers[0].Ports = nil
 			p.Spec.InitContainers = []corev1.Container{{
-				Name: "proxy", RestartPolicy: ptr(corev1.ContainerRestartPolicyAlways), Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
+				Name:           "proxy",
+				RestartPolicy:  ptr(corev1.ContainerRestartPolicyAlways),
+				Ports:          []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
 				ReadinessProbe: &corev1.Probe{ProbeHandler: httpGet(intstr.FromString("http"))},
 			}}
 		}), Plan{Ports: []Port{symbolic()}}},
 		{"replaced", pod(named, func(p *corev1.Pod) {
 			c := &p.Spec.Containers[0]
 			c.Command, c.Args, c.WorkingDir = []string{"/catalog"}, []string{"--listen"}, "/srv"
-			c.Env, c.VolumeMounts = []corev1.EnvVar{{Name: "COLOUR", Value: "blue"}}, []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
+			c.Env, c.VolumeMounts = []corev1.EnvVar{{Name: "COLOUR", Value: "blue"}}, []corev1.VolumeMount{{
+				Name:      "data",
+				MountPath: "/data",
+			}}
 			c.SecurityContext = &corev1.SecurityContext{RunAsNonRoot: ptr(true)}
-			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "log", Image: "example.org/log:v1", LivenessProbe: &corev1.Probe{ProbeHandler: httpGet(intstr.FromInt32(8080))}})
+			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{
+				Name:          "log",
+				Image:         "example.org/log:v1",
+				LivenessProbe: &corev1.Probe{ProbeHandler: httpGet(intstr.FromInt32(8080))},
+			})
 			p.Spec.Volumes = []corev1.Volume{{Name: "data"}}
 		}), Plan{Ports: []Port{numeric()}, Replaced: []string{"app"}}},
 		{"replaced-without-ports", pod(func(p *corev1.Pod) {
@@ -156,7 +185,8 @@ func TestMutateSameNameInTwoContainers(t *testing.T) {
 	})
 	require.NoError(t, Mutate(p, Plan{Ports: []Port{symbolic()}}, options()))
 	assert.Equal(t, "detour-8090", p.Spec.Containers[1].Ports[0].Name, "the name must lead to the agent alone")
-	assert.Equal(t, intstr.FromInt32(8090), p.Spec.Containers[1].LivenessProbe.HTTPGet.Port, "a probe stays with its own container")
+	assert.Equal(t, intstr.FromInt32(8090), p.Spec.Containers[1].LivenessProbe.HTTPGet.Port,
+		"a probe stays with its own container")
 }
 
 func TestMutateLeavesProbesOfOtherHosts(t *testing.T) {
@@ -193,7 +223,10 @@ func TestMutateRefuses(t *testing.T) {
 
 func TestMutateKeepsQualityOfService(t *testing.T) {
 	list := func(cpu, memory string) corev1.ResourceList {
-		return corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)}
+		return corev1.ResourceList{
+			corev1.ResourceCPU:    resource.MustParse(cpu),
+			corev1.ResourceMemory: resource.MustParse(memory),
+		}
 	}
 	agent := func(r corev1.ResourceRequirements) corev1.ResourceRequirements {
 		p := pod(func(p *corev1.Pod) { p.Spec.Containers[0].Resources = r })
@@ -204,7 +237,8 @@ func TestMutateKeepsQualityOfService(t *testing.T) {
 	assert.Equal(t, guaranteed.Requests, guaranteed.Limits, "Guaranteed stays Guaranteed")
 	burstable := agent(corev1.ResourceRequirements{Requests: list("1", "1Gi"), Limits: list("2", "1Gi")})
 	assert.Len(t, burstable.Limits, 2, "a quota may ask for limits")
-	assert.Empty(t, agent(corev1.ResourceRequirements{Requests: list("1", "1Gi")}).Limits, "no limit where the app has none")
+	assert.Empty(t, agent(corev1.ResourceRequirements{Requests: list("1", "1Gi")}).Limits,
+		"no limit where the app has none")
 }
 
 // An agent believes the traffic-manager alone that it was made by.

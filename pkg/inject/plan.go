@@ -68,7 +68,8 @@ func ParsePlan(s string) (Plan, error) {
 	for _, q := range p.Ports {
 		switch {
 		case !isPort(q.Port) || !isPort(q.AgentPort) || agents[q.AgentPort] || q.AgentPort == agentconfig.HealthPort:
-			return Plan{}, fmt.Errorf("annotation %s: port %d with agent port %d is not usable", Annotation, q.Port, q.AgentPort)
+			return Plan{}, fmt.Errorf("annotation %s: port %d with agent port %d is not usable",
+				Annotation, q.Port, q.AgentPort)
 		case q.Via != ViaTargetPort && q.Via != ViaNftables, q.Via == ViaTargetPort && q.Name == "":
 			return Plan{}, fmt.Errorf("annotation %s: port %d has no redirect to the agent", Annotation, q.Port)
 		}
@@ -91,7 +92,8 @@ func (p Plan) String() string {
 // reaches reports whether traffic for want reaches the agent by p too. A redirected port catches
 // everything, whatever name a service uses for it.
 func (p Port) reaches(want Port) bool {
-	return p.Port == want.Port && p.Protocol == want.Protocol && (p.Via == ViaNftables || p.Via == want.Via && p.Name == want.Name)
+	return p.Port == want.Port && p.Protocol == want.Protocol &&
+		(p.Via == ViaNftables || p.Via == want.Via && p.Name == want.Name)
 }
 
 // Covers reports whether the agent already stands in front of port, with the certificate that port
@@ -112,8 +114,8 @@ func (p Plan) SecretOf(port Port) string {
 	return ""
 }
 
-// With returns the plan with one more port, on an agent port that neither the plan nor the pod uses.
-// It returns the same plan when that covers the port already.
+// With returns the plan with one more port, on an agent port that neither the plan nor the pod
+// uses. It returns the same plan when that covers the port already.
 func (p Plan) With(port Port, template *corev1.PodTemplateSpec) Plan {
 	if p.Covers(port) {
 		return p
@@ -182,7 +184,8 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 	case sp.Protocol != "" && sp.Protocol != corev1.ProtocolTCP && sp.Protocol != corev1.ProtocolUDP:
 		return Port{}, fmt.Errorf("%s is %s: only TCP and UDP ports can be intercepted", what, sp.Protocol)
 	case spec.HostNetwork:
-		return Port{}, fmt.Errorf("the pods of service %s use the host's network: their ports cannot be intercepted", svc.Name)
+		return Port{}, fmt.Errorf("the pods of service %s use the host's network: their ports cannot be intercepted",
+			svc.Name)
 	case spec.OS != nil && spec.OS.Name == corev1.Windows:
 		return Port{}, fmt.Errorf("the pods of service %s run on Windows: only Linux pods can be intercepted", svc.Name)
 	}
@@ -200,7 +203,8 @@ func PlanPort(svc *corev1.Service, sp corev1.ServicePort, template *corev1.PodTe
 		return port, nil
 	}
 	if port.Port == agentconfig.HealthPort {
-		return Port{}, fmt.Errorf("%s goes to container port %d, which the traffic-agent needs for itself: let the container listen on another port", what, port.Port)
+		return Port{}, fmt.Errorf("%s goes to container port %d, which the traffic-agent needs for itself: "+
+			"let the container listen on another port", what, port.Port)
 	}
 	return port, nil
 }
@@ -222,7 +226,8 @@ func targetOf(svc *corev1.Service, sp corev1.ServicePort, spec *corev1.PodSpec, 
 				return Port{Container: c.Name, Port: cp.ContainerPort, Name: cp.Name, Via: ViaTargetPort}, nil
 			}
 		}
-		return Port{}, fmt.Errorf("%s goes to the container port %q, but no container of its pods has a port of that name: correct the service's targetPort", what, sp.TargetPort.StrVal)
+		return Port{}, fmt.Errorf("%s goes to the container port %q, but no container of its pods "+
+			"has a port of that name: correct the service's targetPort", what, sp.TargetPort.StrVal)
 	}
 	port := Port{Port: sp.TargetPort.IntVal, Via: ViaNftables}
 	if port.Port == 0 {
@@ -256,7 +261,8 @@ func servers(spec *corev1.PodSpec) func(func(*corev1.Container) bool) {
 		}
 		for i := range spec.InitContainers {
 			c := &spec.InitContainers[i]
-			if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways && c.Name != AgentContainer && !yield(c) {
+			if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways &&
+				c.Name != AgentContainer && !yield(c) {
 				return
 			}
 		}

@@ -12,8 +12,8 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-// takeName renames the container ports with a name, so that services find the agent's port under it.
-// Probes and hooks that used the name reach the app by number instead.
+// takeName renames the container ports with a name, so that services find the agent's port under
+// it. Probes and hooks that used the name reach the app by number instead.
 func takeName(spec *corev1.PodSpec, name string, protocol corev1.Protocol) {
 	for c := range servers(spec) {
 		for i := range c.Ports {
@@ -34,8 +34,8 @@ func takeName(spec *corev1.PodSpec, name string, protocol corev1.Protocol) {
 	}
 }
 
-// freeName returns a port name that no port of the container has, of at most 15 characters, which is
-// the limit of Kubernetes.
+// freeName returns a port name that no port of the container has, of at most 15 characters, which
+// is the limit of Kubernetes.
 func freeName(c *corev1.Container, number int32) string {
 	name := fmt.Sprintf("detour-%d", number)
 	for n := 'a'; slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.Name == name }); n++ {
@@ -84,7 +84,8 @@ func aliasProbes(spec *corev1.PodSpec, redirected, used map[int32]bool) []agentc
 
 // probes returns the probes that the container has.
 func probes(c *corev1.Container) []*corev1.Probe {
-	return slices.DeleteFunc([]*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe}, func(p *corev1.Probe) bool { return p == nil })
+	return slices.DeleteFunc([]*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe},
+		func(p *corev1.Probe) bool { return p == nil })
 }
 
 // eachPort calls visit for each port that the kubelet dials on the pod's address: the ports of HTTP

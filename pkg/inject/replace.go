@@ -80,8 +80,8 @@ func replace(spec *corev1.PodSpec, name string, traffic bool, opt Options) error
 const defaultContainer = "kubectl.kubernetes.io/default-container"
 
 // PickContainer returns the name of the container that is meant: the one that is named, the only
-// one, the one that declares the port, or the one that kubectl chooses. Its errors are sentences for
-// the user.
+// one, the one that declares the port, or the one that kubectl chooses. Its errors are sentences
+// for the user.
 func PickContainer(template *corev1.PodTemplateSpec, name string, port int32) (string, error) {
 	if os := template.Spec.OS; os != nil && os.Name == corev1.Windows {
 		return "", errors.New("its pods run on Windows: only Linux containers can be replaced")
@@ -107,7 +107,8 @@ func PickContainer(template *corev1.PodTemplateSpec, name string, port int32) (s
 	case slices.Contains(names, annotated):
 		return annotated, nil
 	}
-	return "", fmt.Errorf("it has several containers, %s: say which one to replace with --container", strings.Join(names, ", "))
+	return "", fmt.Errorf("it has several containers, %s: say which one to replace with --container",
+		strings.Join(names, ", "))
 }
 
 // NamedPort returns the number of the container port with a name, or 0 when there is none. It finds

@@ -24,7 +24,8 @@ func TestPlanReplaces(t *testing.T) {
 
 func TestMutateWithoutTheContainer(t *testing.T) {
 	p := pod()
-	require.ErrorContains(t, Mutate(p, Plan{Ports: []Port{symbolic()}, Replaced: []string{"worker"}}, options()), "no container worker")
+	require.ErrorContains(t, Mutate(p, Plan{Ports: []Port{symbolic()}, Replaced: []string{"worker"}}, options()),
+		"no container worker")
 	assert.Equal(t, pod(), p)
 }
 
@@ -33,7 +34,10 @@ func TestPickContainer(t *testing.T) {
 		t := &corev1.PodTemplateSpec{}
 		t.Annotations = annotations
 		for i, n := range names {
-			t.Spec.Containers = append(t.Spec.Containers, corev1.Container{Name: n, Ports: []corev1.ContainerPort{{ContainerPort: 8080 + int32(i)}}})
+			t.Spec.Containers = append(t.Spec.Containers, corev1.Container{
+				Name:  n,
+				Ports: []corev1.ContainerPort{{ContainerPort: 8080 + int32(i)}},
+			})
 		}
 		return t
 	}
@@ -45,11 +49,14 @@ func TestPickContainer(t *testing.T) {
 		want     string
 		err      string
 	}{
-		"the only one":          {template: template(nil, "app"), want: "app"},
-		"the wanted one":        {template: template(kubectls, "app", "log"), wanted: "log", port: 8080, want: "log"},
-		"the port's":            {template: template(kubectls, "app", "log"), port: 8081, want: "log"},
-		"kubectl's":             {template: template(kubectls, "log", "app"), want: "app"},
-		"not clear":             {template: template(nil, "app", "log"), err: "several containers, app, log: say which"},
+		"the only one":   {template: template(nil, "app"), want: "app"},
+		"the wanted one": {template: template(kubectls, "app", "log"), wanted: "log", port: 8080, want: "log"},
+		"the port's":     {template: template(kubectls, "app", "log"), port: 8081, want: "log"},
+		"kubectl's":      {template: template(kubectls, "log", "app"), want: "app"},
+		"not clear": {
+			template: template(nil, "app", "log"),
+			err:      "several containers, app, log: say which",
+		},
 		"a port of none":        {template: template(nil, "app", "log"), port: 1, err: "say which"},
 		"one that is not there": {template: template(nil, "app"), wanted: "web", err: "no container web: it has app"},
 	} {

@@ -21,7 +21,8 @@ func TLSEvidence(appProtocol string, template *corev1.PodTemplateSpec, port Port
 	}
 	for c := range servers(&template.Spec) {
 		for _, probe := range probes(c) {
-			if h := probe.HTTPGet; h != nil && h.Scheme == corev1.URISchemeHTTPS && h.Host == "" && numberOf(c, h.Port) == port.Port {
+			if h := probe.HTTPGet; h != nil && h.Scheme == corev1.URISchemeHTTPS && h.Host == "" &&
+				numberOf(c, h.Port) == port.Port {
 				return fmt.Sprintf("the kubelet probes container %s with HTTPS", c.Name)
 			}
 		}
@@ -42,9 +43,9 @@ func numberOf(c *corev1.Container, port intstr.IntOrString) int32 {
 	return 0
 }
 
-// SecretsOf returns the names of the Secrets that a pod's own containers use. An agent gets no other
-// Secret: otherwise everybody who may intercept could have any Secret of the namespace mounted into
-// a pod.
+// SecretsOf returns the names of the Secrets that a pod's own containers use. An agent gets no
+// other Secret: otherwise everybody who may intercept could have any Secret of the namespace
+// mounted into a pod.
 func SecretsOf(spec *corev1.PodSpec) []string {
 	var names []string
 	add := func(name string) {
@@ -84,14 +85,17 @@ func SecretsOf(spec *corev1.PodSpec) []string {
 func mountCertificates(spec *corev1.PodSpec, agent *corev1.Container, secrets []string) {
 	for i, secret := range secrets {
 		volume := fmt.Sprintf("traffic-agent-certificate-%d", i)
-		spec.Volumes = append(spec.Volumes, corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
-			// The files are world-readable because root owns them. Only the agent mounts the volume.
-			SecretName: secret, Optional: ptr(true), DefaultMode: ptr(int32(0o444)),
-			Items: []corev1.KeyToPath{
-				{Key: corev1.TLSCertKey, Path: corev1.TLSCertKey},
-				{Key: corev1.TLSPrivateKeyKey, Path: corev1.TLSPrivateKeyKey},
-			},
-		}}})
+		spec.Volumes = append(spec.Volumes, corev1.Volume{
+			Name: volume,
+			VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+				// The files are world-readable: root owns them, and only the agent mounts them.
+				SecretName: secret, Optional: ptr(true), DefaultMode: ptr(int32(0o444)),
+				Items: []corev1.KeyToPath{
+					{Key: corev1.TLSCertKey, Path: corev1.TLSCertKey},
+					{Key: corev1.TLSPrivateKeyKey, Path: corev1.TLSPrivateKeyKey},
+				},
+			}},
+		})
 		agent.VolumeMounts = append(agent.VolumeMounts, corev1.VolumeMount{
 			Name: volume, MountPath: path.Join(agentconfig.CertificatesDir, secret), ReadOnly: true,
 		})

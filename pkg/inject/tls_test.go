@@ -23,16 +23,22 @@ func TestTLSEvidence(t *testing.T) {
 		template *corev1.PodTemplateSpec
 		want     string
 	}{
-		"nothing":                   {"", plain, ""},
-		"HTTP":                      {"http", plain, ""},
-		"h2c":                       {"kubernetes.io/h2c", plain, ""},
-		"appProtocol":               {"HTTPS", plain, "its appProtocol is HTTPS"},
-		"WebSockets over TLS":       {"kubernetes.io/wss", plain, "its appProtocol is kubernetes.io/wss"},
-		"a probe":                   {"", probed(corev1.URISchemeHTTPS, "", intstr.FromInt32(8080)), "the kubelet probes container app with HTTPS"},
-		"a probe of the named port": {"", probed(corev1.URISchemeHTTPS, "", intstr.FromString("http")), "the kubelet probes container app with HTTPS"},
-		"a probe of another port":   {"", probed(corev1.URISchemeHTTPS, "", intstr.FromInt32(8443)), ""},
-		"a probe of another host":   {"", probed(corev1.URISchemeHTTPS, "192.0.2.1", intstr.FromInt32(8080)), ""},
-		"a probe of plain HTTP":     {"", probed(corev1.URISchemeHTTP, "", intstr.FromInt32(8080)), ""},
+		"nothing":             {"", plain, ""},
+		"HTTP":                {"http", plain, ""},
+		"h2c":                 {"kubernetes.io/h2c", plain, ""},
+		"appProtocol":         {"HTTPS", plain, "its appProtocol is HTTPS"},
+		"WebSockets over TLS": {"kubernetes.io/wss", plain, "its appProtocol is kubernetes.io/wss"},
+		"a probe": {
+			template: probed(corev1.URISchemeHTTPS, "", intstr.FromInt32(8080)),
+			want:     "the kubelet probes container app with HTTPS",
+		},
+		"a probe of the named port": {
+			template: probed(corev1.URISchemeHTTPS, "", intstr.FromString("http")),
+			want:     "the kubelet probes container app with HTTPS",
+		},
+		"a probe of another port": {"", probed(corev1.URISchemeHTTPS, "", intstr.FromInt32(8443)), ""},
+		"a probe of another host": {"", probed(corev1.URISchemeHTTPS, "192.0.2.1", intstr.FromInt32(8080)), ""},
+		"a probe of plain HTTP":   {"", probed(corev1.URISchemeHTTP, "", intstr.FromInt32(8080)), ""},
 	} {
 		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, TLSEvidence(c.protocol, c.template, symbolic())) })
 	}
@@ -43,17 +49,37 @@ func TestSecretsOf(t *testing.T) {
 		p.Spec.Volumes = []corev1.Volume{
 			{Name: "none"},
 			{Name: "tls", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "mounted"}}},
-			{Name: "all", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
-				{Secret: &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "projected"}}}, {ConfigMap: &corev1.ConfigMapProjection{}},
-			}}}},
+			{
+				Name: "all",
+				VolumeSource: corev1.VolumeSource{
+					Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+						{
+							Secret: &corev1.SecretProjection{
+								LocalObjectReference: corev1.LocalObjectReference{Name: "projected"},
+							},
+						},
+						{ConfigMap: &corev1.ConfigMapProjection{}},
+					}},
+				},
+			},
 		}
-		p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "a", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "variable"}}}}}
-		p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "mounted"}}}}
+		p.Spec.Containers[0].Env = []corev1.EnvVar{{
+			Name: "a",
+			ValueFrom: &corev1.EnvVarSource{
+				SecretKeyRef: &corev1.SecretKeySelector{
+					LocalObjectReference: corev1.LocalObjectReference{Name: "variable"},
+				},
+			},
+		}}
+		p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{
+			SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "mounted"}},
+		}}
 	})
 	assert.Equal(t, []string{"mounted", "projected", "variable"}, SecretsOf(&p.Spec))
 }
 
-// A Secret that the pod's own containers do not have is not given to the agent, whatever the annotation says.
+// A Secret that the pod's own containers do not have is not given to the agent, whatever the
+// annotation says.
 func TestMutateGivesNoOtherSecret(t *testing.T) {
 	p := pod()
 	port := symbolic()

@@ -23,13 +23,23 @@ func TestChartUsesTheWellKnownNamesAndPorts(t *testing.T) {
 	}{
 		{what: "service and deployment", line: "name: " + wellknown.TrafficManager + "\n"},
 		{what: "webhook configuration", line: "name: " + wellknown.Webhook + "\n"},
-		{what: "service port of the tunnel", line: fmt.Sprintf("{name: %s, port: %d, targetPort: tunnel}", wellknown.TunnelPortName, wellknown.TunnelPort)},
-		{what: "service port of the agents", line: fmt.Sprintf("{name: agent, port: %d, targetPort: agent}", wellknown.AgentPort)},
+		{
+			what: "service port of the tunnel",
+			line: fmt.Sprintf("{name: %s, port: %d, targetPort: tunnel}", wellknown.TunnelPortName,
+				wellknown.TunnelPort),
+		},
+		{
+			what: "service port of the agents",
+			line: fmt.Sprintf("{name: agent, port: %d, targetPort: agent}", wellknown.AgentPort),
+		},
 		{what: "metrics port", line: fmt.Sprintf("{name: metrics, containerPort: %d}", wellknown.MetricsPort)},
 		{what: "tunnel port", line: fmt.Sprintf("{name: tunnel, containerPort: %d}", wellknown.TunnelPort)},
 		{what: "agent port", line: fmt.Sprintf("{name: agent, containerPort: %d}", wellknown.AgentPort)},
 		{what: "relay port", line: fmt.Sprintf("{name: relay, containerPort: %d}", wellknown.RelayPort)},
-		{what: "WireGuard port", line: fmt.Sprintf("containerPort: %d\n              protocol: UDP", wellknown.WireGuardPort)},
+		{
+			what: "WireGuard port",
+			line: fmt.Sprintf("containerPort: %d\n              protocol: UDP", wellknown.WireGuardPort),
+		},
 		{what: "health port", line: fmt.Sprintf("{name: health, containerPort: %d}", wellknown.HealthPort)},
 		{what: "webhook port", line: fmt.Sprintf("{name: webhook, containerPort: %d}", wellknown.WebhookPort)},
 	} {

@@ -16,16 +16,38 @@ func TestRolloutObstacle(t *testing.T) {
 		object client.Object
 		want   string
 	}{
-		"deployment":           {&appsv1.Deployment{}, ""},
-		"paused deployment":    {&appsv1.Deployment{Spec: appsv1.DeploymentSpec{Paused: true}}, "is paused"},
-		"recreated deployment": {&appsv1.Deployment{Spec: appsv1.DeploymentSpec{Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType}}}, ""},
-		"stateful set":         {&appsv1.StatefulSet{Spec: appsv1.StatefulSetSpec{UpdateStrategy: appsv1.StatefulSetUpdateStrategy{Type: appsv1.RollingUpdateStatefulSetStrategyType}}}, ""},
+		"deployment":        {&appsv1.Deployment{}, ""},
+		"paused deployment": {&appsv1.Deployment{Spec: appsv1.DeploymentSpec{Paused: true}}, "is paused"},
+		"recreated deployment": {
+			object: &appsv1.Deployment{
+				Spec: appsv1.DeploymentSpec{
+					Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
+				},
+			},
+		},
+		"stateful set": {
+			object: &appsv1.StatefulSet{
+				Spec: appsv1.StatefulSetSpec{
+					UpdateStrategy: appsv1.StatefulSetUpdateStrategy{Type: appsv1.RollingUpdateStatefulSetStrategyType},
+				},
+			},
+		},
 		"stateful set, by hand": {
-			&appsv1.StatefulSet{Spec: appsv1.StatefulSetSpec{UpdateStrategy: appsv1.StatefulSetUpdateStrategy{Type: appsv1.OnDeleteStatefulSetStrategyType}}}, "OnDelete",
+			object: &appsv1.StatefulSet{
+				Spec: appsv1.StatefulSetSpec{
+					UpdateStrategy: appsv1.StatefulSetUpdateStrategy{Type: appsv1.OnDeleteStatefulSetStrategyType},
+				},
+			},
+			want: "OnDelete",
 		},
 		"daemon set": {&appsv1.DaemonSet{}, ""},
 		"daemon set, by hand": {
-			&appsv1.DaemonSet{Spec: appsv1.DaemonSetSpec{UpdateStrategy: appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}}}, "OnDelete",
+			object: &appsv1.DaemonSet{
+				Spec: appsv1.DaemonSetSpec{
+					UpdateStrategy: appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType},
+				},
+			},
+			want: "OnDelete",
 		},
 		"rollout": {&argo.Rollout{Unstructured: argo.New()}, ""},
 	} {

@@ -14,7 +14,10 @@ import (
 // should wait for it.
 func TestRunning(t *testing.T) {
 	pod := func(phase corev1.PodPhase, ends time.Duration) corev1.Pod {
-		p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "catalog"}}, Status: corev1.PodStatus{Phase: phase}}
+		p := corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "catalog"}},
+			Status:     corev1.PodStatus{Phase: phase},
+		}
 		if ends != 0 {
 			p.DeletionTimestamp = &metav1.Time{Time: time.Now().Add(ends)}
 		}
@@ -39,7 +42,8 @@ func TestRunning(t *testing.T) {
 
 func TestPodReady(t *testing.T) {
 	ready := corev1.PodStatus{Conditions: []corev1.PodCondition{
-		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, {Type: corev1.PodReady, Status: corev1.ConditionTrue},
+		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
+		{Type: corev1.PodReady, Status: corev1.ConditionTrue},
 	}}
 	now := metav1.Now()
 	for _, c := range []struct {
@@ -48,8 +52,18 @@ func TestPodReady(t *testing.T) {
 		want bool
 	}{
 		{name: "ready", pod: corev1.Pod{Status: ready}, want: true},
-		{name: "ready but about to end", pod: corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}, Status: ready}},
-		{name: "not ready yet", pod: corev1.Pod{Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}}}}},
+		{
+			name: "ready but about to end",
+			pod:  corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}, Status: ready},
+		},
+		{
+			name: "not ready yet",
+			pod: corev1.Pod{
+				Status: corev1.PodStatus{
+					Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}},
+				},
+			},
+		},
 		{name: "not started", pod: corev1.Pod{}},
 	} {
 		t.Run(c.name, func(t *testing.T) { assert.Equal(t, c.want, PodReady(&c.pod)) })
@@ -76,9 +90,21 @@ func TestNewestPodPrefersReadyPods(t *testing.T) {
 	}{
 		{name: "no pods"},
 		{name: "the newest ready pod", pods: []corev1.Pod{pod("a", 1, true, nil), pod("b", 2, true, nil)}, want: "b"},
-		{name: "an old ready pod before a new one that is not ready", pods: []corev1.Pod{pod("a", 1, true, nil), pod("b", 2, false, nil)}, want: "a"},
-		{name: "the newest pod when none is ready", pods: []corev1.Pod{pod("b", 2, false, nil), pod("a", 1, false, nil)}, want: "b"},
-		{name: "no pod that ends", pods: []corev1.Pod{pod("a", 1, false, nil), pod("b", 2, true, deleted), pod("c", 3, true, failed)}, want: "a"},
+		{
+			name: "an old ready pod before a new one that is not ready",
+			pods: []corev1.Pod{pod("a", 1, true, nil), pod("b", 2, false, nil)},
+			want: "a",
+		},
+		{
+			name: "the newest pod when none is ready",
+			pods: []corev1.Pod{pod("b", 2, false, nil), pod("a", 1, false, nil)},
+			want: "b",
+		},
+		{
+			name: "no pod that ends",
+			pods: []corev1.Pod{pod("a", 1, false, nil), pod("b", 2, true, deleted), pod("c", 3, true, failed)},
+			want: "a",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := NewestPod(c.pods)

@@ -58,7 +58,9 @@ func matchesPort(p corev1.ServicePort, want *intstr.IntOrString) bool {
 }
 
 // choicePortError explains why not exactly one of a service's ports was found.
-func choicePortError(svc *corev1.Service, want *intstr.IntOrString, protocol corev1.Protocol, found []corev1.ServicePort) error {
+func choicePortError(
+	svc *corev1.Service, want *intstr.IntOrString, protocol corev1.Protocol, found []corev1.ServicePort,
+) error {
 	ports := describePorts(svc.Spec.Ports)
 	switch {
 	case len(found) > 1 && want == nil:
@@ -71,7 +73,8 @@ func choicePortError(svc *corev1.Service, want *intstr.IntOrString, protocol cor
 		example := strings.ToLower(string(cmp.Or(found[0].Protocol, corev1.ProtocolTCP)))
 		return &portError{
 			kind: ErrPortAmbiguous,
-			text: fmt.Sprintf("service %s has port %s for several protocols, %s: say which one, as in --port 8080:%s/%s",
+			text: fmt.Sprintf("service %s has port %s for several protocols, %s: "+
+				"say which one, as in --port 8080:%s/%s",
 				svc.Name, want.String(), ports, want.String(), example),
 		}
 	}

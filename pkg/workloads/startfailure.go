@@ -14,7 +14,8 @@ func StartFailure(pods []corev1.Pod) string {
 		containers := slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses,
 			p.Status.EphemeralContainerStatuses)
 		for _, c := range containers {
-			if w := c.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" && w.Reason != "ContainerCreating" {
+			if w := c.State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" &&
+				w.Reason != "ContainerCreating" {
 				return fmt.Sprintf("container %s of pod %s waits: %s %s", c.Name, p.Name, w.Reason, w.Message)
 			}
 		}

@@ -13,7 +13,10 @@ func TestStartFailure(t *testing.T) {
 	waiting := func(reason, message string) []corev1.ContainerStatus {
 		return []corev1.ContainerStatus{
 			{Name: "fine", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}},
-			{Name: "app", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}},
+			{
+				Name:  "app",
+				State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}},
+			},
 		}
 	}
 	pod := func(s corev1.PodStatus) corev1.Pod {
@@ -23,13 +26,35 @@ func TestStartFailure(t *testing.T) {
 		pods []corev1.Pod
 		want string
 	}{
-		"no pods":           {nil, ""},
-		"all well":          {[]corev1.Pod{pod(corev1.PodStatus{})}, ""},
-		"on its way":        {[]corev1.Pod{pod(corev1.PodStatus{ContainerStatuses: waiting("ContainerCreating", "")}), pod(corev1.PodStatus{ContainerStatuses: waiting("PodInitializing", "")})}, ""},
-		"image not found":   {[]corev1.Pod{pod(corev1.PodStatus{}), pod(corev1.PodStatus{ContainerStatuses: waiting("ImagePullBackOff", "no such image")})}, "container app of pod catalog-1 waits: ImagePullBackOff no such image"},
-		"in init container": {[]corev1.Pod{pod(corev1.PodStatus{InitContainerStatuses: waiting("CrashLoopBackOff", "exit 1")})}, "container app of pod catalog-1 waits: CrashLoopBackOff exit 1"},
+		"no pods":  {nil, ""},
+		"all well": {[]corev1.Pod{pod(corev1.PodStatus{})}, ""},
+		"on its way": {
+			pods: []corev1.Pod{
+				pod(corev1.PodStatus{ContainerStatuses: waiting("ContainerCreating", "")}),
+				pod(corev1.PodStatus{ContainerStatuses: waiting("PodInitializing", "")}),
+			},
+		},
+		"image not found": {
+			pods: []corev1.Pod{
+				pod(corev1.PodStatus{}),
+				pod(corev1.PodStatus{ContainerStatuses: waiting("ImagePullBackOff", "no such image")}),
+			},
+			want: "container app of pod catalog-1 waits: ImagePullBackOff no such image",
+		},
+		"in init container": {
+			pods: []corev1.Pod{pod(corev1.PodStatus{InitContainerStatuses: waiting("CrashLoopBackOff", "exit 1")})},
+			want: "container app of pod catalog-1 waits: CrashLoopBackOff exit 1",
+		},
 		"no node": {
-			[]corev1.Pod{pod(corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/2 nodes are available: insufficient memory"}}})},
+			[]corev1.Pod{
+				pod(corev1.PodStatus{
+					Conditions: []corev1.PodCondition{{
+						Type:    corev1.PodScheduled,
+						Status:  corev1.ConditionFalse,
+						Message: "0/2 nodes are available: insufficient memory",
+					}},
+				}),
+			},
 			"pod catalog-1 has no node: 0/2 nodes are available: insufficient memory",
 		},
 	} {

@@ -24,9 +24,15 @@ func TestFromList(t *testing.T) {
 	meta := metav1.ObjectMeta{Name: "catalog"}
 	var names []string
 	for _, list := range []client.ObjectList{
-		&appsv1.DeploymentList{Items: []appsv1.Deployment{{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{Template: template}}}},
-		&appsv1.StatefulSetList{Items: []appsv1.StatefulSet{{ObjectMeta: meta, Spec: appsv1.StatefulSetSpec{Template: template}}}},
-		&appsv1.DaemonSetList{Items: []appsv1.DaemonSet{{ObjectMeta: meta, Spec: appsv1.DaemonSetSpec{Template: template}}}},
+		&appsv1.DeploymentList{
+			Items: []appsv1.Deployment{{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{Template: template}}},
+		},
+		&appsv1.StatefulSetList{
+			Items: []appsv1.StatefulSet{{ObjectMeta: meta, Spec: appsv1.StatefulSetSpec{Template: template}}},
+		},
+		&appsv1.DaemonSetList{
+			Items: []appsv1.DaemonSet{{ObjectMeta: meta, Spec: appsv1.DaemonSetSpec{Template: template}}},
+		},
 		&corev1.PodList{Items: []corev1.Pod{{}}},
 	} {
 		for _, w := range FromList(list) {
@@ -47,8 +53,14 @@ func TestAddRollouts(t *testing.T) {
 	selector := &metav1.LabelSelector{MatchLabels: template.Labels}
 	deployments := func(replicas int32) []*Workload {
 		return FromList(&appsv1.DeploymentList{Items: []appsv1.Deployment{
-			{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop"}, Spec: appsv1.DeploymentSpec{Template: template, Replicas: &replicas}},
-			{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "elsewhere"}, Spec: appsv1.DeploymentSpec{Template: template}},
+			{
+				ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop"},
+				Spec:       appsv1.DeploymentSpec{Template: template, Replicas: &replicas},
+			},
+			{
+				ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "elsewhere"},
+				Spec:       appsv1.DeploymentSpec{Template: template},
+			},
 		}})
 	}
 	ref := func(kind, name string) *argo.WorkloadRef { return &argo.WorkloadRef{Kind: kind, Name: name} }
@@ -59,11 +71,26 @@ func TestAddRollouts(t *testing.T) {
 		labels     map[string]string
 		unknown    string
 	}{
-		"with a template":                      {0, argo.Spec{Template: template}, "", template.Labels, ""},
-		"with a deployment's":                  {0, argo.Spec{WorkloadRef: ref("Deployment", "web")}, "shop", template.Labels, ""},
-		"with that of a deployment with pods":  {2, argo.Spec{WorkloadRef: ref("Deployment", "web")}, "", template.Labels, ""},
-		"with none":                            {0, argo.Spec{WorkloadRef: ref("Deployment", "gone")}, "", nil, "takes its pod template from Deployment gone"},
-		"with a replica set's, and a selector": {0, argo.Spec{WorkloadRef: ref("ReplicaSet", "web"), Selector: selector}, "", template.Labels, "takes its pod template from ReplicaSet web"},
+		"with a template": {0, argo.Spec{Template: template}, "", template.Labels, ""},
+		"with a deployment's": {
+			spec:       argo.Spec{WorkloadRef: ref("Deployment", "web")},
+			templateOf: "shop",
+			labels:     template.Labels,
+		},
+		"with that of a deployment with pods": {
+			replicas: 2,
+			spec:     argo.Spec{WorkloadRef: ref("Deployment", "web")},
+			labels:   template.Labels,
+		},
+		"with none": {
+			spec:    argo.Spec{WorkloadRef: ref("Deployment", "gone")},
+			unknown: "takes its pod template from Deployment gone",
+		},
+		"with a replica set's, and a selector": {
+			spec:    argo.Spec{WorkloadRef: ref("ReplicaSet", "web"), Selector: selector},
+			labels:  template.Labels,
+			unknown: "takes its pod template from ReplicaSet web",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := AddRollouts(deployments(c.replicas), []*argo.Rollout{rolloutNamed("shop", c.spec)})

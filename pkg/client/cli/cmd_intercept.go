@@ -177,7 +177,8 @@ func (i *interceptor) leave(ctx context.Context) error {
 	var all sync.WaitGroup
 	for n, m := range i.made {
 		all.Go(func() {
-			if _, err := i.session.Leave(context.WithoutCancel(ctx), &daemonv1.LeaveRequest{Service: m.Name}); err != nil {
+			request := &daemonv1.LeaveRequest{Service: m.Name}
+			if _, err := i.session.Leave(context.WithoutCancel(ctx), request); err != nil {
 				failures[n] = fmt.Errorf("leave %s: %w", targetOf(m), err)
 			}
 		})

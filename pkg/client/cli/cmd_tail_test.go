@@ -38,8 +38,9 @@ func TestOneLineForEachRequest(t *testing.T) {
 			},
 			text: "GET     /items                         200     1.23ms  laptop   header x-dev matches alice@mac's " +
 				"intercept\n",
-			json: `"method":"GET","path":"/items","status":200,"durationMs":1.234,"servedBy":"laptop","laptop":"alice@mac",` +
-				`"why":"header x-dev matches alice@mac's intercept","pod":"catalog-1","port":8080}` + "\n",
+			json: `"method":"GET","path":"/items","status":200,"durationMs":1.234,"servedBy":"laptop",` +
+				`"laptop":"alice@mac","why":"header x-dev matches alice@mac's intercept",` +
+				`"pod":"catalog-1","port":8080}` + "\n",
 		},
 		"gRPC": {
 			request: &tailv1.Request{

@@ -41,10 +41,14 @@ func TestInterceptFlagsBecomeRequests(t *testing.T) {
 			flags:  []string{"--port", "8080"},
 			want:   []*daemonv1.InterceptRequest{{Service: "catalog", LocalPort: 8080, Mode: "Intercept"}},
 		},
-		"two ports": {"catalog", []string{"--port", "1:http", "--port", "2:grpc", "--ttl", "2h"}, []*daemonv1.InterceptRequest{
-			{Service: "catalog", LocalPort: 1, Port: "http", Mode: "Intercept", TtlSeconds: 7200},
-			{Service: "catalog", LocalPort: 2, Port: "grpc", Mode: "Intercept", TtlSeconds: 7200},
-		}, ""},
+		"two ports": {
+			target: "catalog",
+			flags:  []string{"--port", "1:http", "--port", "2:grpc", "--ttl", "2h"},
+			want: []*daemonv1.InterceptRequest{
+				{Service: "catalog", LocalPort: 1, Port: "http", Mode: "Intercept", TtlSeconds: 7200},
+				{Service: "catalog", LocalPort: 2, Port: "grpc", Mode: "Intercept", TtlSeconds: 7200},
+			},
+		},
 		"a wiretap": {
 			target: "catalog",
 			flags:  []string{"--port", "1", "--mode", "wiretap", "--path", "/a"},

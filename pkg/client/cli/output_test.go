@@ -118,26 +118,32 @@ func TestListInEachFormat(t *testing.T) {
 	since := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	for name, rows := range map[string][]listRow{
 		"list": {
-			{Service: "catalog", Port: "80/http", Workload: "deployment/catalog", Redirect: inject.ViaTargetPort, Intercepts: []listIntercept{
-				{
-					Name:     "catalog-1",
-					Laptop:   "eve@thinkpad",
-					Phase:    "Active",
-					Mode:     "intercept",
-					Requests: "header x-dev=eve",
-					Agents:   "3/3",
-					Since:    since,
+			{
+				Service:  "catalog",
+				Port:     "80/http",
+				Workload: "deployment/catalog",
+				Redirect: inject.ViaTargetPort,
+				Intercepts: []listIntercept{
+					{
+						Name:     "catalog-1",
+						Laptop:   "eve@thinkpad",
+						Phase:    "Active",
+						Mode:     "intercept",
+						Requests: "header x-dev=eve",
+						Agents:   "3/3",
+						Since:    since,
+					},
+					{
+						Name:     "catalog-2",
+						Laptop:   "bob@mac",
+						Phase:    "LaptopGone",
+						Mode:     "wiretap",
+						Requests: "copies of all requests",
+						Agents:   "3/3",
+						Since:    since,
+					},
 				},
-				{
-					Name:     "catalog-2",
-					Laptop:   "bob@mac",
-					Phase:    "LaptopGone",
-					Mode:     "wiretap",
-					Requests: "copies of all requests",
-					Agents:   "3/3",
-					Since:    since,
-				},
-			}},
+			},
 			{Service: "catalog", Port: "9090/grpc", Workload: "deployment/catalog", Redirect: inject.ViaNftables},
 			{Service: "legacy", Port: "8080", Why: "no workload matches its selector"},
 			{

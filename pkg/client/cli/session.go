@@ -33,7 +33,8 @@ func (o *sessionOptions) addFlags(f *pflag.FlagSet) {
 		"keep the cluster's network in namespaces, for 'detour run', and leave the laptop's network untouched; "+
 			"false: create a network interface on the laptop, with sudo")
 	f.BoolVar(&o.hostLoopback, "host-loopback", false,
-		"with --rootless: let processes in the namespaces reach this laptop's 127.0.0.1, as "+rootless.HostLoopback.String())
+		"with --rootless: let processes in the namespaces reach this laptop's 127.0.0.1, as "+
+			rootless.HostLoopback.String())
 	f.StringVar(&o.transport, "transport", "",
 		"path of the tunnel: auto for the best that works, or only upgrade or portforward (default auto)")
 }

@@ -47,7 +47,8 @@ func (d *offlineDaemon) Quit(
 func TestADaemonThatLostItsSessionStays(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, os.WriteFile(file, []byte("apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: "+
-		"{server: 'https://127.0.0.1:1'}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n"), 0o600))
+		"{server: 'https://127.0.0.1:1'}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n"),
+		0o600))
 	o := &sessionOptions{globalOptions: &globalOptions{
 		kubeconfig: genericclioptions.NewConfigFlags(true),
 		paths:      ipc.Paths{Rootless: true},

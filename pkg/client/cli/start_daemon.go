@@ -38,10 +38,12 @@ func (g *globalOptions) startDaemon(ctx context.Context) (*daemonClient, error) 
 	if err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(daemonStartTimeout); time.Now().Before(deadline) && ctx.Err() == nil; time.Sleep(pollInterval) {
+	deadline := time.Now().Add(daemonStartTimeout)
+	for time.Now().Before(deadline) && ctx.Err() == nil {
 		if client, err := dialDaemon(ctx, g.paths); !errors.Is(err, ipc.ErrNoDaemon) {
 			return client, err
 		}
+		time.Sleep(pollInterval)
 	}
 	return nil, fmt.Errorf("the daemon did not start: see %s", g.paths.Log())
 }

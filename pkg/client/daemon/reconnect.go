@@ -189,8 +189,8 @@ func (s *session) refresh(ctx context.Context) (gone bool, err error) {
 	defer done()
 	object := s.record.get()
 	received := s.network.LastReceived() // before the read: it must not be newer than what is read
-	// After a silence in which the traffic-manager may have given the session up, the tunnel can hear
-	// it again before the watch reports the deletion.
+	// After a silence in which the traffic-manager may have given the session up, the tunnel can
+	// hear it again before the watch reports the deletion.
 	silence := gaveUp(s.health.silentSince(), received, object.Status.GivenUpAfter.Duration/2)
 	read := s.watch.Session
 	if silence || time.Since(s.verified) >= verifyInterval {

@@ -194,8 +194,8 @@ func TestSupervisorIsToldOfADeletion(t *testing.T) {
 	require.True(t, s.isEnded())
 }
 
-// A laptop that wakes up hears the tunnel before the watch reports that the traffic-manager has given
-// the session up. Such a session is made again: no person has deleted it.
+// A laptop that wakes up hears the tunnel before the watch reports that the traffic-manager has
+// given the session up. Such a session is made again: no person has deleted it.
 func TestSupervisorDistrustsTheWatchAfterASilence(t *testing.T) {
 	api := clustertest.New(t)
 	s := sessionOf(t, api, detour.SessionStatus{GivenUpAfter: metav1.Duration{Duration: time.Minute}})

@@ -192,7 +192,8 @@ var laptopVariables = []string{"HOME", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PW
 func Merge(process []string, variables map[string]string) []string {
 	all := slices.Clone(process)
 	for _, name := range slices.Sorted(maps.Keys(variables)) {
-		if slices.Contains(laptopVariables, name) || slices.Contains(executedVariables, name) || strings.HasPrefix(name, "BASH_FUNC_") {
+		if slices.Contains(laptopVariables, name) || slices.Contains(executedVariables, name) ||
+			strings.HasPrefix(name, "BASH_FUNC_") {
 			continue
 		}
 		all = slices.DeleteFunc(all, func(v string) bool { return strings.HasPrefix(v, name+"=") })

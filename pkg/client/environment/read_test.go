@@ -148,15 +148,19 @@ func TestEachSourceIsReadOnce(t *testing.T) {
 		Data:       map[string][]byte{"k": []byte("v")},
 	}
 	reads := map[string]int{}
-	objects := fake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(secret).WithInterceptorFuncs(interceptor.Funcs{
-		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, _ ...client.GetOption) error {
+	counting := interceptor.Funcs{
+		Get: func(
+			ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, _ ...client.GetOption,
+		) error {
 			reads[key.Name]++
 			if key.Name == "hidden" {
 				return apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, key.Name, errors.New("no"))
 			}
 			return c.Get(ctx, key, o)
 		},
-	}).Build()
+	}
+	objects := fake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(secret).
+		WithInterceptorFuncs(counting).Build()
 	s := newClusterSources(objects, "shop")
 	for range 2 {
 		values, err := s.Secret(t.Context(), "keys")

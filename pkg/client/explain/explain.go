@@ -120,7 +120,8 @@ func ofStatus(err error, status metav1.Status, what Context) string {
 	case apierrors.IsInternalError(err), apierrors.IsServiceUnavailable(err), apierrors.IsServerTimeout(err),
 		apierrors.IsTimeout(err), apierrors.IsTooManyRequests(err):
 		reason := oneLine(status.Message)
-		if apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) { // perhaps the page of a load balancer
+		// perhaps the page of a load balancer
+		if apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) {
 			reason = fmt.Sprintf("HTTP %d %s", status.Code, http.StatusText(int(status.Code)))
 		}
 		return fmt.Sprintf("the API server%s could not answer (%s): try again", where, reason)
@@ -201,7 +202,8 @@ func ofPlugin(why string) string {
 		"--minify` shows its command line"
 	first, rest, _ := strings.Cut(why, "\n")
 	if command, ok := strings.CutSuffix(first, " not found"); ok {
-		_, hint, _ := strings.Cut(rest, "#client-go-credential-plugins") // the hint of the kubeconfig comes after the general one
+		// the hint of the kubeconfig comes after the general one
+		_, hint, _ := strings.Cut(rest, "#client-go-credential-plugins")
 		command = strings.TrimPrefix(command, "exec: executable ")
 		return fmt.Sprintf("%s, %s, is not found: %s", plugin, command, cmp.Or(oneLine(hint), "install it, or add "+
 			"its directory to PATH"))

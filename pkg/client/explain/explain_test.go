@@ -80,11 +80,20 @@ func TestErrorsBecomeSentences(t *testing.T) {
 		"plugin is absent": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
 			"not found"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add " +
 			"its directory to PATH"},
-		"plugin is absent, first": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
-			"not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins"), shop, "the credential plugin of your kubeconfig, login, is not found: install it, or add its directory to PATH"},
-		"plugin with a hint": {errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
-			"not found\n\nIt looks like\n\nTo learn more: " +
-			"https://kubernetes.io/#client-go-credential-plugins\n\nget it from\nlogin.example"), shop, "the credential plugin of your kubeconfig, login, is not found: get it from login.example"},
+		"plugin is absent, first": {
+			err: errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
+				"not found\n\nIt looks like\n\nTo learn more: https://kubernetes.io/#client-go-credential-plugins"),
+			what: shop,
+			want: "the credential plugin of your kubeconfig, login, is not found: install it, or add " +
+				"its directory to PATH",
+		},
+		"plugin with a hint": {
+			err: errors.New("Get \"https://k8s\": getting credentials: exec: executable login " +
+				"not found\n\nIt looks like\n\nTo learn more: " +
+				"https://kubernetes.io/#client-go-credential-plugins\n\nget it from\nlogin.example"),
+			what: shop,
+			want: "the credential plugin of your kubeconfig, login, is not found: get it from login.example",
+		},
 		"plugin fails": {
 			err:  errors.New("getting credentials: exec: executable login failed with exit code 3"),
 			what: shop,

@@ -166,7 +166,8 @@ func (o *uninstallOptions) removeOrphans(ctx context.Context) error {
 	for _, kind := range orphanKinds {
 		var list metav1.PartialObjectMetadataList
 		list.SetGroupVersionKind(kind)
-		if err := o.cluster.List(ctx, &list, client.MatchingLabels{"app.kubernetes.io/managed-by": "Helm"}); err != nil {
+		helms := client.MatchingLabels{"app.kubernetes.io/managed-by": "Helm"}
+		if err := o.cluster.List(ctx, &list, helms); err != nil {
 			return o.explained(err, "look for objects that have outlived the traffic-manager")
 		}
 		for i := range list.Items {
@@ -205,9 +206,10 @@ func (o *uninstallOptions) removeNamespace(ctx context.Context) error {
 	if err := o.delete(ctx, &n); err != nil {
 		return o.explained(err, "delete the namespace "+o.namespace)
 	}
-	err := wait.PollUntilContextTimeout(ctx, namespacePollInterval, o.timeout, true, func(ctx context.Context) (bool, error) {
+	isGone := func(ctx context.Context) (bool, error) {
 		return apierrors.IsNotFound(o.cluster.Get(ctx, key, &n)), nil
-	})
+	}
+	err := wait.PollUntilContextTimeout(ctx, namespacePollInterval, o.timeout, true, isGone)
 	if err != nil {
 		return fmt.Errorf("the namespace %s is still being deleted after %s: "+
 			"`kubectl get namespace %s -o yaml` shows what it waits for: %w", o.namespace, o.timeout, o.namespace, err)

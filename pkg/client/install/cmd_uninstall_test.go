@@ -23,8 +23,10 @@ func TestUninstallRefusesTheWrongNamespace(t *testing.T) {
 		annotations map[string]string
 		want        string
 	}{
-		"the release is in this namespace": {annotations: map[string]string{releaseNamespaceAnnotation: "detour-system"}},
-		"the webhook is not Helm's":        {},
+		"the release is in this namespace": {
+			annotations: map[string]string{releaseNamespaceAnnotation: "detour-system"},
+		},
+		"the webhook is not Helm's": {},
 		"the release is in another namespace": {
 			annotations: map[string]string{releaseNamespaceAnnotation: "tools"},
 			want: "the traffic-manager is in namespace tools, not in detour-system: run `detour uninstall " +

@@ -68,7 +68,8 @@ func managerProblem(ctx context.Context, c client.Reader, namespace string) stri
 		return ""
 	}
 	var pods corev1.PodList
-	if err := c.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+	if err := c.List(ctx, &pods, client.InNamespace(namespace),
+		client.MatchingLabelsSelector{Selector: selector}); err != nil {
 		return ""
 	}
 	return deploymentProblem(&d, pods.Items)
@@ -91,7 +92,7 @@ func deploymentProblem(d *appsv1.Deployment, pods []corev1.Pod) string {
 // a wait that is not short.
 func awaitNamespaceEnd(ctx context.Context, c client.Reader, namespace string, notices io.Writer) error {
 	ending, noticed, began := false, false, time.Now()
-	err := wait.PollUntilContextCancel(ctx, namespacePollInterval, true, func(ctx context.Context) (gone bool, err error) {
+	isGone := func(ctx context.Context) (bool, error) {
 		var n corev1.Namespace
 		if err := c.Get(ctx, client.ObjectKey{Name: namespace}, &n); err != nil {
 			return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
@@ -102,7 +103,8 @@ func awaitNamespaceEnd(ctx context.Context, c client.Reader, namespace string, n
 			fmt.Fprintf(notices, "waiting until the namespace %s is deleted\n", namespace)
 		}
 		return !ending, nil
-	})
+	}
+	err := wait.PollUntilContextCancel(ctx, namespacePollInterval, true, isGone)
 	// A client with a rate limit fails with an error of its own if the deadline leaves too little
 	// time.
 	deadline, limited := ctx.Deadline()

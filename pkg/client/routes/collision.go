@@ -32,8 +32,8 @@ func wide(p netip.Prefix) bool {
 	return p.Addr().Is4() && p.Bits() < 8 || p.Addr().Is6() && p.Bits() < 7
 }
 
-// usersOf returns the laptop's networks that overlap a part. It leaves out the route that the system
-// sets for an address of an interface.
+// usersOf returns the laptop's networks that overlap a part. It leaves out the route that the
+// system sets for an address of an interface.
 func usersOf(part *netipx.IPSet, host []HostNetwork) (all []HostNetwork) {
 	for _, h := range host {
 		same := func(o HostNetwork) bool { return o.Interface == h.Interface && o.Prefix.Masked() == h.Prefix.Masked() }
@@ -74,7 +74,8 @@ func Explain(all []Collision) error {
 		text = "the cluster's networks " + strings.Join(what, " and ") + " are"
 	}
 	return errors.New(text + " in use on this laptop: map the cluster's to other addresses with --map-subnet auto, " +
-		"keep the laptop's with " + strings.Join(never, " ") + ", use the cluster's instead with " + strings.Join(also, " ") +
+		"keep the laptop's with " + strings.Join(never, " ") +
+		", use the cluster's instead with " + strings.Join(also, " ") +
 		", or connect without root (--rootless), where the laptop's networks do not matter")
 }
 
@@ -83,8 +84,11 @@ func Explain(all []Collision) error {
 // carriers (RFC 6598), and the private ranges (RFC 1918). For IPv6 it is a part of the private
 // addresses (RFC 4193).
 var pools = []netip.Prefix{
-	netip.MustParsePrefix("198.19.0.0/16"), netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("198.19.0.0/16"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("192.168.0.0/16"),
 	netip.MustParsePrefix("fd64:6574::/32"),
 }
 
@@ -118,12 +122,14 @@ func (w *Overrides) place(i int, c Cluster, host []HostNetwork) error {
 // checkPlace refuses addresses that the laptop or the cluster uses.
 func (w *Overrides) checkPlace(pair remap.Pair, c Cluster, host []HostNetwork) error {
 	if users := usersOf(only(pair.Seen), host); len(users) > 0 {
-		return fmt.Errorf("--map-subnet %s: %s is in use on this laptop itself (%s): choose another one, or --map-subnet %s=auto",
+		return fmt.Errorf("--map-subnet %s: %s is in use on this laptop itself (%s): "+
+			"choose another one, or --map-subnet %s=auto",
 			pair, pair.Seen, users[0], pair.Real)
 	}
 	for _, p := range slices.Concat(c.Subnets, w.Also) {
 		if pair.Seen.Overlaps(p) {
-			return fmt.Errorf("--map-subnet %s: %s is a network of the cluster too: choose another one, or --map-subnet %s=auto",
+			return fmt.Errorf("--map-subnet %s: %s is a network of the cluster too: "+
+				"choose another one, or --map-subnet %s=auto",
 				pair, p, pair.Real)
 		}
 	}

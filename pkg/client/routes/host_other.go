@@ -8,8 +8,8 @@ import (
 	"net/netip"
 )
 
-// Host returns the networks that the laptop uses. On this system these are only the addresses of its
-// interfaces. It leaves out one interface, the VIF.
+// Host returns the networks that the laptop uses. On this system these are only the addresses of
+// its interfaces. It leaves out one interface, the VIF.
 func Host(except string) ([]HostNetwork, error) {
 	links, err := net.Interfaces()
 	if err != nil {

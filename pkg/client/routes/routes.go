@@ -54,7 +54,8 @@ func Parse(also, never, maps []string) (w Overrides, err error) {
 	return w, nil
 }
 
-// parsePair parses CIDR=CIDR or CIDR=auto. Its errors continue a sentence that begins with the text.
+// parsePair parses CIDR=CIDR or CIDR=auto. Its errors continue a sentence that begins with
+// the text.
 func parsePair(text string) (pair remap.Pair, err error) {
 	from, to, ok := strings.Cut(text, "=")
 	notPair := errors.New("is not CIDR=CIDR")
@@ -89,7 +90,8 @@ func prefixes(flag string, texts []string) (all []netip.Prefix, err error) {
 			p, err = a.Prefix(a.BitLen())
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s %s is not a network: write for example %s 10.1.0.0/16", flag, visible(text), flag)
+			return nil, fmt.Errorf("%s %s is not a network: write for example %s 10.1.0.0/16",
+				flag, visible(text), flag)
 		}
 		all = append(all, p.Masked())
 	}
@@ -101,8 +103,8 @@ type Cluster struct {
 	Subnets []netip.Prefix
 	// Nodes are addresses of nodes inside Subnets. The laptop reaches them as it did before.
 	Nodes []netip.Addr
-	// Server are the addresses of the API server, or of the proxy in front of it. They must not lead
-	// into the tunnel, because the tunnel goes there.
+	// Server are the addresses of the API server, or of the proxy in front of it. They must not
+	// lead into the tunnel, because the tunnel goes there.
 	Server []netip.Addr
 }
 
@@ -195,9 +197,9 @@ func (w *Overrides) seenSet(real *netipx.IPSet) (*netipx.IPSet, error) {
 	return all, nil
 }
 
-// outrank splits routes so that they are longer than the laptop's own routes inside them. The system
-// prefers the longer route, and refuses a second route of the same length. Only networks that the
-// user asked for get here with a collision.
+// outrank splits routes so that they are longer than the laptop's own routes inside them. The
+// system prefers the longer route, and refuses a second route of the same length. Only networks
+// that the user asked for get here with a collision.
 func outrank(routes []netip.Prefix, host []HostNetwork) []netip.Prefix {
 	for _, h := range host {
 		p := h.Prefix.Masked()

@@ -123,13 +123,17 @@ func TestTargets(t *testing.T) {
 		"a service that selects no pods": {
 			services: []corev1.Service{service("cart", map[string]string{"app": "cart"}, http)}, workloads: one,
 			want: []*daemonv1.Target{
-				{Service: "cart", Port: "80/http", WhyNot: "no workload matches its selector"}, catalogs[0], catalogs[1],
+				{Service: "cart", Port: "80/http", WhyNot: "no workload matches its selector"},
+				catalogs[0],
+				catalogs[1],
 			},
 		},
 		"a service without a selector": {
 			services: []corev1.Service{service("outside", nil, http)}, workloads: one,
 			want: []*daemonv1.Target{
-				{Service: "outside", Port: "80/http", WhyNot: "no workload matches its selector"}, catalogs[0], catalogs[1],
+				{Service: "outside", Port: "80/http", WhyNot: "no workload matches its selector"},
+				catalogs[0],
+				catalogs[1],
 			},
 		},
 		"a service with two workloads": {

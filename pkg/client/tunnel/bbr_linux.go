@@ -9,16 +9,17 @@ import (
 )
 
 const (
-	// checkInterval is the least time between two looks at a connection in BBR's STARTUP, and maxHold
-	// the longest time for which a connection is held back.
+	// checkInterval is the least time between two looks at a connection in BBR's STARTUP, and
+	// maxHold the longest time for which a connection is held back.
 	checkInterval, maxHold = 500 * time.Millisecond, 3 * time.Second
 	// overloadBytes is how many bytes the kernel must have retransmitted between two looks for the
 	// connection to count as overloading the path.
 	overloadBytes = 32 << 10
 	// bulkWrite is how long a write must be to count as bulk.
 	bulkWrite = 16 << 10
-	// startupGain is how much faster than the path BBR sends in STARTUP. cruiseGain is how many round
-	// trips of bytes it has in flight after STARTUP. Both are in 256ths, as in Linux's tcp_bbr.c.
+	// startupGain is how much faster than the path BBR sends in STARTUP. cruiseGain is how many
+	// round trips of bytes it has in flight after STARTUP. Both are in 256ths, as in Linux's
+	// tcp_bbr.c.
 	startupGain, cruiseGain = 739, 512
 	// minRate and maxRate bound the rates, in bytes a second, that the limiter acts on:
 	// SO_MAX_PACING_RATE has 32 bits.

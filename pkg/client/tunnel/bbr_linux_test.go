@@ -28,7 +28,10 @@ func TestStartupLimiter(t *testing.T) {
 		looks []look
 	}{
 		{name: "nothing is lost", looks: []look{{state: startup(0)}, {state: startup(0)}, {state: startup(lost - 1)}}},
-		{name: "bytes are lost once", looks: []look{{state: startup(lost)}, {state: startup(lost)}, {state: startup(2 * lost)}}},
+		{
+			name:  "bytes are lost once",
+			looks: []look{{state: startup(lost)}, {state: startup(lost)}, {state: startup(2 * lost)}},
+		},
 		{name: "the line is overfilled and BBR recovers", looks: []look{
 			{state: startup(lost)},
 			{state: startup(2 * lost), rate: path * 7 / 8},
@@ -56,7 +59,8 @@ func TestStartupLimiter(t *testing.T) {
 			{state: at(lost, 1, startupGain, startupGain)}, {state: at(2*lost, 1, startupGain, startupGain)},
 		}},
 		{name: "the rate is too high to limit", looks: []look{
-			{state: at(lost, maxRate, startupGain, startupGain)}, {state: at(2*lost, maxRate, startupGain, startupGain)},
+			{state: at(lost, maxRate, startupGain, startupGain)},
+			{state: at(2*lost, maxRate, startupGain, startupGain)},
 		}},
 		{name: "STARTUP is over", looks: []look{{state: at(0, path, 256, cruiseGain), rate: unlimited, done: true}}},
 	} {

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// portForwardAfter is how long the API server may leave the upgrade unanswered before Open tries
-	// a port-forward too. An API server that cannot reach pods may answer only after 30 s.
+	// portForwardAfter is how long the API server may leave the upgrade unanswered before Open
+	// tries a port-forward too. An API server that cannot reach pods may answer only after 30 s.
 	portForwardAfter = 3 * time.Second
 	// retryUpgradeEvery is how often a stream by port-forward tries the upgrade, which is faster.
 	retryUpgradeEvery = 15 * time.Second
@@ -30,8 +30,8 @@ type opened struct {
 	err    error
 }
 
-// openAny tries the upgrade, and a port-forward too when the upgrade fails or takes long. It returns
-// the first stream that opens.
+// openAny tries the upgrade, and a port-forward too when the upgrade fails or takes long. It
+// returns the first stream that opens.
 func (d *Dialer) openAny(ctx context.Context) (vif.Stream, error) {
 	if s := d.takeSpare(); s.ReadWriteCloser != nil {
 		return s, nil
@@ -120,7 +120,8 @@ func (u *upgradingStream) Close() (err error) {
 }
 
 // upgradeLater returns s, or for a port-forward a stream that tries the upgrade every
-// retryUpgradeEvery. When the upgrade works, the stream closes, and the next Open returns the upgrade.
+// retryUpgradeEvery. When the upgrade works, the stream closes, and the next Open returns the
+// upgrade.
 func (d *Dialer) upgradeLater(s vif.Stream) vif.Stream {
 	if s.Transport != PortForward {
 		return s

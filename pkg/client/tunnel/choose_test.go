@@ -103,8 +103,16 @@ func TestOpenChoosesATransport(t *testing.T) {
 			upgrade: attempt{err: statusError(http.StatusUnauthorized, metav1.StatusReasonUnauthorized)},
 			err:     "Unauthorized",
 		},
-		{name: "the traffic-manager is not installed", upgrade: attempt{err: ErrNotInstalled}, err: ErrNotInstalled.Error()},
-		{name: "the API server is not reachable", upgrade: attempt{err: errors.New("connection refused")}, err: "connection refused"},
+		{
+			name:    "the traffic-manager is not installed",
+			upgrade: attempt{err: ErrNotInstalled},
+			err:     ErrNotInstalled.Error(),
+		},
+		{
+			name:    "the API server is not reachable",
+			upgrade: attempt{err: errors.New("connection refused")},
+			err:     "connection refused",
+		},
 		{
 			name:    "neither works",
 			upgrade: attempt{err: unavailable}, portForward: attempt{err: errors.New("no pod")},
@@ -139,7 +147,8 @@ func TestOpenChoosesATransport(t *testing.T) {
 	}
 }
 
-// A stream by port-forward ends as soon as the upgrade works, and the next Open returns the upgrade.
+// A stream by port-forward ends as soon as the upgrade works, and the next Open returns the
+// upgrade.
 func TestPortForwardGivesWayToTheUpgrade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var upgrades, forwards []*fakeStream
@@ -194,15 +203,51 @@ func TestStatusOfARefusal(t *testing.T) {
 		reason metav1.StatusReason
 		text   string
 	}{
-		{name: "the API server's own words", code: 403, body: `{"reason":"Forbidden","message":"alice may not"}`, reason: metav1.StatusReasonForbidden, text: "alice may not"},
-		{name: "a proxy's page", code: 403, body: "<html>", reason: metav1.StatusReasonForbidden, text: "the API server answered 403 Forbidden"},
-		{name: "a proxy's page without a known code", code: 418, body: "", reason: metav1.StatusReasonUnknown, text: "the API server answered 418 I'm a teapot"},
-		{name: "an unauthorized user", code: 401, reason: metav1.StatusReasonUnauthorized, text: "the API server answered 401 Unauthorized"},
-		{name: "a missing service", code: 404, reason: metav1.StatusReasonNotFound, text: "the API server answered 404 Not Found"},
-		{name: "a pod that is not reached", code: 503, reason: metav1.StatusReasonServiceUnavailable, text: "the API server answered 503 Service Unavailable"},
+		{
+			name:   "the API server's own words",
+			code:   403,
+			body:   `{"reason":"Forbidden","message":"alice may not"}`,
+			reason: metav1.StatusReasonForbidden,
+			text:   "alice may not",
+		},
+		{
+			name:   "a proxy's page",
+			code:   403,
+			body:   "<html>",
+			reason: metav1.StatusReasonForbidden,
+			text:   "the API server answered 403 Forbidden",
+		},
+		{
+			name:   "a proxy's page without a known code",
+			code:   418,
+			body:   "",
+			reason: metav1.StatusReasonUnknown,
+			text:   "the API server answered 418 I'm a teapot",
+		},
+		{
+			name:   "an unauthorized user",
+			code:   401,
+			reason: metav1.StatusReasonUnauthorized,
+			text:   "the API server answered 401 Unauthorized",
+		},
+		{
+			name:   "a missing service",
+			code:   404,
+			reason: metav1.StatusReasonNotFound,
+			text:   "the API server answered 404 Not Found",
+		},
+		{
+			name:   "a pod that is not reached",
+			code:   503,
+			reason: metav1.StatusReasonServiceUnavailable,
+			text:   "the API server answered 503 Service Unavailable",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			response := &http.Response{StatusCode: c.code, Status: fmt.Sprintf("%d %s", c.code, http.StatusText(c.code))}
+			response := &http.Response{
+				StatusCode: c.code,
+				Status:     fmt.Sprintf("%d %s", c.code, http.StatusText(c.code)),
+			}
 			s := statusOf(response, []byte(c.body))
 			assert.Equal(t, c.reason, s.Reason)
 			assert.Equal(t, c.text, s.Message)

@@ -100,7 +100,8 @@ func upgradeOver(conn httpstream.Connection) (io.ReadWriteCloser, error) {
 	}
 	// The kubelet writes there why it gives up. The goroutine ends with the connection.
 	go func() { _, _ = io.Copy(io.Discard, failures) }()
-	request := "GET /tunnel HTTP/1.1\r\nHost: traffic-manager\r\nConnection: Upgrade\r\nUpgrade: " + vif.UpgradeProtocol + "\r\n\r\n"
+	request := "GET /tunnel HTTP/1.1\r\nHost: traffic-manager\r\nConnection: Upgrade\r\nUpgrade: " +
+		vif.UpgradeProtocol + "\r\n\r\n"
 	if _, err := io.WriteString(data, request); err != nil {
 		return nil, err
 	}

@@ -25,5 +25,10 @@ func statusOf(resp *http.Response, body []byte) metav1.Status {
 	case http.StatusServiceUnavailable:
 		reason = metav1.StatusReasonServiceUnavailable
 	}
-	return metav1.Status{Status: metav1.StatusFailure, Code: int32(resp.StatusCode), Reason: reason, Message: "the API server answered " + resp.Status}
+	return metav1.Status{
+		Status:  metav1.StatusFailure,
+		Code:    int32(resp.StatusCode),
+		Reason:  reason,
+		Message: "the API server answered " + resp.Status,
+	}
 }

@@ -30,7 +30,8 @@ const (
 )
 
 // ErrNotInstalled means that the cluster has no traffic-manager.
-var ErrNotInstalled = errors.New("the traffic-manager is not installed in the cluster: run `detour install`, or ask an administrator to")
+var ErrNotInstalled = errors.New("the traffic-manager is not installed in the cluster: " +
+	"run `detour install`, or ask an administrator to")
 
 var errNoUpgrade = errors.New("something between this laptop and the API server drops HTTP Upgrade requests")
 
@@ -56,8 +57,8 @@ func CheckTransport(name string) error {
 	return nil
 }
 
-// Dialer opens streams to the traffic-manager with one set of credentials. It may be used by several
-// goroutines. Its owner must call Close.
+// Dialer opens streams to the traffic-manager with one set of credentials. It may be used by
+// several goroutines. Its owner must call Close.
 type Dialer struct {
 	config    *rest.Config
 	transport http.RoundTripper

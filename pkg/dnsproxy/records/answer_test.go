@@ -38,11 +38,31 @@ func shop() *Zone {
 		{Name: "pong", External: "ping.shop.svc.cluster.local", IsExternal: true},
 	})
 	z.SetSlices([]Slice{
-		{Name: "catalog-1", Service: "catalog", Ports: []Port{{"http", "TCP", 8080}}, Endpoints: []Endpoint{{"", []string{"10.42.0.3"}}}},
-		{Name: "db-1", Service: "db", Ports: []Port{{"sql", "TCP", 5432}}, Endpoints: []Endpoint{{"db-0", []string{"10.42.0.9"}}, {"db-1", []string{"10.42.1.9"}}}},
-		{Name: "db-2", Service: "db", Ports: []Port{{"sql", "TCP", 5432}}, Endpoints: []Endpoint{{"", []string{"fd01::9:0"}}, {"", []string{"fd01:1::"}}}},
+		{
+			Name:      "catalog-1",
+			Service:   "catalog",
+			Ports:     []Port{{"http", "TCP", 8080}},
+			Endpoints: []Endpoint{{"", []string{"10.42.0.3"}}},
+		},
+		{
+			Name:      "db-1",
+			Service:   "db",
+			Ports:     []Port{{"sql", "TCP", 5432}},
+			Endpoints: []Endpoint{{"db-0", []string{"10.42.0.9"}}, {"db-1", []string{"10.42.1.9"}}},
+		},
+		{
+			Name:      "db-2",
+			Service:   "db",
+			Ports:     []Port{{"sql", "TCP", 5432}},
+			Endpoints: []Endpoint{{"", []string{"fd01::9:0"}}, {"", []string{"fd01:1::"}}},
+		},
 		{Name: "bare-1", Service: "bare", Endpoints: []Endpoint{{"", []string{"10.42.0.4"}}}},
-		{Name: "named-1", Service: "named", Ports: []Port{{"http", "TCP", 80}}, Endpoints: []Endpoint{{"", []string{"www.example.com"}}}},
+		{
+			Name:      "named-1",
+			Service:   "named",
+			Ports:     []Port{{"http", "TCP", 80}},
+			Endpoints: []Endpoint{{"", []string{"www.example.com"}}},
+		},
 		{Name: "stray", Service: "absent", Endpoints: []Endpoint{{"", []string{"10.42.0.5"}}}},
 	})
 	return z
@@ -84,7 +104,11 @@ func TestAnswer(t *testing.T) {
 		{"catalog", "ANY", "ask"},
 		{"catalog", "SOA", "ask"},
 		{"catalog", "AXFR", "ask"},
-		{"catalog", "SRV", "0 50 80 catalog.shop.svc.cluster.local., 0 50 9090 catalog.shop.svc.cluster.local., 10.96.0.5"},
+		{
+			name: "catalog",
+			kind: "SRV",
+			want: "0 50 80 catalog.shop.svc.cluster.local., 0 50 9090 catalog.shop.svc.cluster.local., 10.96.0.5",
+		},
 		{"_http._tcp.catalog", "SRV", "0 100 80 catalog.shop.svc.cluster.local., 10.96.0.5"},
 		{"http.tcp.catalog", "SRV", "0 100 80 catalog.shop.svc.cluster.local., 10.96.0.5"},
 		{"_HTTP._TCP.catalog", "SRV", "0 100 80 catalog.shop.svc.cluster.local., 10.96.0.5"},
@@ -122,7 +146,13 @@ func TestAnswer(t *testing.T) {
 		{"10-42-0-9.db", "A", "NXDOMAIN"}, // it has a hostname
 		{"fd01--9-0.db", "AAAA", "fd01::9:0"},
 		{"fd01-1--0.db", "AAAA", "fd01:1::"},
-		{"_sql._tcp.db", "SRV", "0 25 5432 db-0.db.shop.svc.cluster.local., 0 25 5432 db-1.db.shop.svc.cluster.local., 0 25 5432 fd01--9-0.db.shop.svc.cluster.local., 0 25 5432 fd01-1--0.db.shop.svc.cluster.local., 10.42.0.9, 10.42.1.9, fd01:1::, fd01::9:0"},
+		{
+			name: "_sql._tcp.db",
+			kind: "SRV",
+			want: "0 25 5432 db-0.db.shop.svc.cluster.local., 0 25 5432 db-1.db.shop.svc.cluster.local., " +
+				"0 25 5432 fd01--9-0.db.shop.svc.cluster.local., 0 25 5432 fd01-1--0.db.shop.svc.cluster.local., " +
+				"10.42.0.9, 10.42.1.9, fd01:1::, fd01::9:0",
+		},
 		{"bare", "A", "10.42.0.4"},
 		{"bare", "SRV", "NODATA"},
 		{"empty", "A", "NXDOMAIN"},
@@ -170,11 +200,24 @@ func TestAnswer(t *testing.T) {
 }
 
 func TestOtherNames(t *testing.T) {
-	for _, name := range []string{"target.other.svc.cluster.local.", "10-42-0-3.shop.pod.cluster.local.", "cluster.local.", "svc.cluster.local.", "dns-version.cluster.local.", "xshop.svc.cluster.local.", "example.com.", "."} {
+	for _, name := range []string{
+		"target.other.svc.cluster.local.",
+		"10-42-0-3.shop.pod.cluster.local.",
+		"cluster.local.",
+		"svc.cluster.local.",
+		"dns-version.cluster.local.",
+		"xshop.svc.cluster.local.",
+		"example.com.",
+		".",
+	} {
 		a, ok := shop().Answer(dns.Question{Name: name, Qtype: dns.TypeA, Qclass: dns.ClassINET})
 		assert.Equal(t, "ask", text(a, ok), name)
 	}
-	a, ok := shop().Answer(dns.Question{Name: "catalog.shop.svc.cluster.local.", Qtype: dns.TypeA, Qclass: dns.ClassCHAOS})
+	a, ok := shop().Answer(dns.Question{
+		Name:   "catalog.shop.svc.cluster.local.",
+		Qtype:  dns.TypeA,
+		Qclass: dns.ClassCHAOS,
+	})
 	assert.Equal(t, "ask", text(a, ok))
 }
 
@@ -196,7 +239,11 @@ func TestReverseAnswer(t *testing.T) {
 
 // What is asked in capitals is answered in them, where CoreDNS does so.
 func TestCase(t *testing.T) {
-	a, ok := shop().Answer(dns.Question{Name: "_SQL._tcp.DB.Shop.svc.Cluster.LOCAL.", Qtype: dns.TypeSRV, Qclass: dns.ClassINET})
+	a, ok := shop().Answer(dns.Question{
+		Name:   "_SQL._tcp.DB.Shop.svc.Cluster.LOCAL.",
+		Qtype:  dns.TypeSRV,
+		Qclass: dns.ClassINET,
+	})
 	require.True(t, ok)
 	assert.Equal(t, "_SQL._tcp.DB.Shop.svc.Cluster.LOCAL.", a.Answer[0].Header().Name)
 	assert.True(t, strings.HasSuffix(a.Answer[0].(*dns.SRV).Target, ".db.shop.svc.Cluster.LOCAL."), a.Answer[0])
@@ -224,7 +271,12 @@ func TestChanges(t *testing.T) {
 	assert.Equal(t, "NXDOMAIN", ask("new", "A"))
 	assert.Equal(t, "newer.shop.svc.cluster.local.", ask("21.0.96.10.in-addr.arpa.", "PTR"))
 
-	z.PutSlice(Slice{Name: "db-1", Service: "db", Ports: []Port{{"sql", "TCP", 5432}}, Endpoints: []Endpoint{{"db-0", []string{"10.42.3.9"}}}})
+	z.PutSlice(Slice{
+		Name:      "db-1",
+		Service:   "db",
+		Ports:     []Port{{"sql", "TCP", 5432}},
+		Endpoints: []Endpoint{{"db-0", []string{"10.42.3.9"}}},
+	})
 	assert.Equal(t, "10.42.3.9", ask("db", "A"))
 	assert.Equal(t, "NXDOMAIN", ask("db-1.db", "A"))
 	z.DeleteSlice("db-1")
@@ -251,9 +303,20 @@ func TestAtOnce(t *testing.T) {
 	for i := range 4 {
 		all.Go(func() {
 			for n := range 200 {
-				z.PutService(Service{Name: fmt.Sprint("s", i), ClusterIPs: []string{netip.AddrFrom4([4]byte{10, 96, byte(i), byte(n)}).String()}})
-				z.PutSlice(Slice{Name: fmt.Sprint("s", i), Service: fmt.Sprint("s", i), Endpoints: []Endpoint{{"", []string{"10.42.0.3"}}}})
-				a, ok := z.Answer(dns.Question{Name: "db.shop.svc.cluster.local.", Qtype: dns.TypeA, Qclass: dns.ClassINET})
+				z.PutService(Service{
+					Name:       fmt.Sprint("s", i),
+					ClusterIPs: []string{netip.AddrFrom4([4]byte{10, 96, byte(i), byte(n)}).String()},
+				})
+				z.PutSlice(Slice{
+					Name:      fmt.Sprint("s", i),
+					Service:   fmt.Sprint("s", i),
+					Endpoints: []Endpoint{{"", []string{"10.42.0.3"}}},
+				})
+				a, ok := z.Answer(dns.Question{
+					Name:   "db.shop.svc.cluster.local.",
+					Qtype:  dns.TypeA,
+					Qclass: dns.ClassINET,
+				})
 				assert.Equal(t, "10.42.0.9, 10.42.1.9", text(a, ok))
 				if len(a.Answer) > 0 {
 					a.Answer[0].Header().Name = "changed." // an answer belongs to who asked
@@ -288,9 +351,19 @@ func TestReverse(t *testing.T) {
 	}
 }
 
-// FuzzAnswer: whatever is asked, an answer can be sent, and one about a name says nothing of another.
+// FuzzAnswer: whatever is asked, an answer can be sent, and one about a name says nothing of
+// another.
 func FuzzAnswer(f *testing.F) {
-	for _, name := range []string{"catalog", "_sql._tcp.db", "db-0.db", "chain", "..", "*", `\.`, strings.Repeat("a.", 80)} {
+	for _, name := range []string{
+		"catalog",
+		"_sql._tcp.db",
+		"db-0.db",
+		"chain",
+		"..",
+		"*",
+		`\.`,
+		strings.Repeat("a.", 80),
+	} {
 		f.Add(name+".shop.svc.cluster.local.", uint16(dns.TypeA))
 		f.Add(name+".shop.svc.cluster.local.", uint16(dns.TypeSRV))
 	}
@@ -325,16 +398,36 @@ func BenchmarkAnswer(b *testing.B) {
 	z := New("cluster.local", "shop")
 	for i := range 1000 {
 		name := fmt.Sprint("service-", i)
-		z.PutService(Service{Name: name, ClusterIPs: []string{fmt.Sprintf("10.96.%d.%d", i/250, i%250)}, Ports: []Port{{"http", "TCP", 80}}})
-		z.PutSlice(Slice{Name: name + "-1", Service: name, Ports: []Port{{"http", "TCP", 8080}}, Endpoints: []Endpoint{{"", []string{"10.42.0.1"}}, {"", []string{"10.42.0.2"}}, {"", []string{"10.42.0.3"}}}})
+		z.PutService(Service{
+			Name:       name,
+			ClusterIPs: []string{fmt.Sprintf("10.96.%d.%d", i/250, i%250)},
+			Ports:      []Port{{"http", "TCP", 80}},
+		})
+		z.PutSlice(Slice{
+			Name:    name + "-1",
+			Service: name,
+			Ports:   []Port{{"http", "TCP", 8080}},
+			Endpoints: []Endpoint{
+				{"", []string{"10.42.0.1"}},
+				{"", []string{"10.42.0.2"}},
+				{"", []string{"10.42.0.3"}},
+			},
+		})
 	}
 	for _, c := range []struct {
 		name string
 		kind uint16
-	}{{"service-500", dns.TypeA}, {"service-500", dns.TypeAAAA}, {"_http._tcp.service-500", dns.TypeSRV}, {"10-42-0-2.service-500", dns.TypeA}, {"absent", dns.TypeA}} {
+	}{
+		{"service-500", dns.TypeA},
+		{"service-500", dns.TypeAAAA},
+		{"_http._tcp.service-500", dns.TypeSRV},
+		{"10-42-0-2.service-500", dns.TypeA},
+		{"absent", dns.TypeA},
+	} {
 		b.Run(c.name+" "+dns.TypeToString[c.kind], func(b *testing.B) {
 			for b.Loop() {
-				if _, ok := z.Answer(dns.Question{Name: c.name + ".shop.svc.cluster.local.", Qtype: c.kind, Qclass: dns.ClassINET}); !ok {
+				q := dns.Question{Name: c.name + ".shop.svc.cluster.local.", Qtype: c.kind, Qclass: dns.ClassINET}
+				if _, ok := z.Answer(q); !ok {
 					b.Fatal("not answered")
 				}
 			}

@@ -1,7 +1,7 @@
 // Package records answers DNS questions about the services of one namespace as CoreDNS's kubernetes
-// plugin does. It knows neither Kubernetes' API nor the network, so each rule of CoreDNS can be tested
-// by itself. Some answers depend on other namespaces or on CoreDNS's configuration: there it tells the
-// caller to ask the cluster's DNS. Start with Zone.
+// plugin does. It knows neither Kubernetes' API nor the network, so each rule of CoreDNS can be
+// tested by itself. Some answers depend on other namespaces or on CoreDNS's configuration: there it
+// tells the caller to ask the cluster's DNS. Start with Zone.
 package records
 
 import (
@@ -79,8 +79,11 @@ func New(domain, namespace string) *Zone {
 	domain = "." + strings.Trim(strings.ToLower(domain), ".") + "."
 	return &Zone{
 		namespace: namespace, domain: domain, suffix: "." + namespace + ".svc" + domain,
-		services: map[string]*Service{}, byIP: map[netip.Addr]string{}, slices: map[string]Slice{}, backends: map[string]map[string][]*backend{},
-		serial: now(),
+		services: map[string]*Service{},
+		byIP:     map[netip.Addr]string{},
+		slices:   map[string]Slice{},
+		backends: map[string]map[string][]*backend{},
+		serial:   now(),
 	}
 }
 

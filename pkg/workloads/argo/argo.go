@@ -135,8 +135,8 @@ func Lister(c rest.Interface) func(ctx context.Context, namespace string) ([]*Ro
 	return func(ctx context.Context, namespace string) ([]*Rollout, error) { return List(ctx, c, namespace) }
 }
 
-// Path returns the API server's path of the Rollouts of a namespace, or of all namespaces when it is
-// empty.
+// Path returns the API server's path of the Rollouts of a namespace, or of all namespaces when it
+// is empty.
 func Path(namespace string) string {
 	if namespace == "" {
 		return "/apis/" + GroupVersion.String() + "/rollouts"
@@ -168,8 +168,8 @@ func Selects(selector map[string]string, template *corev1.PodTemplateSpec) bool 
 	return len(selector) > 0 && labels.SelectorFromSet(selector).Matches(labels.Set(template.Labels))
 }
 
-// AnnotateAndRestart returns a merge patch that sets an annotation of the Rollout, or removes it when
-// value is nil, and makes Argo replace all pods. The patch does not change the template: a new
+// AnnotateAndRestart returns a merge patch that sets an annotation of the Rollout, or removes it
+// when value is nil, and makes Argo replace all pods. The patch does not change the template: a new
 // template would be a new release, with its steps, pauses and analyses. version is the
 // resourceVersion that the patch requires; it may be empty.
 func AnnotateAndRestart(version, annotation string, value any, now time.Time) ([]byte, error) {
@@ -180,7 +180,10 @@ func AnnotateAndRestart(version, annotation string, value any, now time.Time) ([
 	// Creation times of pods have whole seconds. A pod that was created in this second may have
 	// been created before the annotation, so the restart begins with the next one.
 	at := now.UTC().Truncate(time.Second).Add(time.Second)
-	return json.Marshal(map[string]any{"metadata": metadata, "spec": map[string]any{"restartAt": at.Format(time.RFC3339)}})
+	return json.Marshal(map[string]any{
+		"metadata": metadata,
+		"spec":     map[string]any{"restartAt": at.Format(time.RFC3339)},
+	})
 }
 
 // Wants returns how many pods the Rollout should have.
@@ -216,8 +219,8 @@ func (r *Rollout) Other(service string) string {
 	return ""
 }
 
-// OwnerOf returns the name of the Rollout that a pod belongs to, or an empty string. A Rollout names
-// its ReplicaSets after itself and the hash that their pods carry.
+// OwnerOf returns the name of the Rollout that a pod belongs to, or an empty string. A Rollout
+// names its ReplicaSets after itself and the hash that their pods carry.
 func OwnerOf(pod *corev1.Pod) string {
 	hash, owner := pod.Labels[HashLabel], metav1.GetControllerOf(pod)
 	if hash == "" || owner == nil || owner.Kind != "ReplicaSet" {

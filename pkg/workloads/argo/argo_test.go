@@ -15,9 +15,12 @@ import (
 func TestAll(t *testing.T) {
 	list := NewList()
 	require.NoError(t, list.UnmarshalJSON([]byte(`{"apiVersion":"argoproj.io/v1alpha1","kind":"RolloutList","items":[
-		{"apiVersion":"argoproj.io/v1alpha1","kind":"Rollout","metadata":{"name":"odd"},"spec":{"template":{"spec":{"containers":"none"}}}},
+		{"apiVersion":"argoproj.io/v1alpha1","kind":"Rollout","metadata":{"name":"odd"},
+			"spec":{"template":{"spec":{"containers":"none"}}}},
 		{"apiVersion":"argoproj.io/v1alpha1","kind":"Rollout","metadata":{"name":"web","generation":7},
-			"spec":{"restartAt":"2026-01-02T03:04:05Z","strategy":{"blueGreen":{"activeService":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"web","ports":[{"containerPort":8080}]}]}}},
+			"spec":{"restartAt":"2026-01-02T03:04:05Z","strategy":{"blueGreen":{"activeService":"web"}},
+				"template":{"metadata":{"labels":{"app":"web"}},
+					"spec":{"containers":[{"name":"web","ports":[{"containerPort":8080}]}]}}},
 			"status":{"availableReplicas":1,"observedGeneration":"7","message":"all is well"}}]}`)))
 	all := FromList(list)
 	require.Len(t, all, 1)
@@ -37,7 +40,9 @@ func TestAll(t *testing.T) {
 }
 
 func TestSelects(t *testing.T) {
-	template := &corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "web", "tier": "front"}}}
+	template := &corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "web", "tier": "front"}},
+	}
 	for name, c := range map[string]struct {
 		selector map[string]string
 		want     bool
@@ -92,8 +97,15 @@ func TestAnnotateAndRestart(t *testing.T) {
 		value   any
 		want    string
 	}{
-		"set":    {"12", "{}", `{"metadata":{"resourceVersion":"12","annotations":{"detour.dev/agent":"{}"}},"spec":{"restartAt":"2026-01-02T02:04:06Z"}}`},
-		"remove": {"", nil, `{"metadata":{"annotations":{"detour.dev/agent":null}},"spec":{"restartAt":"2026-01-02T02:04:06Z"}}`},
+		"set": {
+			version: "12",
+			value:   "{}",
+			want: `{"metadata":{"resourceVersion":"12","annotations":{"detour.dev/agent":"{}"}},` +
+				`"spec":{"restartAt":"2026-01-02T02:04:06Z"}}`,
+		},
+		"remove": {
+			want: `{"metadata":{"annotations":{"detour.dev/agent":null}},"spec":{"restartAt":"2026-01-02T02:04:06Z"}}`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			patch, err := AnnotateAndRestart(c.version, "detour.dev/agent", c.value, now)

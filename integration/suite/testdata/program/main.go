@@ -33,7 +33,8 @@ func main() {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
 		go func() {
-			err := http.ListenAndServe(os.Args[2], http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Args[3]) }))
+			err := http.ListenAndServe(os.Args[2],
+				http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Args[3]) }))
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(4)
 		}()
