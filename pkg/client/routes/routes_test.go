@@ -224,7 +224,7 @@ func TestPlan(t *testing.T) {
 		},
 		"a pair of different sizes": {
 			maps:  []string{"10.96.0.0/16=198.19.0.0/17"},
-			fails: "not of the same size",
+			fails: "10.96.0.0/16 and 198.19.0.0/17 differ in size or IP family",
 		},
 		"a pair of which one is not there": {maps: []string{"10.96.0.0/16="}, fails: "is not CIDR=CIDR"},
 	} {
