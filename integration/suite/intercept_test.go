@@ -101,7 +101,6 @@ func TestNumericTargetPort(t *testing.T) {
 }
 
 func TestStatefulSetWithHeadlessService(t *testing.T) {
-	t.Parallel()
 	kit.Parallel(t, kit.Uses(kit.Machine))
 	kit.Kubectl(t, "apply", "-f", kit.Testdata("stateful.yaml"))
 	t.Cleanup(func() {

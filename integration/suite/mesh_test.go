@@ -14,7 +14,6 @@ import (
 // redirects. The proxy of this test is not a real one: it has the container name by which detour
 // recognizes it.
 func TestPortsLeftAlone(t *testing.T) {
-	t.Parallel()
 	kit.Parallel(t, kit.Uses(kit.Machine))
 	manifest := kit.Testdata("mesh.yaml")
 	kit.Kubectl(t, "apply", "-f", manifest)

@@ -157,7 +157,6 @@ func TestReplaceQueueWorker(t *testing.T) {
 // A service's app is replaced together with its traffic. No request fails on the way there and
 // back, and no pod answers a request meanwhile.
 func TestReplaceService(t *testing.T) {
-	t.Parallel()
 	kit.Parallel(t, kit.Changes(kit.Catalog), kit.Uses(kit.Machine))
 	kit.RemoveAgent(t, "catalog")
 	kit.Connect(t)

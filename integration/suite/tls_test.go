@@ -20,7 +20,6 @@ import (
 // the cluster's objects say that the port speaks TLS, or else after the agents have tried.
 // Everybody is still answered. The port as a whole can be intercepted.
 func TestTLSPort(t *testing.T) {
-	t.Parallel()
 	kit.Parallel(t, kit.Changes(kit.Web), kit.Uses(kit.Machine))
 	directory, roots := kit.DeployWeb(t)
 	kit.Connect(t)

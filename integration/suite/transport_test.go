@@ -16,7 +16,6 @@ import (
 // A download and an idle connection survive whatever happens to the paths between laptop and
 // cluster.
 func TestConnectionsSurviveEveryPath(t *testing.T) {
-	t.Parallel()
 	kit.Parallel(t, kit.Uses(kit.Target))
 	kit.DeployTarget(t)
 	target := kit.Query(t, "other", "service target", "{.spec.clusterIP}")

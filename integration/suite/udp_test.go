@@ -39,7 +39,6 @@ func dialUDP(t *testing.T, address string) net.Conn {
 // During an intercept datagrams reach the laptop and answers come back. Without a laptop they reach
 // the app.
 func TestUDP(t *testing.T) {
-	t.Parallel()
 	kit.Parallel(t, kit.Uses(kit.Machine))
 	manifest := kit.Testdata("udp.yaml")
 	kit.Kubectl(t, "apply", "-f", manifest)

@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -175,7 +176,12 @@ func (o *uninstallOptions) removeOrphans(ctx context.Context) error {
 			if !isOrphan(object, o.namespace) {
 				continue
 			}
-			if err := o.delete(ctx, object); err != nil {
+			// A client deletes an object without its type only as Unstructured: CustomResourceDefinition
+			// is not in the client's scheme.
+			orphan := &unstructured.Unstructured{}
+			orphan.SetGroupVersionKind(kind)
+			orphan.SetName(object.Name)
+			if err := o.delete(ctx, orphan); err != nil {
 				return o.explained(err, "delete "+object.Name)
 			}
 			o.result.Action = actionRemoved
