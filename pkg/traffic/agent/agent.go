@@ -209,8 +209,12 @@ func (a *agent) accept(ctx context.Context, listeners map[uint16]*net.TCPListene
 	})
 	defer stopped()
 	err := passthrough.Serve(ctx, passthrough.Config{
-		Listeners: listeners, Owner: a.owner, Choose: a.chooseEarly, Changed: a.changed, Stop: a.life.stopping.Done(),
-		Take: func(h passthrough.Handover) { a.take(ctx, h) },
+		Listeners: listeners,
+		Policy:    a.passthroughPolicy,
+		Choose:    a.chooseEarly,
+		HandOver:  func(h passthrough.Handover) { a.take(ctx, h) },
+		Changes:   a.changed,
+		Stop:      a.life.stopping.Done(),
 	})
 	a.life.clients.Wait()
 	return err

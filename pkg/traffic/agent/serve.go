@@ -22,16 +22,16 @@ import (
 	"github.com/detour-dev/detour/pkg/traffic/agent/upstream"
 )
 
-// owner tells the passthrough whose the traffic is that begins now on a port.
-func (a *agent) owner(port uint16) passthrough.Owner {
+// passthroughPolicy returns what the passthrough does with traffic that begins now on a port.
+func (a *agent) passthroughPolicy(port uint16) passthrough.Policy {
 	p := a.table.Port(port)
 	switch {
 	case p != nil && p.Tailed, a.table.Global(port) != nil:
-		return passthrough.Elsewhere
+		return passthrough.HandOverAll
 	case a.ByRequest(port):
 		return passthrough.ByRequest
 	default:
-		return passthrough.App
+		return passthrough.ToApp
 	}
 }
 

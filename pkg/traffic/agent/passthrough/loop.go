@@ -14,77 +14,85 @@ import (
 
 const (
 	bufferSize = 64 << 10
-	batch      = 128 // events taken at once
-	readsMax   = 8   // buffers read from a socket before others get their turn
+	eventsMax  = 128 // events of one epoll_wait
+	readsMax   = 8   // buffers read from a socket before the other sockets get their turn
 )
 
-// loop is one thread's connections. Only its thread touches it once it runs.
+// loop serves the connections of one thread. While it runs, only its thread uses it, except for the
+// methods stop, finish and wake.
 type loop struct {
-	config Config
-	epoll  int
-	wake   int // eventfd, written by stop and changed
-	buffer []byte
-	// sockets by descriptor. The generation tells an event of a socket that was closed in the same batch from one of the socket
-	// that has its descriptor now.
+	config  Config
+	epollFD int
+	wakeFD  int // an eventfd, written by stop, finish and wake
+	buffer  []byte
+	// sockets are the registered sockets by descriptor. If a socket is closed in a batch of events,
+	// a new socket may have its descriptor in the same batch. The generation tells their events
+	// apart.
 	sockets    []*socket
 	generation int32
-	pairs      int // that are open
-	stopping   atomic.Bool
-	finishing  atomic.Bool // nothing new is taken
+	pairs      int         // open pairs
+	stopping   atomic.Bool // the loop ends at the next event
+	finishing  atomic.Bool // the loop accepts no more clients and ends with its last pair
 	stopped    bool
-	pipes      []*pipe
-	gain       spin.Policy
+	pipes      []*pipe // empty pipes to use again
+	spinPolicy spin.Policy
 }
 
-// socket is a listener, or one end of a pair.
+// socket is a listener, one end of a pair, or the eventfd.
 type socket struct {
 	fd         int
 	generation int32
-	events     uint32 // what epoll was asked for
-	port       uint16 // of the app, when this is a listener
+	events     uint32 // the events that epoll reports
+	port       uint16 // the app's port, for a listener
 	pair       *pair  // nil for a listener
 	peer       *socket
-	pending    []byte // what it could not take yet
-	pipe       *pipe  // what it could not take yet of a bulk transfer to it; nil when there is none
-	eof        bool   // it has no more to say
-	bulk       int    // how many full buffers it said in a row
+	pending    []byte // bytes to it that it had no room for
+	pipe       *pipe  // spliced bytes to it; nil when nothing is spliced to it
+	eof        bool   // it sends no more
+	fullReads  int    // consecutive reads from it that filled the buffer
 	connecting bool
-	paused     bool // out of epoll until its peer has taken what is pending
+	paused     bool // not registered until its peer has taken the pending bytes
 }
 
-// pair is a client's connection and the app's.
+// pair is the connection of a client and the connection to the app.
 type pair struct {
 	client, app socket
 	port        uint16
-	ended       bool
+	closed      bool
 	http        httpState
-	held        []byte // what the client said that is to be given away; until it is, the client is not heard
-	greeting    []byte // what the app said before the client had said anything; until then the app is not heard
+	// heldRequest is a request to hand over. While it is set, the loop does not read from the
+	// client.
+	heldRequest []byte
+	// preface is what an HTTP/2 app sent before the client sent anything. While it is set, the loop
+	// does not read from the app.
+	preface []byte
 }
 
+// newLoop returns a loop that is ready to run. It duplicates the descriptors of the listeners; the
+// caller still owns the listeners. The caller calls close after run has returned.
 func newLoop(c Config) (l *loop, err error) {
-	l = &loop{config: c, epoll: -1, wake: -1, buffer: make([]byte, bufferSize)}
+	l = &loop{config: c, epollFD: -1, wakeFD: -1, buffer: make([]byte, bufferSize)}
 	defer func() {
 		if err != nil {
 			l.close()
 		}
 	}()
-	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("make an epoll instance: %w", err)
+	if l.epollFD, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("create an epoll instance: %w", err)
 	}
-	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("make an eventfd: %w", err)
+	if l.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("create an eventfd: %w", err)
 	}
-	if err := l.watch(&socket{fd: l.wake}, unix.EPOLLIN); err != nil {
+	if err := l.register(&socket{fd: l.wakeFD}, unix.EPOLLIN); err != nil {
 		return nil, fmt.Errorf("watch the eventfd: %w", err)
 	}
 	for port, listener := range c.Listeners {
-		fd, err := descriptor(listener)
+		fd, err := duplicateListener(listener)
 		if err != nil {
 			return nil, err
 		}
-		// Of all loops one is woken for a connection.
-		if err := l.watch(&socket{fd: fd, port: port}, unix.EPOLLIN|unix.EPOLLEXCLUSIVE); err != nil {
+		// EPOLLEXCLUSIVE: a connection wakes only one of the loops.
+		if err := l.register(&socket{fd: fd, port: port}, unix.EPOLLIN|unix.EPOLLEXCLUSIVE); err != nil {
 			_ = unix.Close(fd)
 			return nil, fmt.Errorf("watch the listener: %w", err)
 		}
@@ -92,33 +100,47 @@ func newLoop(c Config) (l *loop, err error) {
 	return l, nil
 }
 
-// watch begins to hear of a socket.
-func (l *loop) watch(s *socket, events uint32) error {
+// register adds a socket to epoll.
+func (l *loop) register(s *socket, events uint32) error {
 	for s.fd >= len(l.sockets) {
 		l.sockets = append(l.sockets, make([]*socket, 64)...)
 	}
 	l.generation++
 	s.generation, s.events = l.generation, events
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: events, Fd: int32(s.fd), Pad: s.generation}); err != nil {
+	if err := l.control(unix.EPOLL_CTL_ADD, s); err != nil {
 		return err
 	}
 	l.sockets[s.fd] = s
 	return nil
 }
 
-// want changes what is heard of a socket.
-func (l *loop) want(s *socket) {
+// control tells epoll to report s.events of s.
+func (l *loop) control(operation int, s *socket) error {
+	e := unix.EpollEvent{Events: s.events, Fd: int32(s.fd), Pad: s.generation}
+	return unix.EpollCtl(l.epollFD, operation, s.fd, &e)
+}
+
+// unregister removes a socket from epoll.
+func (l *loop) unregister(s *socket) {
+	if s.fd < len(l.sockets) && l.sockets[s.fd] == s {
+		l.sockets[s.fd] = nil
+		_ = unix.EpollCtl(l.epollFD, unix.EPOLL_CTL_DEL, s.fd, nil)
+	}
+}
+
+// updateInterest makes epoll report what the loop can now do with a socket of a pair.
+func (l *loop) updateInterest(s *socket) {
 	var events uint32
-	if !s.eof && !s.connecting && !s.peer.full() && (s.pair.held == nil || s == &s.pair.app) && (s.pair.greeting == nil || s == &s.pair.client) {
+	if s.canRead() {
 		events |= unix.EPOLLIN
 	}
-	if s.connecting || s.full() {
+	if s.connecting || s.hasBacklog() {
 		events |= unix.EPOLLOUT
 	}
 	if s.paused && events != 0 {
 		s.paused = false
-		if err := l.watch(s, events); err != nil {
-			l.end(s.pair, true)
+		if err := l.register(s, events); err != nil {
+			l.closePair(s.pair, true)
 		}
 		return
 	}
@@ -126,30 +148,49 @@ func (l *loop) want(s *socket) {
 		return
 	}
 	s.events = events
-	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_MOD, s.fd, &unix.EpollEvent{Events: events, Fd: int32(s.fd), Pad: s.generation})
+	_ = l.control(unix.EPOLL_CTL_MOD, s)
 }
 
-// stop, finish and changed are called by others than the loop's thread.
+// canRead reports whether the loop may read from a socket of a pair.
+func (s *socket) canRead() bool {
+	if s.eof || s.connecting || s.peer.hasBacklog() {
+		return false
+	}
+	if s == &s.pair.client {
+		return s.pair.heldRequest == nil
+	}
+	return s.pair.preface == nil
+}
+
+// hasBacklog reports whether s must take bytes before the loop may read more from its peer.
+func (s *socket) hasBacklog() bool {
+	return len(s.pending) > 0 || s.pipe != nil && s.pipe.buffered > 0
+}
+
+// stop ends run. Any goroutine may call it.
 func (l *loop) stop() {
 	l.stopping.Store(true)
-	l.changed()
+	l.wake()
 }
 
+// finish makes the loop accept no more clients and end with its last pair. Any goroutine may call
+// it.
 func (l *loop) finish() {
 	l.finishing.Store(true)
-	l.changed()
+	l.wake()
 }
 
-func (l *loop) changed() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+// wake makes the loop look at the policies, stopping and finishing. Any goroutine may call it.
+func (l *loop) wake() { _, _ = unix.Write(l.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
-// close frees what the loop holds. It does not run any more.
+// close frees what the loop holds, and resets the open connections. Run must have returned.
 func (l *loop) close() {
 	for _, s := range l.sockets {
 		if s == nil {
 			continue
 		}
 		if s.pair != nil {
-			linger(s.fd)
+			resetOnClose(s.fd)
 		}
 		l.putPipe(s)
 		_ = unix.Close(s.fd)
@@ -159,16 +200,17 @@ func (l *loop) close() {
 		p.close()
 	}
 	l.pipes = nil
-	if l.epoll >= 0 {
-		_ = unix.Close(l.epoll)
-		l.epoll = -1
+	if l.epollFD >= 0 {
+		_ = unix.Close(l.epollFD)
+		l.epollFD = -1
 	}
 }
 
+// run serves connections until stop is called, or until the last pair ends after finish was called.
 func (l *loop) run() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	events := make([]unix.EpollEvent, batch)
+	events := make([]unix.EpollEvent, eventsMax)
 	for !l.stopped {
 		n, err := l.wait(events)
 		if err != nil && err != unix.EINTR { //nolint:errorlint // an errno as it is
@@ -184,44 +226,46 @@ func (l *loop) run() {
 	}
 }
 
-// wait waits for events, and looks for them for a moment where that pays.
+// wait waits for events. Where that pays, it polls for a moment before it sleeps (see package
+// spin).
 func (l *loop) wait(events []unix.EpollEvent) (int, error) {
-	if l.gain.ShouldSpin() {
+	if l.spinPolicy.ShouldSpin() {
 		for range spin.Iterations {
-			n, err := pollRaw(l.epoll, events)
+			n, err := pollRaw(l.epollFD, events)
 			if n != 0 || err != nil {
-				l.gain.Record(true)
+				l.spinPolicy.Record(true)
 				return n, err
 			}
 			yieldRaw()
 		}
-		l.gain.Record(false)
+		l.spinPolicy.Record(false)
 	}
-	return unix.EpollWait(l.epoll, events, -1)
+	return unix.EpollWait(l.epollFD, events, -1)
 }
 
+// handle handles one event. It ignores an event of a socket that is closed already.
 func (l *loop) handle(e *unix.EpollEvent) {
 	s := l.sockets[e.Fd]
 	switch {
 	case s == nil || s.generation != e.Pad:
-	case s.fd == l.wake:
-		_, _ = readRaw(l.wake, l.buffer[:8])
+	case s.fd == l.wakeFD:
+		_, _ = readRaw(l.wakeFD, l.buffer[:8])
 		if l.stopping.Load() {
 			l.stopped = true
 			return
 		}
-		l.review()
+		l.reviewHTTP2()
 	case s.pair == nil:
 		l.accept(s)
 	default:
-		l.serve(s, e.Events)
+		l.handlePair(s, e.Events)
 	}
 }
 
-// serve moves what can be moved after an event of s.
-func (l *loop) serve(s *socket, events uint32) {
+// handlePair handles an event of a socket of a pair.
+func (l *loop) handlePair(s *socket, events uint32) {
 	if s.connecting {
-		l.connected(s)
+		l.onConnected(s)
 		return
 	}
 	if events&unix.EPOLLOUT != 0 && !l.flush(s) {
@@ -231,38 +275,29 @@ func (l *loop) serve(s *socket, events uint32) {
 	case s.events&unix.EPOLLIN != 0 && events&(unix.EPOLLIN|unix.EPOLLHUP|unix.EPOLLERR) != 0:
 		l.read(s)
 	case events&(unix.EPOLLHUP|unix.EPOLLERR) != 0:
-		l.broken(s)
+		l.onHangup(s)
 	}
 }
 
-// broken ends a pair of which a socket failed: what was a reset stays one. A socket that is only closed both ways may hold bytes
-// that its peer has no room for yet; epoll would report it over and over, so it leaves until then.
-func (l *loop) broken(s *socket) {
+// onHangup handles a socket that failed or that is closed in both directions. If it failed, the
+// pair ends, and a reset stays a reset.
+//
+// If it is only closed, it may hold bytes that its peer has no room for yet. Epoll would report it
+// again and again, so it is not registered until the peer has room.
+func (l *loop) onHangup(s *socket) {
 	if code, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || code != 0 {
-		l.end(s.pair, true)
+		l.closePair(s.pair, true)
 		return
 	}
 	s.paused = true
-	l.forget(s)
+	l.unregister(s)
 }
 
-// closeListeners takes what waits at the listeners, and then nothing more.
-func (l *loop) closeListeners() {
-	for fd, s := range l.sockets {
-		if s == nil || s.pair != nil || s.fd == l.wake {
-			continue
-		}
-		for l.accept(s) {
-		}
-		l.sockets[fd] = nil
-		_ = unix.Close(fd)
-	}
-}
-
-// end closes a pair, with a reset to both when it did not end in order.
-func (l *loop) end(p *pair, reset bool) {
-	if !p.ended {
-		p.ended = true
+// closePair closes both connections of a pair, with a reset if reset is set: then the pair did not
+// end in order.
+func (l *loop) closePair(p *pair, reset bool) {
+	if !p.closed {
+		p.closed = true
 		l.pairs--
 	}
 	for _, s := range []*socket{&p.client, &p.app} {
@@ -270,26 +305,18 @@ func (l *loop) end(p *pair, reset bool) {
 			continue
 		}
 		if reset {
-			linger(s.fd)
+			resetOnClose(s.fd)
 		}
 		if s.fd < len(l.sockets) && l.sockets[s.fd] == s {
 			l.sockets[s.fd] = nil
 		}
 		l.putPipe(s)
-		_ = unix.Close(s.fd) // which takes it out of epoll
+		_ = unix.Close(s.fd) // also removes it from epoll
 		s.fd = -1
 	}
 }
 
-// forget stops hearing of a socket.
-func (l *loop) forget(s *socket) {
-	if s.fd < len(l.sockets) && l.sockets[s.fd] == s {
-		l.sockets[s.fd] = nil
-		_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, s.fd, nil)
-	}
-}
-
-// linger makes the closing of a socket a reset.
-func linger(fd int) {
+// resetOnClose makes the close of a socket send a reset.
+func resetOnClose(fd int) {
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }

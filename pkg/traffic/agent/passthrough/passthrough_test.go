@@ -25,8 +25,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// front puts a passthrough in front of an app and returns where clients connect.
-func front(t *testing.T, app net.Listener, diverted func() bool, take func(Handover)) string {
+// servePassthrough serves a passthrough in front of an app, and returns the address for clients.
+// The policy is HandOverAll while intercepted returns true, and else ToApp. intercepted and
+// handOver may be nil.
+func servePassthrough(
+	t testing.TB, app net.Listener, intercepted func() bool, handOver func(Handover),
+) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -36,22 +40,22 @@ func front(t *testing.T, app net.Listener, diverted func() bool, take func(Hando
 	serving.Go(func() {
 		assert.NoError(t, Serve(ctx, Config{
 			Listeners: map[uint16]*net.TCPListener{port: l.(*net.TCPListener)},
-			Owner: func(p uint16) Owner {
+			Policy: func(p uint16) Policy {
 				assert.Equal(t, port, p)
-				if diverted != nil && diverted() {
-					return Elsewhere
+				if intercepted != nil && intercepted() {
+					return HandOverAll
 				}
-				return App
+				return ToApp
 			},
-			Take: take,
+			HandOver: handOver,
 		}))
 	})
 	t.Cleanup(func() { stop(); serving.Wait(); _ = l.Close() })
 	return l.Addr().String()
 }
 
-// app accepts and serves until the test's end.
-func app(t *testing.T, serve func(*net.TCPConn)) net.Listener {
+// newApp accepts connections, and calls serve for each, until the test ends.
+func newApp(t testing.TB, serve func(*net.TCPConn)) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -69,7 +73,8 @@ func app(t *testing.T, serve func(*net.TCPConn)) net.Listener {
 	return l
 }
 
-func dial(t *testing.T, address string) *net.TCPConn {
+// dial connects a client. The connection fails after 20 seconds, and is closed when the test ends.
+func dial(t testing.TB, address string) *net.TCPConn {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
 	require.NoError(t, err)
@@ -78,8 +83,9 @@ func dial(t *testing.T, address string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// Whole in both directions at once, in sizes that are copied, that are spliced, and that the other side is slow to take.
-func TestBytesArriveWhole(t *testing.T) {
+// The sizes cover bytes that are copied, bytes that are spliced, and bytes that a slow reader
+// leaves in the backlog.
+func TestBytesArriveCompleteInBothDirectionsAtOnce(t *testing.T) {
 	for _, size := range []int{0, 1, bufferSize - 1, bufferSize, bufferSize + 1, 40 << 20} {
 		for _, slow := range []time.Duration{0, time.Millisecond} {
 			if slow > 0 && size > 1<<20 {
@@ -89,7 +95,7 @@ func TestBytesArriveWhole(t *testing.T) {
 				back := make([]byte, size)
 				_, _ = rand.Read(back)
 				got := make(chan [32]byte, 1)
-				address := front(t, app(t, func(c *net.TCPConn) {
+				address := servePassthrough(t, newApp(t, func(c *net.TCPConn) {
 					var both sync.WaitGroup
 					both.Go(func() {
 						_, err := c.Write(back)
@@ -97,7 +103,7 @@ func TestBytesArriveWhole(t *testing.T) {
 						assert.NoError(t, c.CloseWrite())
 					})
 					hash := sha256.New()
-					_, err := io.Copy(hash, slowly{c, slow})
+					_, err := io.Copy(hash, pausingReader{c, slow})
 					assert.NoError(t, err)
 					both.Wait()
 					got <- [32]byte(hash.Sum(nil))
@@ -112,7 +118,7 @@ func TestBytesArriveWhole(t *testing.T) {
 					assert.NoError(t, err)
 					assert.NoError(t, c.CloseWrite())
 				})
-				received, err := io.ReadAll(slowly{c, slow})
+				received, err := io.ReadAll(pausingReader{c, slow})
 				require.NoError(t, err)
 				writing.Wait()
 				require.True(t, bytes.Equal(back, received))
@@ -122,21 +128,22 @@ func TestBytesArriveWhole(t *testing.T) {
 	}
 }
 
-type slowly struct {
+// pausingReader sleeps before each read.
+type pausingReader struct {
 	r     io.Reader
 	pause time.Duration
 }
 
-func (s slowly) Read(b []byte) (int, error) {
+func (s pausingReader) Read(b []byte) (int, error) {
 	time.Sleep(s.pause)
 	return s.r.Read(b)
 }
 
-func TestHalfCloseLeavesTheOtherDirectionOpen(t *testing.T) {
-	address := front(t, app(t, func(c *net.TCPConn) {
-		said, err := io.ReadAll(c)
+func TestHalfCloseKeepsTheOtherDirectionOpen(t *testing.T) {
+	address := servePassthrough(t, newApp(t, func(c *net.TCPConn) {
+		request, err := io.ReadAll(c)
 		assert.NoError(t, err)
-		_, err = c.Write(append([]byte("after your end: "), said...))
+		_, err = c.Write(append([]byte("after your end: "), request...))
 		assert.NoError(t, err)
 	}), nil, nil)
 	c := dial(t, address)
@@ -148,9 +155,9 @@ func TestHalfCloseLeavesTheOtherDirectionOpen(t *testing.T) {
 	require.Equal(t, "after your end: hello", string(answer))
 }
 
-func TestResetStaysAReset(t *testing.T) {
-	t.Run("of the app's", func(t *testing.T) {
-		c := dial(t, front(t, app(t, func(c *net.TCPConn) {
+func TestResetIsPassedOnAsAReset(t *testing.T) {
+	t.Run("reset by the app", func(t *testing.T) {
+		c := dial(t, servePassthrough(t, newApp(t, func(c *net.TCPConn) {
 			_, _ = c.Read(make([]byte, 5))
 			_ = c.SetLinger(0)
 		}), nil, nil))
@@ -159,9 +166,9 @@ func TestResetStaysAReset(t *testing.T) {
 		_, err = io.ReadAll(c)
 		require.ErrorIs(t, err, syscall.ECONNRESET)
 	})
-	t.Run("of the client's", func(t *testing.T) {
+	t.Run("reset by the client", func(t *testing.T) {
 		ended := make(chan error, 1)
-		c := dial(t, front(t, app(t, func(c *net.TCPConn) {
+		c := dial(t, servePassthrough(t, newApp(t, func(c *net.TCPConn) {
 			_, err := io.ReadAll(c)
 			ended <- err
 		}), nil, nil))
@@ -171,12 +178,12 @@ func TestResetStaysAReset(t *testing.T) {
 		require.NoError(t, c.Close())
 		require.ErrorIs(t, <-ended, syscall.ECONNRESET)
 	})
-	t.Run("of an app that does not listen", func(t *testing.T) {
-		gone, err := net.Listen("tcp", "127.0.0.1:0")
+	t.Run("an app that does not listen", func(t *testing.T) {
+		closed, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
-		require.NoError(t, gone.Close())
-		c, err := net.Dial("tcp", front(t, gone, nil, nil))
-		if err == nil { // the reset may come even before the dial returns
+		require.NoError(t, closed.Close())
+		c, err := net.Dial("tcp", servePassthrough(t, closed, nil, nil))
+		if err == nil { // the reset may arrive before Dial returns
 			_, err = io.ReadAll(c)
 			_ = c.Close()
 		}
@@ -184,8 +191,8 @@ func TestResetStaysAReset(t *testing.T) {
 	})
 }
 
-func TestThousandConnections(t *testing.T) {
-	address := front(t, app(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) }), nil, nil)
+func TestAThousandConnectionsWorkAtOnce(t *testing.T) {
+	address := servePassthrough(t, newApp(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) }), nil, nil)
 	var all sync.WaitGroup
 	var failed atomic.Int64
 	for i := range 1000 {
@@ -198,16 +205,16 @@ func TestThousandConnections(t *testing.T) {
 				defer c.Close()
 				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 				for j := range 5 {
-					said := fmt.Sprintf("%d/%d", i, j)
-					if _, err := c.Write([]byte(said)); err != nil {
+					sent := fmt.Sprintf("%d/%d", i, j)
+					if _, err := c.Write([]byte(sent)); err != nil {
 						return err
 					}
-					heard := make([]byte, len(said))
-					if _, err := io.ReadFull(c, heard); err != nil {
+					received := make([]byte, len(sent))
+					if _, err := io.ReadFull(c, received); err != nil {
 						return err
 					}
-					if string(heard) != said {
-						return errors.New(string(heard))
+					if string(received) != sent {
+						return errors.New(string(received))
 					}
 				}
 				return nil
@@ -222,18 +229,20 @@ func TestThousandConnections(t *testing.T) {
 	require.Zero(t, failed.Load())
 }
 
-// A live HTTP/1 connection is given away where a request begins, with that request's bytes; a new connection at once.
-func TestHandover(t *testing.T) {
+// An open HTTP/1 connection is handed over where a request begins, with the bytes of that request.
+// A new connection is handed over at once.
+func TestHTTP1ConnectionIsHandedOverAtARequest(t *testing.T) {
 	answer := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "app") }
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	server := &http.Server{Handler: http.HandlerFunc(answer), ReadHeaderTimeout: time.Second}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(listener) })
+	t.Cleanup(func() { _ = server.Close(); serving.Wait() })
 
-	var diverted atomic.Bool
-	taken := make(chan Handover, 2)
-	address := front(t, listener, diverted.Load, func(h Handover) { taken <- h })
+	var intercepted atomic.Bool
+	handovers := make(chan Handover, 2)
+	address := servePassthrough(t, listener, intercepted.Load, func(h Handover) { handovers <- h })
 	request := "GET / HTTP/1.1\r\nHost: app\r\n\r\n"
 	c := dial(t, address)
 	reply := make([]byte, 4<<10)
@@ -244,49 +253,51 @@ func TestHandover(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, string(reply[:n]), "app")
 	}
-	diverted.Store(true)
+	intercepted.Store(true)
 	_, err = c.Write([]byte(request))
 	require.NoError(t, err)
-	h := <-taken
+	h := <-handovers
 	require.Equal(t, request, string(h.First))
-	_, err = h.Client.Write([]byte("elsewhere"))
+	_, err = h.Client.Write([]byte("laptop"))
 	require.NoError(t, err)
 	n, err := c.Read(reply)
 	require.NoError(t, err)
-	require.Equal(t, "elsewhere", string(reply[:n]))
+	require.Equal(t, "laptop", string(reply[:n]))
 	require.NoError(t, h.Client.Close())
 
 	_ = dial(t, address)
-	h = <-taken
+	h = <-handovers
 	require.Empty(t, h.First)
 	require.NoError(t, h.Client.Close())
 }
 
-// A passthrough that is to stop takes nothing new and goes on until the last connection has ended.
-func TestStopLetsConnectionsEnd(t *testing.T) {
-	server := app(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
+// After Stop the passthrough accepts no more clients, and goes on until the last connection has
+// ended.
+func TestStopWaitsForOpenConnections(t *testing.T) {
+	server := newApp(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	stop, ended := make(chan struct{}), make(chan error, 1)
+	// The test waits for this goroutine by ended.
 	go func() {
 		ended <- Serve(t.Context(), Config{
 			Listeners: map[uint16]*net.TCPListener{uint16(server.Addr().(*net.TCPAddr).Port): l.(*net.TCPListener)},
-			Owner:     func(uint16) Owner { return App },
+			Policy:    func(uint16) Policy { return ToApp },
 			Stop:      stop,
 		})
 	}()
-	say := func(c *net.TCPConn) {
+	echo := func(c *net.TCPConn) {
 		_, err := c.Write([]byte("hello"))
 		require.NoError(t, err)
 		_, err = io.ReadFull(c, make([]byte, 5))
 		require.NoError(t, err)
 	}
 	open := dial(t, l.Addr().String())
-	say(open)
+	echo(open)
 	waiting := dial(t, l.Addr().String())
 	close(stop)
-	say(waiting)
-	say(open)
+	echo(waiting)
+	echo(open)
 	require.Eventually(t, func() bool {
 		c, err := net.Dial("tcp", l.Addr().String())
 		if err == nil {
@@ -295,7 +306,7 @@ func TestStopLetsConnectionsEnd(t *testing.T) {
 		return err != nil
 	}, 10*time.Second, time.Millisecond)
 	require.NoError(t, open.Close())
-	say(waiting)
+	echo(waiting)
 	require.NoError(t, waiting.Close())
 	require.NoError(t, <-ended)
 }

@@ -17,49 +17,55 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// http2Server answers unencrypted HTTP/2 with its name; /slow answers when the test says so.
+// http2Server serves unencrypted HTTP/2 and answers with its name. The answer to /slow ends when
+// slow is closed.
 func http2Server(t *testing.T, name string, slow <-chan struct{}) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	s := &http.Server{Protocols: protocols, ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	handler := func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
 			fmt.Fprint(w, "beginning, ")
 			_ = http.NewResponseController(w).Flush()
 			<-slow
 		}
 		fmt.Fprint(w, name)
-	})}
+	}
+	s := &http.Server{
+		Protocols:         protocols,
+		ReadHeaderTimeout: time.Second,
+		Handler:           http.HandlerFunc(handler),
+	}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = s.Serve(l) })
 	t.Cleanup(func() { _ = s.Close(); serving.Wait() })
 	return l
 }
 
-// A client that keeps its HTTP/2 connection open moves with its next request; what is under way on the old connection is finished
-// there.
-func TestHTTP2ClientsMove(t *testing.T) {
+// A client keeps its HTTP/2 connection open. Its next request moves to the laptop. The request in
+// progress ends on the old connection.
+func TestHTTP2ClientMovesWithItsNextRequest(t *testing.T) {
 	slow := make(chan struct{})
 	app, laptop := http2Server(t, "app", slow), http2Server(t, "laptop", slow)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	var diverted atomic.Bool
-	changed := make(chan struct{})
+	var intercepted atomic.Bool
+	changes := make(chan struct{})
 	running.Go(func() {
 		assert.NoError(t, Serve(ctx, Config{
 			Listeners: map[uint16]*net.TCPListener{uint16(app.Addr().(*net.TCPAddr).Port): l.(*net.TCPListener)},
-			Owner: func(uint16) Owner {
-				if diverted.Load() {
-					return Elsewhere
+			Policy: func(uint16) Policy {
+				if intercepted.Load() {
+					return HandOverAll
 				}
-				return App
+				return ToApp
 			},
-			Changed: changed,
-			Take: func(h Handover) {
+			Changes: changes,
+			HandOver: func(h Handover) {
 				running.Go(func() {
 					defer h.Client.Close()
 					c, err := net.Dial("tcp", laptop.Addr().String())
@@ -85,21 +91,21 @@ func TestHTTP2ClientsMove(t *testing.T) {
 		require.NoError(t, err)
 		return resp
 	}
-	all := func(resp *http.Response) string {
+	text := func(resp *http.Response) string {
 		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
+		b, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
-		return string(text)
+		return string(b)
 	}
-	require.Equal(t, "app", all(get("/")))
-	long := get("/slow")
+	require.Equal(t, "app", text(get("/")))
+	slowAnswer := get("/slow")
 
-	diverted.Store(true)
-	changed <- struct{}{}
-	require.Eventually(t, func() bool { return all(get("/")) == "laptop" }, 30*time.Second, time.Millisecond)
+	intercepted.Store(true)
+	changes <- struct{}{}
+	require.Eventually(t, func() bool { return text(get("/")) == "laptop" }, 30*time.Second, time.Millisecond)
 	for range 20 {
-		require.Equal(t, "laptop", all(get("/")))
+		require.Equal(t, "laptop", text(get("/")))
 	}
 	close(slow)
-	require.Equal(t, "beginning, app", all(long))
+	require.Equal(t, "beginning, app", text(slowAnswer))
 }
