@@ -190,8 +190,8 @@ const (
 	PhasePending    InterceptPhase = "Pending"    // the pods are getting their agents
 	PhaseActive     InterceptPhase = "Active"     // every ready pod sends its traffic to the laptop
 	PhaseRefused    InterceptPhase = "Refused"    // impossible; the Ready condition says why
-	PhaseSuspended  InterceptPhase = "Suspended"  // the traffic is back in the cluster; every agent confirmed it
-	PhaseSuspending InterceptPhase = "Suspending" // the traffic goes back to the cluster; agents confirm it
+	PhaseSuspended  InterceptPhase = "Suspended"  // the traffic is back in the cluster, and every agent confirmed it
+	PhaseSuspending InterceptPhase = "Suspending" // the traffic goes back to the cluster; some agent has not confirmed
 	PhaseLaptopGone InterceptPhase = "LaptopGone" // the laptop does not respond
 )
 
@@ -207,7 +207,7 @@ const (
 	ReasonNoWorkload       = "NoWorkload"     // no workload that can be intercepted is behind the service
 	ReasonManyWorkloads    = "ManyWorkloads"  // several workloads are behind the service
 	ReasonWhichContainer   = "WhichContainer" // several containers could be meant
-	ReasonUnsupported      = "Unsupported"    // for example hostNetwork pods or an ExternalName service
+	ReasonUnsupported      = "Unsupported"    // for example hostNetwork pods, strategy OnDelete, ExternalName services
 	ReasonPortTaken        = "PortTaken"      // the message says whose intercept has it and since when
 	ReasonSuspended        = "Suspended"
 	ReasonTLS              = "TLS" // the port speaks TLS, and the agents cannot read its requests
