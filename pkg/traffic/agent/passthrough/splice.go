@@ -7,9 +7,9 @@ import "golang.org/x/sys/unix"
 // Bulk transfers go through pipes by splice(2): the kernel moves pages, and nobody copies bytes.
 //
 // Gain: bulk over loopback 0.43 -> 0.58 of the plain throughput. Cost: one pipe, which is two
-// descriptors and up to pipeSize bytes, for each direction of a bulk transfer. Measured in the
-// cluster (docs/design/performance-log.md). BenchmarkSplice compares it with copying in one process,
-// where the gain does not show: on a busy machine with 2 processors the copy took less processor
+// descriptors and up to pipeSize bytes, for each direction of a bulk transfer. The figures are from
+// docs/design/performance-log.md. BenchmarkSplice compares splice(2) with copying in one process.
+// The gain does not show there: on a busy machine with 2 processors the copy took less processor
 // time.
 const (
 	bulkAfter = 2 // consecutive full reads that begin a bulk transfer
