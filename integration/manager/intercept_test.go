@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -49,8 +50,9 @@ func TestInterceptFromCreationToTheEnd(t *testing.T) {
 	assert.Equal(t, "2/2", i.Status.Agents)
 	assert.Equal(t, "deployment/catalog sends all requests to alice@mac", message(i.Status.Conditions))
 
-	i.Spec.Suspend = true
-	require.NoError(t, api.Update(t.Context(), i))
+	// A patch, as the laptop's daemon sends it: the traffic-manager may write the status meanwhile.
+	suspend := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"suspend":true}}`))
+	require.NoError(t, api.Patch(t.Context(), i, suspend))
 	i = s.waitFor("one", detour.PhaseSuspended)
 	assert.Equal(t, "the cluster's pods answer", message(i.Status.Conditions))
 	first.follows(s, 0)
@@ -197,8 +199,8 @@ func TestValidation(t *testing.T) {
 	s.intercept("one", "alice", nil)
 	var i detour.Intercept
 	s.get("one", &i)
-	i.Spec.Service = "other"
-	require.ErrorContains(t, api.Update(t.Context(), &i), "only suspend can change")
+	other := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"service":"other"}}`))
+	require.ErrorContains(t, api.Patch(t.Context(), &i, other), "only suspend can change")
 	for name, c := range map[string]struct {
 		spec    detour.InterceptSpec
 		message string

@@ -108,11 +108,12 @@ func (s *shop) rollOut() []corev1.Pod {
 		s.pods++
 		pods = append(pods, s.newPod("catalog-"+string(rune('a'+s.pods)), d.Spec.Template))
 	}
+	before := client.MergeFrom(d.DeepCopy())
 	d.Status = appsv1.DeploymentStatus{
 		ObservedGeneration: d.Generation, Replicas: *d.Spec.Replicas, UpdatedReplicas: *d.Spec.Replicas,
 		ReadyReplicas: *d.Spec.Replicas, AvailableReplicas: *d.Spec.Replicas,
 	}
-	require.NoError(s, api.Status().Update(s.Context(), &d))
+	require.NoError(s, api.Status().Patch(s.Context(), &d, before))
 	return pods
 }
 
