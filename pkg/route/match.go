@@ -60,10 +60,29 @@ func Compile(spec *agentv1.Match) (*Match, error) {
 
 // check refuses a match without conditions, and one with a condition that no request can meet.
 func check(spec *agentv1.Match) error {
-	if spec.User == "" && len(spec.Headers) == 0 && len(spec.Query) == 0 && len(spec.Methods) == 0 &&
-		spec.Path == "" && spec.PathPrefix == "" {
+	if spec.User == "" && len(spec.Headers) == 0 && len(spec.Query) == 0 && len(spec.Methods) == 0 && !hasPath(spec) {
 		return errors.New("the match has no conditions: leave it out to take all requests")
 	}
+	if err := checkPath(spec); err != nil {
+		return err
+	}
+	for _, method := range spec.Methods {
+		if !isToken(method) {
+			return fmt.Errorf("%q is not a valid method: use one word, for example POST", method)
+		}
+	}
+	for _, h := range spec.Headers {
+		if err := checkHeader(h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasPath reports whether a match has a condition on the path.
+func hasPath(spec *agentv1.Match) bool { return spec.Path != "" || spec.PathPrefix != "" }
+
+func checkPath(spec *agentv1.Match) error {
 	if spec.Path != "" && spec.PathPrefix != "" {
 		return errors.New("the match has a path and a path prefix: use only one of them")
 	}
@@ -72,20 +91,17 @@ func check(spec *agentv1.Match) error {
 			return fmt.Errorf("the path %q does not begin with /", p)
 		}
 	}
-	for _, method := range spec.Methods {
-		if !isToken(method) {
-			return fmt.Errorf("%q is not a valid method: use one word, for example POST", method)
-		}
-	}
-	for _, h := range spec.Headers {
-		switch {
-		case h.Name != "" && !isToken(h.Name):
-			return fmt.Errorf("%q is not a valid header name", h.Name)
-		case isExact(h) && (strings.TrimSpace(h.Value) != h.Value || !httpguts.ValidHeaderFieldValue(h.Value)):
-			return fmt.Errorf(
-				"%q is not a valid value of the header %s: remove blanks around it and control characters in it",
-				h.Value, h.Name)
-		}
+	return nil
+}
+
+func checkHeader(h *agentv1.ValueMatch) error {
+	switch {
+	case h.Name != "" && !isToken(h.Name):
+		return fmt.Errorf("%q is not a valid header name", h.Name)
+	case isExact(h) && (strings.TrimSpace(h.Value) != h.Value || !httpguts.ValidHeaderFieldValue(h.Value)):
+		return fmt.Errorf(
+			"%q is not a valid value of the header %s: remove blanks around it and control characters in it",
+			h.Value, h.Name)
 	}
 	return nil
 }
@@ -149,10 +165,16 @@ func (m *Match) Matches(r *Request) bool {
 			return false
 		}
 	}
-	if m.spec.Path == "" && m.spec.PathPrefix == "" && len(m.queries) == 0 {
+	return m.matchesTarget(r.Target)
+}
+
+// matchesTarget reports whether a request's target meets the conditions on the path and the query.
+// It parses the target only if there are any.
+func (m *Match) matchesTarget(raw string) bool {
+	if !hasPath(m.spec) && len(m.queries) == 0 {
 		return true
 	}
-	target, err := url.ParseRequestURI(r.Target)
+	target, err := url.ParseRequestURI(raw)
 	if err != nil {
 		return false
 	}

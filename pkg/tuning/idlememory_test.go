@@ -14,8 +14,7 @@ func makeGarbage(n int) {
 	for range n >> 16 {
 		all = append(all, make([]byte, 1<<16))
 	}
-	runtime.KeepAlive(all)
-	all = nil
+	runtime.KeepAlive(all) // the last use: the collection below frees it
 	runtime.GC()
 }
 

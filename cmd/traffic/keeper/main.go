@@ -1,5 +1,5 @@
-// Command traffic-keeper is the first process of the sidecar. It runs the traffic-agent, and starts it
-// again when it dies. It is a program of its own because it has to be small.
+// Command traffic-keeper is the first process of the sidecar. It runs the traffic-agent, and starts
+// it again when it dies. It is a program of its own because it has to be small.
 package main
 
 import (

@@ -16,19 +16,19 @@ import (
 
 // verbatim returns a server that gives every request the same answer. It sends the paths that it
 // got, and the error that ended them, to ended.
-func verbatim(heard chan<- string, answer string) func(net.Conn) {
+func verbatim(received chan<- string, answer string) func(net.Conn) {
 	return func(c net.Conn) {
 		in, got := bufio.NewReader(c), ""
 		for {
 			r, err := http.ReadRequest(in)
 			if err != nil {
-				heard <- got + err.Error()
+				received <- got + err.Error()
 				return
 			}
 			_, _ = io.Copy(io.Discard, r.Body)
 			got += r.URL.Path + " "
 			if _, err := io.WriteString(c, answer); err != nil {
-				heard <- got + err.Error()
+				received <- got + err.Error()
 				return
 			}
 		}
@@ -51,14 +51,17 @@ func TestAnswersWithTwoLengthsKeepTheConnection(t *testing.T) {
 			t.Run(name+", to "+who, func(t *testing.T) {
 				t.Parallel()
 				answer := "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n" + head
-				heard := map[string]chan string{"alice": make(chan string, 10), "app": make(chan string, 10)}
-				alice := newLaptop(t, ok, verbatim(heard["alice"], answer))
-				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { verbatim(heard["app"], answer)(c) }), alice.authority)
+				received := map[string]chan string{"alice": make(chan string, 10), "app": make(chan string, 10)}
+				alice := newLaptop(t, ok, verbatim(received["alice"], answer))
+				p := newPod(t, "127.0.0.1",
+					serve(t, "127.0.0.1", func(c *net.TCPConn) { verbatim(received["app"], answer)(c) }),
+					alice.authority)
 				p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 				c := p.dial(t)
 				// A body in chunks the passthrough gives away.
 				for _, path := range []string{"/1", "/2", "/3"} {
-					_, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: a\r\nX-Dev: %s\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", path, who)
+					_, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: a\r\nX-Dev: %s\r\n"+
+						"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", path, who)
 					require.NoError(t, err)
 					all := make([]byte, len(answer))
 					_, err = io.ReadFull(c, all)
@@ -66,7 +69,7 @@ func TestAnswersWithTwoLengthsKeepTheConnection(t *testing.T) {
 					require.Equal(t, answer, string(all))
 				}
 				require.NoError(t, c.Close())
-				require.Equal(t, "/1 /2 /3 EOF", <-heard[who])
+				require.Equal(t, "/1 /2 /3 EOF", <-received[who])
 			})
 		}
 	}
@@ -84,8 +87,8 @@ func TestAnswersOfUnclearLengthAreTheLast(t *testing.T) {
 		for then, more := range map[string]string{"": "", ", and more is asked": "GET /2 HTTP/1.1\r\nHost: a\r\n\r\n"} {
 			t.Run(name+then, func(t *testing.T) {
 				t.Parallel()
-				heard := make(chan string, 10)
-				alice := newLaptop(t, ok, verbatim(heard, "HTTP/1.1 200 OK\r\n"+head))
+				received := make(chan string, 10)
+				alice := newLaptop(t, ok, verbatim(received, "HTTP/1.1 200 OK\r\n"+head))
 				p := newPod(t, "127.0.0.1", app(t), alice.authority)
 				p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
 				c := p.dial(t)
@@ -105,7 +108,7 @@ func TestAnswersOfUnclearLengthAreTheLast(t *testing.T) {
 					assert.NoError(t, err)
 					assert.Empty(t, rest)
 				}
-				require.Equal(t, "/1 EOF", <-heard)
+				require.Equal(t, "/1 EOF", <-received)
 			})
 		}
 	}

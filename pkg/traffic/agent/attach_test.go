@@ -18,7 +18,10 @@ import (
 func TestAppGetsProbes(t *testing.T) {
 	a := newAgent(nil, nil)
 	a.table.SetProbed(map[uint16]bool{8080: true})
-	a.table.Set([]*agentv1.Intercept{{Uid: "all", Port: 8080}, {Uid: "some", Port: 8080, Match: &agentv1.Match{Path: "/healthz"}}})
+	a.table.Set([]*agentv1.Intercept{
+		{Uid: "all", Port: 8080},
+		{Uid: "some", Port: 8080, Match: &agentv1.Match{Path: "/healthz"}},
+	})
 	from := func(agent string) *route.Request {
 		return &route.Request{Method: "GET", Target: "/healthz", Values: func(name string) []string {
 			if name == "user-agent" {

@@ -41,7 +41,8 @@ func BenchmarkHTTP1Request(b *testing.B) {
 			sent := []byte(request + bench.who + "\r\n\r\n")
 			if bench.personal {
 				// A body in chunks makes the passthrough hand the connection over.
-				sent = bytes.Replace(append(sent, "0\r\n\r\n"...), []byte("\r\n\r\n"), []byte("\r\nTransfer-Encoding: chunked\r\n\r\n"), 1)
+				sent = bytes.Replace(append(sent, "0\r\n\r\n"...), []byte("\r\n\r\n"),
+					[]byte("\r\nTransfer-Encoding: chunked\r\n\r\n"), 1)
 				sent = bytes.Replace(sent, []byte("GET"), []byte("POST"), 1)
 			}
 			b.ReportAllocs()

@@ -36,7 +36,9 @@ func TestAppAnswersWithoutAManager(t *testing.T) {
 	p.manager.mu.Unlock()
 	require.Len(t, p.table.Port(p.port).Targets(), 1)
 	for version, transport := range transports(t) {
-		for who, want := range map[string]int{"alice": http.StatusServiceUnavailable, "bob": http.StatusOK, "carol": http.StatusOK} {
+		for who, want := range map[string]int{
+			"alice": http.StatusServiceUnavailable, "bob": http.StatusOK, "carol": http.StatusOK,
+		} {
 			assert.Equal(t, want, p.ask(t, transport, http.MethodGet, "/", who, nil).StatusCode, "%s, %s", version, who)
 		}
 	}
@@ -77,7 +79,9 @@ func TestNewTokensKeepIntercepts(t *testing.T) {
 			lines := bufio.NewScanner(p.ask(t, transport, http.MethodGet, "/", "", nil).Body)
 			require.True(t, lines.Scan())
 
-			p.table.Set([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: next.address, Token: []byte("another")}})
+			p.table.Set([]*agentv1.Intercept{{
+				Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: next.address, Token: []byte("another"),
+			}})
 			require.Same(t, target, p.table.Global(p.port))
 			require.NoError(t, target.Ctx.Err())
 			require.Equal(t, "laptop / ", text(t, p.ask(t, transports(t)[version], http.MethodGet, "/", "", nil)))

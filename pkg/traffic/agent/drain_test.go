@@ -19,29 +19,29 @@ import (
 )
 
 // held returns a service that answers requests for /held when the test calls answer.
-func held(name string) (h http.Handler, asked <-chan struct{}, answer func()) {
-	begun, release := make(chan struct{}, 100), make(chan struct{})
+func held(name string) (h http.Handler, arrived <-chan struct{}, answer func()) {
+	arrivals, release := make(chan struct{}, 100), make(chan struct{})
 	var once sync.Once
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/held" {
-			begun <- struct{}{}
+			arrivals <- struct{}{}
 			<-release
 		}
 		fmt.Fprint(w, name)
-	}), begun, func() { once.Do(func() { close(release) }) }
+	}), arrivals, func() { once.Do(func() { close(release) }) }
 }
 
 // ending returns a pod in front of an app, with a personal intercept by alice. Her laptop
 // answers requests for /held when the test calls answer.
-func ending(t *testing.T) (p *pod, asked <-chan struct{}, answer func()) {
+func ending(t *testing.T) (p *pod, arrived <-chan struct{}, answer func()) {
 	t.Helper()
 	serveApp := handler(t, says("app"))
-	h, asked, answer := held("alice")
+	h, arrived, answer := held("alice")
 	alice := newLaptop(t, ok, handler(t, h))
 	t.Cleanup(answer)
 	p = newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), alice.authority)
 	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
-	return p, asked, answer
+	return p, arrived, answer
 }
 
 // A pod that ends asks its clients, with the next answer, to open another connection.
@@ -97,14 +97,14 @@ func TestConnectionEndsInOrderAfterTheApp(t *testing.T) {
 // An agent that has to end closes idle connections in order, and finishes the requests in
 // progress.
 func TestStoppingFinishesRequests(t *testing.T) {
-	p, asked, answer := ending(t)
+	p, arrived, answer := ending(t)
 	idle, busy, global := p.browse(t), p.browse(t), p.browse(t)
 	_, err := io.WriteString(idle, "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n")
 	require.NoError(t, err)
 	assert.Equal(t, "alice", idle.answer(t))
 	_, err = io.WriteString(busy, "GET /held HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n")
 	require.NoError(t, err)
-	<-asked
+	<-arrived
 	waiting := p.dial(t) // perhaps not yet accepted
 	_, err = io.WriteString(waiting, "GET /waiting HTTP/1.1\r\nHost: a\r\nX-Dev: bob\r\n\r\n")
 	require.NoError(t, err)
@@ -136,7 +136,7 @@ func TestStoppingFinishesRequests(t *testing.T) {
 // The same holds for the connections of a global intercept.
 func TestStoppingClosesIdleConnectionsOfAGlobalIntercept(t *testing.T) {
 	t.Parallel()
-	h, asked, answer := held("laptop")
+	h, arrived, answer := held("laptop")
 	t.Cleanup(answer)
 	m := newLaptop(t, ok, handler(t, h))
 	p := newPod(t, "127.0.0.1", app(t), m.authority)
@@ -145,7 +145,7 @@ func TestStoppingClosesIdleConnectionsOfAGlobalIntercept(t *testing.T) {
 	assert.Equal(t, "laptop", idle.get(t, "/"))
 	_, err := io.WriteString(busy, "GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
 	require.NoError(t, err)
-	<-asked
+	<-arrived
 	p.agent.life.stop()
 	_, err = idle.in.ReadByte()
 	require.ErrorIs(t, err, io.EOF)
@@ -155,11 +155,11 @@ func TestStoppingClosesIdleConnectionsOfAGlobalIntercept(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
-// HTTP/2 clients are asked with GOAWAY to open another connection. Their streams are finished.
+// HTTP/2 clients are arrived with GOAWAY to open another connection. Their streams are finished.
 func TestEndingPodSendsGoaway(t *testing.T) {
 	for _, global := range []bool{false, true} {
 		t.Run(fmt.Sprintf("global %t", global), func(t *testing.T) {
-			p, asked, answer := ending(t)
+			p, arrived, answer := ending(t)
 			if global {
 				alice := p.table.Port(p.port).Personal[0]
 				p.intercept(alice.RelayAddress)
@@ -169,7 +169,8 @@ func TestEndingPodSendsGoaway(t *testing.T) {
 				r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+path, nil)
 				require.NoError(t, err)
 				r.Header.Set("X-Dev", "alice")
-				r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { conn = i.Conn }}))
+				r = r.WithContext(httptrace.WithClientTrace(r.Context(),
+					&httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { conn = i.Conn }}))
 				answer, err := transport.RoundTrip(r)
 				require.NoError(t, err)
 				defer answer.Body.Close()
@@ -181,9 +182,10 @@ func TestEndingPodSendsGoaway(t *testing.T) {
 				_, body := ask("/held")
 				assert.Equal(t, "alice", body)
 			})
-			<-asked
+			<-arrived
 			p.podEnds()
-			require.Eventually(t, func() bool { c, body := ask("/"); return body == "alice" && c != first }, patience, 1)
+			require.Eventually(t,
+				func() bool { c, body := ask("/"); return body == "alice" && c != first }, patience, 1)
 			p.agent.life.stop()
 			answer()
 			slow.Wait()
@@ -194,7 +196,7 @@ func TestEndingPodSendsGoaway(t *testing.T) {
 // An agent ends although a laptop never answers.
 func TestAgentEndsAlthoughALaptopDoesNotAnswer(t *testing.T) {
 	for _, transport := range transports(t) {
-		p, asked, _ := ending(t)
+		p, arrived, _ := ending(t)
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+"/held", nil)
 		require.NoError(t, err)
 		r.Header.Set("X-Dev", "alice")
@@ -207,7 +209,7 @@ func TestAgentEndsAlthoughALaptopDoesNotAnswer(t *testing.T) {
 			}
 			assert.Error(t, err, "what was cut does not look whole")
 		})
-		<-asked
+		<-arrived
 		p.stop()
 		client.Wait()
 	}
@@ -215,7 +217,9 @@ func TestAgentEndsAlthoughALaptopDoesNotAnswer(t *testing.T) {
 
 // Only the pod itself may report its end.
 func TestOnlyThePodReportsItsEnd(t *testing.T) {
-	for from, want := range map[string]bool{"127.0.0.1:4711": true, "[::1]:4711": true, "10.1.2.3:4711": false, "nonsense": false} {
+	for from, want := range map[string]bool{
+		"127.0.0.1:4711": true, "[::1]:4711": true, "10.1.2.3:4711": false, "nonsense": false,
+	} {
 		a := newAgent(nil, nil)
 		r := httptest.NewRequest(http.MethodPost, podEndsPath, nil)
 		r.RemoteAddr = from

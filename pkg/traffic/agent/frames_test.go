@@ -26,17 +26,17 @@ import (
 type framed struct {
 	net.Conn
 	*http2.Framer
-	said  chan struct{} // closed when something was heard, and made anew
-	mu    sync.Mutex
-	block bytes.Buffer
-	hpack *hpack.Encoder
-	heard map[uint32][]string
-	// settings that the other end has said, the first time.
+	changed  chan struct{} // closed when something is received, and replaced
+	mu       sync.Mutex
+	block    bytes.Buffer
+	hpack    *hpack.Encoder
+	received map[uint32][]string
+	// settings that the other end has changed, the first time.
 	settings map[http2.SettingID]uint32
 }
 
 func newFramed(c net.Conn) *framed {
-	f := &framed{Conn: c, Framer: http2.NewFramer(c, c), heard: map[uint32][]string{}, said: make(chan struct{})}
+	f := &framed{Conn: c, Framer: http2.NewFramer(c, c), received: map[uint32][]string{}, changed: make(chan struct{})}
 	f.hpack = hpack.NewEncoder(&f.block)
 	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	return f
@@ -48,12 +48,15 @@ func (f *framed) fields(stream uint32, end bool, pairs ...string) {
 	defer f.mu.Unlock()
 	f.block.Reset()
 	for i := 0; i < len(pairs); i += 2 {
-		_ = f.hpack.WriteField(hpack.HeaderField{Name: pairs[i], Value: pairs[i+1], Sensitive: pairs[i] == "authorization"})
+		_ = f.hpack.WriteField(
+			hpack.HeaderField{Name: pairs[i], Value: pairs[i+1], Sensitive: pairs[i] == "authorization"})
 	}
 	for begins := true; begins || f.block.Len() > 0; begins = false {
 		part := slices.Clone(f.block.Next(16 << 10))
 		if begins {
-			_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: part, EndStream: end, EndHeaders: f.block.Len() == 0})
+			_ = f.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: stream, BlockFragment: part, EndStream: end, EndHeaders: f.block.Len() == 0,
+			})
 		} else {
 			_ = f.WriteContinuation(stream, f.block.Len() == 0, part)
 		}
@@ -76,7 +79,7 @@ func (f *framed) reset(stream uint32, code http2.ErrCode) {
 func (f *framed) note(stream uint32, what string, end bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	all := f.heard[stream]
+	all := f.received[stream]
 	if n := len(all); n > 0 && strings.HasPrefix(all[n-1], "body ") && strings.HasPrefix(what, "body ") {
 		all[n-1] += strings.TrimPrefix(what, "body ")
 	} else if what != "body " {
@@ -85,13 +88,14 @@ func (f *framed) note(stream uint32, what string, end bool) {
 	if end {
 		all = append(all, "end")
 	}
-	f.heard[stream] = all
-	close(f.said)
-	f.said = make(chan struct{})
+	f.received[stream] = all
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
-// listen writes down what is heard until the connection ends. begun is called for each new stream.
-func (f *framed) listen(begun func(stream uint32)) {
+// listen notes each frame until the connection ends. onStream is called for each new
+// stream.
+func (f *framed) listen(onStream func(stream uint32)) {
 	known := uint32(0)
 	for {
 		frame, err := f.ReadFrame()
@@ -103,7 +107,7 @@ func (f *framed) listen(begun func(stream uint32)) {
 		if err != nil {
 			f.mu.Lock()
 			streams := []uint32{0}
-			for s := range f.heard {
+			for s := range f.received {
 				streams = append(streams, s)
 			}
 			f.mu.Unlock()
@@ -135,9 +139,9 @@ func (f *framed) listen(begun func(stream uint32)) {
 				}
 			}
 			f.note(stream, b.String(), frame.StreamEnded())
-			if stream > known && begun != nil {
+			if stream > known && onStream != nil {
 				known = stream
-				begun(stream)
+				onStream(stream)
 			}
 		case *http2.DataFrame:
 			f.note(stream, "body "+string(frame.Data()), frame.StreamEnded())
@@ -152,14 +156,14 @@ func (f *framed) has(stream uint32, what string) bool {
 	deadline := time.After(patience)
 	for {
 		f.mu.Lock()
-		found := slices.ContainsFunc(f.heard[stream], func(s string) bool { return strings.Contains(s, what) })
-		said := f.said
+		found := slices.ContainsFunc(f.received[stream], func(s string) bool { return strings.Contains(s, what) })
+		changed := f.changed
 		f.mu.Unlock()
 		if found {
 			return true
 		}
 		select {
-		case <-said:
+		case <-changed:
 		case <-deadline:
 			return false
 		}
@@ -170,7 +174,7 @@ func (f *framed) has(stream uint32, what string) bool {
 func (f *framed) first() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.Clone(f.heard[1])
+	return slices.Clone(f.received[1])
 }
 
 var get = []string{":method", "GET", ":scheme", "https", ":authority", "catalog.shop:8080", ":path", "/"}
@@ -179,28 +183,33 @@ var post = []string{":method", "POST", ":scheme", "http", ":authority", "catalog
 
 func with(fields []string, more ...string) []string { return slices.Concat(fields, more) }
 
-// conversations are what a client and a server may send each other. until is what each side
-// receives last.
+// conversations are what a client and a server may send each other.
 var conversations = map[string]struct {
-	client, server func(f *framed, stream uint32)
-	hears, heard   string // last, by the client and by the server
+	client, server         func(f *framed, stream uint32)
+	clientLast, serverLast string // what each side receives last
 }{
 	"fields of all kinds": {
 		client: func(f *framed, s uint32) {
-			f.fields(s, true, ":method", "GET", ":scheme", "https", ":authority", "catalog.shop:8080", ":path", "/a%2Fb//c/../%zz?x=1;y&z=%41&=",
-				"z-first", "1", "forwarded", "for=1.2.3.4;proto=https", "x-forwarded-for", "1.2.3.4", "x-forwarded-for", "5.6.7.8", "x-forwarded-host", "shop", "x-forwarded-proto", "https",
-				"proxy-authorization", "Basic eA==", "authorization", "Bearer secret", "te", "trailers", "cookie", "a=b", "cookie", "c=d", "x-many", "2", "x-many", "1", "x-empty", "",
-				"via", "1.1 proxy", "accept-encoding", "br", "trailer", "x-sum", "a-last", "\xe4\xf6 \"q\"", "host", "catalog.shop:8080")
+			f.fields(s, true, ":method", "GET", ":scheme", "https", ":authority", "catalog.shop:8080",
+				":path", "/a%2Fb//c/../%zz?x=1;y&z=%41&=",
+				"z-first", "1", "forwarded", "for=1.2.3.4;proto=https",
+				"x-forwarded-for", "1.2.3.4", "x-forwarded-for", "5.6.7.8",
+				"x-forwarded-host", "shop", "x-forwarded-proto", "https",
+				"proxy-authorization", "Basic eA==", "authorization", "Bearer secret", "te", "trailers",
+				"cookie", "a=b", "cookie", "c=d", "x-many", "2", "x-many", "1", "x-empty", "",
+				"via", "1.1 proxy", "accept-encoding", "br", "trailer", "x-sum",
+				"a-last", "\xe4\xf6 \"q\"", "host", "catalog.shop:8080")
 		},
 		server: func(f *framed, s uint32) {
-			f.fields(s, false, ":status", "200", "set-cookie", "b=2", "set-cookie", "a=1", "x-z", "", "alt-svc", "h3=\":443\"", "server", "")
+			f.fields(s, false, ":status", "200", "set-cookie", "b=2", "set-cookie", "a=1", "x-z", "",
+				"alt-svc", "h3=\":443\"", "server", "")
 			f.body(s, true, "<html>")
 		},
-		hears: "end", heard: "end",
+		clientLast: "end", serverLast: "end",
 	},
 	"neither agent nor length, and no body": {
 		client: func(f *framed, s uint32) { f.fields(s, true, post...) },
-		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200") }, hears: "end", heard: "end",
+		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200") }, clientLast: "end", serverLast: "end",
 	},
 	"an empty body of its own": {
 		client: func(f *framed, s uint32) {
@@ -210,7 +219,7 @@ var conversations = map[string]struct {
 		server: func(f *framed, s uint32) {
 			f.fields(s, false, ":status", "204")
 			f.body(s, true, "")
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 	"trailers both ways, not announced": {
 		client: func(f *framed, s uint32) {
@@ -223,13 +232,13 @@ var conversations = map[string]struct {
 			f.fields(s, false, ":status", "200", "content-type", "application/grpc")
 			f.body(s, false, "answer")
 			f.fields(s, true, "grpc-status", "0", "grpc-message", "", "x-bin", "AA==")
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 	"only trailers": {
 		client: func(f *framed, s uint32) { f.fields(s, true, with(post, "content-type", "application/grpc")...) },
 		server: func(f *framed, s uint32) {
 			f.fields(s, true, ":status", "200", "content-type", "application/grpc", "grpc-status", "5")
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 	"early hints": {
 		client: func(f *framed, s uint32) { f.fields(s, true, get...) },
@@ -238,7 +247,7 @@ var conversations = map[string]struct {
 			f.fields(s, false, ":status", "103", "link", "</b.css>; rel=preload")
 			f.fields(s, false, ":status", "200")
 			f.body(s, true, "page")
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 	"a body that waits to be asked for": {
 		client: func(f *framed, s uint32) {
@@ -250,23 +259,25 @@ var conversations = map[string]struct {
 			f.fields(s, false, ":status", "100")
 			f.has(s, "end")
 			f.fields(s, true, ":status", "201")
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 	"HEAD": {
-		client: func(f *framed, s uint32) { f.fields(s, true, with(get[2:], ":method", "HEAD")...) },
-		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200", "content-length", "1234") }, hears: "end", heard: "end",
+		client:     func(f *framed, s uint32) { f.fields(s, true, with(get[2:], ":method", "HEAD")...) },
+		server:     func(f *framed, s uint32) { f.fields(s, true, ":status", "200", "content-length", "1234") },
+		clientLast: "end", serverLast: "end",
 	},
 	"OPTIONS of everything": {
 		client: func(f *framed, s uint32) {
 			f.fields(s, true, ":method", "OPTIONS", ":scheme", "http", ":authority", "catalog", ":path", "*")
 		},
-		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200") }, hears: "end", heard: "end",
+		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200") }, clientLast: "end", serverLast: "end",
 	},
 	"a host and no authority": {
 		client: func(f *framed, s uint32) {
 			f.fields(s, true, ":method", "GET", ":scheme", "http", ":path", "/", "host", "catalog")
 		},
-		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "304", "etag", "x") }, hears: "end", heard: "end",
+		server:     func(f *framed, s uint32) { f.fields(s, true, ":status", "304", "etag", "x") },
+		clientLast: "end", serverLast: "end",
 	},
 	"fields of 100 kB": {
 		client: func(f *framed, s uint32) {
@@ -274,7 +285,7 @@ var conversations = map[string]struct {
 		},
 		server: func(f *framed, s uint32) {
 			f.fields(s, true, ":status", "200", "set-cookie", strings.Repeat("s", 100<<10))
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 	"both at once": {
 		client: func(f *framed, s uint32) {
@@ -293,11 +304,12 @@ var conversations = map[string]struct {
 			}
 			f.has(s, "end")
 			f.body(s, true, "")
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 	"a WebSocket": {
 		client: func(f *framed, s uint32) {
-			f.fields(s, false, ":method", "CONNECT", ":protocol", "websocket", ":scheme", "http", ":authority", "catalog", ":path", "/chat", "sec-websocket-version", "13")
+			f.fields(s, false, ":method", "CONNECT", ":protocol", "websocket", ":scheme", "http",
+				":authority", "catalog", ":path", "/chat", "sec-websocket-version", "13")
 			f.has(s, "200")
 			f.body(s, false, "ping")
 			f.has(s, "pong")
@@ -309,7 +321,7 @@ var conversations = map[string]struct {
 			f.body(s, false, "pong")
 			f.has(s, "end")
 			f.body(s, true, "")
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 	"a client that gives up": {
 		client: func(f *framed, s uint32) {
@@ -321,7 +333,7 @@ var conversations = map[string]struct {
 		server: func(f *framed, s uint32) {
 			f.has(s, "half")
 			f.fields(s, false, ":status", "200")
-		}, heard: "reset CANCEL", hears: "200",
+		}, serverLast: "reset CANCEL", clientLast: "200",
 	},
 	"a client with a reason of its own": {
 		client: func(f *framed, s uint32) {
@@ -329,11 +341,13 @@ var conversations = map[string]struct {
 			f.has(s, "200")
 			f.reset(s, 0xfa)
 		},
-		server: func(f *framed, s uint32) { f.fields(s, false, ":status", "200") }, heard: "reset", hears: "200",
+		server:     func(f *framed, s uint32) { f.fields(s, false, ":status", "200") },
+		clientLast: "200", serverLast: "reset",
 	},
 	"a server that gives up before its answer": {
-		client: func(f *framed, s uint32) { f.fields(s, true, get...) },
-		server: func(f *framed, s uint32) { f.reset(s, http2.ErrCodeEnhanceYourCalm) }, hears: "reset", heard: "end",
+		client:     func(f *framed, s uint32) { f.fields(s, true, get...) },
+		server:     func(f *framed, s uint32) { f.reset(s, http2.ErrCodeEnhanceYourCalm) },
+		clientLast: "reset", serverLast: "end",
 	},
 	"a server that gives up within its answer": {
 		client: func(f *framed, s uint32) { f.fields(s, true, get...) },
@@ -341,7 +355,7 @@ var conversations = map[string]struct {
 			f.fields(s, false, ":status", "200", "content-length", "8")
 			f.body(s, false, "half")
 			f.reset(s, http2.ErrCodeInternal)
-		}, hears: "reset", heard: "end",
+		}, clientLast: "reset", serverLast: "end",
 	},
 	"a server that does not wait for the whole request": {
 		client: func(f *framed, s uint32) {
@@ -353,7 +367,7 @@ var conversations = map[string]struct {
 			f.fields(s, false, ":status", "413")
 			f.body(s, true, "too large")
 			f.reset(s, http2.ErrCodeNo)
-		}, hears: "reset NO_ERROR", heard: "half",
+		}, clientLast: "reset NO_ERROR", serverLast: "half",
 	},
 	"a server that answers first and reads on": {
 		client: func(f *framed, s uint32) {
@@ -361,11 +375,11 @@ var conversations = map[string]struct {
 			f.has(s, "end")
 			f.body(s, true, "the rest")
 		},
-		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200") }, hears: "end", heard: "end",
+		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200") }, clientLast: "end", serverLast: "end",
 	},
 	"a path of a whole host": {
 		client: func(f *framed, s uint32) { f.fields(s, true, with(get[:6], ":path", "//other.host/x?")...) },
-		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200") }, hears: "end", heard: "end",
+		server: func(f *framed, s uint32) { f.fields(s, true, ":status", "200") }, clientLast: "end", serverLast: "end",
 	},
 	"bytes that mean nothing": {
 		client: func(f *framed, s uint32) {
@@ -380,13 +394,15 @@ var conversations = map[string]struct {
 		server: func(f *framed, s uint32) {
 			f.has(s, "end")
 			f.fields(s, true, ":status", "200")
-		}, hears: "end", heard: "end",
+		}, clientLast: "end", serverLast: "end",
 	},
 }
 
 // talk has a conversation with the server at an address and returns what each of the two heard of
 // it.
-func talk(t *testing.T, name, address string, servers chan *framed, dress func(net.Conn) net.Conn, who string) (client, server []string) {
+func talk(
+	t *testing.T, name, address string, servers chan *framed, dress func(net.Conn) net.Conn, who string,
+) (client, server []string) {
 	t.Helper()
 	c := conversations[name]
 	f := newFramed(dress(dial(t, address)))
@@ -396,14 +412,14 @@ func talk(t *testing.T, name, address string, servers chan *framed, dress func(n
 	var listening sync.WaitGroup
 	listening.Go(func() { f.listen(nil) })
 	c.client(f, 1)
-	assert.True(t, f.has(1, c.hears), "the client heard %q", f.first())
+	assert.True(t, f.has(1, c.clientLast), "the client received %q", f.first())
 	var there *framed
 	select {
 	case there = <-servers:
 	case <-time.After(patience):
 		t.Fatal("no request came")
 	}
-	assert.True(t, there.has(1, c.heard), "%s heard %q", who, there.first())
+	assert.True(t, there.has(1, c.serverLast), "%s received %q", who, there.first())
 	client, server = f.first(), there.first()
 	require.NotNil(t, f.settings)
 	assert.EqualValues(t, 77, f.settings[http2.SettingMaxConcurrentStreams])
@@ -423,7 +439,8 @@ func scripted(name *string, servers chan *framed) func(net.Conn) {
 		}
 		f := newFramed(c)
 		f.mu.Lock()
-		_ = f.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 77}, http2.Setting{ID: http2.SettingEnableConnectProtocol, Val: 1})
+		_ = f.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 77},
+			http2.Setting{ID: http2.SettingEnableConnectProtocol, Val: 1})
 		f.mu.Unlock()
 		var serving sync.WaitGroup
 		defer serving.Wait()
@@ -451,7 +468,8 @@ func TestHTTP2PassesUnchanged(t *testing.T) {
 			server := scripted(&name, servers)
 			behind := func(c net.Conn) {
 				if version == "TLS" {
-					c = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"}})
+					c = tls.Server(c,
+						&tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"}})
 				}
 				server(c)
 			}
@@ -463,7 +481,13 @@ func TestHTTP2PassesUnchanged(t *testing.T) {
 				p.ports.Probe(t.Context(), p.ByRequest)
 			}
 			nobodys := p.person("nobody", alice.address)
-			all := &agentv1.Intercept{Uid: "all", Port: uint32(p.port), RelayAddress: alice.address, Token: []byte("secret"), Match: &agentv1.Match{Methods: []string{"GET", "HEAD", "POST", "OPTIONS", "CONNECT"}}}
+			all := &agentv1.Intercept{
+				Uid:          "all",
+				Port:         uint32(p.port),
+				RelayAddress: alice.address,
+				Token:        []byte("secret"),
+				Match:        &agentv1.Match{Methods: []string{"GET", "HEAD", "POST", "OPTIONS", "CONNECT"}},
+			}
 			for name = range conversations {
 				t.Run(name, func(t *testing.T) {
 					client, server := talk(t, name, fmt.Sprintf("127.0.0.1:%d", number), servers, dress, "the server")

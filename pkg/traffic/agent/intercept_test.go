@@ -168,7 +168,8 @@ func TestBodyFollowsItsExpectation(t *testing.T) {
 	m := newLaptop(t, ok, answers("laptop"))
 	p := newPod(t, "127.0.0.1", port, m.authority)
 	b := p.browse(t)
-	_, err := io.WriteString(b, "PUT /order HTTP/1.1\r\nHost: catalog\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n")
+	_, err := io.WriteString(b,
+		"PUT /order HTTP/1.1\r\nHost: catalog\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n")
 	require.NoError(t, err)
 	leave, err := http.ReadResponse(b.in, nil)
 	require.NoError(t, err)
@@ -186,7 +187,10 @@ func TestBodyFollowsItsExpectation(t *testing.T) {
 // where it began.
 func TestOtherProtocolsStay(t *testing.T) {
 	for name, c := range map[string]struct{ opening, answer string }{
-		"a web socket":     {"GET /socket HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n"},
+		"a web socket": {
+			opening: "GET /socket HTTP/1.1\r\nUpgrade: websocket\r\n\r\n",
+			answer:  "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+		},
 		"some binary":      {"\x00\x01\x02", "\x03\x04\x05"},
 		"TLS of the app's": {"\x16\x03\x01\x02\x00", "\x16\x03\x03\x00\x7a"},
 	} {
@@ -225,7 +229,8 @@ func TestAppAnswersForAnUnreachableLaptop(t *testing.T) {
 			return fmt.Sprintf("127.0.0.1:%d", nobody(t)), newLaptop(t, ok, answers("laptop"))
 		},
 		"the manager hangs up": func(t *testing.T) (string, *fakeLaptop) {
-			return fmt.Sprintf("127.0.0.1:%d", serve(t, "127.0.0.1", func(*net.TCPConn) {})), newLaptop(t, ok, answers("laptop"))
+			port := serve(t, "127.0.0.1", func(*net.TCPConn) {})
+			return fmt.Sprintf("127.0.0.1:%d", port), newLaptop(t, ok, answers("laptop"))
 		},
 		"the manager is silent": func(t *testing.T) (string, *fakeLaptop) {
 			silent := serve(t, "127.0.0.1", func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) })
@@ -352,11 +357,13 @@ func TestConfigurationEndsWithoutAManager(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 		assert.Nil(t, p.table.Global(8080))
 
-		said := &agentv1.Config{Intercepts: []*agentv1.Intercept{{Uid: "uid", Port: uint32(p.port), RelayAddress: "10.0.0.1:8083"}}}
-		p.manager.apply(said)
+		config := &agentv1.Config{
+			Intercepts: []*agentv1.Intercept{{Uid: "uid", Port: uint32(p.port), RelayAddress: "10.0.0.1:8083"}},
+		}
+		p.manager.apply(config)
 		p.manager.lost()
 		time.Sleep(forgetAfter - time.Millisecond)
-		p.manager.apply(said)
+		p.manager.apply(config)
 		time.Sleep(time.Hour)
 		assert.NotNil(t, p.table.Global(8080), "a manager that came back in time changes nothing")
 	})

@@ -44,7 +44,8 @@ type pod struct {
 func newPod(t testing.TB, host string, appPort uint16, authority *x509.CertPool) *pod {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	require.NoError(t, err)
-	a := newAgent(&tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}, slog.New(slog.DiscardHandler))
+	a := newAgent(&tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13},
+		slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	serving.Go(func() { // as Run does
@@ -63,7 +64,9 @@ func newPod(t testing.TB, host string, appPort uint16, authority *x509.CertPool)
 
 // intercept puts a global intercept in force whose relay is at address.
 func (p *pod) intercept(address string) {
-	p.table.Set([]*agentv1.Intercept{{Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: address, Token: []byte("secret")}})
+	p.table.Set([]*agentv1.Intercept{{
+		Uid: "uid-of-the-intercept", Port: uint32(p.port), RelayAddress: address, Token: []byte("secret"),
+	}})
 }
 
 // leave ends the intercept.
@@ -127,7 +130,8 @@ func answers(name string) func(net.Conn) {
 				return
 			}
 			answer := name + " " + r.URL.Path + " " + string(body)
-			if _, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer); err != nil {
+			_, err = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer)
+			if err != nil {
 				return
 			}
 		}
@@ -230,7 +234,8 @@ func (m *fakeLaptop) cut() {
 
 // join accepts mux streams, as the daemon does, and treats each as a connection.
 func (m *fakeLaptop) join(c net.Conn, first *agentv1.RelayHeader, handle func(net.Conn)) {
-	if status := agentv1.RelayStatus(m.status.Load()); status != agentv1.RelayStatus_RELAY_STATUS_OK && status != agentv1.RelayStatus_RELAY_STATUS_REFUSED {
+	status := agentv1.RelayStatus(m.status.Load())
+	if status != agentv1.RelayStatus_RELAY_STATUS_OK && status != agentv1.RelayStatus_RELAY_STATUS_REFUSED {
 		_ = relay.WriteStatus(c, status)
 		return
 	}

@@ -26,10 +26,10 @@ func TestPassthroughLosesNothing(t *testing.T) {
 	_, _ = rand.Read(answer)
 
 	t.Run("the client ends first", func(t *testing.T) {
-		asked := make(chan []byte, 1)
+		received := make(chan []byte, 1)
 		port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
 			got, _ := io.ReadAll(c) // returns because the end of the client's direction was passed on
-			asked <- got
+			received <- got
 			_, _ = c.Write(answer)
 		})
 		c := newPod(t, "127.0.0.1", port, nil).dial(t)
@@ -38,17 +38,17 @@ func TestPassthroughLosesNothing(t *testing.T) {
 		require.NoError(t, c.CloseWrite())
 		got, err := io.ReadAll(c)
 		require.NoError(t, err)
-		assert.True(t, bytes.Equal(question, <-asked), "the app got what the client sent")
+		assert.True(t, bytes.Equal(question, <-received), "the app got what the client sent")
 		assert.True(t, bytes.Equal(answer, got), "the client got what the app sent")
 	})
 
 	t.Run("the app ends first", func(t *testing.T) {
-		asked := make(chan []byte, 1)
+		received := make(chan []byte, 1)
 		port := serve(t, "127.0.0.1", func(c *net.TCPConn) {
 			_, _ = c.Write(answer)
 			_ = c.CloseWrite()
 			got, _ := io.ReadAll(c)
-			asked <- got
+			received <- got
 		})
 		c := newPod(t, "127.0.0.1", port, nil).dial(t)
 		got, err := io.ReadAll(c)
@@ -57,7 +57,7 @@ func TestPassthroughLosesNothing(t *testing.T) {
 		_, err = c.Write(question)
 		require.NoError(t, err)
 		require.NoError(t, c.CloseWrite())
-		assert.True(t, bytes.Equal(question, <-asked), "the client may go on after the app has ended")
+		assert.True(t, bytes.Equal(question, <-received), "the client may go on after the app has ended")
 	})
 
 	t.Run("both at once", func(t *testing.T) {
@@ -205,7 +205,8 @@ func TestRunRefusesAnInvalidConfiguration(t *testing.T) {
 func TestInterceptsAreByPort(t *testing.T) {
 	a := newAgent(nil, nil)
 	first := &agentv1.Intercept{Uid: "one", Port: 8080, RelayAddress: "10.0.0.1:8083", Token: []byte("a")}
-	a.table.Set([]*agentv1.Intercept{first, {Uid: "two", Port: 9090, RelayAddress: "10.0.0.1:8083", Token: []byte("b")}})
+	a.table.Set(
+		[]*agentv1.Intercept{first, {Uid: "two", Port: 9090, RelayAddress: "10.0.0.1:8083", Token: []byte("b")}})
 	assert.Equal(t, "one", a.table.Global(8080).Uid)
 	assert.Equal(t, "two", a.table.Global(9090).Uid)
 	assert.Nil(t, a.table.Global(80))

@@ -28,7 +28,13 @@ import (
 
 // person returns an intercept of the requests that have the header x-dev: name.
 func (p *pod) person(name, relay string) *agentv1.Intercept {
-	return &agentv1.Intercept{Uid: "of-" + name, Port: uint32(p.port), RelayAddress: relay, Token: []byte("secret"), Match: &agentv1.Match{Headers: []*agentv1.ValueMatch{{Name: "x-dev", Value: name}}}}
+	return &agentv1.Intercept{
+		Uid:          "of-" + name,
+		Port:         uint32(p.port),
+		RelayAddress: relay,
+		Token:        []byte("secret"),
+		Match:        &agentv1.Match{Headers: []*agentv1.ValueMatch{{Name: "x-dev", Value: name}}},
+	}
 }
 
 // handler returns a function that gives connections to a real HTTP server of both versions.
@@ -242,7 +248,8 @@ func TestWhatHTTPCanDo(t *testing.T) {
 				})
 				t.Run("100-continue", func(t *testing.T) {
 					body := &allowed{Reader: strings.NewReader("body")}
-					leave := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { body.given.Store(true) }})
+					leave := httptrace.WithClientTrace(t.Context(),
+						&httptrace.ClientTrace{Got100Continue: func() { body.given.Store(true) }})
 					r, err := http.NewRequestWithContext(leave, http.MethodPut, "http://"+p.address+"/", body)
 					require.NoError(t, err)
 					r.ContentLength = 4
@@ -281,7 +288,8 @@ func TestUpgradedConnectionStays(t *testing.T) {
 	p := three(t)
 	for _, who := range []string{"alice", "app"} {
 		c := p.dial(t)
-		_, err := fmt.Fprintf(c, "GET /upgrade HTTP/1.1\r\nHost: catalog\r\nConnection: Upgrade\r\nUpgrade: echo\r\nX-Dev: %s\r\n\r\n", who)
+		_, err := fmt.Fprintf(c,
+			"GET /upgrade HTTP/1.1\r\nHost: catalog\r\nConnection: Upgrade\r\nUpgrade: echo\r\nX-Dev: %s\r\n\r\n", who)
 		require.NoError(t, err)
 		in := bufio.NewReader(c)
 		answer, err := http.ReadResponse(in, nil)
@@ -325,7 +333,8 @@ func TestPipelining(t *testing.T) {
 	p := three(t)
 	c := p.dial(t)
 	for _, who := range []string{"alice", "", "bob", "alice"} {
-		_, err := fmt.Fprintf(c, "POST /%s HTTP/1.1\r\nHost: catalog\r\nX-Dev: %s\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", who, who)
+		_, err := fmt.Fprintf(c, "POST /%s HTTP/1.1\r\nHost: catalog\r\nX-Dev: %s\r\n"+
+			"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", who, who)
 		require.NoError(t, err)
 	}
 	in := bufio.NewReader(c)
@@ -421,10 +430,14 @@ func TestPersonalInterceptFailsOpen(t *testing.T) {
 			serveApp := handler(t, says("app"))
 			bob := newLaptop(t, ok, handler(t, says("bob")))
 			p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), bob.authority)
-			p.table.Set([]*agentv1.Intercept{p.person("alice", fmt.Sprintf("127.0.0.1:%d", nobody(t))), p.person("bob", bob.address)})
+			p.table.Set([]*agentv1.Intercept{
+				p.person("alice", fmt.Sprintf("127.0.0.1:%d", nobody(t))), p.person("bob", bob.address),
+			})
 			for range 3 {
-				assert.Equal(t, "app / body", text(t, p.ask(t, transport, http.MethodPost, "/", "alice", bytes.NewReader([]byte("body")))))
-				assert.Equal(t, "bob / body", text(t, p.ask(t, transport, http.MethodPost, "/", "bob", bytes.NewReader([]byte("body")))))
+				assert.Equal(t, "app / body",
+					text(t, p.ask(t, transport, http.MethodPost, "/", "alice", bytes.NewReader([]byte("body")))))
+				assert.Equal(t, "bob / body",
+					text(t, p.ask(t, transport, http.MethodPost, "/", "bob", bytes.NewReader([]byte("body")))))
 			}
 		})
 	}
@@ -439,7 +452,9 @@ func TestOpenConnectionsFollowIntercepts(t *testing.T) {
 			alice, all := newLaptop(t, ok, handler(t, says("alice"))), newLaptop(t, ok, handler(t, says("global")))
 			all.authority.AddCert(alice.certificate)
 			p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), all.authority)
-			global := &agentv1.Intercept{Uid: "global", Port: uint32(p.port), RelayAddress: all.address, Token: []byte("secret")}
+			global := &agentv1.Intercept{
+				Uid: "global", Port: uint32(p.port), RelayAddress: all.address, Token: []byte("secret"),
+			}
 			personal := p.person("alice", alice.address)
 			for _, step := range []struct {
 				intercepts       []*agentv1.Intercept
@@ -481,7 +496,9 @@ func TestErrorOnFailure(t *testing.T) {
 		})
 	}
 	t.Run("all of a connection", func(t *testing.T) {
-		p.table.Set([]*agentv1.Intercept{{Uid: "global", Port: uint32(p.port), RelayAddress: alice.RelayAddress, ErrorOnFailure: true}})
+		p.table.Set([]*agentv1.Intercept{{
+			Uid: "global", Port: uint32(p.port), RelayAddress: alice.RelayAddress, ErrorOnFailure: true,
+		}})
 		for range 3 {
 			c, err := net.Dial("tcp", p.address)
 			if err == nil {
@@ -501,11 +518,15 @@ func TestGlobalHTTP2ConnectionIsRoutedByRequest(t *testing.T) {
 			alice, all := newLaptop(t, ok, handler(t, says("alice"))), newLaptop(t, ok, handler(t, says("global")))
 			all.authority.AddCert(alice.certificate)
 			p := newPod(t, "127.0.0.1", nobody(t), all.authority)
-			global := &agentv1.Intercept{Uid: "global", Port: uint32(p.port), RelayAddress: all.address, Token: []byte("secret")}
+			global := &agentv1.Intercept{
+				Uid: "global", Port: uint32(p.port), RelayAddress: all.address, Token: []byte("secret"),
+			}
 			p.table.Set([]*agentv1.Intercept{global})
 			assert.Equal(t, "global / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
 			p.table.Set([]*agentv1.Intercept{global, p.person("alice", alice.address)})
-			require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
+			require.Eventually(t, func() bool {
+				return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / "
+			}, patience, 10*time.Millisecond)
 			assert.Equal(t, "global / ", text(t, p.ask(t, transport, http.MethodGet, "/", "", nil)))
 		})
 	}

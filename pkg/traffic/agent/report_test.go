@@ -24,7 +24,8 @@ func (p *pod) routed(t *testing.T) string {
 	require.NotNil(t, r)
 	assert.Equal(t, uint32(p.port), r.Port)
 	assert.NotZero(t, r.AtUnixMicro)
-	words := fmt.Sprintf("%s %s %d %s %s", r.Method, r.Path, r.Status, strings.TrimPrefix(r.Way.String(), "WAY_"), r.InterceptUid)
+	words := fmt.Sprintf("%s %s %d %s %s", r.Method, r.Path, r.Status, strings.TrimPrefix(r.Way.String(), "WAY_"),
+		r.InterceptUid)
 	if r.GrpcStatus != nil {
 		words += fmt.Sprintf(" grpc %d", *r.GrpcStatus)
 	}
@@ -62,13 +63,15 @@ func TestTailedRequests(t *testing.T) {
 				w.WriteHeader(http.StatusTeapot)
 			})))
 			p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), alice.authority)
-			gone, strict, tap := p.person("bob", fmt.Sprintf("127.0.0.1:%d", nobody(t))), p.person("eve", fmt.Sprintf("127.0.0.1:%d", nobody(t))), p.person("carol", alice.address)
+			gone := p.person("bob", fmt.Sprintf("127.0.0.1:%d", nobody(t)))
+			strict := p.person("eve", fmt.Sprintf("127.0.0.1:%d", nobody(t)))
+			tap := p.person("carol", alice.address)
 			strict.ErrorOnFailure, tap.Wiretap = true, true
 			ask := func(method, path, who string) { _ = text(t, p.ask(t, transport, method, path, who, nil)) }
 
 			ask(http.MethodGet, "/before", "") // on a connection that is open already when somebody begins to tail
 			p.table.Set(nil, uint32(p.port))
-			for { // until the client has heard GOAWAY
+			for { // until the client has received GOAWAY
 				ask(http.MethodGet, "/moves", "")
 				if p.reported(t, time.Second) != nil {
 					break
@@ -80,7 +83,10 @@ func TestTailedRequests(t *testing.T) {
 			p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address), gone, strict, tap}, uint32(p.port))
 			for _, c := range []struct{ method, path, who, want string }{
 				{"PUT", "/a%2Fb?x=y", "alice", "PUT /a%2Fb 418 LAPTOP of-alice"},
-				{"GET", "/" + strings.Repeat("x", 2*report.MaxPath), "", "GET /" + strings.Repeat("x", report.MaxPath-1) + " 200 APP "},
+				{
+					method: "GET", path: "/" + strings.Repeat("x", 2*report.MaxPath),
+					want: "GET /" + strings.Repeat("x", report.MaxPath-1) + " 200 APP ",
+				},
 				{"GET", "/trailers", "dave", "GET /trailers 200 APP "},
 				{"HEAD", "/", "bob", "HEAD / 200 APP of-bob"},
 				{"GET", "/", "carol", "GET / 200 APP  copied [of-carol]"},
@@ -108,14 +114,19 @@ func TestTailedConnections(t *testing.T) {
 	p := three(t)
 	p.table.Set(nil, uint32(p.port))
 	c := p.dial(t)
-	_, err := io.WriteString(c, "GET /upgrade?room=1 HTTP/1.1\r\nHost: catalog\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+	_, err := io.WriteString(c,
+		"GET /upgrade?room=1 HTTP/1.1\r\nHost: catalog\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
 	require.NoError(t, err)
 	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
 	require.NoError(t, err)
 	_ = answer.Body.Close()
 	assert.Equal(t, "GET /upgrade 101 APP ", p.routed(t))
 
-	for name, sent := range map[string]string{"not HTTP": "*1\r\n$4\r\nPING\r\n", "unclear": "GET / HTTP/1.1\r\nHost: a\r\nX-Dev : alice\r\n\r\n", "nothing": ""} {
+	for name, sent := range map[string]string{
+		"not HTTP": "*1\r\n$4\r\nPING\r\n",
+		"unclear":  "GET / HTTP/1.1\r\nHost: a\r\nX-Dev : alice\r\n\r\n",
+		"nothing":  "",
+	} {
 		t.Run(name, func(t *testing.T) {
 			c := p.dial(t)
 			_, err := io.WriteString(c, sent)

@@ -44,14 +44,17 @@ func greets(name byte) func(net.Conn) {
 // The HTTP/2 requests on a port with a global intercept are told apart too, whoever speaks
 // first, on the connection that was opened to find out.
 func TestLaptopThatSpeaksFirstIsRoutedByRequest(t *testing.T) {
-	var server http2.Server                                                                                        //nolint:staticcheck // net/http's does not greet before its client
-	m := newLaptop(t, ok, func(c net.Conn) { server.ServeConn(c, &http2.ServeConnOpts{Handler: says("laptop")}) }) //nolint:staticcheck // likewise
+	var server http2.Server //nolint:staticcheck // the server of net/http does not speak before its client
+	m := newLaptop(t, ok, func(c net.Conn) {
+		server.ServeConn(c, &http2.ServeConnOpts{Handler: says("laptop")}) //nolint:staticcheck // likewise
+	})
 	serveApp := handler(t, says("app"))
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), m.authority)
 	p.intercept(m.address)
 	transport := transports(t)["HTTP/2"]
 	for range 3 {
-		require.Equal(t, "laptop / order", text(t, p.ask(t, transport, http.MethodPost, "/", "", strings.NewReader("order"))))
+		require.Equal(t, "laptop / order",
+			text(t, p.ask(t, transport, http.MethodPost, "/", "", strings.NewReader("order"))))
 	}
 	require.Len(t, m.headers, 1)
 	m.status.Store(int32(agentv1.RelayStatus_RELAY_STATUS_REFUSED))
@@ -61,10 +64,13 @@ func TestLaptopThatSpeaksFirstIsRoutedByRequest(t *testing.T) {
 
 // Clients that keep their connection move to the laptop and back without losing a request.
 func TestGlobalHTTP2Moves(t *testing.T) {
-	var server http2.Server                                                                                        //nolint:staticcheck // as above
-	m := newLaptop(t, ok, func(c net.Conn) { server.ServeConn(c, &http2.ServeConnOpts{Handler: says("laptop")}) }) //nolint:staticcheck // likewise
+	var server http2.Server //nolint:staticcheck // as above
+	m := newLaptop(t, ok, func(c net.Conn) {
+		server.ServeConn(c, &http2.ServeConnOpts{Handler: says("laptop")}) //nolint:staticcheck // likewise
+	})
 	serveApp := handler(t, says("app"))
-	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { _ = c.SetDeadline(time.Time{}); serveApp(c) }), m.authority)
+	p := newPod(t, "127.0.0.1",
+		serve(t, "127.0.0.1", func(c *net.TCPConn) { _ = c.SetDeadline(time.Time{}); serveApp(c) }), m.authority)
 	transport := transports(t)["HTTP/2"]
 	ask := func() (string, error) {
 		r, err := http.NewRequest(http.MethodPost, "http://"+p.address+"/", strings.NewReader("order"))
@@ -77,8 +83,8 @@ func TestGlobalHTTP2Moves(t *testing.T) {
 		}
 		defer answer.Body.Close()
 		page, err := io.ReadAll(answer.Body)
-		who, said, _ := strings.Cut(string(page), " ")
-		if err == nil && said != "/ order" {
+		who, rest, _ := strings.Cut(string(page), " ")
+		if err == nil && rest != "/ order" {
 			err = fmt.Errorf("%s: %q", answer.Status, page)
 		}
 		return who, err
@@ -103,7 +109,8 @@ func TestGlobalHTTP2Moves(t *testing.T) {
 			} else {
 				p.leave()
 			}
-			require.Eventually(t, func() bool { got, err := ask(); return err == nil && got == who }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { got, err := ask(); return err == nil && got == who }, patience,
+				time.Millisecond)
 		}
 	}
 	stop()
@@ -119,9 +126,20 @@ func TestHTTP2ServerSpeaksFirst(t *testing.T) {
 		before, after func(*pod)
 		answers       byte
 	}{
-		{"from the app to the laptop", (*pod).leave, func(p *pod) { p.intercept(m.address) }, 'a'},
-		{"from the laptop to the app", func(p *pod) { p.intercept(m.address) }, (*pod).leave, 'l'},
-		{"from the laptop to a person", func(p *pod) { p.intercept(m.address) }, func(p *pod) { p.table.Set([]*agentv1.Intercept{p.person("alice", m.address)}) }, 'l'},
+		{
+			name:   "from the app to the laptop",
+			before: (*pod).leave, after: func(p *pod) { p.intercept(m.address) }, answers: 'a',
+		},
+		{
+			name:   "from the laptop to the app",
+			before: func(p *pod) { p.intercept(m.address) }, after: (*pod).leave, answers: 'l',
+		},
+		{
+			name:    "from the laptop to a person",
+			before:  func(p *pod) { p.intercept(m.address) },
+			after:   func(p *pod) { p.table.Set([]*agentv1.Intercept{p.person("alice", m.address)}) },
+			answers: 'l',
+		},
 	} {
 		for _, late := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, late %t", change.name, late), func(t *testing.T) {

@@ -78,14 +78,18 @@ func newNetwork(t *testing.T, to string) *network {
 // silent.
 func silent(t *testing.T, laptop http.Handler) (*pod, *network, *agentv1.Intercept, *atomic.Int32) {
 	t.Helper()
-	var asked atomic.Int32
-	serveApp := handler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); says("app").ServeHTTP(w, r) }))
+	var appRequests atomic.Int32
+	serveApp := handler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		appRequests.Add(1)
+		says("app").ServeHTTP(w, r)
+	}))
 	m := newLaptop(t, ok, handler(t, laptop))
 	w := newNetwork(t, m.address)
-	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { _ = c.SetDeadline(time.Time{}); serveApp(c) }), m.authority)
+	p := newPod(t, "127.0.0.1",
+		serve(t, "127.0.0.1", func(c *net.TCPConn) { _ = c.SetDeadline(time.Time{}); serveApp(c) }), m.authority)
 	alice := p.person("alice", w.address)
 	p.table.Set([]*agentv1.Intercept{alice})
-	return p, w, alice, &asked
+	return p, w, alice, &appRequests
 }
 
 // all returns the same intercept as a global one.
@@ -96,9 +100,13 @@ func all(i *agentv1.Intercept) *agentv1.Intercept {
 }
 
 // everywhere runs a test for each version of HTTP, and for HTTP/2 with a global intercept.
-func everywhere(t *testing.T, test func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept)) {
+func everywhere(
+	t *testing.T, test func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept),
+) {
 	one := func(i *agentv1.Intercept) *agentv1.Intercept { return i }
-	for name, scope := range map[string]func(*agentv1.Intercept) *agentv1.Intercept{"HTTP/1.1": one, "HTTP/2": one, "HTTP/2, all of it": all} {
+	for name, scope := range map[string]func(*agentv1.Intercept) *agentv1.Intercept{
+		"HTTP/1.1": one, "HTTP/2": one, "HTTP/2, all of it": all,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			version, _, _ := strings.Cut(name, ",")
@@ -112,9 +120,17 @@ var bodies = map[string]struct {
 	body   func() io.Reader
 	want   string
 }{
-	"GET":           {http.MethodGet, func() io.Reader { return nil }, ""},
-	"POST":          {http.MethodPost, func() io.Reader { return strings.NewReader("order") }, "order"},
-	"POST, chunked": {http.MethodPost, func() io.Reader { return struct{ io.Reader }{strings.NewReader("order")} }, "order"},
+	"GET": {method: http.MethodGet, body: func() io.Reader { return nil }},
+	"POST": {
+		method: http.MethodPost,
+		body:   func() io.Reader { return strings.NewReader("order") },
+		want:   "order",
+	},
+	"POST, chunked": {
+		method: http.MethodPost,
+		body:   func() io.Reader { return struct{ io.Reader }{strings.NewReader("order")} },
+		want:   "order",
+	},
 }
 
 // If a laptop falls silent with connections that are kept, the app answers what the laptop did
@@ -138,7 +154,8 @@ func TestAppAnswersForASilentLaptop(t *testing.T) {
 		require.Equal(t, "app / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
 		way.goOn()
 		require.Eventually(t, func() bool {
-			return text(t, p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("more"))) == "alice / more"
+			answer := p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("more"))
+			return text(t, answer) == "alice / more"
 		},
 			patience, 10*time.Millisecond, "taken up again")
 	})
@@ -149,7 +166,7 @@ func TestAppAnswersForASilentLaptop(t *testing.T) {
 func TestDeliveredRequestsStay(t *testing.T) {
 	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
 		standing := make(chan struct{})
-		p, way, alice, asked := silent(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, way, alice, appRequests := silent(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/breakpoint" {
 				<-standing
 			}
@@ -165,33 +182,34 @@ func TestDeliveredRequestsStay(t *testing.T) {
 		require.Equal(t, "alice / order", ask("/"))
 		way.stop()
 		require.Equal(t, "app / order", ask("/"))
-		require.EqualValues(t, 1, asked.Load())
+		require.EqualValues(t, 1, appRequests.Load())
 		close(standing)
 		way.goOn()
 		require.Equal(t, "alice /breakpoint order", <-answer)
-		require.EqualValues(t, 1, asked.Load())
+		require.EqualValues(t, 1, appRequests.Load())
 	})
 }
 
 // If the app must not answer, there is an error within the same time.
 func TestSilentLaptopWithoutFallback(t *testing.T) {
 	everywhere(t, func(t *testing.T, transport *http.Transport, scope func(*agentv1.Intercept) *agentv1.Intercept) {
-		p, way, alice, asked := silent(t, says("alice"))
+		p, way, alice, appRequests := silent(t, says("alice"))
 		alice = proto.Clone(scope(alice)).(*agentv1.Intercept)
 		alice.ErrorOnFailure = true
 		p.table.Set([]*agentv1.Intercept{alice})
 		require.Equal(t, "alice / ", text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)))
 		way.stop()
 		for range 2 {
-			require.GreaterOrEqual(t, p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("order")).StatusCode, 500)
+			answer := p.ask(t, transport, http.MethodPost, "/", "alice", strings.NewReader("order"))
+			require.GreaterOrEqual(t, answer.StatusCode, 500)
 		}
-		require.Zero(t, asked.Load())
+		require.Zero(t, appRequests.Load())
 	})
 }
 
 // The same holds for new connections of a global intercept. What is not HTTP gets a reset.
 func TestGlobalLaptopWithoutFallback(t *testing.T) {
-	p, _, alice, asked := silent(t, says("alice"))
+	p, _, alice, appRequests := silent(t, says("alice"))
 	alice = all(alice)
 	alice.ErrorOnFailure, alice.RelayAddress = true, fmt.Sprintf("127.0.0.1:%d", nobody(t))
 	p.table.Set([]*agentv1.Intercept{alice})
@@ -207,7 +225,7 @@ func TestGlobalLaptopWithoutFallback(t *testing.T) {
 	require.NoError(t, err)
 	_, err = c.Read(make([]byte, 1))
 	require.ErrorIs(t, err, syscall.ECONNRESET)
-	require.Zero(t, asked.Load())
+	require.Zero(t, appRequests.Load())
 }
 
 // The app gets whole bodies: those that are still being sent, and those whose client waits until
@@ -225,16 +243,20 @@ func TestBodiesAreReplayed(t *testing.T) {
 		})
 		_, err := io.WriteString(out, "first ")
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return !p.table.Port(p.port).Targets()[0].Laptop.Reachable() }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return !p.table.Port(p.port).Targets()[0].Laptop.Reachable() }, patience,
+			time.Millisecond)
 		_, err = io.WriteString(out, "second")
 		require.NoError(t, err)
 		require.NoError(t, out.Close())
 		asking.Wait()
 		way.goOn()
 
-		require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / "
+		}, patience, 10*time.Millisecond)
 		way.stop()
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum", bytes.NewReader(make([]byte, 4*replay.MaxSize)))
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.address+"/sum",
+			bytes.NewReader(make([]byte, 4*replay.MaxSize)))
 		require.NoError(t, err)
 		r.Header.Set("X-Dev", "alice")
 		answer, err := transport.RoundTrip(r)
@@ -271,7 +293,9 @@ func TestBodiesAreReplayed(t *testing.T) {
 // got them, and no others.
 func TestIdempotentRequestsAreReplayed(t *testing.T) {
 	known := transports(t)
-	for name, global := range map[string]bool{"HTTP/1.1": false, "HTTP/2": false, "HTTP/1.1, all of it": true, "HTTP/2, all of it": true} {
+	for name, global := range map[string]bool{
+		"HTTP/1.1": false, "HTTP/2": false, "HTTP/1.1, all of it": true, "HTTP/2, all of it": true,
+	} {
 		t.Run(name, func(t *testing.T) {
 			version, _, _ := strings.Cut(name, ",")
 			transport := known[version]
@@ -290,11 +314,14 @@ func TestIdempotentRequestsAreReplayed(t *testing.T) {
 			}
 			known.Store(http.MethodGet, nil)
 			for _, method := range []string{http.MethodDelete, http.MethodPut, http.MethodPost} {
-				require.Eventually(t, func() bool { return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / " }, patience, 10*time.Millisecond)
+				require.Eventually(t, func() bool {
+					return text(t, p.ask(t, transport, http.MethodGet, "/", "alice", nil)) == "alice / "
+				}, patience, 10*time.Millisecond)
 				taken = make(chan struct{})
 				cut := make(chan struct{})
 				go func() { <-taken; way.cut(); close(cut) }()
-				r, err := http.NewRequestWithContext(t.Context(), method, "http://"+p.address+"/", strings.NewReader("body"))
+				r, err := http.NewRequestWithContext(t.Context(), method, "http://"+p.address+"/",
+					strings.NewReader("body"))
 				require.NoError(t, err)
 				r.GetBody = nil // or the client would repeat it
 				r.Header.Set("X-Dev", "alice")
@@ -302,7 +329,7 @@ func TestIdempotentRequestsAreReplayed(t *testing.T) {
 				select {
 				case <-cut:
 				case <-time.After(patience):
-					require.Fail(t, "the laptop was not asked")
+					require.Fail(t, "the laptop was not appRequests")
 				}
 				if err == nil {
 					t.Cleanup(func() { _ = answer.Body.Close() })
@@ -341,5 +368,6 @@ func TestAppAnswersForASilentGlobalLaptop(t *testing.T) {
 		require.Equal(t, "app /4 ", b.get(t, "/4"))
 	}
 	way.goOn()
-	require.Eventually(t, func() bool { return kept.get(t, "/5") == "alice /5 " }, patience, 10*time.Millisecond, "taken up again")
+	require.Eventually(t, func() bool { return kept.get(t, "/5") == "alice /5 " }, patience, 10*time.Millisecond,
+		"taken up again")
 }

@@ -29,7 +29,8 @@ type witness struct {
 func (w *witness) ServeHTTP(answer http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s host %q length %d %v close %t body %q", r.Method, r.RequestURI, r.Proto, r.Host, r.ContentLength, r.TransferEncoding, r.Close, body)
+	fmt.Fprintf(&b, "%s %s %s host %q length %d %v close %t body %q", r.Method, r.RequestURI, r.Proto, r.Host,
+		r.ContentLength, r.TransferEncoding, r.Close, body)
 	if err != nil {
 		b.WriteString(" cut")
 	}
@@ -146,32 +147,36 @@ func TestNothingIsSmuggled(t *testing.T) {
 		"expectation that is none":     "Expect: more\r\nContent-Length: 0\r\n\r\n%[2]s",
 	}
 	starts := map[string]string{
-		"POST / HTTP/1.1\r\nHost: a\r\n": "", "POST / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n": "of alice, ", "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n": "GET of alice, ",
-		"POST / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\nX-Dev: alice\r\n": "HTTP/1.0 of alice, ", "HEAD / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n": "HEAD of alice, ",
+		"POST / HTTP/1.1\r\nHost: a\r\n":                                           "",
+		"POST / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n":                           "of alice, ",
+		"GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n":                            "GET of alice, ",
+		"POST / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\nX-Dev: alice\r\n": "HTTP/1.0 of alice, ",
+		"HEAD / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n":                           "HEAD of alice, ",
 	}
 	whole := map[string]string{
-		"a request line with LF":        "GET / HTTP/1.1\nHost: a\nX-Dev: alice\n\n" + hidden,
-		"empty lines before":            "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"empty lines between":           "GET / HTTP/1.1\r\nHost: a\r\n\r\n\r\n\r\n" + hidden,
-		"two spaces":                    "GET  / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"a tab":                         "GET\t/\tHTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"a space in the target":         "GET /a b HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"a request line injected":       "GET / HTTP/1.1\rX-Dev: alice\r\nHost: a\r\n\r\n" + hidden,
-		"no version":                    "GET /\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"version 1.2":                   "GET / HTTP/1.2\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"version 2.0":                   "GET / HTTP/2.0\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"the preface of HTTP/2, later":  "GET / HTTP/1.1\r\nHost: a\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-		"no host":                       "GET / HTTP/1.1\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"two hosts":                     "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"another host in the target":    "GET http://b/ HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"a method in small letters":     "get / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"a first line that is folded":   "GET / HTTP/1.1\r\n X-Dev: alice\r\nHost: a\r\n\r\n" + hidden,
-		"a head that ends with LF":      "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\n" + hidden,
-		"a head that ends with CR CR":   "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\r\n" + hidden,
-		"a mark that is cut by a zero":  "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\x00bob\r\n\r\n" + hidden,
-		"CONNECT":                       "CONNECT b:80 HTTP/1.1\r\nHost: b\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"all of a server":               "OPTIONS * HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
-		"the last of two says close":    "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n" + hidden,
+		"a request line with LF":       "GET / HTTP/1.1\nHost: a\nX-Dev: alice\n\n" + hidden,
+		"empty lines before":           "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"empty lines between":          "GET / HTTP/1.1\r\nHost: a\r\n\r\n\r\n\r\n" + hidden,
+		"two spaces":                   "GET  / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"a tab":                        "GET\t/\tHTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"a space in the target":        "GET /a b HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"a request line injected":      "GET / HTTP/1.1\rX-Dev: alice\r\nHost: a\r\n\r\n" + hidden,
+		"no version":                   "GET /\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"version 1.2":                  "GET / HTTP/1.2\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"version 2.0":                  "GET / HTTP/2.0\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"the preface of HTTP/2, later": "GET / HTTP/1.1\r\nHost: a\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"no host":                      "GET / HTTP/1.1\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"two hosts":                    "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"another host in the target":   "GET http://b/ HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"a method in small letters":    "get / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"a first line that is folded":  "GET / HTTP/1.1\r\n X-Dev: alice\r\nHost: a\r\n\r\n" + hidden,
+		"a head that ends with LF":     "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\n" + hidden,
+		"a head that ends with CR CR":  "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\r\n" + hidden,
+		"a mark that is cut by a zero": "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\x00bob\r\n\r\n" + hidden,
+		"CONNECT":                      "CONNECT b:80 HTTP/1.1\r\nHost: b\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"all of a server":              "OPTIONS * HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\n" + hidden,
+		"the last of two says close": "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n" +
+			"Connection: keep-alive\r\nConnection: close\r\n\r\n" + hidden,
 		"half a request after a whole":  "GET / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\n\r\nGET /half HTTP/1.1\r\nHost: a\r\nX-",
 		"a length and less of the body": "POST / HTTP/1.1\r\nHost: a\r\nX-Dev: alice\r\nContent-Length: 10\r\n\r\nabc",
 	}

@@ -31,7 +31,9 @@ func TestWiretapGetsCopies(t *testing.T) {
 				w.WriteHeader(http.StatusTeapot)
 			})))
 			p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), carol.authority)
-			everything := &agentv1.Intercept{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true}
+			everything := &agentv1.Intercept{
+				Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true,
+			}
 			p.table.Set([]*agentv1.Intercept{everything})
 			for i := range 5 {
 				body := strings.Repeat("x", i*20000)
@@ -56,11 +58,16 @@ func TestWiretapNeverDelaysRequests(t *testing.T) {
 	stuck := newLaptop(t, ok, func(net.Conn) { <-never })
 	t.Cleanup(func() { close(never) })
 	for version, transport := range transports(t) {
-		for name, relay := range map[string]string{"takes nothing": stuck.address, "is not there": fmt.Sprintf("127.0.0.1:%d", nobody(t))} {
+		for name, relay := range map[string]string{
+			"takes nothing": stuck.address, "is not there": fmt.Sprintf("127.0.0.1:%d", nobody(t)),
+		} {
 			t.Run(version+", a laptop that "+name, func(t *testing.T) {
 				serveApp := handler(t, says("app"))
-				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), stuck.authority)
-				p.table.Set([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: relay, Token: []byte("secret"), Wiretap: true}})
+				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }),
+					stuck.authority)
+				p.table.Set([]*agentv1.Intercept{{
+					Uid: "tap", Port: uint32(p.port), RelayAddress: relay, Token: []byte("secret"), Wiretap: true,
+				}})
 				body := bytes.Repeat([]byte("x"), 4<<20)
 				for range 3 {
 					answer := p.ask(t, transport, http.MethodPost, "/", "", bytes.NewReader(body))
@@ -79,13 +86,15 @@ func TestLostCopiesAreCounted(t *testing.T) {
 	stuck := newLaptop(t, ok, func(net.Conn) { <-never })
 	t.Cleanup(func() { close(never) })
 	var looked atomic.Int64
-	picky := newLaptop(t, ok, handler(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { looked.Add(1); w.WriteHeader(http.StatusTeapot) })))
+	picky := newLaptop(t, ok, handler(t, http.HandlerFunc(
+		func(w http.ResponseWriter, _ *http.Request) { looked.Add(1); w.WriteHeader(http.StatusTeapot) })))
 	stuck.authority.AddCert(picky.certificate)
 	old := newLaptop(t, ok, func(c net.Conn) { // speaks HTTP/1 only
 		for in := bufio.NewReader(c); ; looked.Add(1) {
 			r, err := http.ReadRequest(in)
 			if err != nil || r.ProtoMajor != 1 {
-				_, _ = io.WriteString(c, "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+				_, _ = io.WriteString(c,
+					"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 				return
 			}
 			_, _ = io.Copy(io.Discard, r.Body)
@@ -107,14 +116,18 @@ func TestLostCopiesAreCounted(t *testing.T) {
 		} {
 			t.Run(version+", a laptop "+name, func(t *testing.T) {
 				serveApp := handler(t, says("app"))
-				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), stuck.authority)
-				p.table.Set([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: c.relay, Token: []byte("secret"), Wiretap: true}})
+				p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }),
+					stuck.authority)
+				p.table.Set([]*agentv1.Intercept{{
+					Uid: "tap", Port: uint32(p.port), RelayAddress: c.relay, Token: []byte("secret"), Wiretap: true,
+				}})
 				looked.Store(0)
 				for range 3 {
 					_ = text(t, p.ask(t, transport, http.MethodPost, "/sum", "", bytes.NewReader(make([]byte, c.size))))
 				}
 				dropped := func() uint64 { return p.report.Dropped("tap") }
-				assert.Eventually(t, func() bool { return dropped()+uint64(looked.Load()) == 3 }, patience, time.Millisecond)
+				assert.Eventually(t, func() bool { return dropped()+uint64(looked.Load()) == 3 }, patience,
+					time.Millisecond)
 				assert.Equal(t, c.want, dropped())
 			})
 		}
@@ -131,11 +144,14 @@ func TestCopiesFreeTheirMemory(t *testing.T) {
 	})))
 	serveApp := handler(t, says("app"))
 	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(c) }), carol.authority)
-	p.table.Set([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true}})
+	p.table.Set([]*agentv1.Intercept{{
+		Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Token: []byte("secret"), Wiretap: true,
+	}})
 	transport := transports(t)["HTTP/1.1"]
 	const size = copies.MaxBuffered / 2
 	for i := range int64(2 * copies.MaxTotal / size) {
 		_ = text(t, p.ask(t, transport, http.MethodPost, "/sum", "", bytes.NewReader(make([]byte, size))))
-		require.Eventually(t, func() bool { return p.limits.copies.Used() == 0 && got.Load() == (i+1)*size }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return p.limits.copies.Used() == 0 && got.Load() == (i+1)*size }, patience,
+			time.Millisecond)
 	}
 }

@@ -47,13 +47,19 @@ func TestTLSPassesUnreadWithoutACertificate(t *testing.T) {
 	p := newPod(t, "127.0.0.1", tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}}), alice.authority)
 	p.ports = apptls.NewPorts(agentconfig.Config{Ports: []agentconfig.Port{{App: p.port}}}, p.log)
 	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address)})
-	for _, versions := range []func(*http.Protocols){func(v *http.Protocols) { v.SetHTTP1(true) }, func(v *http.Protocols) { v.SetHTTP2(true) }} {
+	for _, versions := range []func(*http.Protocols){
+		func(v *http.Protocols) { v.SetHTTP1(true) },
+		func(v *http.Protocols) { v.SetHTTP2(true) },
+	} {
 		protocols := new(http.Protocols)
 		versions(protocols)
-		transport := &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: serverName}}
+		transport := &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{
+			RootCAs: roots, ServerName: serverName,
+		}}
 		t.Cleanup(transport.CloseIdleConnections)
 		for range 2 {
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+p.address+"/", strings.NewReader("body"))
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+p.address+"/",
+				strings.NewReader("body"))
 			require.NoError(t, err)
 			r.Header.Set("X-Dev", "alice")
 			answer, err := transport.RoundTrip(r)
@@ -63,7 +69,8 @@ func TestTLSPassesUnreadWithoutACertificate(t *testing.T) {
 		}
 	}
 	assert.Empty(t, alice.headers)
-	require.Eventually(t, func() bool { return len(p.ports.States()) == 1 }, patience, patience/1000, "a client's TLS makes the agent look")
+	require.Eventually(t, func() bool { return len(p.ports.States()) == 1 }, patience, patience/1000,
+		"a client's TLS makes the agent look")
 	assert.Len(t, p.ports.Changed(), 1)
 }
 
@@ -71,7 +78,9 @@ func TestTLSPassesUnreadWithoutACertificate(t *testing.T) {
 // shows that the app does not speak it.
 func TestPortsAreProbedOnce(t *testing.T) {
 	certificate, _ := newCertificate(t)
-	secured, plain, absent, unasked := tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}}), app(t), nobody(t), tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}})
+	secured := tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}})
+	plain, absent := app(t), nobody(t)
+	unprobed := tlsApp(t, &tls.Config{Certificates: []tls.Certificate{certificate}})
 	p := newPod(t, "127.0.0.1", plain, nil)
 	var config agentconfig.Config
 	var intercepts []*agentv1.Intercept
@@ -81,9 +90,9 @@ func TestPortsAreProbedOnce(t *testing.T) {
 		i.Port, i.Uid = uint32(number), i.Uid+string(rune('a'+len(intercepts)))
 		intercepts = append(intercepts, i)
 	}
-	config.Ports = append(config.Ports, agentconfig.Port{App: unasked})
+	config.Ports = append(config.Ports, agentconfig.Port{App: unprobed})
 	p.ports = apptls.NewPorts(config, p.log)
-	p.table.Set(append(intercepts, &agentv1.Intercept{Uid: "global", Port: uint32(unasked)}))
+	p.table.Set(append(intercepts, &agentv1.Intercept{Uid: "global", Port: uint32(unprobed)}))
 	p.ports.Probe(t.Context(), p.ByRequest)
 	states := p.ports.States()
 	require.Len(t, states, 1)
@@ -91,7 +100,7 @@ func TestPortsAreProbedOnce(t *testing.T) {
 	assert.True(t, states[0].Tls)
 	assert.True(t, p.ports.Known(plain))
 	assert.False(t, p.ports.Known(absent), "it is asked again")
-	assert.False(t, p.ports.Known(unasked), "a global intercept needs not know")
+	assert.False(t, p.ports.Known(unprobed), "a global intercept needs not know")
 }
 
 // A client that sends its ClientHello late, because it opened the connection ahead, reaches the
@@ -117,7 +126,10 @@ func secret(t *testing.T, certificate tls.Certificate) *tlspeek.Certificate {
 	dir := t.TempDir()
 	private, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
 	require.NoError(t, err)
-	for name, block := range map[string]*pem.Block{"tls.crt": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}, "tls.key": {Type: "PRIVATE KEY", Bytes: private}} {
+	for name, block := range map[string]*pem.Block{
+		"tls.crt": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]},
+		"tls.key": {Type: "PRIVATE KEY", Bytes: private},
+	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600))
 	}
 	return tlspeek.NewCertificate("web-tls", dir)
@@ -133,7 +145,8 @@ func looked(t *testing.T, change func(*tls.Config)) (p *pod, roots *x509.CertPoo
 	developer, _ := newCertificate(t)
 	serveAlice := handler(t, says("alice"))
 	alice := newLaptop(t, ok, func(c net.Conn) {
-		serveAlice(tls.Server(c, &tls.Config{Certificates: []tls.Certificate{developer}, NextProtos: []string{"h2", "http/1.1"}}))
+		serveAlice(tls.Server(c,
+			&tls.Config{Certificates: []tls.Certificate{developer}, NextProtos: []string{"h2", "http/1.1"}}))
 	})
 	bob := newLaptop(t, ok, handler(t, says("bob")))
 	bob.authority.AddCert(alice.certificate)
@@ -149,16 +162,23 @@ func looked(t *testing.T, change func(*tls.Config)) (p *pod, roots *x509.CertPoo
 func secureTransports(t *testing.T, roots *x509.CertPool) map[string]*http.Transport {
 	t.Helper()
 	all := map[string]*http.Transport{}
-	for version, set := range map[string]func(*http.Protocols){"HTTP/1.1": func(v *http.Protocols) { v.SetHTTP1(true) }, "HTTP/2.0": func(v *http.Protocols) { v.SetHTTP2(true) }} {
+	for version, set := range map[string]func(*http.Protocols){
+		"HTTP/1.1": func(v *http.Protocols) { v.SetHTTP1(true) },
+		"HTTP/2.0": func(v *http.Protocols) { v.SetHTTP2(true) },
+	} {
 		protocols := new(http.Protocols)
 		set(protocols)
-		all[version] = &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: serverName}}
+		all[version] = &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{
+			RootCAs: roots, ServerName: serverName,
+		}}
 		t.Cleanup(all[version].CloseIdleConnections)
 	}
 	return all
 }
 
-func (p *pod) askSecure(ctx context.Context, transport *http.Transport, method, path, who, body string) (*http.Response, string, error) {
+func (p *pod) askSecure(
+	ctx context.Context, transport *http.Transport, method, path, who, body string,
+) (*http.Response, string, error) {
 	r, err := http.NewRequestWithContext(ctx, method, "https://"+p.address+path, strings.NewReader(body))
 	if err != nil {
 		return nil, "", err
@@ -192,7 +212,8 @@ func TestTLSIsRoutedByRequest(t *testing.T) {
 							want = "app"
 						}
 						body := strings.Repeat("b", i*1000)
-						answer, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/a%2Fb?x=1", who, body)
+						answer, page, err := p.askSecure(t.Context(), transport, http.MethodPost,
+							"/a%2Fb?x=1", who, body)
 						if assert.NoError(t, err) {
 							assert.Equal(t, want+" /a%2Fb?x=1 "+body, page)
 							assert.Equal(t, version, answer.Proto)
@@ -218,13 +239,20 @@ func TestTLSThatCannotEndHerePassesUnread(t *testing.T) {
 		client  func(*tls.Config)
 		problem string
 	}{
-		"another certificate": {func(c *tls.Config) { c.Certificates = []tls.Certificate{other} }, func(c *tls.Config) { c.RootCAs = otherRoots }, "the app presents another certificate than that of Secret web-tls"},
+		"another certificate": {
+			change:  func(c *tls.Config) { c.Certificates = []tls.Certificate{other} },
+			client:  func(c *tls.Config) { c.RootCAs = otherRoots },
+			problem: "the app presents another certificate than that of Secret web-tls",
+		},
 		"client certificates": {
 			func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert },
 			func(c *tls.Config) { c.Certificates = []tls.Certificate{other} },
 			"the app requires client certificates, which the agent cannot present in the clients' place",
 		},
-		"an old client": {func(c *tls.Config) { c.MinVersion = tls.VersionTLS10 }, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }, ""},
+		"an old client": {
+			change: func(c *tls.Config) { c.MinVersion = tls.VersionTLS10 },
+			client: func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 },
+		},
 		"another name": {
 			func(c *tls.Config) {
 				mine := c.Certificates[0]
@@ -324,13 +352,17 @@ func (s *calls) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.Simpl
 	return &testpb.SimpleResponse{Payload: &testpb.Payload{Body: []byte(s.name)}}, nil
 }
 
-func (s *calls) FullDuplexCall(stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+func (s *calls) FullDuplexCall(
+	stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse],
+) error {
 	for {
 		m, err := stream.Recv()
 		if err != nil {
 			return nil //nolint:nilerr // the client is done
 		}
-		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: append([]byte(s.name+" "), m.GetPayload().GetBody()...)}}); err != nil {
+		if err := stream.Send(&testpb.StreamingOutputCallResponse{
+			Payload: &testpb.Payload{Body: append([]byte(s.name+" "), m.GetPayload().GetBody()...)},
+		}); err != nil {
 			return err
 		}
 	}
@@ -360,19 +392,23 @@ func TestTLSRoutesGRPC(t *testing.T) {
 	alice := newLaptop(t, ok, func(c net.Conn) { serveAlice(tls.Server(c, config)) })
 	bob := newLaptop(t, ok, serveBob)
 	bob.authority.AddCert(alice.certificate)
-	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(tls.Server(c, config)) }), bob.authority)
+	p := newPod(t, "127.0.0.1", serve(t, "127.0.0.1", func(c *net.TCPConn) { serveApp(tls.Server(c, config)) }),
+		bob.authority)
 	p.ports.SetCertificate(p.port, secret(t, certificate))
 	his := p.person("bob", bob.address)
 	his.LocalPlaintext = true
 	p.table.Set([]*agentv1.Intercept{p.person("alice", alice.address), his})
 	p.ports.Probe(t.Context(), p.ByRequest)
 
-	conn, err := grpc.NewClient("passthrough:///"+p.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: serverName})))
+	conn, err := grpc.NewClient("passthrough:///"+p.address,
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: serverName})))
 	require.NoError(t, err)
 	defer conn.Close()
 	client := testpb.NewTestServiceClient(conn)
 	for range 3 {
-		for who, want := range map[string]string{"alice": "alice HTTP/2.0", "bob": "bob HTTP/1.1", "carol": "app HTTP/2.0"} {
+		for who, want := range map[string]string{
+			"alice": "alice HTTP/2.0", "bob": "bob HTTP/1.1", "carol": "app HTTP/2.0",
+		} {
 			by, _, _ := strings.Cut(want, " ")
 			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-dev", who), patience)
 			answer, err := client.UnaryCall(ctx, &testpb.SimpleRequest{})
@@ -380,18 +416,20 @@ func TestTLSRoutesGRPC(t *testing.T) {
 			assert.Equal(t, by, string(answer.GetPayload().GetBody()))
 			stream, err := client.FullDuplexCall(ctx)
 			require.NoError(t, err, who)
-			for _, said := range []string{"one", "two"} {
-				require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{Payload: &testpb.Payload{Body: []byte(said)}}))
+			for _, message := range []string{"one", "two"} {
+				require.NoError(t,
+					stream.Send(&testpb.StreamingOutputCallRequest{Payload: &testpb.Payload{Body: []byte(message)}}))
 				m, err := stream.Recv()
 				require.NoError(t, err, who)
-				assert.Equal(t, by+" "+said, string(m.GetPayload().GetBody()))
+				assert.Equal(t, by+" "+message, string(m.GetPayload().GetBody()))
 			}
 			require.NoError(t, stream.CloseSend())
 			_, err = stream.Recv()
 			require.ErrorIs(t, err, io.EOF, who)
 			cancel()
 
-			_, page, err := p.askSecure(t.Context(), secureTransports(t, roots)["HTTP/2.0"], http.MethodPost, "/", who, "body")
+			_, page, err := p.askSecure(t.Context(), secureTransports(t, roots)["HTTP/2.0"], http.MethodPost,
+				"/", who, "body")
 			require.NoError(t, err)
 			assert.Equal(t, want, page)
 		}
@@ -418,7 +456,8 @@ func TestAnswerBeforeTheBodyWasRead(t *testing.T) {
 	transport := secureTransports(t, roots)["HTTP/2.0"]
 	for _, size := range []int{10, 100_000, 4 << 20} {
 		for range 10 {
-			answer, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "alice", strings.Repeat("x", size))
+			answer, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "alice",
+				strings.Repeat("x", size))
 			require.NoError(t, err, size)
 			require.Equal(t, "413 alice", fmt.Sprint(answer.StatusCode, " ", page), size)
 		}
@@ -491,7 +530,9 @@ func TestRequestsInsideTLSAreCopied(t *testing.T) {
 	}))
 	carol := newLaptop(t, ok, watch)
 	p.tls.RootCAs.AddCert(carol.certificate)
-	p.table.Set([]*agentv1.Intercept{{Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Wiretap: true, LocalPlaintext: true}})
+	p.table.Set([]*agentv1.Intercept{{
+		Uid: "tap", Port: uint32(p.port), RelayAddress: carol.address, Wiretap: true, LocalPlaintext: true,
+	}})
 	for version, transport := range secureTransports(t, roots) {
 		_, page, err := p.askSecure(t.Context(), transport, http.MethodPost, "/", "", version)
 		require.NoError(t, err)

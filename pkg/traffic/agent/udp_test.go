@@ -103,7 +103,9 @@ func frames(refuse bool) func(net.Conn) {
 			}
 			answer := datagram.Frame{Kind: datagram.Pong}
 			if f.Kind == datagram.Data {
-				answer = datagram.Frame{Kind: datagram.Data, Flow: f.Flow, Payload: fmt.Appendf(nil, "laptop %d %s", f.Flow, f.Payload)}
+				answer = datagram.Frame{
+					Kind: datagram.Data, Flow: f.Flow, Payload: fmt.Appendf(nil, "laptop %d %s", f.Flow, f.Payload),
+				}
 				if refuse {
 					answer = datagram.Frame{Kind: datagram.Refused, Flow: f.Flow}
 				}

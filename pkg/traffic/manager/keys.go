@@ -104,7 +104,7 @@ func newKeysSecret(name client.ObjectKey) (*corev1.Secret, error) {
 }
 
 func parseKeys(s *corev1.Secret) (*keys, error) {
-	broken := fmt.Errorf("Secret %s is damaged: delete it and restart the traffic-manager", wellknown.KeysSecret)
+	broken := fmt.Errorf("secret %s is damaged: delete it and restart the traffic-manager", wellknown.KeysSecret)
 	k := &keys{caPEM: s.Data["ca.crt"]}
 	var err error
 	if k.wireguard, err = wgkey.Parse(string(s.Data["wireguard.key"])); err != nil {

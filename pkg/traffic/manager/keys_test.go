@@ -66,7 +66,8 @@ func TestDamagedKeys(t *testing.T) {
 				require.NoError(t, err)
 				secret.Data[part] = []byte(value)
 				_, err = parseKeys(secret)
-				require.EqualError(t, err, "Secret traffic-manager-keys is damaged: delete it and restart the traffic-manager")
+				require.EqualError(t, err,
+					"secret traffic-manager-keys is damaged: delete it and restart the traffic-manager")
 			})
 		}
 	}
@@ -110,7 +111,9 @@ func TestCertificatesAreTrusted(t *testing.T) {
 		}
 		return err
 	}
-	for _, name := range []string{"traffic-manager", "traffic-manager.detour-system", "traffic-manager.detour-system.svc"} {
+	for _, name := range []string{
+		"traffic-manager", "traffic-manager.detour-system", "traffic-manager.detour-system.svc",
+	} {
 		require.NoError(t, dial(roots, name, tls.VersionTLS13), name)
 	}
 	var wrongName x509.HostnameError

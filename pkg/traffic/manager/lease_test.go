@@ -44,12 +44,14 @@ func TestPodLock(t *testing.T) {
 		after  time.Duration
 		free   bool
 	}{
-		"deleted for long":            {holder: "old", exists: absent, after: podGoneAfter, free: true},
-		"deleted a moment ago":        {holder: "old", exists: absent, after: podGoneAfter - time.Second},
-		"the pod exists":              {holder: "old", exists: answer(true, nil), after: 2 * podGoneAfter},
-		"the API server says nothing": {holder: "old", exists: answer(false, errors.New("no answer")), after: 2 * podGoneAfter},
-		"the manager's own lease":     {holder: "me", exists: absent, after: 2 * podGoneAfter},
-		"deleted now and then":        {holder: "old", exists: sometimes, after: 2 * podGoneAfter},
+		"deleted for long":     {holder: "old", exists: absent, after: podGoneAfter, free: true},
+		"deleted a moment ago": {holder: "old", exists: absent, after: podGoneAfter - time.Second},
+		"the pod exists":       {holder: "old", exists: answer(true, nil), after: 2 * podGoneAfter},
+		"the API server says nothing": {
+			holder: "old", exists: answer(false, errors.New("no answer")), after: 2 * podGoneAfter,
+		},
+		"the manager's own lease": {holder: "me", exists: absent, after: 2 * podGoneAfter},
+		"deleted now and then":    {holder: "old", exists: sometimes, after: 2 * podGoneAfter},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -48,7 +48,8 @@ type tailServer struct {
 
 // serve serves on the hub's own addresses, which only laptops reach, until ctx ends.
 func (t *tailServer) serve(ctx context.Context, hub *vif.Hub, addresses []netip.Addr) error {
-	server := grpc.NewServer(grpc.KeepaliveParams(keepalive.ServerParameters{Time: tailKeepalive, Timeout: tailKeepalive}))
+	server := grpc.NewServer(
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: tailKeepalive, Timeout: tailKeepalive}))
 	tailv1.RegisterTailServiceServer(server, t)
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()

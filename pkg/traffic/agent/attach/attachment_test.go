@@ -29,6 +29,7 @@ func TestConnectedSeesOpenConnectionsOnly(t *testing.T) {
 		"1: 0100007F:C000 0100007F:26AC 01 00000000:0": false,
 		"": false,
 	} {
-		assert.Equal(t, want, connectedIn(bufio.NewScanner(strings.NewReader(line)), map[string]bool{"26AC": true}), line)
+		assert.Equal(t, want,
+			connectedIn(bufio.NewScanner(strings.NewReader(line)), map[string]bool{"26AC": true}), line)
 	}
 }

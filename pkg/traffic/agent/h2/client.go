@@ -129,8 +129,8 @@ func (c *Client) route(r *http2.Request) http2.Route {
 	return to
 }
 
-// backend returns the backend of a laptop for a request. Behind an app with TLS, a process that speaks
-// plaintext seldom speaks HTTP/2; but gRPC is always HTTP/2.
+// backend returns the backend of a laptop for a request. Behind an app with TLS, a process that
+// speaks plaintext seldom speaks HTTP/2; but gRPC is always HTTP/2.
 func (c *Client) backend(t *intercepts.Target, grpc bool) *http2.Backend {
 	_, secure := c.conn.(upstream.TLSClient)
 	key := backendKey{target: t, translate: t.LocalPlaintext && secure && !grpc}

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Answers follows the answers on a connection, in parts of any size, and knows when all are complete.
-// It agrees with ReadResponse and CopyBody about the end of each answer. The zero value is a
-// connection without requests.
+// Answers follows the answers on a connection, in parts of any size, and knows when all are
+// complete. It agrees with ReadResponse and CopyBody about the end of each answer. The zero value
+// is a connection without requests.
 type Answers struct {
 	methods   []string // of the requests whose answer is incomplete
 	state     answersState

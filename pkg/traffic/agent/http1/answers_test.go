@@ -13,15 +13,34 @@ import (
 // However the bytes are cut into reads, Between is said where an answer ends, and nowhere else.
 func TestAnswersEndWhereTheyEnd(t *testing.T) {
 	for name, c := range map[string]struct{ method, sent string }{
-		"with a length":   {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"},
-		"empty":           {"GET", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"},
-		"in chunks":       {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n"},
-		"with trailers":   {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n"},
-		"to HEAD":         {"HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"},
-		"not modified":    {"GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"},
-		"after a 103":     {"GET", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"},
-		"after a 100":     {"PUT", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"},
-		"with a long tag": {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nETag: " + strings.Repeat("x", 70000) + "\r\n\r\nx"},
+		"with a length": {method: "GET", sent: "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"},
+		"empty":         {method: "GET", sent: "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"},
+		"in chunks": {
+			sent: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" +
+				"5;x\r\nhello\r\n7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n",
+			method: "GET",
+		},
+		"with trailers": {
+			sent:   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n",
+			method: "GET",
+		},
+		"to HEAD": {method: "HEAD", sent: "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"},
+		"not modified": {
+			sent:   "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+			method: "GET",
+		},
+		"after a 103": {
+			sent:   "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+			method: "GET",
+		},
+		"after a 100": {
+			sent:   "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+			method: "PUT",
+		},
+		"with a long tag": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nETag: " + strings.Repeat("x", 70000) + "\r\n\r\nx",
+			method: "GET",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, size := range []int{1, 2, 3, 7, 60, len(c.sent)} {
@@ -77,7 +96,8 @@ func TestAnswersThatAreLost(t *testing.T) {
 func FuzzAnswers(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"), false, 5)
 	f.Add([]byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"), true, 50)
-	f.Add([]byte("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nA: b\r\n\r\n"), false, 44)
+	f.Add([]byte("HTTP/1.1 100 Continue\r\n\r\n"+
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nA: b\r\n\r\n"), false, 44)
 	f.Fuzz(func(t *testing.T, sent []byte, head bool, cut int) {
 		method := "GET"
 		if head {

@@ -8,11 +8,12 @@ import (
 	"strings"
 )
 
-// maxChunkLine bounds the line before a chunk, with its extensions, and a line of a trailer, in bytes.
+// maxChunkLine bounds the line before a chunk, with its extensions, and a line of a trailer, in
+// bytes.
 const maxChunkLine = 16 << 10
 
-// CopyBody copies the body of a message as it arrives. After ErrUnclear it has copied everything that
-// it has read, and the end of the body is unknown.
+// CopyBody copies the body of a message as it arrives. After ErrUnclear it has copied everything
+// that it has read, and the end of the body is unknown.
 func CopyBody(w io.Writer, r *bufio.Reader, h *Head) error {
 	switch h.Framing {
 	case NoBody:

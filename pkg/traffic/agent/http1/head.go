@@ -1,7 +1,7 @@
-// Package http1 reads HTTP/1 messages just far enough to know where each ends, and passes their bytes
-// on unchanged. It rejects a message that two recipients could read in two ways (ErrUnclear): then
-// the caller sends the app exactly what the client sent. The rules are those of RFC 9112. Start with
-// ReadRequest, ReadResponse and CopyBody.
+// Package http1 reads HTTP/1 messages just far enough to know where each ends, and passes their
+// bytes on unchanged. It rejects a message that two recipients could read in two ways (ErrUnclear):
+// then the caller sends the app exactly what the client sent. The rules are those of RFC 9112.
+// Start with ReadRequest, ReadResponse and CopyBody.
 package http1
 
 import (
@@ -18,8 +18,8 @@ import (
 // ErrUnclear means that not every recipient reads a message in the same way.
 var ErrUnclear = errors.New("not plain HTTP/1")
 
-// MaxHead bounds a head, in bytes. A longer head is unclear, so the app gets the request and applies
-// its own limit.
+// MaxHead bounds a head, in bytes. A longer head is unclear, so the app gets the request and
+// applies its own limit.
 const MaxHead = 1 << 20
 
 // Framing is how a body ends.
@@ -64,10 +64,10 @@ func (h *Head) Values(name string) []string {
 // Has reports whether there is a field with a name, in any case.
 func (h *Head) Has(name string) bool { return h.count(name) > 0 }
 
-// ReadRequest reads the head of a request. After an error, Raw of the head holds the bytes that were
-// read from r. io.EOF means that the client sends no further request. ReadRequest calls reserve for
-// each part of a head that does not arrive as a whole, first with 0. reserve reports whether the
-// caller may hold that many bytes more; when it may not, the head is unclear.
+// ReadRequest reads the head of a request. After an error, Raw of the head holds the bytes that
+// were read from r. io.EOF means that the client sends no further request. ReadRequest calls
+// reserve for each part of a head that does not arrive as a whole, first with 0. reserve reports
+// whether the caller may hold that many bytes more; when it may not, the head is unclear.
 func ReadRequest(r *bufio.Reader, reserve func(n int) bool) (*Head, error) {
 	if h, err := buffered(r, ParseRequest); h != nil {
 		return h, err
@@ -88,8 +88,8 @@ func ReadRequest(r *bufio.Reader, reserve func(n int) bool) (*Head, error) {
 	return h, h.request(fields)
 }
 
-// ParseRequest parses the head of a request at the start of b. io.ErrUnexpectedEOF means that the head
-// is incomplete. Raw of the head is a part of b.
+// ParseRequest parses the head of a request at the start of b. io.ErrUnexpectedEOF means that the
+// head is incomplete. Raw of the head is a part of b.
 func ParseRequest(b []byte) (*Head, error) {
 	h := &Head{}
 	line, fields, err := h.whole(b)
@@ -141,8 +141,8 @@ func (h *Head) request(fields string) error {
 	return nil
 }
 
-// ReadResponse reads the head of an answer to a request with a method. An answer without a length ends
-// with its connection.
+// ReadResponse reads the head of an answer to a request with a method. An answer without a length
+// ends with its connection.
 func ReadResponse(r *bufio.Reader, method string) (*Head, error) {
 	if h, err := buffered(r, func(b []byte) (*Head, error) { return parseResponse(b, method) }); h != nil {
 		return h, err
@@ -262,8 +262,8 @@ func (h *Head) closes() bool {
 	return h.Minor == 0 && !keep
 }
 
-// buffered reads a head that is complete in the buffer of r and clear. That costs less than reading it
-// line by line. It returns nil when the head is incomplete or unclear.
+// buffered reads a head that is complete in the buffer of r and clear. That costs less than reading
+// it line by line. It returns nil when the head is incomplete or unclear.
 func buffered(r *bufio.Reader, parse func([]byte) (*Head, error)) (*Head, error) {
 	if _, err := r.Peek(1); err != nil {
 		return &Head{}, err

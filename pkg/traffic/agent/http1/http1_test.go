@@ -24,15 +24,33 @@ func TestReadRequest(t *testing.T) {
 		length  int64
 		close   bool
 	}{
-		"plain":                      {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", NoBody, 0, false},
-		"with a length":              {"POST /x?y HTTP/1.1\r\nHost: a\r\ncontent-length:  5 \r\n\r\n", Length, 5, false},
-		"with no length to speak of": {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", NoBody, 0, false},
-		"in chunks":                  {"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n", Chunked, 0, false},
-		"the last":                   {"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade, Close\r\n\r\n", NoBody, 0, true},
-		"HTTP/1.0":                   {"GET / HTTP/1.0\r\n\r\n", NoBody, 0, true},
-		"HTTP/1.0 that goes on":      {"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", NoBody, 0, false},
-		"a large head":               {"GET / HTTP/1.1\r\nHost: a\r\nCookie: " + strings.Repeat("x", 60000) + "\r\n\r\n", NoBody, 0, false},
-		"an empty value":             {"GET / HTTP/1.1\r\nHost:\r\nX-A:\r\n\r\n", NoBody, 0, false},
+		"plain": {sent: "GET / HTTP/1.1\r\nHost: a\r\n\r\n", framing: NoBody},
+		"with a length": {
+			sent:    "POST /x?y HTTP/1.1\r\nHost: a\r\ncontent-length:  5 \r\n\r\n",
+			framing: Length, length: 5,
+		},
+		"with no length to speak of": {
+			sent:    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+			framing: NoBody,
+		},
+		"in chunks": {
+			sent:    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
+			framing: Chunked,
+		},
+		"the last": {
+			sent:    "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade, Close\r\n\r\n",
+			framing: NoBody, close: true,
+		},
+		"HTTP/1.0": {sent: "GET / HTTP/1.0\r\n\r\n", framing: NoBody, close: true},
+		"HTTP/1.0 that goes on": {
+			sent:    "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+			framing: NoBody,
+		},
+		"a large head": {
+			sent:    "GET / HTTP/1.1\r\nHost: a\r\nCookie: " + strings.Repeat("x", 60000) + "\r\n\r\n",
+			framing: NoBody,
+		},
+		"an empty value": {sent: "GET / HTTP/1.1\r\nHost:\r\nX-A:\r\n\r\n", framing: NoBody},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := reader(c.sent + "rest")
@@ -55,24 +73,78 @@ func TestReadResponse(t *testing.T) {
 		framing      Framing
 		close        bool
 	}{
-		"with a length":              {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, Length, false},
-		"without a reason":           {"GET", "HTTP/1.1 204\r\n\r\n", 204, NoBody, false},
-		"to HEAD":                    {"HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, NoBody, false},
-		"not modified":               {"GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304, NoBody, false},
-		"to be continued":            {"PUT", "HTTP/1.1 100 Continue\r\n\r\n", 100, NoBody, false},
-		"in chunks":                  {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 200, Chunked, false},
-		"until the end":              {"GET", "HTTP/1.1 200 OK\r\n\r\n", 200, UntilClose, true},
-		"with two lengths":           {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 200, UntilClose, true},
-		"with two lengths in one":    {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n", 200, UntilClose, true},
-		"with a length twice":        {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", 200, Length, false},
-		"with a length in a list":    {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n", 200, Length, false},
-		"with a length that is none": {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5,\r\n\r\n", 200, UntilClose, true},
-		"with a length and chunks":   {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 200, Chunked, false},
-		"in chunks within chunks":    {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 200, Chunked, false},
-		"in chunks of a coding":      {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, Chunked\r\n\r\n", 200, Chunked, false},
-		"in a coding that is later":  {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", 200, UntilClose, true},
-		"in no coding":               {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\n", 200, UntilClose, true},
-		"the last":                   {"GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n", 200, Length, true},
+		"with a length": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+			method: "GET", status: 200, framing: Length,
+		},
+		"without a reason": {
+			sent:   "HTTP/1.1 204\r\n\r\n",
+			method: "GET", status: 204, framing: NoBody,
+		},
+		"to HEAD": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+			method: "HEAD", status: 200, framing: NoBody,
+		},
+		"not modified": {
+			sent:   "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+			method: "GET", status: 304, framing: NoBody,
+		},
+		"to be continued": {
+			sent:   "HTTP/1.1 100 Continue\r\n\r\n",
+			method: "PUT", status: 100, framing: NoBody,
+		},
+		"in chunks": {
+			sent:   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+			method: "GET", status: 200, framing: Chunked,
+		},
+		"until the end": {
+			sent:   "HTTP/1.1 200 OK\r\n\r\n",
+			method: "GET", status: 200, framing: UntilClose, close: true,
+		},
+		"with two lengths": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+			method: "GET", status: 200, framing: UntilClose, close: true,
+		},
+		"with two lengths in one": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+			method: "GET", status: 200, framing: UntilClose, close: true,
+		},
+		"with a length twice": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+			method: "GET", status: 200, framing: Length,
+		},
+		"with a length in a list": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+			method: "GET", status: 200, framing: Length,
+		},
+		"with a length that is none": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5,\r\n\r\n",
+			method: "GET", status: 200, framing: UntilClose, close: true,
+		},
+		"with a length and chunks": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+			method: "GET", status: 200, framing: Chunked,
+		},
+		"in chunks within chunks": {
+			sent:   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+			method: "GET", status: 200, framing: Chunked,
+		},
+		"in chunks of a coding": {
+			sent:   "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, Chunked\r\n\r\n",
+			method: "GET", status: 200, framing: Chunked,
+		},
+		"in a coding that is later": {
+			sent:   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+			method: "GET", status: 200, framing: UntilClose, close: true,
+		},
+		"in no coding": {
+			sent:   "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\n",
+			method: "GET", status: 200, framing: UntilClose, close: true,
+		},
+		"the last": {
+			sent:   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n",
+			method: "GET", status: 200, framing: Length, close: true,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, err := ReadResponse(reader(c.sent), c.method)
@@ -94,17 +166,29 @@ func TestCopyBody(t *testing.T) {
 		body string
 		err  error
 	}{
-		"length":                  {&Head{Framing: Length, Length: 300}, strings.Repeat("x", 300), nil},
-		"too short":               {&Head{Framing: Length, Length: 1000}, "", io.ErrUnexpectedEOF},
-		"chunks":                  {&Head{Framing: Chunked}, "5;ext=\"a;b\"\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n", nil},
-		"trailers":                {&Head{Framing: Chunked}, "1\r\nx\r\n0\r\nX-Sum: 1\r\n\r\n", nil},
-		"a size that is none":     {&Head{Framing: Chunked}, "0x1\r\n", ErrUnclear},
-		"a size with a sign":      {&Head{Framing: Chunked}, "+1\r\n", ErrUnclear},
-		"a size that is too big":  {&Head{Framing: Chunked}, "ffffffffffffffff\r\n", ErrUnclear},
-		"a size before the space": {&Head{Framing: Chunked}, " 1\r\n", ErrUnclear},
-		"a chunk without its end": {&Head{Framing: Chunked}, "1\r\nxy\r\n", ErrUnclear},
-		"a bare line feed":        {&Head{Framing: Chunked}, "1\n", ErrUnclear},
-		"nothing":                 {&Head{}, "", nil},
+		"length": {head: &Head{Framing: Length, Length: 300}, body: strings.Repeat("x", 300)},
+		"too short": {
+			body: "",
+			head: &Head{Framing: Length, Length: 1000}, err: io.ErrUnexpectedEOF,
+		},
+		"chunks": {
+			body: "5;ext=\"a;b\"\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n",
+			head: &Head{Framing: Chunked},
+		},
+		"trailers":            {head: &Head{Framing: Chunked}, body: "1\r\nx\r\n0\r\nX-Sum: 1\r\n\r\n"},
+		"a size that is none": {head: &Head{Framing: Chunked}, body: "0x1\r\n", err: ErrUnclear},
+		"a size with a sign":  {head: &Head{Framing: Chunked}, body: "+1\r\n", err: ErrUnclear},
+		"a size that is too big": {
+			body: "ffffffffffffffff\r\n",
+			head: &Head{Framing: Chunked}, err: ErrUnclear,
+		},
+		"a size before the space": {head: &Head{Framing: Chunked}, body: " 1\r\n", err: ErrUnclear},
+		"a chunk without its end": {
+			body: "1\r\nxy\r\n",
+			head: &Head{Framing: Chunked}, err: ErrUnclear,
+		},
+		"a bare line feed": {head: &Head{Framing: Chunked}, body: "1\n", err: ErrUnclear},
+		"nothing":          {head: &Head{}, body: ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rest := "GET"
@@ -122,11 +206,13 @@ func TestCopyBody(t *testing.T) {
 	}
 }
 
-// What we call clear, the standard library reads in the same way: the same request, the same body, the same rest.
+// What we call clear, the standard library reads in the same way: the same request, the same body,
+// the same rest.
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{
 		"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest", "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcrest",
-		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\nA: b\r\n\r\nrest", "GET http://a/b HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\nA: b\r\n\r\nrest",
+		"GET http://a/b HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
 	} {
 		f.Add([]byte(s))
 	}
@@ -180,7 +266,8 @@ func slowly(sent []byte) *bufio.Reader {
 
 func same(t *testing.T, slow *Head, serr error, fast *Head, err error) {
 	t.Helper()
-	if (serr == nil) != (err == nil) || errors.Is(serr, ErrUnclear) != errors.Is(err, ErrUnclear) || !reflect.DeepEqual(slow, fast) {
+	if (serr == nil) != (err == nil) || errors.Is(serr, ErrUnclear) != errors.Is(err, ErrUnclear) ||
+		!reflect.DeepEqual(slow, fast) {
 		t.Fatalf("byte by byte %+v (%v), at once %+v (%v)", slow, serr, fast, err)
 	}
 }

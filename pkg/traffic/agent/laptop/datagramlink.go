@@ -127,7 +127,8 @@ type datagramLink[C comparable] struct {
 	queue  chan datagram.Frame
 	opened atomic.Bool
 	stop   context.CancelFunc
-	// clients calls back with its own lock held, and the callbacks take mu: never call it with mu held.
+	// clients calls back with its own lock held, and the callbacks take mu: never call it with mu
+	// held.
 	clients *datagram.Flows[C, *laptopFlow[C]]
 
 	// mu guards the fields below.

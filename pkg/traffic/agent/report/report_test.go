@@ -15,7 +15,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestPathOfLeavesOutSecrets(t *testing.T) {
 	for target, want := range map[string]string{
-		"/a?b=c": "/a", "/a#b": "/a", "*": "*", "http://user:secret@host/a/b?c": "/a/b", "http://host": "/", "/x://y": "/x://y", "/\xff\x9b": "/�", "": "",
+		"/a?b=c": "/a", "/a#b": "/a", "*": "*",
+		"http://user:secret@host/a/b?c": "/a/b", "http://host": "/",
+		"/x://y": "/x://y", "/\xff\x9b": "/�", "": "",
 	} {
 		assert.Equal(t, want, pathOf(target), target)
 	}

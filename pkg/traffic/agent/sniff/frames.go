@@ -11,8 +11,8 @@ type Frames struct {
 	passed    bool   // a frame has ended
 }
 
-// Feed follows the next bytes. It returns the offset in b after the last frame that ends in b, or -1
-// when none does.
+// Feed follows the next bytes. It returns the offset in b after the last frame that ends in b, or
+// -1 when none does.
 func (f *Frames) Feed(b []byte) int {
 	boundary := -1
 	for at := 0; at < len(b); {
@@ -41,7 +41,7 @@ func (f *Frames) Feed(b []byte) int {
 // direction's first frame must stay the first.
 func (f *Frames) Between() bool { return f.passed && f.remaining == 0 && f.have == 0 }
 
-// Goaway is the frame that asks a client to open another connection for its next requests (RFC 9113,
-// section 6.8). It names the highest possible stream, so the connection still serves all requests
-// that have begun, and those that cross the frame.
+// Goaway is the frame that asks a client to open another connection for its next requests (RFC
+// 9113, section 6.8). It names the highest possible stream, so the connection still serves all
+// requests that have begun, and those that cross the frame.
 var Goaway = []byte{0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0}

@@ -61,14 +61,14 @@ func isToken(c byte) bool {
 		bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), c) >= 0
 }
 
-// SwitchesProtocol reports whether b begins with an answer of status 101. After it the connection is
-// no longer HTTP.
+// SwitchesProtocol reports whether b begins with an answer of status 101. After it the connection
+// is no longer HTTP.
 func SwitchesProtocol(b []byte) bool {
 	return len(b) >= 12 && bytes.HasPrefix(b, []byte("HTTP/1.")) && bytes.Equal(b[8:12], []byte(" 101"))
 }
 
-// BeginsRequest reports whether b may be the beginning of an HTTP/1 request: a method and a space, or
-// the first part of them.
+// BeginsRequest reports whether b may be the beginning of an HTTP/1 request: a method and a space,
+// or the first part of them.
 func BeginsRequest(b []byte) bool {
 	for i, c := range b[:min(len(b), 33)] {
 		if c == ' ' {
@@ -84,5 +84,6 @@ func BeginsRequest(b []byte) bool {
 // StartsHTTP2Server reports whether b begins with the first frame of an HTTP/2 server: SETTINGS on
 // stream 0 (RFC 9113, sections 3.4 and 6.5).
 func StartsHTTP2Server(b []byte) bool {
-	return len(b) >= 9 && b[0] == 0 && b[1] == 0 && b[2]%6 == 0 && b[3] == 4 && b[4] == 0 && bytes.Equal(b[5:9], []byte{0, 0, 0, 0})
+	return len(b) >= 9 && b[0] == 0 && b[1] == 0 && b[2]%6 == 0 && b[3] == 4 && b[4] == 0 &&
+		bytes.Equal(b[5:9], []byte{0, 0, 0, 0})
 }

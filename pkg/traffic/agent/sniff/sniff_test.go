@@ -7,7 +7,8 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// What a connection's first bytes say decides whether it may move to the laptop in the middle: only HTTP/1 has boundaries.
+// The first bytes of a connection decide whether it may move to the laptop later: only HTTP/1 has
+// boundaries.
 func TestClassify(t *testing.T) {
 	for name, c := range map[string]struct {
 		first string
@@ -42,15 +43,16 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-// A live connection changes over where a request begins and nowhere else: what looks like one inside a body must be a whole
-// request line to pass for one.
+// An open connection moves where a request begins and nowhere else. Bytes inside a body pass for
+// the beginning of a request only if they are a whole request line.
 func TestStartsRequest(t *testing.T) {
 	for name, c := range map[string]struct {
 		bytes string
 		want  bool
 	}{
-		"request":                   {"POST /orders HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", true},
-		"spaces in the target":      {"GET /a b HTTP/1.1\r\n", true}, // not allowed, but sent, and the version still ends the line
+		"request": {"POST /orders HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", true},
+		// Not allowed, but some clients send it, and the version still ends the line.
+		"spaces in the target":      {"GET /a b HTTP/1.1\r\n", true},
 		"every character of tchar":  {"!#$%&'*+-.^_`|~09azAZ / HTTP/1.1\r\n", true},
 		"longest method":            {strings.Repeat("M", 32) + " / HTTP/1.1\r\n", true},
 		"method too long":           {strings.Repeat("M", 33) + " / HTTP/1.1\r\n", false},
@@ -94,7 +96,10 @@ func TestSwitchesProtocol(t *testing.T) {
 
 // FuzzClassify: any pod of the cluster chooses these bytes.
 func FuzzClassify(f *testing.F) {
-	for _, seed := range []string{"", preface, "PRI * ", "GET / HTTP/1.1\r\n\r\n", "\n", " \n", "HTTP/1.1 101 Switching Protocols\r\n\r\n", "\x16\x03\x01"} {
+	for _, seed := range []string{
+		"", preface, "PRI * ", "GET / HTTP/1.1\r\n\r\n", "\n", " \n",
+		"HTTP/1.1 101 Switching Protocols\r\n\r\n", "\x16\x03\x01",
+	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

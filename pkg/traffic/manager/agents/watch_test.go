@@ -123,7 +123,8 @@ func TestWhyARequestWentWhereItWent(t *testing.T) {
 			activate("alice", "pod-1", 8080,
 				&agentv1.Match{Headers: []*agentv1.ValueMatch{{Name: "x-dev", Value: "secret"}}}, false)
 			activate("bob", "pod-1", 8080, &agentv1.Match{
-				Query: []*agentv1.ValueMatch{{Name: "token", Value: "secret"}}, Path: "/secret", Methods: []string{"GET"},
+				Query: []*agentv1.ValueMatch{{Name: "token", Value: "secret"}}, Path: "/secret",
+				Methods: []string{"GET"},
 			}, false)
 			activate("eve", "pod-1", 9090, nil, false)
 			activate("carol", "pod-1", 7070, nil, true)

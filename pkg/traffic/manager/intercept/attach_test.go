@@ -14,9 +14,14 @@ import (
 func TestAttachedPodIsNotRolledOut(t *testing.T) {
 	pod := &corev1.Pod{Spec: corev1.PodSpec{
 		Containers: []corev1.Container{{Name: "app"}},
-		Volumes: []corev1.Volume{{Name: "token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
-			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}}},
-		}}}},
+		Volumes: []corev1.Volume{{
+			Name: "token",
+			VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+				Sources: []corev1.VolumeProjection{{
+					ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"},
+				}},
+			}},
+		}},
 	}}
 	container, err := inject.Attach(pod, []int32{8080}, inject.Options{})
 	require.NoError(t, err)

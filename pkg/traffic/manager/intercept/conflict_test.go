@@ -124,7 +124,9 @@ func TestClash(t *testing.T) {
 // Of two intercepts of one port exactly one precedes the other.
 func TestPrecedes(t *testing.T) {
 	at := func(seconds int64, uid string) *detour.Intercept {
-		return &detour.Intercept{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), CreationTimestamp: metav1.Unix(seconds, 0)}}
+		return &detour.Intercept{
+			ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), CreationTimestamp: metav1.Unix(seconds, 0)},
+		}
 	}
 	active := func(i *detour.Intercept) *detour.Intercept {
 		i.Status.Phase = detour.PhaseActive

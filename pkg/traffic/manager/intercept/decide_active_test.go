@@ -20,21 +20,24 @@ func TestDecideConfirmations(t *testing.T) {
 			changes: []change{pending},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonWaitingForAgents, agents: "0/2",
-				message: "waiting for the agents of deployment/catalog (0 of 2)", activate: both, requeue: unsettledRecheck,
+				message: "waiting for the agents of deployment/catalog (0 of 2)", activate: both,
+				requeue: unsettledRecheck,
 			},
 		},
 		"agents follow another laptop address": {
 			changes: []change{phase(detour.PhasePending), func(f *facts) { f.agents.active.Address = "198.18.0.9" }},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonWaitingForAgents, agents: "0/2",
-				message: "waiting for the agents of deployment/catalog (0 of 2)", activate: both, requeue: unsettledRecheck,
+				message: "waiting for the agents of deployment/catalog (0 of 2)", activate: both,
+				requeue: unsettledRecheck,
 			},
 		},
 		"one agent has confirmed": {
 			changes: []change{phase(detour.PhasePending), unconfirmed("pod-2")},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonWaitingForAgents, agents: "1/2",
-				message: "waiting for the agents of deployment/catalog (1 of 2)", activate: both, requeue: unsettledRecheck,
+				message: "waiting for the agents of deployment/catalog (1 of 2)", activate: both,
+				requeue: unsettledRecheck,
 			},
 		},
 		"all agents have confirmed": {
@@ -48,7 +51,8 @@ func TestDecideConfirmations(t *testing.T) {
 			changes: []change{phase(detour.PhasePending), notReady(1)},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonWaitingForAgents, agents: "1/2",
-				message: "waiting for the agents of deployment/catalog (1 of 2)", activate: both, requeue: unsettledRecheck,
+				message: "waiting for the agents of deployment/catalog (1 of 2)", activate: both,
+				requeue: unsettledRecheck,
 			},
 		},
 		"an active intercept with a pod that is not ready": {
@@ -90,13 +94,15 @@ func TestDecideConfirmations(t *testing.T) {
 		"a personal intercept": {
 			changes: []change{phase(detour.PhasePending), personal},
 			want: want{
-				phase: detour.PhaseActive, reason: detour.ReasonActive, agents: "2/2", activate: both, requeue: settledRecheck,
+				phase: detour.PhaseActive, reason: detour.ReasonActive, agents: "2/2", activate: both,
+				requeue: settledRecheck,
 			},
 		},
 		"a wiretap": {
 			changes: []change{phase(detour.PhasePending), mode(detour.ModeWiretap)},
 			want: want{
-				phase: detour.PhaseActive, reason: detour.ReasonActive, agents: "2/2", activate: both, requeue: settledRecheck,
+				phase: detour.PhaseActive, reason: detour.ReasonActive, agents: "2/2", activate: both,
+				requeue: settledRecheck,
 				message: "deployment/catalog sends copies of all requests to alice@mac",
 			},
 		},
@@ -124,14 +130,16 @@ func TestDecideLaptopGone(t *testing.T) {
 		"a laptop that is gone": {
 			changes: []change{disconnected},
 			want: want{
-				phase: detour.PhaseLaptopGone, reason: detour.ReasonLaptopGone, deactivate: true, requeue: unsettledRecheck,
+				phase: detour.PhaseLaptopGone, reason: detour.ReasonLaptopGone, deactivate: true,
+				requeue: unsettledRecheck,
 				message: "the laptop does not respond: the cluster's pods answer until it is back",
 			},
 		},
 		"a laptop that is gone, with errors": {
 			changes: []change{disconnected, onError},
 			want: want{
-				phase: detour.PhaseLaptopGone, reason: detour.ReasonLaptopGone, activate: both, requeue: unsettledRecheck,
+				phase: detour.PhaseLaptopGone, reason: detour.ReasonLaptopGone, activate: both,
+				requeue: unsettledRecheck,
 				message: "the laptop does not respond: its traffic gets errors until it is back",
 			},
 		},
@@ -145,7 +153,8 @@ func TestDecideLaptopGone(t *testing.T) {
 		"a laptop that is gone, of a replaced container": {
 			changes: []change{replacing, disconnected},
 			want: want{
-				phase: detour.PhaseLaptopGone, reason: detour.ReasonLaptopGone, activate: both, requeue: unsettledRecheck,
+				phase: detour.PhaseLaptopGone, reason: detour.ReasonLaptopGone, activate: both,
+				requeue: unsettledRecheck,
 				message: "the laptop does not respond: nobody does the replaced container's work " +
 					"until the laptop is back or its session is deleted",
 			},
@@ -154,7 +163,8 @@ func TestDecideLaptopGone(t *testing.T) {
 			changes: []change{phase(detour.PhaseLaptopGone), func(f *facts) { f.agents.active = nil }},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonWaitingForAgents, agents: "0/2",
-				message: "waiting for the agents of deployment/catalog (0 of 2)", activate: both, requeue: unsettledRecheck,
+				message: "waiting for the agents of deployment/catalog (0 of 2)", activate: both,
+				requeue: unsettledRecheck,
 			},
 		},
 	})
@@ -167,7 +177,8 @@ func TestDecideReplacedContainers(t *testing.T) {
 		"a replaced container": {
 			changes: []change{replacing},
 			want: want{
-				phase: detour.PhaseActive, reason: detour.ReasonActive, agents: "2/2", activate: both, requeue: settledRecheck,
+				phase: detour.PhaseActive, reason: detour.ReasonActive, agents: "2/2", activate: both,
+				requeue: settledRecheck,
 				message: "container app of deployment/catalog does not run, alice@mac does its work",
 			},
 		},
@@ -201,7 +212,8 @@ func TestDecideReplacedContainers(t *testing.T) {
 		"a replaced container that was left, with idle pods": {
 			changes: []change{replacing, suspended},
 			want: want{
-				phase: detour.PhaseSuspending, reason: detour.ReasonRollingOut, restore: true, requeue: unsettledRecheck,
+				phase: detour.PhaseSuspending, reason: detour.ReasonRollingOut, restore: true,
+				requeue: unsettledRecheck,
 				message: "rolling out deployment/catalog with its own container app (2 pods still without)",
 			},
 		},
@@ -225,7 +237,8 @@ func TestDecideReplacedContainers(t *testing.T) {
 		"a replaced container whose time is over": {
 			changes: []change{replacing, ttl(time.Second)},
 			want: want{
-				phase: detour.PhaseSuspending, reason: detour.ReasonRollingOut, restore: true, requeue: unsettledRecheck,
+				phase: detour.PhaseSuspending, reason: detour.ReasonRollingOut, restore: true,
+				requeue: unsettledRecheck,
 				message: "rolling out deployment/catalog with its own container app (2 pods still without)",
 			},
 		},

@@ -22,7 +22,9 @@ func TestDecideRefusals(t *testing.T) {
 		"a target that cannot be intercepted": {
 			changes: []change{func(f *facts) {
 				f.target = nil
-				f.targetRefusal = &Refusal{Reason: detour.ReasonServiceNotFound, Message: "service catalog does not exist"}
+				f.targetRefusal = &Refusal{
+					Reason: detour.ReasonServiceNotFound, Message: "service catalog does not exist",
+				}
 			}},
 			want: want{
 				phase: detour.PhaseRefused, reason: detour.ReasonServiceNotFound,
@@ -35,7 +37,9 @@ func TestDecideRefusals(t *testing.T) {
 					Headers: []detour.ValueMatch{{Name: "x-dev", Type: detour.MatchRegex, Value: "("}},
 				}
 			}},
-			want: want{phase: detour.PhaseRefused, reason: detour.ReasonUnsupported, deactivate: true, requeue: settledRecheck},
+			want: want{
+				phase: detour.PhaseRefused, reason: detour.ReasonUnsupported, deactivate: true, requeue: settledRecheck,
+			},
 		},
 		"a port that another session has": {
 			changes: []change{pending, other("bob")},
@@ -85,7 +89,9 @@ func TestDecideRefusals(t *testing.T) {
 		},
 		"a wiretap of a UDP port": {
 			changes: []change{pending, mode(detour.ModeWiretap), func(f *facts) { f.target.port = udpPort }},
-			want:    want{phase: detour.PhaseRefused, reason: detour.ReasonUnsupported, deactivate: true, requeue: settledRecheck},
+			want: want{
+				phase: detour.PhaseRefused, reason: detour.ReasonUnsupported, deactivate: true, requeue: settledRecheck,
+			},
 		},
 		"a Secret that the pods do not use": {
 			changes: []change{pending, personal, func(f *facts) {
@@ -114,7 +120,9 @@ func TestDecideRefusals(t *testing.T) {
 			},
 		},
 		"a match on a port that turns out to speak TLS": {
-			changes: []change{pending, personal, func(f *facts) { f.agents.portState = &agentv1.PortState{Port: 8080, Tls: true} }},
+			changes: []change{pending, personal, func(f *facts) {
+				f.agents.portState = &agentv1.PortState{Port: 8080, Tls: true}
+			}},
 			want: want{
 				phase: detour.PhaseRefused, reason: detour.ReasonTLS, deactivate: true, requeue: settledRecheck,
 				message: "port 8080 of deployment/catalog speaks TLS (the agent tried it): to select requests, " +
@@ -128,7 +136,8 @@ func TestDecideRefusals(t *testing.T) {
 			}},
 			want: want{
 				phase: detour.PhaseRefused, reason: detour.ReasonTLS, deactivate: true, requeue: settledRecheck,
-				message: "the agent cannot read the requests to port 8080 of deployment/catalog: the certificate has expired",
+				message: "the agent cannot read the requests to port 8080 of deployment/catalog: " +
+					"the certificate has expired",
 			},
 		},
 		"all of a port that turns out to speak TLS": {
@@ -159,8 +168,10 @@ func TestDecideIngest(t *testing.T) {
 			},
 		},
 		"ingest, while another session has the port": {
-			changes: []change{pending, mode(detour.ModeIngest), other("bob"), func(f *facts) { f.target.container = "app" }},
-			want:    want{phase: detour.PhaseActive, reason: detour.ReasonActive, requeue: settledRecheck},
+			changes: []change{pending, mode(detour.ModeIngest), other("bob"), func(f *facts) {
+				f.target.container = "app"
+			}},
+			want: want{phase: detour.PhaseActive, reason: detour.ReasonActive, requeue: settledRecheck},
 		},
 	})
 }

@@ -28,7 +28,8 @@ func TestDecideRollouts(t *testing.T) {
 				f.siblings = []inject.Port{{Container: "app", Port: 9090, Via: inject.ViaNftables, AgentPort: 9901}}
 			}},
 			want: want{
-				phase: detour.PhasePending, reason: detour.ReasonRollingOut, message: rolling, requeue: unsettledRecheck,
+				phase: detour.PhasePending, reason: detour.ReasonRollingOut, message: rolling,
+				requeue: unsettledRecheck,
 				annotate: `{"ports":[{"container":"app","port":8080,"via":"nftables","agentPort":9900},` +
 					`{"container":"app","port":9090,"via":"nftables","agentPort":9901}]}`,
 			},
@@ -51,8 +52,9 @@ func TestDecideRollouts(t *testing.T) {
 			changes: []change{replacing, pending, func(f *facts) { f.plan = inject.Plan{Ports: f.plan.Ports} }},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonRollingOut, requeue: unsettledRecheck,
-				message:  "rolling out deployment/catalog with an idle container in place of app",
-				annotate: `{"ports":[{"container":"app","port":8080,"via":"nftables","agentPort":9900}],"replaced":["app"]}`,
+				message: "rolling out deployment/catalog with an idle container in place of app",
+				annotate: `{"ports":[{"container":"app","port":8080,"via":"nftables","agentPort":9900}],` +
+					`"replaced":["app"]}`,
 			},
 		},
 		"a rollout that has just begun": {
@@ -75,13 +77,17 @@ func TestDecideRollouts(t *testing.T) {
 		},
 		"a rollout whose new pod does not start": {
 			changes: []change{pending, rollingOut, old(0), func(f *facts) {
-				f.pods[1].Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "app", State: corev1.ContainerState{
-					Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "no such image"},
-				}}}
+				f.pods[1].Status.ContainerStatuses = []corev1.ContainerStatus{{
+					Name: "app",
+					State: corev1.ContainerState{
+						Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "no such image"},
+					},
+				}}
 			}},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonRollingOut, agents: "0/2", requeue: unsettledRecheck,
-				message: rolling + " (1 pods with it, 1 still without): container app of pod pod-2 waits: ImagePullBackOff no such image",
+				message: rolling + " (1 pods with it, 1 still without): " +
+					"container app of pod pod-2 waits: ImagePullBackOff no such image",
 			},
 		},
 		"a rollout whose old pods are ending": {
@@ -119,7 +125,8 @@ func TestDecideMissedPods(t *testing.T) {
 			changes: []change{pending, without(1)},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonRollingOut, agents: "0/2", requeue: unsettledRecheck,
-				message: rolling + " (1 pods with it, 1 still without): pod pod-2 was created without it, rolling out once more",
+				message: rolling + " (1 pods with it, 1 still without): " +
+					"pod pod-2 was created without it, rolling out once more",
 				annotate: `{"ports":[{"container":"app","port":8080,"via":"nftables","agentPort":9900}],` +
 					`"restart":"2030-01-02T03:04:05Z"}`,
 				missed: "pod-2",
@@ -129,14 +136,16 @@ func TestDecideMissedPods(t *testing.T) {
 			changes: []change{pending, without(1), func(f *facts) { f.started = now.Add(-time.Second) }},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonRollingOut, agents: "0/2", requeue: unsettledRecheck,
-				message: rolling + " (1 pods with it, 1 still without): pod pod-2 was created without it, rolling out once more",
+				message: rolling + " (1 pods with it, 1 still without): " +
+					"pod pod-2 was created without it, rolling out once more",
 			},
 		},
 		"a pod without the webhook, shortly after a repeated rollout": {
 			changes: []change{pending, without(1), restarted(30 * time.Second)},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonRollingOut, agents: "0/2", requeue: unsettledRecheck,
-				message: rolling + " (1 pods with it, 1 still without): pod pod-2 was created without it, rolling out once more",
+				message: rolling + " (1 pods with it, 1 still without): " +
+					"pod pod-2 was created without it, rolling out once more",
 			},
 		},
 		"a pod without the webhook, pending for too long": {
@@ -146,7 +155,8 @@ func TestDecideMissedPods(t *testing.T) {
 			},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonRollingOut, agents: "0/2", requeue: unsettledRecheck,
-				message: rolling + " (1 pods with it, 1 still without): pod pod-2 was created without it, because the " +
+				message: rolling + " (1 pods with it, 1 still without): " +
+					"pod pod-2 was created without it, because the " +
 					"API server did not reach the webhook: let it reach port 9443 of the traffic-manager's pod",
 			},
 		},
@@ -162,7 +172,8 @@ func TestDecideMissedPods(t *testing.T) {
 			changes: []change{without(1), created(time.Hour), follows("pod-1")},
 			want: want{
 				phase: detour.PhaseActive, reason: detour.ReasonActive, agents: "1/2", requeue: settledRecheck,
-				message:  flowing + ", except pod pod-2, which was created without the traffic-agent and answers itself",
+				message: flowing + ", except pod pod-2, " +
+					"which was created without the traffic-agent and answers itself",
 				activate: []string{"pod-1"},
 				annotate: `{"ports":[{"container":"app","port":8080,"via":"nftables","agentPort":9900}],` +
 					`"restart":"2030-01-02T03:04:05Z"}`,
@@ -173,7 +184,8 @@ func TestDecideMissedPods(t *testing.T) {
 			changes: []change{without(1), created(time.Hour), restarted(2 * time.Minute), follows("pod-1")},
 			want: want{
 				phase: detour.PhaseActive, reason: detour.ReasonActive, agents: "1/2", requeue: settledRecheck,
-				message:  flowing + ", except pod pod-2, which was created without the traffic-agent and answers itself",
+				message: flowing + ", except pod pod-2, " +
+					"which was created without the traffic-agent and answers itself",
 				activate: []string{"pod-1"},
 			},
 		},
@@ -210,7 +222,8 @@ func TestDecideAttachments(t *testing.T) {
 		"pods to attach to, of a laptop that is gone": {
 			changes: []change{attaching, disconnected},
 			want: want{
-				phase: detour.PhaseLaptopGone, reason: detour.ReasonLaptopGone, deactivate: true, requeue: unsettledRecheck,
+				phase: detour.PhaseLaptopGone, reason: detour.ReasonLaptopGone, deactivate: true,
+				requeue: unsettledRecheck,
 				message: "the laptop does not respond: the cluster's pods answer until it is back",
 			},
 		},
@@ -218,7 +231,8 @@ func TestDecideAttachments(t *testing.T) {
 			changes: []change{attaching, tried(nil)},
 			want: want{
 				phase: detour.PhasePending, reason: detour.ReasonRollingOut, agents: "0/2", requeue: unsettledRecheck,
-				message: "attaching the traffic-agent to the pods of deployment/catalog (0 pods with it, 2 still without)",
+				message: "attaching the traffic-agent to the pods of deployment/catalog " +
+					"(0 pods with it, 2 still without)",
 			},
 		},
 		"the cluster does not allow attaching": {
@@ -246,15 +260,17 @@ func TestDecideAttachments(t *testing.T) {
 				},
 			},
 			want: want{
-				phase: detour.PhaseActive, reason: detour.ReasonActive, message: flowing + ", except a new pod: not allowed",
-				agents: "1/2", activate: []string{"pod-1"}, requeue: settledRecheck,
+				phase: detour.PhaseActive, reason: detour.ReasonActive,
+				message: flowing + ", except a new pod: not allowed",
+				agents:  "1/2", activate: []string{"pod-1"}, requeue: settledRecheck,
 			},
 		},
 		"attaching to a UDP port": {
 			changes: []change{attaching, func(f *facts) { f.target.port = udpPort }},
 			want: want{
 				phase: detour.PhaseRefused, reason: detour.ReasonUnsupported, deactivate: true, requeue: settledRecheck,
-				message: "port 5353 of deployment/catalog is a UDP port, and an attached agent can take over TCP ports only: " +
+				message: "port 5353 of deployment/catalog is a UDP port, " +
+					"and an attached agent can take over TCP ports only: " +
 					"leave out --attach, so that new pods with the agent are rolled out",
 			},
 		},

@@ -91,11 +91,13 @@ func newPod(name string, plan inject.Plan) corev1.Pod {
 func barePod(name string) corev1.Pod {
 	return corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "shop", Name: name, UID: types.UID(name), CreationTimestamp: metav1.NewTime(now.Add(-time.Minute)),
+			Namespace: "shop", Name: name, UID: types.UID(name),
+			CreationTimestamp: metav1.NewTime(now.Add(-time.Minute)),
 		},
 		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}},
 		Status: corev1.PodStatus{
-			Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+			Phase:      corev1.PodRunning,
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
 		},
 	}
 }
@@ -156,7 +158,9 @@ func attached(n int) change {
 		p := &f.pods[n]
 		p.Spec.Volumes = []corev1.Volume{{
 			Name: "token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
-				Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}}},
+				Sources: []corev1.VolumeProjection{{
+					ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"},
+				}},
 			}},
 		}}
 		container, err := inject.Attach(p, []int32{8080}, inject.Options{CA: ca})
@@ -331,8 +335,11 @@ func TestDecideWhatAgentsFollow(t *testing.T) {
 	}{
 		"everything": {want: func(*agents.ActiveIntercept) {}},
 		"errors":     {changes: []change{onError}, want: func(i *agents.ActiveIntercept) { i.ErrorOnFailure = true }},
-		"a wiretap":  {changes: []change{mode(detour.ModeWiretap)}, want: func(i *agents.ActiveIntercept) { i.Wiretap = true }},
-		"replaced":   {changes: []change{replacing}, want: func(i *agents.ActiveIntercept) { i.ErrorOnFailure = true }},
+		"a wiretap": {
+			changes: []change{mode(detour.ModeWiretap)},
+			want:    func(i *agents.ActiveIntercept) { i.Wiretap = true },
+		},
+		"replaced": {changes: []change{replacing}, want: func(i *agents.ActiveIntercept) { i.ErrorOnFailure = true }},
 		"personal": {changes: []change{personal}, want: func(i *agents.ActiveIntercept) {
 			i.Match = &agentv1.Match{Headers: []*agentv1.ValueMatch{
 				{Name: "x-dev", Type: agentv1.MatchType_MATCH_TYPE_EXACT, Value: "alice"},
@@ -396,13 +403,22 @@ func TestFinished(t *testing.T) {
 		changes []change
 		want    bool
 	}{
-		"no time to live":               {want: false},
-		"time left":                     {changes: []change{ttl(time.Hour)}, want: false},
-		"expired":                       {changes: []change{ttl(time.Minute)}, want: true},
-		"expired, replaced":             {changes: []change{ttl(time.Minute), replacing}, want: false},
-		"expired, replaced, suspended":  {changes: []change{ttl(time.Minute), replacing, phase(detour.PhaseSuspended)}, want: true},
-		"expired, replaced, refused":    {changes: []change{ttl(time.Minute), replacing, phase(detour.PhaseRefused)}, want: true},
-		"expired, replaced, suspending": {changes: []change{ttl(time.Minute), replacing, phase(detour.PhaseSuspending)}, want: false},
+		"no time to live":   {want: false},
+		"time left":         {changes: []change{ttl(time.Hour)}, want: false},
+		"expired":           {changes: []change{ttl(time.Minute)}, want: true},
+		"expired, replaced": {changes: []change{ttl(time.Minute), replacing}, want: false},
+		"expired, replaced, suspended": {
+			changes: []change{ttl(time.Minute), replacing, phase(detour.PhaseSuspended)},
+			want:    true,
+		},
+		"expired, replaced, refused": {
+			changes: []change{ttl(time.Minute), replacing, phase(detour.PhaseRefused)},
+			want:    true,
+		},
+		"expired, replaced, suspending": {
+			changes: []change{ttl(time.Minute), replacing, phase(detour.PhaseSuspending)},
+			want:    false,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := activeFacts()

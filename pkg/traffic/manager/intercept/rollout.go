@@ -43,8 +43,9 @@ func (w *workload) cover(p inject.Plan) inject.Plan {
 	return p
 }
 
-// changed reports whether a pod is as the intercept needs it. A pod with an attached agent counts only
-// if the intercept asked for that: the pod has connections that the agent does not know, and without
+// changed reports whether a pod is as the intercept needs it. A pod with an attached agent counts
+// only if the intercept asked for that: the pod has connections that the agent does not know, and
+// without
 // --attach the intercept waits for a new pod.
 func (w *workload) changed(p *corev1.Pod) bool {
 	has := inject.HasSidecar

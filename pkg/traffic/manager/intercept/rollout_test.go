@@ -241,8 +241,9 @@ func TestRolledOut(t *testing.T) {
 		// When a rollout ends the controller makes both revisions equal and counts no pod as
 		// updated.
 		"stateful set, finished long ago": {
-			object: stateful(func(s *appsv1.StatefulSet) { s.Status.CurrentRevision, s.Status.UpdatedReplicas = "b", 0 }),
-			want:   true,
+			object: stateful(
+				func(s *appsv1.StatefulSet) { s.Status.CurrentRevision, s.Status.UpdatedReplicas = "b", 0 }),
+			want: true,
 		},
 
 		"rollout":                   {object: rollout(func(*argo.Rollout) {}), want: true},
@@ -251,8 +252,9 @@ func TestRolledOut(t *testing.T) {
 			r.Status.AvailableReplicas, r.Status.Message = 1, "more replicas need to be updated"
 		}), want: false, waiting: "more replicas need to be updated"},
 		"rollout, two releases serve": {
-			object: rollout(func(r *argo.Rollout) { r.Status.AvailableReplicas, r.Status.Message = 3, "CanaryPauseStep" }),
-			want:   true, waiting: "CanaryPauseStep",
+			object: rollout(
+				func(r *argo.Rollout) { r.Status.AvailableReplicas, r.Status.Message = 3, "CanaryPauseStep" }),
+			want: true, waiting: "CanaryPauseStep",
 		},
 
 		"daemon set": {object: daemon(func(*appsv1.DaemonSet) {}), want: true},

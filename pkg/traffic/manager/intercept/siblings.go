@@ -12,7 +12,9 @@ import (
 // siblings returns the ports of the session's other intercepts of the service that get their agents
 // the same way, such as the intercepts of a range of ports. One rollout or one attached agent
 // serves all.
-func (r *Reconciler) siblings(ctx context.Context, i *detour.Intercept, target *workload, plan inject.Plan) []inject.Port {
+func (r *Reconciler) siblings(
+	ctx context.Context, i *detour.Intercept, target *workload, plan inject.Plan,
+) []inject.Port {
 	var list detour.InterceptList
 	if err := r.List(ctx, &list, client.InNamespace(i.Namespace)); err != nil {
 		return nil // then each intercept rolls out by itself

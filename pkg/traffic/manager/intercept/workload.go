@@ -65,7 +65,8 @@ func (r *Reconciler) byName(ctx context.Context, i *detour.Intercept) (*workload
 		err := r.Get(ctx, client.ObjectKey{Namespace: i.Namespace, Name: ref.Name}, &svc)
 		if err == nil && len(svc.Spec.Ports) > 0 {
 			return nil, refuse(detour.ReasonPortAmbiguous, "%s is also a service: add --port LOCAL to receive its "+
-				"traffic, or name the workload, as in deployment/%s, whose traffic then reaches nobody", ref.Name, ref.Name)
+				"traffic, or name the workload, as in deployment/%s, whose traffic then reaches nobody",
+				ref.Name, ref.Name)
 		}
 		if client.IgnoreNotFound(err) != nil {
 			return nil, err
@@ -88,7 +89,8 @@ func (r *Reconciler) byName(ctx context.Context, i *detour.Intercept) (*workload
 		w := &workload{Workload: found[0]}
 		return w, w.checkTemplate()
 	case ref.Kind == "":
-		return nil, refuse(detour.ReasonNoWorkload, "there is no %s %s in namespace %s", r.kinds(), ref.Name, i.Namespace)
+		return nil, refuse(detour.ReasonNoWorkload, "there is no %s %s in namespace %s", r.kinds(),
+			ref.Name, i.Namespace)
 	}
 	return nil, refuse(detour.ReasonNoWorkload, "%s/%s does not exist in namespace %s",
 		strings.ToLower(ref.Kind), ref.Name, i.Namespace)

@@ -113,7 +113,8 @@ func TestDecide(t *testing.T) {
 		},
 		"a new session": {
 			change: func(f *facts) {
-				f.session.Status, f.addressed, f.connected, f.lastReceived = detour.SessionStatus{}, false, false, time.Time{}
+				f.session.Status, f.lastReceived = detour.SessionStatus{}, time.Time{}
+				f.addressed, f.connected = false, false
 				f.session.CreationTimestamp = metav1.NewTime(now)
 			},
 			assign: true,

@@ -18,9 +18,11 @@ func pod(hostNetwork bool, phase corev1.PodPhase, ips ...string) *corev1.Pod {
 }
 
 func TestPodAddresses(t *testing.T) {
-	assert.Equal(t, addresses("10.42.0.7", "fd42::7"), podAddresses(pod(false, corev1.PodRunning, "10.42.0.7", "fd42::7")))
+	assert.Equal(t, addresses("10.42.0.7", "fd42::7"),
+		podAddresses(pod(false, corev1.PodRunning, "10.42.0.7", "fd42::7")))
 	assert.Empty(t, podAddresses(pod(true, corev1.PodRunning, "172.30.0.11")), "the address is the node's")
-	assert.Empty(t, podAddresses(pod(false, corev1.PodSucceeded, "10.42.0.7")), "another pod may have the address by now")
+	assert.Empty(t, podAddresses(pod(false, corev1.PodSucceeded, "10.42.0.7")),
+		"another pod may have the address by now")
 	assert.Empty(t, podAddresses(pod(false, corev1.PodPending)))
 }
 

@@ -138,6 +138,7 @@ func TestPoolContains(t *testing.T) {
 }
 
 func TestParseAddresses(t *testing.T) {
-	assert.Equal(t, addresses("100.64.0.2", "fd00::2"), ParseAddresses([]string{"100.64.0.2", "", "not one", "100.64.0.2/32", "fd00::2"}))
+	assert.Equal(t, addresses("100.64.0.2", "fd00::2"),
+		ParseAddresses([]string{"100.64.0.2", "", "not one", "100.64.0.2/32", "fd00::2"}))
 	assert.Nil(t, ParseAddresses(nil))
 }
