@@ -122,6 +122,12 @@ func (h *Head) request(fields string) error {
 	if h.Method == "CONNECT" || hosts > 1 || (hosts == 0 && h.Minor == 1) {
 		return fmt.Errorf("%w: the host", ErrUnclear)
 	}
+	h.Close = h.closes()
+	return h.requestFraming()
+}
+
+// requestFraming finds out how the body of a request ends, from its fields.
+func (h *Head) requestFraming() error {
 	lengths, codings := h.Values("Content-Length"), h.Values("Transfer-Encoding")
 	switch {
 	case len(codings) == 1 && len(lengths) == 0 && h.Minor == 1 && strings.EqualFold(codings[0], "chunked"):
@@ -137,7 +143,6 @@ func (h *Head) request(fields string) error {
 	case len(codings) != 0 || len(lengths) != 0:
 		return fmt.Errorf("%w: the length of the body", ErrUnclear)
 	}
-	h.Close = h.closes()
 	return nil
 }
 
