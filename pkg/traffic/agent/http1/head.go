@@ -122,8 +122,11 @@ func (h *Head) request(fields string) error {
 	if h.Method == "CONNECT" || hosts > 1 || (hosts == 0 && h.Minor == 1) {
 		return fmt.Errorf("%w: the host", ErrUnclear)
 	}
+	if err := h.requestFraming(); err != nil {
+		return err
+	}
 	h.Close = h.closes()
-	return h.requestFraming()
+	return nil
 }
 
 // requestFraming finds out how the body of a request ends, from its fields.
