@@ -56,7 +56,7 @@ func TestDeveloperWithoutARole(t *testing.T) {
 	joe := kit.ServiceAccount(t, "joe")
 	for _, command := range []string{"install", "uninstall"} {
 		require.Contains(t, kit.DetourFails(t, command, "--kubeconfig", joe),
-			"this needs an administrator of the cluster")
+			"only an administrator of the cluster may do this")
 	}
 	said := kit.DetourFails(t, "connect", "-n", "shop", "--kubeconfig", joe)
 	require.Contains(t, said, "system:serviceaccount:shop:joe")

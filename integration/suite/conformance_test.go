@@ -11,7 +11,7 @@ import (
 	"github.com/detour-dev/detour/integration/suite/kit"
 )
 
-// h2specCases is how many cases h2spec 2.2.1 has.
+// h2specCases is how many cases h2spec 2.2.1 has, the strict ones included.
 const h2specCases = 146
 
 // h2spec runs the HTTP/2 conformance test h2spec against a host and returns the cases that fail.
@@ -20,7 +20,7 @@ func h2spec(t *testing.T, host string) (failed []string) {
 	file := filepath.Join(t.TempDir(), "report.xml")
 	// The exit code is 1 when a case fails, so the report tells whether h2spec ran.
 	// --timeout is in seconds. It bounds each dial too, which waits on a busy machine.
-	out, _ := kit.Run("h2spec", "--host", host, "--port", "80", "--timeout", "10", "--junit-report", file)
+	out, _ := kit.Run("h2spec", "--host", host, "--port", "80", "--timeout", "10", "--strict", "--junit-report", file)
 	raw, err := os.ReadFile(file)
 	require.NoError(t, err, out)
 	var report struct {
