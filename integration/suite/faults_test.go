@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,7 +96,7 @@ func TestTwoUsersOnOneLaptop(t *testing.T) {
 	require.Len(t, kit.SessionsOf(t, u.HostName()), 1)
 	u.Detour("quit")
 	u.WaitForNoProcess()
-	page, err := kit.Get(http.DefaultClient, "http://"+kit.ClusterIP(t, "shop", "catalog"))
+	page, err := kit.Get(kit.NewConnections(), "http://"+kit.ClusterIP(t, "shop", "catalog"))
 	require.NoError(t, err)
 	require.Equal(t, "cluster", kit.EditionOf(page))
 	_, complaint, code := u.Try("connect", "-n", "shop", "--rootless=false")
@@ -141,7 +140,7 @@ printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",
 `, 0o700)
 	page := func() {
 		t.Helper()
-		text, err := kit.Get(http.DefaultClient, "http://"+kit.ClusterIP(t, "shop", "catalog"))
+		text, err := kit.Get(kit.NewConnections(), "http://"+kit.ClusterIP(t, "shop", "catalog"))
 		require.NoError(t, err)
 		require.Equal(t, "cluster", kit.EditionOf(text))
 	}

@@ -173,7 +173,7 @@ func TestOnlyMe(t *testing.T) {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://catalog.shop/", nil)
 		require.NoError(t, err)
 		r.Header.Set(c.name, c.value)
-		answer, err := http.DefaultClient.Do(r)
+		answer, err := kit.NewConnections().Do(r)
 		require.NoError(t, err)
 		page, err := io.ReadAll(answer.Body)
 		_ = answer.Body.Close()

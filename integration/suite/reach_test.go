@@ -35,7 +35,7 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 		"http://target.other/", "http://target.other.svc/",
 		"http://target.other.svc.cluster.local/",
 	} {
-		page, err := kit.Get(http.DefaultClient, url)
+		page, err := kit.Get(kit.NewConnections(), url)
 		require.NoError(t, err)
 		require.Contains(t, page, "a small answer", url)
 	}
@@ -57,14 +57,14 @@ func TestLaptopReachesTheCluster(t *testing.T) {
 		noise := io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{}), size), hash)
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://target.other/sum", noise)
 		require.NoError(t, err)
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := kit.NewConnections().Do(req)
 		require.NoError(t, err)
 		defer resp.Body.Close()
 		sum, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
 		require.Equal(t, fmt.Sprintf("%x", hash.Sum(nil)), string(sum), "up")
 
-		resp, err = http.Get(fmt.Sprintf("http://target.other/noise/%d", size))
+		resp, err = kit.NewConnections().Get(fmt.Sprintf("http://target.other/noise/%d", size))
 		require.NoError(t, err)
 		defer resp.Body.Close()
 		got := sha256.New()

@@ -109,7 +109,7 @@ func TestTail(t *testing.T) {
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://catalog.shop/?token=secret", nil)
 			require.NoError(t, err)
 			r.Header.Set("x-dev", who)
-			answer, err := http.DefaultClient.Do(r)
+			answer, err := kit.NewConnections().Do(r)
 			require.NoError(t, err)
 			_ = answer.Body.Close()
 		}
