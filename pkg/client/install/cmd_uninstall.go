@@ -176,8 +176,8 @@ func (o *uninstallOptions) removeOrphans(ctx context.Context) error {
 			if !isOrphan(object, o.namespace) {
 				continue
 			}
-			// A client deletes an object without its type only as Unstructured: CustomResourceDefinition
-			// is not in the client's scheme.
+			// A client deletes an object without its type only as Unstructured:
+			// CustomResourceDefinition is not in the client's scheme.
 			orphan := &unstructured.Unstructured{}
 			orphan.SetGroupVersionKind(kind)
 			orphan.SetName(object.Name)

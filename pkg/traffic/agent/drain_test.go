@@ -155,7 +155,7 @@ func TestStoppingClosesIdleConnectionsOfAGlobalIntercept(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
-// HTTP/2 clients are arrived with GOAWAY to open another connection. Their streams are finished.
+// The agent asks HTTP/2 clients with GOAWAY to open another connection. It finishes their streams.
 func TestEndingPodSendsGoaway(t *testing.T) {
 	for _, global := range []bool{false, true} {
 		t.Run(fmt.Sprintf("global %t", global), func(t *testing.T) {

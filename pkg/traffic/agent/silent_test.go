@@ -329,7 +329,7 @@ func TestIdempotentRequestsAreReplayed(t *testing.T) {
 				select {
 				case <-cut:
 				case <-time.After(patience):
-					require.Fail(t, "the laptop was not appRequests")
+					require.Fail(t, "the laptop got no request")
 				}
 				if err == nil {
 					t.Cleanup(func() { _ = answer.Body.Close() })

@@ -3,7 +3,8 @@
 // Package keeper keeps a pod's traffic-agent running. The keeper is a small process that holds the
 // listening sockets, starts the agent with them, and starts it again when it dies. A killed agent
 // costs the connections that go through it at that moment. New connections wait at the sockets for
-// the next agent, and the kubelet's probes see no change. Run is the keeper; the agent calls Listen.
+// the next agent, and the kubelet's probes see no change. Run is the keeper; the agent calls
+// Listen.
 package keeper
 
 import (

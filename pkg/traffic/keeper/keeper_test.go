@@ -59,7 +59,8 @@ func free(t *testing.T) uint16 {
 	return uint16(l.Addr().(*net.TCPAddr).Port)
 }
 
-// ask returns the process of the agent that answers; 0 when the one that had taken the connection was killed. Nobody is refused.
+// ask returns the process of the agent that answers; 0 when the one that had taken the connection
+// was killed. Nobody is refused.
 func ask(t *testing.T, port uint16) int {
 	t.Helper()
 	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// owned is NFT_TABLE_F_OWNER: the kernel removes the table when the socket that made it closes, and so
-// when its process ends.
+// owned is NFT_TABLE_F_OWNER: the kernel removes the table when the socket that made it closes, and
+// so when its process ends.
 const owned = 2
 
 // Hold is a redirect that can change and that ends with its process. Its methods may be called by
@@ -28,11 +28,12 @@ type Hold struct {
 	opened time.Time
 }
 
-// settling is how long Set waits after Open before the first redirect. The kernel tracks connections
-// from Open on; those that were open before need this time to be tracked well.
+// settling is how long Set waits after Open before the first redirect. The kernel tracks
+// connections from Open on; those that were open before need this time to be tracked well.
 const settling = time.Second
 
-// NewHold returns a Hold that redirects nothing yet. Its name must be unique in this network namespace.
+// NewHold returns a Hold that redirects nothing yet. Its name must be unique in this network
+// namespace.
 func NewHold(name string) *Hold {
 	table := &nftables.Table{Name: tableName + "-" + name, Family: nftables.TableFamilyINet}
 	return &Hold{table: table, chain: prerouting(table)}
@@ -110,7 +111,8 @@ func (h *Hold) openLocked() error {
 
 // track adds a rule that no packet matches, so that there is always a rule. The kernel tracks
 // connections from the first redirect rule on, and mishandles those that are opening at that moment
-// if it can redirect them too. It stops with the last rule, and then forgets what it has redirected.
+// if it can redirect them too. It stops with the last rule, and then forgets what it has
+// redirected.
 func (h *Hold) track(conn *nftables.Conn) {
 	const none = 0
 	conn.AddRule(&nftables.Rule{Table: h.table, Chain: h.chain, Exprs: rule(unix.IPPROTO_TCP, none, none+1)})

@@ -1,6 +1,6 @@
-// Package redirect sets nftables rules in a pod that send the app's traffic to the agent. Apply sets
-// the rules of an injected agent once. Hold is a redirect that an attached agent changes, and that
-// ends with its process.
+// Package redirect sets nftables rules in a pod that send the app's traffic to the agent. Apply
+// sets the rules of an injected agent once. Hold is a redirect that an attached agent changes, and
+// that ends with its process.
 package redirect
 
 import (
@@ -25,8 +25,8 @@ const (
 	ack
 )
 
-// Apply replaces the rules of this network namespace, for IPv4 and IPv6. It does not redirect traffic
-// within the pod.
+// Apply replaces the rules of this network namespace, for IPv4 and IPv6. It does not redirect
+// traffic within the pod.
 func Apply(c agentconfig.Config) error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -65,8 +65,8 @@ func prerouting(table *nftables.Table) *nftables.Chain {
 }
 
 // rule is `iifname != "lo" PROTOCOL dport FROM redirect to :TO`. For TCP it matches only the first
-// packet of a connection. The kernel tracks connections from the first rule on, and takes connections
-// that are already open for new ones: the rule must not redirect those.
+// packet of a connection. The kernel tracks connections from the first rule on, and takes
+// connections that are already open for new ones: the rule must not redirect those.
 func rule(protocol byte, from, to uint16) []expr.Any {
 	lo := make([]byte, unix.IFNAMSIZ)
 	copy(lo, "lo")

@@ -47,7 +47,8 @@ func (p pod) in(t *testing.T, f func()) {
 	f()
 }
 
-// newPod makes two namespaces: the test's own thread is not touched, because both ends of the pair live in new ones.
+// newPod makes two namespaces: the test's own thread is not touched, because both ends of the pair
+// live in new ones.
 func newPod(t *testing.T) (client, server pod) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -203,8 +204,9 @@ func TestApply(t *testing.T) {
 	check(map[int]string{appPort: "app", 8081: "other", aliasPort: "refused"})
 }
 
-// Of two NAT rules for a port the one of the table that was made last counts. So what docs/guides/rollouts-and-meshes.md says of service meshes holds: whose init
-// container comes last has the port.
+// Of two NAT rules for a port the one of the table that was made last counts. So what
+// docs/guides/rollouts-and-meshes.md says of service meshes holds: whose init container comes last
+// has the port.
 func TestOrderOfTables(t *testing.T) {
 	const proxyPort = 15006
 	ours := func() error {
@@ -296,8 +298,8 @@ func TestHold(t *testing.T) {
 	open("and then")
 }
 
-// echo opens a connection to a port of the pod, where something listens on what may be another port, and returns what says something over
-// it and waits for the same.
+// echo opens a connection to a port of the pod, where something listens on what may be another
+// port, and returns what says something over it and waits for the same.
 func echo(t *testing.T, client, server pod, port, listens int) func(string) {
 	t.Helper()
 	server.in(t, func() {
