@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: agent/v1/agent.proto
 
-// The control stream between a traffic-agent and the traffic-manager, and the header of a relayed connection.
+// The control stream between a traffic-agent and the traffic-manager, and the header of a relay
+// connection.
 
 package agentv1
 
@@ -23,10 +24,12 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Way is where the agent sent a request.
 type Way int32
 
 const (
-	Way_WAY_UNSPECIFIED Way = 0 // nowhere: neither laptop nor app could be had
+	// Nowhere: the agent reached neither the laptop nor the app.
+	Way_WAY_UNSPECIFIED Way = 0
 	Way_WAY_APP         Way = 1
 	Way_WAY_LAPTOP      Way = 2
 )
@@ -75,10 +78,12 @@ func (Way) EnumDescriptor() ([]byte, []int) {
 type MatchType int32
 
 const (
-	MatchType_MATCH_TYPE_UNSPECIFIED MatchType = 0 // exact
+	// Means exact.
+	MatchType_MATCH_TYPE_UNSPECIFIED MatchType = 0
 	MatchType_MATCH_TYPE_EXACT       MatchType = 1
-	MatchType_MATCH_TYPE_REGEX       MatchType = 2 // of the whole value, RE2
-	MatchType_MATCH_TYPE_PRESENT     MatchType = 3
+	// An RE2 expression that matches the whole value.
+	MatchType_MATCH_TYPE_REGEX   MatchType = 2
+	MatchType_MATCH_TYPE_PRESENT MatchType = 3
 )
 
 // Enum value maps for MatchType.
@@ -127,13 +132,18 @@ func (MatchType) EnumDescriptor() ([]byte, []int) {
 type RelayStatus int32
 
 const (
-	RelayStatus_RELAY_STATUS_UNSPECIFIED       RelayStatus = 0
-	RelayStatus_RELAY_STATUS_OK                RelayStatus = 1
-	RelayStatus_RELAY_STATUS_REFUSED           RelayStatus = 2 // nothing listens on the local port
-	RelayStatus_RELAY_STATUS_UNREACHABLE       RelayStatus = 3 // the laptop does not answer
-	RelayStatus_RELAY_STATUS_UNKNOWN_INTERCEPT RelayStatus = 4 // ended, or never the laptop's
-	RelayStatus_RELAY_STATUS_DENIED            RelayStatus = 5 // the token is wrong
-	RelayStatus_RELAY_STATUS_MULTIPLEXED       RelayStatus = 6 // frames of pkg/relay/mux follow
+	RelayStatus_RELAY_STATUS_UNSPECIFIED RelayStatus = 0
+	RelayStatus_RELAY_STATUS_OK          RelayStatus = 1
+	// Nothing listens on the local port.
+	RelayStatus_RELAY_STATUS_REFUSED RelayStatus = 2
+	// The laptop does not answer.
+	RelayStatus_RELAY_STATUS_UNREACHABLE RelayStatus = 3
+	// The intercept has ended, or never belonged to the laptop.
+	RelayStatus_RELAY_STATUS_UNKNOWN_INTERCEPT RelayStatus = 4
+	// The token is wrong.
+	RelayStatus_RELAY_STATUS_DENIED RelayStatus = 5
+	// Frames of pkg/relay/mux follow.
+	RelayStatus_RELAY_STATUS_MULTIPLEXED RelayStatus = 6
 )
 
 // Enum value maps for RelayStatus.
@@ -266,7 +276,8 @@ type isAgentMessage_Message interface {
 }
 
 type AgentMessage_Hello struct {
-	Hello *Hello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"` // first message
+	// The first message.
+	Hello *Hello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
 }
 
 type AgentMessage_Applied struct {
@@ -286,7 +297,7 @@ func (*AgentMessage_Report) isAgentMessage_Message() {}
 type Hello struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// The app's port numbers that this agent stands in front of.
+	// The port numbers of the app whose traffic this agent receives.
 	Ports         []uint32 `protobuf:"varint,2,rep,packed,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -339,7 +350,8 @@ func (x *Hello) GetPorts() []uint32 {
 type Applied struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	// What the agent found out about ports whose requests it has to tell apart. Sent again when that changes.
+	// The state of the ports whose requests the agent has to match. The agent sends it again when it
+	// changes.
 	Ports         []*PortState `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -390,10 +402,14 @@ func (x *Applied) GetPorts() []*PortState {
 }
 
 type PortState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`      // the app's port number
-	Tls           bool                   `protobuf:"varint,2,opt,name=tls,proto3" json:"tls,omitempty"`        // the app speaks TLS there, and the agent has no certificate with which it could look inside
-	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"` // why it cannot look inside although it has one
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The app's port number.
+	Port uint32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// The app speaks TLS on the port, and the agent has no certificate with which it could decrypt
+	// it.
+	Tls bool `protobuf:"varint,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Why the agent has a certificate and still cannot decrypt; empty if it can.
+	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,10 +466,11 @@ func (x *PortState) GetProblem() string {
 }
 
 type Config struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	Intercepts    []*Intercept           `protobuf:"bytes,2,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
-	Tailed        []uint32               `protobuf:"varint,3,rep,packed,name=tailed,proto3" json:"tailed,omitempty"` // app ports whose requests somebody wants to see
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Intercepts []*Intercept           `protobuf:"bytes,2,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
+	// The app's ports whose requests the agent reports, for `detour tail`.
+	Tailed        []uint32 `protobuf:"varint,3,rep,packed,name=tailed,proto3" json:"tailed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -509,12 +526,15 @@ func (x *Config) GetTailed() []uint32 {
 	return nil
 }
 
-// Report is what an agent has seen since the last one.
+// Report lists the requests that an agent has routed since its last Report.
 type Report struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Routed        []*Routed              `protobuf:"bytes,1,rep,name=routed,proto3" json:"routed,omitempty"`                                                                              // on ports that are tailed
-	Missed        uint64                 `protobuf:"varint,2,opt,name=missed,proto3" json:"missed,omitempty"`                                                                             // that were too many to report
-	Dropped       map[string]uint64      `protobuf:"bytes,3,rep,name=dropped,proto3" json:"dropped,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by intercept UID: copies that its laptop did not get, since the agent started
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The requests on tailed ports.
+	Routed []*Routed `protobuf:"bytes,1,rep,name=routed,proto3" json:"routed,omitempty"`
+	// How many requests the agent left out because there were too many.
+	Missed uint64 `protobuf:"varint,2,opt,name=missed,proto3" json:"missed,omitempty"`
+	// By intercept UID: how many copies the laptop did not receive since the agent started.
+	Dropped       map[string]uint64 `protobuf:"bytes,3,rep,name=dropped,proto3" json:"dropped,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -570,21 +590,28 @@ func (x *Report) GetDropped() map[string]uint64 {
 	return nil
 }
 
-// Routed is a request and where it went. It says nothing of what was in it but method and path.
+// Routed is a request and where it went. Of the request's content it has only method and path.
 type Routed struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	AtUnixMicro    int64                  `protobuf:"varint,1,opt,name=at_unix_micro,json=atUnixMicro,proto3" json:"at_unix_micro,omitempty"`        // when it came
-	DurationMicros int64                  `protobuf:"varint,2,opt,name=duration_micros,json=durationMicros,proto3" json:"duration_micros,omitempty"` // until its answer was complete
-	Port           uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
-	Method         string                 `protobuf:"bytes,4,opt,name=method,proto3" json:"method,omitempty"`  // empty: a connection that is not HTTP
-	Path           string                 `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`      // without the query
-	Status         uint32                 `protobuf:"varint,6,opt,name=status,proto3" json:"status,omitempty"` // 0: there was no answer
-	GrpcStatus     *uint32                `protobuf:"varint,7,opt,name=grpc_status,json=grpcStatus,proto3,oneof" json:"grpc_status,omitempty"`
-	Way            Way                    `protobuf:"varint,8,opt,name=way,proto3,enum=detour.agent.v1.Way" json:"way,omitempty"`
-	InterceptUid   string                 `protobuf:"bytes,9,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"` // whose it is, whoever answered it
-	Copied         []string               `protobuf:"bytes,10,rep,name=copied,proto3" json:"copied,omitempty"`                                // UIDs of wiretaps
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the agent received the request.
+	AtUnixMicro int64 `protobuf:"varint,1,opt,name=at_unix_micro,json=atUnixMicro,proto3" json:"at_unix_micro,omitempty"`
+	// How long it took until the answer was complete.
+	DurationMicros int64  `protobuf:"varint,2,opt,name=duration_micros,json=durationMicros,proto3" json:"duration_micros,omitempty"`
+	Port           uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	// Empty: a connection that is not HTTP.
+	Method string `protobuf:"bytes,4,opt,name=method,proto3" json:"method,omitempty"`
+	// Without the query.
+	Path string `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`
+	// 0: there was no answer.
+	Status     uint32  `protobuf:"varint,6,opt,name=status,proto3" json:"status,omitempty"`
+	GrpcStatus *uint32 `protobuf:"varint,7,opt,name=grpc_status,json=grpcStatus,proto3,oneof" json:"grpc_status,omitempty"`
+	Way        Way     `protobuf:"varint,8,opt,name=way,proto3,enum=detour.agent.v1.Way" json:"way,omitempty"`
+	// The intercept that the request belongs to, no matter who answered it.
+	InterceptUid string `protobuf:"bytes,9,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
+	// The UIDs of the wiretaps that were sent a copy.
+	Copied        []string `protobuf:"bytes,10,rep,name=copied,proto3" json:"copied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Routed) Reset() {
@@ -688,16 +715,25 @@ func (x *Routed) GetCopied() []string {
 }
 
 type Intercept struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Uid            string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`                                                // UID of the Intercept object
-	Port           uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`                                             // the app's port number
-	RelayAddress   string                 `protobuf:"bytes,3,opt,name=relay_address,json=relayAddress,proto3" json:"relay_address,omitempty"`          // host:port of the relay of the manager pod that owns the session
-	Token          []byte                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                                            // opens relayed connections for this intercept, this agent and this manager only
-	Match          *Match                 `protobuf:"bytes,5,opt,name=match,proto3" json:"match,omitempty"`                                            // absent: everything on the port
-	Wiretap        bool                   `protobuf:"varint,7,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                                       // the laptop gets copies of requests, the app answers
-	Datagrams      bool                   `protobuf:"varint,9,opt,name=datagrams,proto3" json:"datagrams,omitempty"`                                   // port is one of UDP
-	LocalPlaintext bool                   `protobuf:"varint,8,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"`   // what the agent has looked into goes to the laptop without TLS
-	ErrorOnFailure bool                   `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"` // not the app but an error, when the laptop cannot be had
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The UID of the Intercept object.
+	Uid string `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The app's port number.
+	Port uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// The host:port of the relay of the manager pod that owns the session.
+	RelayAddress string `protobuf:"bytes,3,opt,name=relay_address,json=relayAddress,proto3" json:"relay_address,omitempty"`
+	// Opens relay connections for this intercept, this agent and this manager only.
+	Token []byte `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`
+	// Absent: everything on the port.
+	Match *Match `protobuf:"bytes,5,opt,name=match,proto3" json:"match,omitempty"`
+	// The laptop receives copies of requests, and the app answers.
+	Wiretap bool `protobuf:"varint,7,opt,name=wiretap,proto3" json:"wiretap,omitempty"`
+	// The port is a UDP port.
+	Datagrams bool `protobuf:"varint,9,opt,name=datagrams,proto3" json:"datagrams,omitempty"`
+	// The agent sends decrypted traffic to the laptop without TLS.
+	LocalPlaintext bool `protobuf:"varint,8,opt,name=local_plaintext,json=localPlaintext,proto3" json:"local_plaintext,omitempty"`
+	// Requests get errors when the laptop cannot be reached. Otherwise the app answers them.
+	ErrorOnFailure bool `protobuf:"varint,6,opt,name=error_on_failure,json=errorOnFailure,proto3" json:"error_on_failure,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -795,7 +831,7 @@ func (x *Intercept) GetErrorOnFailure() bool {
 	return false
 }
 
-// Match selects requests; all conditions must hold. What they mean is in pkg/route.
+// Match selects requests; all conditions must hold. pkg/route defines what each of them means.
 type Match struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
@@ -940,18 +976,25 @@ func (x *ValueMatch) GetValue() string {
 	return ""
 }
 
-// RelayHeader opens a relayed connection: agent -> manager (TLS) and again manager -> laptop, each time as a big-endian uint16
-// length followed by the message. Before any payload, one status byte (RelayStatus) comes back from the laptop (or from the manager, if it
-// cannot reach it); until then the agent has sent nothing of the client's and can still use the app instead.
+// RelayHeader opens a relay connection: agent -> manager (TLS) and again manager -> laptop, each
+// time as a big-endian uint16 length followed by the message. The laptop answers with one status
+// byte (RelayStatus) before any payload; the manager answers if it cannot reach the laptop. Until
+// then the agent has sent nothing of the client's data, and can still use the app instead.
 type RelayHeader struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	InterceptUid string                 `protobuf:"bytes,1,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
-	Token        []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`             // agent -> manager only
-	Source       string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`           // ip:port of the client as the agent saw it
-	Destination  string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // ip:port that the client asked for
-	Datagrams    bool                   `protobuf:"varint,5,opt,name=datagrams,proto3" json:"datagrams,omitempty"`    // frames of pkg/relay/datagram follow, of any number of clients; source and destination are empty
-	// The agent would carry many streams over the connection, in frames of pkg/relay/mux. A laptop that does so answers MULTIPLEXED; one that does not know
-	// of it answers as ever.
+	// Only agent -> manager.
+	Token []byte `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// The client's ip:port as the agent saw it.
+	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	// The ip:port that the client connected to.
+	Destination string `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"`
+	// Frames of pkg/relay/datagram follow, of any number of clients. Source and destination are
+	// empty.
+	Datagrams bool `protobuf:"varint,5,opt,name=datagrams,proto3" json:"datagrams,omitempty"`
+	// The agent offers to carry many streams over the connection, in frames of pkg/relay/mux. A
+	// laptop that accepts answers MULTIPLEXED. A laptop that does not know the field answers as
+	// without it.
 	Multiplexed   bool `protobuf:"varint,6,opt,name=multiplexed,proto3" json:"multiplexed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

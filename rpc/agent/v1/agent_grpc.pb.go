@@ -4,7 +4,8 @@
 // - protoc             (unknown)
 // source: agent/v1/agent.proto
 
-// The control stream between a traffic-agent and the traffic-manager, and the header of a relayed connection.
+// The control stream between a traffic-agent and the traffic-manager, and the header of a relay
+// connection.
 
 package agentv1
 
@@ -28,11 +29,13 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AgentService is served by the traffic-manager over TLS. The agent authenticates with a projected service-account token
-// (audience "detour-traffic-manager") in the "authorization: Bearer" metadata; the token names its pod.
+// The traffic-manager serves AgentService over TLS. The agent authenticates with a projected
+// service-account token (audience "detour-traffic-manager") in the "authorization: Bearer"
+// metadata; the token names its pod.
 type AgentServiceClient interface {
-	// Connect lives as long as the agent. The manager sends the whole desired state each time it changes (level-triggered);
-	// the agent answers every Config with an Applied of the same generation once new connections follow it.
+	// Connect lives as long as the agent. The manager sends the whole desired state each time it
+	// changes (level-triggered). The agent answers every Config with an Applied of the same
+	// generation when new connections follow it.
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AgentMessage, Config], error)
 }
 
@@ -61,11 +64,13 @@ type AgentService_ConnectClient = grpc.BidiStreamingClient[AgentMessage, Config]
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
 //
-// AgentService is served by the traffic-manager over TLS. The agent authenticates with a projected service-account token
-// (audience "detour-traffic-manager") in the "authorization: Bearer" metadata; the token names its pod.
+// The traffic-manager serves AgentService over TLS. The agent authenticates with a projected
+// service-account token (audience "detour-traffic-manager") in the "authorization: Bearer"
+// metadata; the token names its pod.
 type AgentServiceServer interface {
-	// Connect lives as long as the agent. The manager sends the whole desired state each time it changes (level-triggered);
-	// the agent answers every Config with an Applied of the same generation once new connections follow it.
+	// Connect lives as long as the agent. The manager sends the whole desired state each time it
+	// changes (level-triggered). The agent answers every Config with an Applied of the same
+	// generation when new connections follow it.
 	Connect(grpc.BidiStreamingServer[AgentMessage, Config]) error
 	mustEmbedUnimplementedAgentServiceServer()
 }

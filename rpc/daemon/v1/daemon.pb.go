@@ -336,8 +336,8 @@ type StatusResponse struct {
 	Addresses []string `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Subnets   []string `protobuf:"bytes,10,rep,name=subnets,proto3" json:"subnets,omitempty"`
 	Interface string   `protobuf:"bytes,11,opt,name=interface,proto3" json:"interface,omitempty"`
-	// The tunnel's current path: "direct-udp", "api-server-upgrade" or "port-forward"; empty if it has
-	// none.
+	// The tunnel's current path: "direct-udp", "api-server-upgrade" or "port-forward"; empty if it
+	// has none.
 	Transport      string       `protobuf:"bytes,12,opt,name=transport,proto3" json:"transport,omitempty"`
 	DnsServers     []string     `protobuf:"bytes,13,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
 	ClusterDomain  string       `protobuf:"bytes,14,opt,name=cluster_domain,json=clusterDomain,proto3" json:"cluster_domain,omitempty"`
@@ -1093,7 +1093,8 @@ type EnvironmentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The intercept whose container is meant: its service, port, workload and container count.
 	Intercept *InterceptRequest `protobuf:"bytes,1,opt,name=intercept,proto3" json:"intercept,omitempty"`
-	// The caller's kubeconfig, as in ConnectRequest: the environment is read with the caller's rights.
+	// The caller's kubeconfig, as in ConnectRequest: the environment is read with the caller's
+	// rights.
 	Kubeconfig []byte `protobuf:"bytes,2,opt,name=kubeconfig,proto3" json:"kubeconfig,omitempty"`
 	// The timeout of one request to the API server; 0 means the daemon's default.
 	RequestTimeoutSeconds float64 `protobuf:"fixed64,3,opt,name=request_timeout_seconds,json=requestTimeoutSeconds,proto3" json:"request_timeout_seconds,omitempty"`

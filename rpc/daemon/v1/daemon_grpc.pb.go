@@ -47,19 +47,21 @@ type DaemonServiceClient interface {
 	// needs no session.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Environment reads the environment of the app's container in the cluster. It fails with
-	// FAILED_PRECONDITION if there is no session, or if the caller's kubeconfig is for another cluster.
+	// FAILED_PRECONDITION if there is no session, or if the caller's kubeconfig is for another
+	// cluster.
 	Environment(ctx context.Context, in *EnvironmentRequest, opts ...grpc.CallOption) (*EnvironmentResponse, error)
-	// CheckIntercepts reports a conflict between intercepts of one command before the first of them is
-	// made, because making one may roll a workload out. A conflict is an INVALID_ARGUMENT error. If the
-	// service cannot be read, CheckIntercepts succeeds: the traffic-manager reports the conflict.
+	// CheckIntercepts reports a conflict between intercepts of one command before the first of them
+	// is made, because making one may roll a workload out. A conflict is an INVALID_ARGUMENT error.
+	// If the service cannot be read, CheckIntercepts succeeds: the traffic-manager reports the
+	// conflict.
 	CheckIntercepts(ctx context.Context, in *CheckInterceptsRequest, opts ...grpc.CallOption) (*CheckInterceptsResponse, error)
 	// Intercept streams progress and ends with the active intercept.
 	Intercept(ctx context.Context, in *InterceptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[InterceptResponse], error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
 	// Tail forwards the requests that the traffic-manager reports.
 	Tail(ctx context.Context, in *v1.TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[v1.TailResponse], error)
-	// Quit leaves all intercepts, deletes the session, restores the laptop's network configuration and
-	// ends the daemon.
+	// Quit leaves all intercepts, deletes the session, restores the laptop's network configuration
+	// and ends the daemon.
 	Quit(ctx context.Context, in *QuitRequest, opts ...grpc.CallOption) (*QuitResponse, error)
 }
 
@@ -201,19 +203,21 @@ type DaemonServiceServer interface {
 	// needs no session.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Environment reads the environment of the app's container in the cluster. It fails with
-	// FAILED_PRECONDITION if there is no session, or if the caller's kubeconfig is for another cluster.
+	// FAILED_PRECONDITION if there is no session, or if the caller's kubeconfig is for another
+	// cluster.
 	Environment(context.Context, *EnvironmentRequest) (*EnvironmentResponse, error)
-	// CheckIntercepts reports a conflict between intercepts of one command before the first of them is
-	// made, because making one may roll a workload out. A conflict is an INVALID_ARGUMENT error. If the
-	// service cannot be read, CheckIntercepts succeeds: the traffic-manager reports the conflict.
+	// CheckIntercepts reports a conflict between intercepts of one command before the first of them
+	// is made, because making one may roll a workload out. A conflict is an INVALID_ARGUMENT error.
+	// If the service cannot be read, CheckIntercepts succeeds: the traffic-manager reports the
+	// conflict.
 	CheckIntercepts(context.Context, *CheckInterceptsRequest) (*CheckInterceptsResponse, error)
 	// Intercept streams progress and ends with the active intercept.
 	Intercept(*InterceptRequest, grpc.ServerStreamingServer[InterceptResponse]) error
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
 	// Tail forwards the requests that the traffic-manager reports.
 	Tail(*v1.TailRequest, grpc.ServerStreamingServer[v1.TailResponse]) error
-	// Quit leaves all intercepts, deletes the session, restores the laptop's network configuration and
-	// ends the daemon.
+	// Quit leaves all intercepts, deletes the session, restores the laptop's network configuration
+	// and ends the daemon.
 	Quit(context.Context, *QuitRequest) (*QuitResponse, error)
 	mustEmbedUnimplementedDaemonServiceServer()
 }

@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: tail/v1/tail.proto
 
-// What `detour tail` shows: the requests of a service as they are routed. Never a header's value, a query or a body.
+// The requests of a service as they are routed, for `detour tail`. They contain no header value, no
+// query and no body.
 
 package tailv1
 
@@ -28,7 +29,8 @@ const (
 type ServedBy int32
 
 const (
-	ServedBy_SERVED_BY_UNSPECIFIED ServedBy = 0 // nobody
+	// Nobody answered.
+	ServedBy_SERVED_BY_UNSPECIFIED ServedBy = 0
 	ServedBy_SERVED_BY_CLUSTER     ServedBy = 1
 	ServedBy_SERVED_BY_LAPTOP      ServedBy = 2
 )
@@ -75,9 +77,10 @@ func (ServedBy) EnumDescriptor() ([]byte, []int) {
 }
 
 type TailRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
-	Port          string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"` // of the service, by name or number; empty for all
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// The name or the number of a service port; empty for all ports.
+	Port          string `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -127,10 +130,12 @@ func (x *TailRequest) GetPort() string {
 }
 
 type TailResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Note          string                 `protobuf:"bytes,1,opt,name=note,proto3" json:"note,omitempty"` // for people: what is being shown
-	Requests      []*Request             `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
-	Missed        uint64                 `protobuf:"varint,3,opt,name=missed,proto3" json:"missed,omitempty"` // requests that came faster than they could be told, since the last message
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A sentence for the user about the requests that are shown.
+	Note     string     `protobuf:"bytes,1,opt,name=note,proto3" json:"note,omitempty"`
+	Requests []*Request `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
+	// How many requests were left out since the last message, because there were too many.
+	Missed        uint64 `protobuf:"varint,3,opt,name=missed,proto3" json:"missed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,18 +192,26 @@ func (x *TailResponse) GetMissed() uint64 {
 }
 
 type Request struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`             // when it came
-	Duration      *durationpb.Duration   `protobuf:"bytes,2,opt,name=duration,proto3" json:"duration,omitempty"` // until its answer was complete
-	Pod           string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
-	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`     // the app's
-	Method        string                 `protobuf:"bytes,5,opt,name=method,proto3" json:"method,omitempty"`  // empty: a connection that is not HTTP
-	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`      // without the query
-	Status        uint32                 `protobuf:"varint,7,opt,name=status,proto3" json:"status,omitempty"` // of HTTP; 0: there was no answer
-	GrpcStatus    *uint32                `protobuf:"varint,8,opt,name=grpc_status,json=grpcStatus,proto3,oneof" json:"grpc_status,omitempty"`
-	ServedBy      ServedBy               `protobuf:"varint,9,opt,name=served_by,json=servedBy,proto3,enum=detour.tail.v1.ServedBy" json:"served_by,omitempty"`
-	Laptop        string                 `protobuf:"bytes,10,opt,name=laptop,proto3" json:"laptop,omitempty"` // "user@host" of whom the request belonged to; empty: nobody's
-	Why           string                 `protobuf:"bytes,11,opt,name=why,proto3" json:"why,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the agent received the request.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// How long it took until the answer was complete.
+	Duration *durationpb.Duration `protobuf:"bytes,2,opt,name=duration,proto3" json:"duration,omitempty"`
+	Pod      string               `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
+	// The app's port number.
+	Port uint32 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	// Empty: a connection that is not HTTP.
+	Method string `protobuf:"bytes,5,opt,name=method,proto3" json:"method,omitempty"`
+	// Without the query.
+	Path string `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`
+	// The HTTP status; 0: there was no answer.
+	Status     uint32   `protobuf:"varint,7,opt,name=status,proto3" json:"status,omitempty"`
+	GrpcStatus *uint32  `protobuf:"varint,8,opt,name=grpc_status,json=grpcStatus,proto3,oneof" json:"grpc_status,omitempty"`
+	ServedBy   ServedBy `protobuf:"varint,9,opt,name=served_by,json=servedBy,proto3,enum=detour.tail.v1.ServedBy" json:"served_by,omitempty"`
+	// "user@host" of the laptop that the request belongs to; empty: no laptop.
+	Laptop string `protobuf:"bytes,10,opt,name=laptop,proto3" json:"laptop,omitempty"`
+	// Why the request went there.
+	Why           string `protobuf:"bytes,11,opt,name=why,proto3" json:"why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -4,7 +4,8 @@
 // - protoc             (unknown)
 // source: tail/v1/tail.proto
 
-// What `detour tail` shows: the requests of a service as they are routed. Never a header's value, a query or a body.
+// The requests of a service as they are routed, for `detour tail`. They contain no header value, no
+// query and no body.
 
 package tailv1
 
@@ -28,10 +29,12 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// TailService is served by the traffic-manager inside of the tunnel, to laptops that have a Session in the service's namespace. WireGuard
-// says whose a connection is; the metadata "detour-proof-bin" says that the daemon makes it, who alone has the session's key.
+// The traffic-manager serves TailService inside the tunnel, to laptops that have a Session in the
+// service's namespace. WireGuard identifies the session of a connection. The metadata
+// "detour-proof-bin" proves that the daemon opened it: only the daemon has the session's key.
 type TailServiceClient interface {
-	// Tail ends with an error when no agent stands in front of the service; else it lives as long as the caller.
+	// Tail fails if no pod of the service has an agent. Otherwise it streams until the caller ends
+	// it.
 	Tail(ctx context.Context, in *TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailResponse], error)
 }
 
@@ -66,10 +69,12 @@ type TailService_TailClient = grpc.ServerStreamingClient[TailResponse]
 // All implementations must embed UnimplementedTailServiceServer
 // for forward compatibility.
 //
-// TailService is served by the traffic-manager inside of the tunnel, to laptops that have a Session in the service's namespace. WireGuard
-// says whose a connection is; the metadata "detour-proof-bin" says that the daemon makes it, who alone has the session's key.
+// The traffic-manager serves TailService inside the tunnel, to laptops that have a Session in the
+// service's namespace. WireGuard identifies the session of a connection. The metadata
+// "detour-proof-bin" proves that the daemon opened it: only the daemon has the session's key.
 type TailServiceServer interface {
-	// Tail ends with an error when no agent stands in front of the service; else it lives as long as the caller.
+	// Tail fails if no pod of the service has an agent. Otherwise it streams until the caller ends
+	// it.
 	Tail(*TailRequest, grpc.ServerStreamingServer[TailResponse]) error
 	mustEmbedUnimplementedTailServiceServer()
 }
