@@ -109,11 +109,6 @@ type path struct {
 	parent          *StreamWire // set for an express stream, which is no path of its own
 }
 
-type pendingPing struct {
-	path   *path
-	sentAt time.Time
-}
-
 func (p *path) direct() bool { return p.address.IsValid() }
 func (p *path) works() bool  { return !p.direct() || p.pongs >= p.pongsNeeded }
 
@@ -152,7 +147,7 @@ func (ps *PathSelector) PathChanged() <-chan struct{} { return ps.pathChanged }
 // HubRestarted receives when another process answers as the hub, and for the first process too.
 func (ps *PathSelector) HubRestarted() <-chan struct{} { return ps.hubRestarted }
 
-// AllowLarge says whether large packets may be sent at all. Remapped networks rule them out: remap
+// AllowLarge sets whether large packets may be sent at all. Remapped networks rule them out: remap
 // cannot complete checksums that are only begun.
 func (ps *PathSelector) AllowLarge(allowed bool) {
 	if was := ps.large.allowed.Swap(allowed); was && !allowed && ps.large.set != nil {
@@ -167,25 +162,6 @@ func (ps *PathSelector) DisableExpress() { ps.noExpress = true }
 // messages can be sent.
 func (ps *PathSelector) Serve(ctx context.Context, rw io.ReadWriteCloser, opened func(*StreamWire)) error {
 	return ps.bind.serve(ctx, rw, opened)
-}
-
-// features are the features that the next ping offers to the hub. The hub must not send large
-// packets while fragments get lost, because a packet is lost with any of its fragments; it is asked
-// for parity fragments then.
-func (ps *PathSelector) features(w Wire, now time.Time) (offer byte) {
-	if ps.large.set != nil && ps.large.allowed.Load() && !loses(ps.Current(), now) {
-		offer |= FeatureLarge
-	}
-	if loses(w, now) {
-		offer |= FeatureParity
-	}
-	return offer
-}
-
-// loses reports whether fragments were lost lately on a wire.
-func loses(w Wire, now time.Time) bool {
-	u, ok := w.(*datagramWire)
-	return ok && u.reassembler != nil && u.reassembler.loses(now)
 }
 
 // Current is the wire of the next message; nil when there is no path.
@@ -337,122 +313,6 @@ func (ps *PathSelector) reassemblerOf(from netip.AddrPort) *reassembler {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	return ps.direct.reassemblers[from]
-}
-
-// duePing is a ping to send.
-type duePing struct {
-	to      Wire
-	message []byte
-}
-
-// tick sends the pings that are due, and gives up paths whose pings had no answer.
-func (ps *PathSelector) tick(now time.Time) {
-	ps.mu.Lock()
-	ps.giveUpLocked(now)
-	due := ps.duePingsLocked(now)
-	ps.mu.Unlock()
-	for _, p := range due {
-		if err := p.to.Send([][]byte{p.message}); err != nil {
-			ps.log.Debug("a probe was not sent", "address", p.to.DstToString(), "err", err)
-		}
-	}
-	ps.selectBest(now)
-}
-
-// giveUpLocked stops using paths that have been silent for too long, and forgets old pings.
-func (ps *PathSelector) giveUpLocked(now time.Time) {
-	for _, p := range ps.paths {
-		if p.unansweredSince.IsZero() || now.Sub(p.unansweredSince) <= silentAfter {
-			continue
-		}
-		switch {
-		case p.direct():
-			if p.works() {
-				p.pongsNeeded = pongsAgain
-			}
-			p.pongs = 0
-		case p.parent != nil:
-			ps.expressSilentLocked(p)
-		}
-	}
-	for n, sent := range ps.pings {
-		if now.Sub(sent.sentAt) > pingRare {
-			delete(ps.pings, n)
-		}
-	}
-}
-
-// duePingsLocked makes the pings that are due, and plans the next ones.
-func (ps *PathSelector) duePingsLocked(now time.Time) (due []duePing) {
-	for _, p := range ps.paths {
-		if now.Before(p.nextPing) {
-			continue
-		}
-		size := 0
-		if p.direct() {
-			size = MaxDatagram // a pong shows that datagrams of this size arrive
-		}
-		if p.unansweredSince.IsZero() {
-			p.unansweredSince, p.pause = now, pingFirst
-		}
-		ps.lastPing++
-		ps.pings[ps.lastPing] = pendingPing{path: p, sentAt: now}
-		probe := Probe{Number: ps.lastPing, Features: ps.features(p.Wire, now)}
-		if p.parent != nil {
-			probe.Features |= FeatureOnExpress
-		}
-		due = append(due, duePing{to: p.Wire, message: ps.prober.Seal(PingType, probe, size)})
-		if p.works() {
-			p.nextPing = now.Add(pingActive)
-		} else {
-			p.nextPing = now.Add(p.pause)
-			p.pause = min(p.pause*5/4, pingRare)
-		}
-	}
-	return due
-}
-
-// handlePong takes a probe from the hub.
-func (ps *PathSelector) handlePong(_ Wire, m []byte) {
-	pong, ok := ps.prober.Open(PongType, m)
-	if !ok {
-		return
-	}
-	now := time.Now()
-	ps.mu.Lock()
-	sent, ok := ps.pings[pong.Number]
-	delete(ps.pings, pong.Number)
-	if !ok {
-		ps.mu.Unlock()
-		return
-	}
-	p := sent.path
-	p.rtt, p.unansweredSince = now.Sub(sent.sentAt), time.Time{}
-	p.pongs++
-	if p.parent != nil {
-		ps.expressAnsweredLocked(p, pong)
-		ps.mu.Unlock()
-		return
-	}
-	p.knowsExpress = pong.Features&FeatureExpress != 0
-	switch {
-	case !p.works():
-		p.nextPing = now.Add(pingFirst)
-	case p != ps.active.Load():
-		p.nextPing = now.Add(pingSpare)
-	}
-	if u, ok := p.Wire.(*datagramWire); ok {
-		u.reassembler.sendParity.Store(pong.Features&FeatureParity != 0)
-	}
-	if ps.large.set != nil && p == ps.active.Load() {
-		ps.large.set(pong.Features&FeatureLarge != 0 && ps.large.allowed.Load())
-	}
-	if pong.Instance != ps.instance {
-		ps.instance = pong.Instance
-		notify(ps.hubRestarted)
-	}
-	ps.mu.Unlock()
-	ps.selectBest(now)
 }
 
 // selectBest makes the best path that works the active one.

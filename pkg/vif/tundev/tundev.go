@@ -32,7 +32,7 @@ type OpenFunc func(Options) (tun.Device, HostInterface, error)
 
 // LargePackets is implemented by a tun.Device that can pass large packets on as they are.
 type LargePackets interface {
-	// SetLarge says whether the other end of the tunnel takes large packets, and checksums that are
+	// SetLarge sets whether the other end of the tunnel takes large packets, and checksums that are
 	// only begun.
 	SetLarge(bool)
 }
