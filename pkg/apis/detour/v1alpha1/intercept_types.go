@@ -197,20 +197,20 @@ const (
 
 // Reasons of an intercept's Ready condition.
 const (
-	ReasonActive           = "Active"
+	ReasonActive           = "Active"           // every ready pod sends its traffic to the laptop
 	ReasonRollingOut       = "RollingOut"       // pods with the agent are starting
 	ReasonWaitingForAgents = "WaitingForAgents" // some agents have not confirmed yet
-	ReasonSessionNotFound  = "SessionNotFound"
-	ReasonServiceNotFound  = "ServiceNotFound"
-	ReasonPortNotFound     = "PortNotFound"
-	ReasonPortAmbiguous    = "PortAmbiguous"
-	ReasonNoWorkload       = "NoWorkload"     // no workload that can be intercepted is behind the service
-	ReasonManyWorkloads    = "ManyWorkloads"  // several workloads are behind the service
-	ReasonWhichContainer   = "WhichContainer" // several containers could be meant
-	ReasonUnsupported      = "Unsupported"    // for example hostNetwork pods, strategy OnDelete, ExternalName services
-	ReasonPortTaken        = "PortTaken"      // the message says whose intercept has it and since when
-	ReasonSuspended        = "Suspended"
-	ReasonTLS              = "TLS" // the port speaks TLS, and the agents cannot read its requests
+	ReasonSessionNotFound  = "SessionNotFound"  // the Session that the intercept names does not exist
+	ReasonServiceNotFound  = "ServiceNotFound"  // the service does not exist in the intercept's namespace
+	ReasonPortNotFound     = "PortNotFound"     // the service has no such port
+	ReasonPortAmbiguous    = "PortAmbiguous"    // several ports could be meant; the message says how to choose one
+	ReasonNoWorkload       = "NoWorkload"       // no workload that can be intercepted is behind the service
+	ReasonManyWorkloads    = "ManyWorkloads"    // several workloads are behind the service
+	ReasonWhichContainer   = "WhichContainer"   // several containers could be meant
+	ReasonUnsupported      = "Unsupported"      // for example hostNetwork pods, strategy OnDelete, ExternalName services
+	ReasonPortTaken        = "PortTaken"        // the message says whose intercept has it and since when
+	ReasonSuspended        = "Suspended"        // the intercept is suspended: its traffic goes to the cluster
+	ReasonTLS              = "TLS"              // the port speaks TLS, and the agents cannot read its requests
 )
 
 // WorkloadRef names a workload in the intercept's namespace.
