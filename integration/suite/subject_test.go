@@ -235,7 +235,7 @@ func TestRealClients(t *testing.T) {
 		require.Less(t, after, 64<<10, "KiB; %d before: the bodies were kept", before)
 	})
 
-	t.Run("nobody answers for a laptop with --on-failure error", func(t *testing.T) {
+	t.Run("requests fail for a laptop with --on-failure error", func(t *testing.T) {
 		alice.Detour("leave", "subject")
 		alice.Detour("intercept", "subject", "--port", "18080", "--header", "x-dev=alice", "--on-failure", "error")
 		stopped()

@@ -57,7 +57,7 @@ func (o *interceptOptions) addFlags(f *pflag.FlagSet) {
 		"(repeatable; required unless --mode is ingest or a workload is replaced)")
 	f.Var(&o.ttl, "ttl", "end the intercept after this time, such as 2h; 0: when the session ends")
 	f.StringVar(&o.onFailure, "on-failure", onFailureFallback,
-		"who answers if this laptop cannot: fallback (the cluster's pods) or error (nobody)")
+		"who answers if this laptop cannot: fallback (the cluster's pods) or error (requests fail)")
 	f.StringVar(&o.mode, "mode", "intercept", "intercept; wiretap: the laptop gets copies of the requests, and the "+
 		"cluster's pods "+
 		"answer them; replace: the app's container does not run; ingest: no traffic moves, only the app's "+

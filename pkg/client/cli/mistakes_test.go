@@ -38,7 +38,7 @@ func TestAWrongKubeconfigHasOneMessage(t *testing.T) {
 			"use --kubeconfig", failure(t, args...), command)
 		args = append([]string{"--context", "nope"}, args...)
 		require.Equal(t, `context "nope" does not exist in the kubeconfig: `+"`kubectl config get-contexts` lists "+
-			"what there is", failure(t, args...), command)
+			"the valid names", failure(t, args...), command)
 	}
 }
 

@@ -90,8 +90,8 @@ func known(raw *api.Config, context, cluster, user string) error {
 		{"user", user, raw.AuthInfos[user] != nil},
 	} {
 		if c.name != "" && !c.there {
-			return fmt.Errorf("%s %q does not exist in the kubeconfig: `kubectl config get-%ss` lists what there is",
-				c.kind, c.name, c.kind)
+			return fmt.Errorf("%s %q does not exist in the kubeconfig: "+
+				"`kubectl config get-%ss` lists the valid names", c.kind, c.name, c.kind)
 		}
 	}
 	return nil

@@ -94,22 +94,22 @@ func TestLoadExplainsWhatIsWrong(t *testing.T) {
 		"an unknown context": {
 			file: good, args: []string{"--context", "nope"},
 			want: "context \"nope\" does not exist in the kubeconfig: " +
-				"`kubectl config get-contexts` lists what there is",
+				"`kubectl config get-contexts` lists the valid names",
 		},
 		"an unknown current context": {
 			file: with("current-context: a", "current-context: b"),
 			want: "context \"b\" does not exist in the kubeconfig: " +
-				"`kubectl config get-contexts` lists what there is",
+				"`kubectl config get-contexts` lists the valid names",
 		},
 		"an unknown cluster": {
 			file: good, args: []string{"--cluster", "nope"},
 			want: "cluster \"nope\" does not exist in the kubeconfig: " +
-				"`kubectl config get-clusters` lists what there is",
+				"`kubectl config get-clusters` lists the valid names",
 		},
 		"an unknown user": {
 			file: good, args: []string{"--user", "nope"},
 			want: "user \"nope\" does not exist in the kubeconfig: " +
-				"`kubectl config get-users` lists what there is",
+				"`kubectl config get-users` lists the valid names",
 		},
 		"a cluster without a server": {
 			file: with(`server: "https://127.0.0.1:1"`, "insecure-skip-tls-verify: true"),

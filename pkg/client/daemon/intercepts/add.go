@@ -189,7 +189,7 @@ func fallbackText(req *daemonv1.InterceptRequest) string {
 		return "the copies are dropped"
 	}
 	if req.ErrorOnFailure || req.Mode == string(detour.ModeReplace) {
-		return "nobody answers"
+		return "requests get errors"
 	}
 	return "the cluster's pods answer"
 }
