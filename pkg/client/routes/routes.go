@@ -1,6 +1,9 @@
 // Package routes decides which networks lead to the VIF: those of the cluster, changed by what the
 // user asks for, without the path to the cluster itself, and without networks that the laptop uses.
 // Start with Overrides.Plan.
+//
+// The package changes nothing on the laptop. Package vif sets the routes on its interface, and they
+// disappear with the interface: nothing else restores them.
 package routes
 
 import (

@@ -1,5 +1,10 @@
 // Package network is a session's network on the laptop: the VIF with its routes, the DNS proxy, and
 // in rootless mode the namespaces they are in. Start with Up.
+//
+// Network.Close undoes all of it, last change first. Closing the VIF removes the interface, and the
+// kernel removes the routes with it. System.Restore of package dnsproxy restores the resolver, and
+// Namespaces.Close ends the namespaces. After a killed daemon only the resolver is left: the next
+// detour command restores it (restoreResolver of package cli).
 package network
 
 import (
