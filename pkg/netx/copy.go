@@ -14,7 +14,7 @@ import (
 // Gain: 2000 connections that waited kept 400 MB of the traffic-manager in 64 KiB buffers; now 34
 // MB. Cost: the first read of a transfer is small. After a few full buffers in a row the kernel
 // moves the bytes itself (splice), which small messages would pay more for than they gain. Measured
-// in the laboratory (docs/performance.md); BenchmarkCopy compares it with io.Copy.
+// in the laboratory (docs/design/performance-log.md); BenchmarkCopy compares it with io.Copy.
 const (
 	largeCopy, smallCopy = 64 << 10, 4 << 10 // sizes of the buffers
 	// A transfer is bulk after bulkAfter full buffers in a row, for bulkLength bytes.

@@ -14,7 +14,7 @@ import (
 // Gain: during an upload the daemon spent a fifth of its time in the network stack; a byte of a
 // download cost the agent 2.8 to 4.0 -> 1.3 ns and the traffic-manager 2.5 to 3.4 -> 1.7. Cost: one
 // more copy of a bulk message, and a pooled buffer. Measured in the cluster and in the laboratory
-// (docs/performance.md); BenchmarkCork compares it with a plain TLS connection.
+// (docs/design/performance-log.md); BenchmarkCork compares it with a plain TLS connection.
 
 // corkSize is how many bytes a CorkConn writes at once: eight full TLS records, which are two of
 // the kernel's largest packets.

@@ -19,8 +19,8 @@ import (
 // several with one sendmsg where the control data asks for segmentation (UDP_SEGMENT).
 //
 // Gain: part of the request over UDP that cost 438 -> 310 µs (see Conn). Cost: unsafe, and copies
-// of the kernel's structs. Measured in the laboratory (docs/performance.md); BenchmarkDatagrams
-// compares it with package net.
+// of the kernel's structs. Measured in the laboratory (docs/design/performance-log.md);
+// BenchmarkDatagrams compares it with package net.
 
 // Sender sends datagrams. Its methods may be called concurrently.
 type Sender struct {

@@ -13,8 +13,8 @@ import "net"
 // Gain: 14 to 17 % of the processor time of manager, agent and daemon was that monitor; a request
 // that a laptop answers cost 438 -> 310 µs on one connection, 162 -> 117 µs on 16 (together with
 // what netstack gained at the same time). Cost: unsafe and raw system calls, in this file's _linux
-// part. Measured in the laboratory (docs/performance.md); BenchmarkConn compares it with package
-// net.
+// part. Measured in the laboratory (docs/design/performance-log.md); BenchmarkConn compares it with
+// package net.
 
 // Conn is a TCP connection with cheap Read and Write. Everything else is the connection's own.
 type Conn struct {

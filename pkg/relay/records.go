@@ -20,7 +20,8 @@ import (
 // Gain: a byte of a download cost the agent 2.8 to 4.0 -> 1.3 ns of processor time, and the
 // traffic-manager 2.5 to 3.4 -> 1.7; in.http.down 0.090 -> 0.162 of plain. Cost: this file looks at
 // the length of records, and a connection with bulk has a read buffer of 68 KiB from a pool.
-// Measured in the cluster (docs/performance.md); BenchmarkConn compares it with crypto/tls alone.
+// Measured in the cluster (docs/design/performance-log.md); BenchmarkConn compares it with
+// crypto/tls alone.
 
 const (
 	// A TLS record begins with 5 bytes, of which the last two are its length without them. It holds

@@ -20,7 +20,7 @@ import (
 // processor, and the process asks for its processor time up to ten times a second. With one
 // processor alone, bulk was a third slower on an idle machine. The traffic-agent keeps all
 // processors, because its epoll loops would take the only one along when they wait. Measured in the
-// laboratory (docs/performance.md); BenchmarkGOMAXPROCS compares one processor with all.
+// laboratory (docs/design/performance-log.md); BenchmarkGOMAXPROCS compares one processor with all.
 
 const (
 	// How often to look at the used processor time, while the process works and while it has next

@@ -14,8 +14,8 @@ import (
 //
 // Gain: 2000 connections left 400 MB with the traffic-manager; with this and the small buffers of
 // netx.Copy it keeps 34 MB. Cost: two collections after a load, and page faults at the start of the
-// next one. Measured in the laboratory (docs/performance.md); TestIdleMemoryReturnsFreeMemory shows
-// it.
+// next one. Measured in the laboratory (docs/design/performance-log.md);
+// TestIdleMemoryReturnsFreeMemory shows it.
 const (
 	// The process is idle after quietTime in which fewer than quietBytes have passed.
 	quietTime  = 5 * time.Second

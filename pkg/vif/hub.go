@@ -22,7 +22,7 @@ import (
 
 const (
 	// StreamMTU is the VIF's MTU over a stream transport, in bytes. A stream has no limit of its
-	// own; the measurements behind the figure are in docs/performance.md.
+	// own; the measurements behind the figure are in docs/design/performance-log.md.
 	StreamMTU = 16000
 	// keepalive is how often each end sends when it has nothing to say, in seconds. Liveness is
 	// built on it.

@@ -9,8 +9,8 @@
 // Gain: the agent's passthrough 0.49 -> 0.62 of the plain requests per second on one connection,
 // requests that a laptop answers 2,424 -> 2,623 per second. Cost: up to Iterations microseconds of
 // processor time in vain; without the policy it took the processor from a busy pod (idle.rps16 0.79
-// of plain, 0.84 with it). Measured in the cluster and in the laboratory (docs/performance.md);
-// netx.BenchmarkSpin compares it with sleeping.
+// of plain, 0.84 with it). Measured in the cluster and in the laboratory
+// (docs/design/performance-log.md); netx.BenchmarkSpin compares it with sleeping.
 package spin
 
 const (

@@ -23,7 +23,7 @@ const (
 // Gain: no wake-up of another goroutine for each message; waking the stream cost the agent a third
 // more processor time for a request on one connection. Cost: the state machine below, and up to
 // delegateFor in which nobody reads if the stream has stopped reading. Measured in the laboratory
-// (docs/performance.md); BenchmarkRoundTrip compares both ways.
+// (docs/design/performance-log.md); BenchmarkRoundTrip compares both ways.
 //
 // Exactly one goroutine reads at a time: it has set reader.busy (acquireRead), and only it uses
 // Conn.in, until it clears reader.busy (releaseRead).

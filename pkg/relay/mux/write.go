@@ -27,7 +27,8 @@ var errNotReading = errors.New("the peer does not read the answers that it cause
 // Gain: 2.6 messages a write; with streams as a whole, manager, agent and daemon together needed 66
 // to 72 µs of processor time for a request on 16 connections, 108 to 131 before. Cost: none for a
 // stream that is alone, but 5 to 15 % more for a byte of bulk. Measured in the laboratory
-// (docs/performance.md); BenchmarkManyStreams compares writing with and without the yield.
+// (docs/design/performance-log.md); BenchmarkManyStreams compares writing with and without the
+// yield.
 
 // writer is the state of writing. Conn.mu guards it.
 type writer struct {

@@ -39,7 +39,7 @@ const (
 //
 // Gain: fewer packets for each request, and so less CPU at both ends. Cost: a table of connections,
 // and up to 2 ms before a bare acknowledgement. BenchmarkRequests compares it with the plain link;
-// the figures are in docs/performance.md.
+// the figures are in docs/design/performance-log.md.
 type delayedAcks struct {
 	*channel.Endpoint
 	now   func() time.Time

@@ -17,7 +17,7 @@ import (
 // probe.
 //
 // Gain: the latency of small requests beside bulk over a stream. Cost: a second stream to each
-// laptop. The figures are in docs/performance.md.
+// laptop. The figures are in docs/design/performance-log.md.
 //
 // expressAfter is how long a stream is the path before it gets an express stream. Most laptops have
 // found a direct path by then.

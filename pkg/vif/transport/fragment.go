@@ -26,7 +26,7 @@ const (
 	// Gain: without parity a message is lost with any of its fragments; of 14 fragments, on a link
 	// that loses one datagram in a hundred, that is one message in eight. Cost: one more datagram a
 	// message, and the XOR (BenchmarkFragments), only while fragments get lost. The figures are in
-	// docs/performance.md.
+	// docs/design/performance-log.md.
 	parityFrom = 4
 	lossMemory = 10 * time.Second
 	// inFlight is how many messages of one sender may be incomplete at once. Fragments hardly

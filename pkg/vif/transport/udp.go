@@ -41,7 +41,8 @@ const (
 // udpSocket sends and receives messages as datagrams, and messages that are too large as fragments.
 //
 // Gain: the kernel takes and gives many datagrams in one system call (GSO and GRO). Cost: a buffer
-// of 64 KiB for each train. BenchmarkSend shows the gain; the figures are in docs/performance.md.
+// of 64 KiB for each train. BenchmarkSend shows the gain; the figures are in
+// docs/design/performance-log.md.
 type udpSocket struct {
 	port        uint16
 	conns       [families]*net.UDPConn // nil for a family that the machine does not have

@@ -74,7 +74,7 @@ func (f *leakyBucket) add(size int, now int64) bool {
 // streams of package transport.
 //
 // Gain: the packets of other flows do not wait behind bulk on a stream transport. Cost: a hash for
-// each packet (BenchmarkClassifier). The figures are in docs/performance.md.
+// each packet (BenchmarkClassifier). The figures are in docs/design/performance-log.md.
 type Classifier struct {
 	tun.Device
 	flows flowClassifier

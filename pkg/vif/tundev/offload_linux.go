@@ -27,7 +27,7 @@ const virtioHeader = 10
 //
 // Gain: a packet of up to 64 KiB costs as much as one of the MTU in the kernel, in WireGuard and in
 // netstack. Cost: the header of each packet, which this file reads and writes. BenchmarkSegments
-// shows the price of the cut that this saves; the figures are in docs/performance.md.
+// shows the price of the cut that this saves; the figures are in docs/design/performance-log.md.
 type offloadTUN struct {
 	tun.Device
 	file  *netx.File
@@ -77,7 +77,7 @@ func NewOffload(device tun.Device, mtu int) (*offloadTUN, error) {
 	return o, nil
 }
 
-// SetLarge says whether the other end of the tunnel takes large packets, and checksums that are
+// SetLarge sets whether the other end of the tunnel takes large packets, and checksums that are
 // only begun.
 func (o *offloadTUN) SetLarge(large bool) { o.large.Store(large) }
 

@@ -34,8 +34,8 @@ var errDraining = errors.New("the agent ends")
 
 // Host is what an Exchange needs of its agent. Its methods are called by many goroutines.
 type Host interface {
-	// Choose returns what becomes of a request, and Global the intercept of what is no request; nil
-	// for the app.
+	// Choose decides where a request goes. Global returns the intercept of traffic that is not a
+	// request; nil means that the traffic goes to the app.
 	Choose(port uint16, r *route.Request) *intercepts.Choice
 	Global(port uint16) *intercepts.Target
 	// Open connects a client to the laptop of want, or to the app; see upstream.Dialer.
@@ -139,7 +139,8 @@ func (e *Exchange) Serve(ctx context.Context) *upstream.Handover {
 			return nil
 		case errors.Is(err, http1.ErrUnclear),
 			len(request.Raw) > 0 && (errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)):
-			// Who answers raw bytes also answers half a head that ends, or does not.
+			// The upstream receives the bytes as they are, and decides itself how to answer them. That
+			// includes a head that ends half-way.
 			e.config.Log.Debug("the rest of a connection is not HTTP/1", "port", e.port, "err", err)
 			return e.leave(request.Raw)
 		case err != nil:

@@ -27,7 +27,7 @@ var (
 //
 // Gain: idle connections hold no buffer, and a bulk transfer needs a quarter of the writes. Cost:
 // two pools, and one copy when a buffer grows. Measured: BenchmarkPooledWriter against bufio.Writer
-// (docs/performance.md).
+// (docs/design/performance-log.md).
 type pooledWriter struct {
 	to    net.Conn
 	small *[]byte

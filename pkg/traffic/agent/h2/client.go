@@ -22,8 +22,8 @@ import (
 
 // Host is what a Client needs of its agent. Its methods are called by many goroutines.
 type Host interface {
-	// Choose returns what becomes of a request, and Global the intercept of what is no request; nil
-	// for the app.
+	// Choose decides where a request goes. Global returns the intercept of traffic that is not a
+	// request; nil means that the traffic goes to the app.
 	Choose(port uint16, r *route.Request) *intercepts.Choice
 	Global(port uint16) *intercepts.Target
 	// Open connects a client to the laptop of want, or to the app. DialLaptop never connects to the
