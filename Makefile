@@ -116,7 +116,7 @@ lint: ## format, vet, linters, generated files, and go.mod up to date
 
 # Not a part of lint: the database of vulnerabilities is on the internet, and it changes without a commit.
 .PHONY: vuln
-vuln: ## look for known vulnerabilities in what the product calls (needs https://vuln.go.dev)
+vuln: ## look for known vulnerabilities in what the product calls (needs the internet)
 	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
 
 .PHONY: generate
@@ -125,8 +125,8 @@ generate: ## protobuf, deepcopy, CRDs, RBAC, the reference of the commands
 	go tool controller-gen object paths=./pkg/apis/...
 	go tool controller-gen crd paths=./pkg/apis/... output:crd:dir=manifests/chart/definitions
 	go tool controller-gen rbac:roleName=traffic-manager paths=./pkg/traffic/manager/... output:rbac:dir=manifests/chart/rbac
-	go run ./hack/reference
-	go run ./hack/notices > THIRD_PARTY_NOTICES
+	go run ./docs/gen/reference
+	go run ./docs/gen/notices > THIRD_PARTY_NOTICES
 	go test -count=1 ./pkg/client/cli -run TestCommandsReferenceIsUpToDate -update
 
 .PHONY: deps

@@ -21,7 +21,7 @@ var (
 func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 	var pages []string
 	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", ".github/*.md"} {
-		found, err := filepath.Glob(filepath.Join("..", "..", pattern))
+		found, err := filepath.Glob(filepath.Join("..", "..", "..", pattern))
 		require.NoError(t, err)
 		pages = append(pages, found...)
 	}
@@ -52,10 +52,10 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 // Lines of documents wrap at 100 columns; tables cannot, and examples of commands and output do
 // not.
 func TestLinesOfTheDocumentsWrap(t *testing.T) {
-	pages, err := filepath.Glob("../../docs/*/*.md")
+	pages, err := filepath.Glob("../../../docs/*/*.md")
 	require.NoError(t, err)
 	for _, page := range append(pages,
-		"../../README.md", "../../CONTRIBUTING.md", "../../docs/glossary.md", "../../docs/performance.md") {
+		"../../../README.md", "../../../CONTRIBUTING.md", "../../../docs/glossary.md", "../../../docs/performance.md") {
 		raw, err := os.ReadFile(page)
 		require.NoError(t, err)
 		if strings.HasPrefix(string(raw), "<!-- Generated") {

@@ -22,11 +22,11 @@ var (
 
 // A command line in a document has only flags that the reference of the commands knows.
 func TestFlagsOfTheExamplesExist(t *testing.T) {
-	reference := read(t, "../../docs/reference/commands.md")
-	pages, err := filepath.Glob("../../docs/guides/*.md")
+	reference := read(t, "../../../docs/reference/commands.md")
+	pages, err := filepath.Glob("../../../docs/guides/*.md")
 	require.NoError(t, err)
 	found := 0
-	for _, page := range append(pages, "../../README.md") {
+	for _, page := range append(pages, "../../../README.md") {
 		for _, m := range commandLine.FindAllStringSubmatch(read(t, page), -1) {
 			line, _, _ := strings.Cut(m[2], " -- ") // a command's own flags come after it
 			line, _, _ = strings.Cut(line, "#")
@@ -43,7 +43,7 @@ func TestFlagsOfTheExamplesExist(t *testing.T) {
 // A message that the troubleshooting guide quotes is one that the code writes.
 func TestQuotedMessagesAreInTheCode(t *testing.T) {
 	var code strings.Builder
-	require.NoError(t, filepath.WalkDir("../../pkg", func(path string, d fs.DirEntry, err error) error {
+	require.NoError(t, filepath.WalkDir("../../../pkg", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return err
 		}
@@ -51,7 +51,7 @@ func TestQuotedMessagesAreInTheCode(t *testing.T) {
 		code.Write(raw)
 		return err
 	}))
-	for line := range strings.Lines(read(t, "../../docs/guides/troubleshooting.md")) {
+	for line := range strings.Lines(read(t, "../../../docs/guides/troubleshooting.md")) {
 		symptom, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " | ")
 		for _, m := range quoted.FindAllStringSubmatch(symptom, -1) {
 			for part := range strings.SplitSeq(m[1], "...") {
@@ -65,13 +65,13 @@ func TestQuotedMessagesAreInTheCode(t *testing.T) {
 func TestPathsInTheDocumentsExist(t *testing.T) {
 	var pages []string
 	for _, pattern := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "docs/*/*.md"} {
-		found, err := filepath.Glob("../../" + pattern)
+		found, err := filepath.Glob("../../../" + pattern)
 		require.NoError(t, err)
 		pages = append(pages, found...)
 	}
 	for _, page := range pages {
 		for _, m := range sourcePath.FindAllStringSubmatch(read(t, page), -1) {
-			_, err := os.Stat("../../" + m[1])
+			_, err := os.Stat("../../../" + m[1])
 			assert.NoError(t, err, "%s names %s", page, m[1])
 		}
 	}
