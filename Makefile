@@ -1,4 +1,4 @@
-# detour. `make` lists what there is to do; the two that matter are `make demo` and `make test`.
+# detour. `make` lists the targets; the two that matter are `make demo` and `make test`.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help

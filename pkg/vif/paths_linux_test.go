@@ -185,7 +185,7 @@ func (r *pathPair) passDatagrams(serving *sync.WaitGroup) {
 	}
 }
 
-// cut ends the streams. refuse says whether new ones are refused too.
+// cut ends the streams. refuse reports whether new ones are refused too.
 func (r *pathPair) cut(refuse bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

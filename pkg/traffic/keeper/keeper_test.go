@@ -92,7 +92,8 @@ func TestKilledAgentIsStartedAgain(t *testing.T) {
 		pid := ask(t, port)
 		require.NotZero(t, pid)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		require.Eventually(t, func() bool { now := ask(t, port); return now != 0 && now != pid }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { now := ask(t, port); return now != 0 && now != pid }, 10*time.Second,
+			time.Millisecond)
 	}
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
 	require.NoError(t, <-ended)
@@ -102,8 +103,10 @@ func TestKilledAgentIsStartedAgain(t *testing.T) {
 
 func TestAgentThatCannotStart(t *testing.T) {
 	t.Setenv("KEEPER_TEST", "fails")
-	require.ErrorContains(t, Run([]uint16{free(t)}, []string{os.Args[0]}, slog.New(slog.DiscardHandler)), "again and again")
-	require.ErrorContains(t, Run([]uint16{free(t)}, []string{"/nonexistent"}, slog.New(slog.DiscardHandler)), "start the agent")
+	require.ErrorContains(t, Run([]uint16{free(t)}, []string{os.Args[0]}, slog.New(slog.DiscardHandler)),
+		"again and again")
+	require.ErrorContains(t, Run([]uint16{free(t)}, []string{"/nonexistent"}, slog.New(slog.DiscardHandler)),
+		"start the agent")
 }
 
 func TestListenWithoutAKeeper(t *testing.T) {

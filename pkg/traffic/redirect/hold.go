@@ -98,7 +98,8 @@ func (h *Hold) openLocked() error {
 	}
 	h.conn = conn
 	if err := addOwned(socket, h.table.Name); err != nil {
-		err = fmt.Errorf("make an nftables table that ends with its process (it needs NET_ADMIN and Linux 5.12): %w", err)
+		err = fmt.Errorf("make an nftables table that ends with its process (it needs NET_ADMIN and Linux 5.12): %w",
+			err)
 		return errors.Join(err, h.releaseLocked())
 	}
 	conn.AddChain(h.chain)

@@ -81,7 +81,13 @@ func rule(protocol byte, from, to uint16) []expr.Any {
 	if protocol == unix.IPPROTO_TCP {
 		match = append(match,
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
+			&expr.Bitwise{
+				SourceRegister: 1,
+				DestRegister:   1,
+				Len:            1,
+				Mask:           []byte{fin | syn | rst | ack},
+				Xor:            []byte{0},
+			},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syn}})
 	}
 	return append(match,

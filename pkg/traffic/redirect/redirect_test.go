@@ -56,7 +56,11 @@ func newPod(t *testing.T) (client, server pod) {
 	}
 	client, server = pod{fd: namespace(t)}, pod{fd: namespace(t)}
 	client.in(t, func() {
-		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "c0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(server.fd)}
+		link := &netlink.Veth{
+			LinkAttrs:     netlink.LinkAttrs{Name: "c0"},
+			PeerName:      "eth0",
+			PeerNamespace: netlink.NsFd(server.fd),
+		}
 		require.NoError(t, netlink.LinkAdd(link))
 		configure(t, "c0", "10.1.1.1/24", "fd11::1/64")
 	})
@@ -161,7 +165,10 @@ func TestApplyDatagrams(t *testing.T) {
 		serve(t, appPort, "app")
 		says(appPort, "app")
 		says(agentPort, "agent")
-		require.NoError(t, Apply(agentconfig.Config{Ports: []agentconfig.Port{{App: appPort, Agent: agentPort, Redirect: true, Datagrams: true}}}))
+		require.NoError(t,
+			Apply(agentconfig.Config{
+				Ports: []agentconfig.Port{{App: appPort, Agent: agentPort, Redirect: true, Datagrams: true}},
+			}))
 	})
 	for _, ip := range server.ips {
 		client.in(t, func() {
@@ -217,8 +224,15 @@ func TestOrderOfTables(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		table := conn.AddTable(&nftables.Table{Name: "nat", Family: nftables.TableFamilyIPv4}) // the one that iptables makes
-		chain := conn.AddChain(&nftables.Chain{Name: "PREROUTING", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
+		// the one that iptables makes
+		table := conn.AddTable(&nftables.Table{Name: "nat", Family: nftables.TableFamilyIPv4})
+		chain := conn.AddChain(&nftables.Chain{
+			Name:     "PREROUTING",
+			Table:    table,
+			Type:     nftables.ChainTypeNAT,
+			Hooknum:  nftables.ChainHookPrerouting,
+			Priority: nftables.ChainPriorityNATDest,
+		})
 		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule(unix.IPPROTO_TCP, appPort, proxyPort)})
 		return conn.Flush()
 	}
@@ -362,7 +376,13 @@ func TestHoldUnderLoad(t *testing.T) {
 		})
 	}
 	h := NewHold("a")
-	for _, step := range []func() error{h.Open, func() error { return h.Set(map[uint16]uint16{appPort: agentPort}) }, func() error { return h.Set(nil) }, func() error { return h.Set(map[uint16]uint16{appPort: agentPort}) }, func() error { return h.Set(nil) }} {
+	for _, step := range []func() error{
+		h.Open,
+		func() error { return h.Set(map[uint16]uint16{appPort: agentPort}) },
+		func() error { return h.Set(nil) },
+		func() error { return h.Set(map[uint16]uint16{appPort: agentPort}) },
+		func() error { return h.Set(nil) },
+	} {
 		time.Sleep(100 * time.Millisecond)
 		server.in(t, func() { require.NoError(t, step()) })
 	}

@@ -207,7 +207,7 @@ const (
 	ReasonNoWorkload       = "NoWorkload"       // no workload that can be intercepted is behind the service
 	ReasonManyWorkloads    = "ManyWorkloads"    // several workloads are behind the service
 	ReasonWhichContainer   = "WhichContainer"   // several containers could be meant
-	ReasonUnsupported      = "Unsupported"      // for example hostNetwork pods, strategy OnDelete, ExternalName services
+	ReasonUnsupported      = "Unsupported"      // such as hostNetwork pods, strategy OnDelete, ExternalName services
 	ReasonPortTaken        = "PortTaken"        // the message says whose intercept has it and since when
 	ReasonSuspended        = "Suspended"        // the intercept is suspended: its traffic goes to the cluster
 	ReasonTLS              = "TLS"              // the port speaks TLS, and the agents cannot read its requests

@@ -139,8 +139,8 @@ func (e *Exchange) Serve(ctx context.Context) *upstream.Handover {
 			return nil
 		case errors.Is(err, http1.ErrUnclear),
 			len(request.Raw) > 0 && (errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded)):
-			// The upstream receives the bytes as they are, and decides itself how to answer them. That
-			// includes a head that ends half-way.
+			// The upstream receives the bytes as they are, and decides itself how to answer them.
+			// That includes a head that ends half-way.
 			e.config.Log.Debug("the rest of a connection is not HTTP/1", "port", e.port, "err", err)
 			return e.leave(request.Raw)
 		case err != nil:

@@ -100,7 +100,11 @@ func TestStreamThatDependsOnItself(t *testing.T) {
 			c.block.Reset()
 			block := c.encode(":method", "GET", ":scheme", "http", ":authority", "catalog", ":path", "/app")
 			return c.framer.WriteHeaders(http2.HeadersFrameParam{
-				StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: block, Priority: http2.PriorityParam{StreamDep: 1},
+				StreamID:      1,
+				EndStream:     true,
+				EndHeaders:    true,
+				BlockFragment: block,
+				Priority:      http2.PriorityParam{StreamDep: 1},
 			})
 		})
 		synctest.Wait()

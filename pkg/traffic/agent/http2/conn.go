@@ -101,7 +101,10 @@ func (r *Router) newConn(backend *Backend) *conn {
 		router: r, backend: backend, recv: r.newReceiveWindow(backend),
 		streams: streamTable{byID: map[uint32]*halfStream{}, nextID: 1},
 		limits: sendLimits{
-			window: defaultWindow, initialWindow: defaultWindow, maxStreams: streamsBeforeSettings, maxFrame: defaultFrame,
+			window:        defaultWindow,
+			initialWindow: defaultWindow,
+			maxStreams:    streamsBeforeSettings,
+			maxFrame:      defaultFrame,
 		},
 	}
 	c.ctx, c.cancel = context.WithCancel(r.ctx)
@@ -219,7 +222,8 @@ func (c *conn) connectionLost() {
 		c.router.sendClientSettings(nil)
 	}
 	unsent := c.unsent()
-	if c.backend == c.router.config.App && (len(c.streams.byID) > 0 || len(unsent) > 0 || c.state.settled) && c.router.followApp(c) {
+	if c.backend == c.router.config.App && (len(c.streams.byID) > 0 || len(unsent) > 0 || c.state.settled) &&
+		c.router.followApp(c) {
 		return
 	}
 	for _, b := range c.streams.byID {

@@ -107,7 +107,8 @@ func (st *stream) fromClient(it item) {
 	}
 	if st.replay.active {
 		n := alias.size()
-		if st.replay.bodySize += len(it.data); st.replay.bodySize > maxReplayBody || st.router.replayBytes+n > maxReplay {
+		if st.replay.bodySize += len(it.data); st.replay.bodySize > maxReplayBody ||
+			st.router.replayBytes+n > maxReplay {
 			st.stopReplay()
 		} else {
 			st.replay.items = add(st.replay.items, alias)

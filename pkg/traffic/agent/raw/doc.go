@@ -2,6 +2,6 @@
 // protocol is.
 //
 // It does not serve HTTP. If the client speaks first, and speaks HTTP, a Conn hands the connection
-// and its upstream over to package exchange or h2, which serve it request by request. Only an HTTP/2
-// connection whose server has spoken first stays here. Start with Conn.
+// and its upstream over to package exchange or h2, which serve it request by request. Only an
+// HTTP/2 connection whose server has spoken first stays here. Start with Conn.
 package raw
