@@ -117,6 +117,8 @@ type interceptor struct {
 	requests []*daemonv1.InterceptRequest
 	made     []*daemonv1.Intercept // in the order of requests
 	print    func(io.Writer, *interceptor) error
+	// printing orders the lines that several goroutines write to errOut.
+	printing sync.Mutex
 	errOut   io.Writer
 	// warn prints warnings, such as that nothing listens on the local port. They do not apply to a
 	// command that has just been started.
@@ -147,6 +149,13 @@ func (i *interceptor) make(ctx context.Context) error {
 	return nil
 }
 
+// println prints a line about one of the intercepts.
+func (i *interceptor) println(words ...any) {
+	i.printing.Lock()
+	defer i.printing.Unlock()
+	fmt.Fprintln(termSafeWriter{i.errOut}, words...)
+}
+
 // makeOne makes one intercept and waits until its traffic flows.
 func (i *interceptor) makeOne(ctx context.Context, r *daemonv1.InterceptRequest) (*daemonv1.Intercept, error) {
 	stream, err := i.session.Intercept(ctx, r)
@@ -159,10 +168,10 @@ func (i *interceptor) makeOne(ctx context.Context, r *daemonv1.InterceptRequest)
 			return nil, err
 		}
 		if m.Warning != "" && i.warn {
-			fmt.Fprintln(termSafeWriter{i.errOut}, "warning:", m.Warning)
+			i.println("warning:", m.Warning)
 		}
 		if m.Progress != "" {
-			fmt.Fprintln(termSafeWriter{i.errOut}, m.Progress)
+			i.println(m.Progress)
 		}
 		if m.Intercept != nil {
 			return m.Intercept, nil
