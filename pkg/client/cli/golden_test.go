@@ -33,17 +33,16 @@ func golden(t *testing.T, name string, got []byte) {
 	assert.Equal(t, string(want), string(got))
 }
 
-// inUTC makes the test independent of the machine's time zone.
-func inUTC(t *testing.T) {
-	local := time.Local
+// TestMain makes the tests independent of the machine's time zone. It does so before any test runs,
+// because goroutines of gRPC read the time.
+func TestMain(m *testing.M) {
 	time.Local = time.UTC
-	t.Cleanup(func() { time.Local = local })
+	os.Exit(m.Run())
 }
 
 // The files in testdata show a whole session as the user sees it: each command line, its standard
 // output, its standard error after "! ", and its exit code.
 func TestWhatTheCommandsPrint(t *testing.T) {
-	inUTC(t)
 	at := timestamppb.New(time.Date(2030, 1, 2, 3, 4, 5, 6e6, time.UTC))
 	targets := []*daemonv1.Target{
 		{

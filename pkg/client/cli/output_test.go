@@ -38,7 +38,6 @@ func connected() *daemonv1.StatusResponse {
 }
 
 func TestStatusInEachFormat(t *testing.T) {
-	inUTC(t)
 	intercepting := connected()
 	intercepting.Intercepts = []*daemonv1.Intercept{
 		{
@@ -114,7 +113,6 @@ func TestStatusInEachFormat(t *testing.T) {
 }
 
 func TestListInEachFormat(t *testing.T) {
-	inUTC(t)
 	since := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	for name, rows := range map[string][]listRow{
 		"list": {
