@@ -169,7 +169,7 @@ func TestDeletedManager(t *testing.T) {
 }
 
 func TestBadInputIsOneSentence(t *testing.T) {
-	kit.Parallel(t, kit.Uses(kit.Machine))
+	kit.Parallel(t, kit.Changes(kit.Machine))
 	kit.Connect(t)
 	for name, c := range map[string]struct {
 		args []string
