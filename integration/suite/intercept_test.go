@@ -228,6 +228,7 @@ func TestOneOfTwoPorts(t *testing.T) {
 	require.Contains(t, out, "warning: nothing listens on local port "+bulk+" yet")
 	out = kit.Detour(t, "intercept", "target", "--port", port+":http")
 	require.NotContains(t, out, "warning")
+	kit.WaitForEndpoints(t, "http://"+ip+"/")
 	require.Equal(t, "laptop", kit.Edition(t, "http://"+ip+"/"))
 	kit.Detour(t, "leave", "target", "--port", "9000")
 	require.Equal(t, "laptop", kit.Edition(t, "http://"+ip+"/"))

@@ -23,8 +23,8 @@ const (
 )
 
 // atOnce is how many parallel tests run at a time. The tests mostly wait for pods, but a load needs
-// a processor.
-const atOnce = 4
+// a processor, and with four at a time some waited too long for the end of a process.
+const atOnce = 2
 
 // Need is a resource that a test uses or changes.
 type Need struct {
