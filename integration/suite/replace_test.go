@@ -194,8 +194,10 @@ func TestReplaceWhileTheManagerIsAway(t *testing.T) {
 	kit.Kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=0")
 	kit.Kubectl(t, "-n", "detour-system", "wait", "--for=delete", "pod", "-l", "app=traffic-manager", "--timeout=120s")
 	require.Empty(t, kit.RunningPods(t, "worker"))
-	pod := strings.Fields(kit.Kubectl(t, "-n", "shop", "get", "pods", "-l", "app=worker", "-o", "name"))[0]
-	kit.Kubectl(t, "-n", "shop", "delete", pod)
+	// The pods of the rollout before may still be ending.
+	pods := strings.Fields(kit.Pods(t, "worker", "{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}"))
+	require.NotEmpty(t, pods)
+	kit.Kubectl(t, "-n", "shop", "delete", "pod", pods[0])
 	kit.Eventually(t, func() bool { return len(kit.RunningPods(t, "worker")) == 1 })
 	kit.Kubectl(t, "-n", "detour-system", "scale", "deployment/traffic-manager", "--replicas=1")
 	kit.Eventually(t, func() bool { return len(kit.RunningPods(t, "worker")) == 0 })
