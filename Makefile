@@ -38,7 +38,7 @@ FORCE:
 
 .PHONY: cluster-build cluster-up cluster-down cluster-status
 cluster-build: $(CLUSTER) ## compile the local Kubernetes and what runs on it, unless that was done
-	@echo "== the local cluster's programs (the first time they are compiled, about 15 minutes)"
+	@echo "== the local cluster's programs (the first time they are compiled, about 25 minutes)"
 	@$(CLUSTER) build
 cluster-up: deps $(CLUSTER) ## start a real local Kubernetes (NODES=2) and print its kubeconfig
 	@$(CLUSTER) up --nodes $(NODES)
@@ -64,7 +64,7 @@ build-other: # cmd/detour on the platforms on which no test runs
 	@for os in darwin windows; do echo "== building cmd/detour for $$os"; GOOS=$$os go build -o /dev/null ./cmd/detour; done
 run-unit:
 	@echo "== unit tests (race detector on)"
-	@$(TESTRUN) run -p 4 bin/unit
+	@$(TESTRUN) run -p 4 -first pkg/vif bin/unit
 
 .PHONY: test-unit
 test-unit: deps ## unit tests with the race detector, and the builds for other platforms

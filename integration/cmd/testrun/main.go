@@ -3,7 +3,7 @@
 // the slowest tests.
 //
 //	testrun build [-race] -o DIRECTORY PACKAGE...
-//	testrun run [-p N] [-v] [-timeout D] [-parallel N] [-run REGEXP] DIRECTORY
+//	testrun run [-p N] [-v] [-timeout D] [-parallel N] [-run REGEXP] [-first SUFFIX] DIRECTORY
 //
 // DIRECTORY holds the test programs and an index of them.
 package main
@@ -60,6 +60,7 @@ func command(ctx context.Context, args []string) error {
 		flags.BoolVar(&o.verbose, "v", false, "print the output of every test while it runs")
 		flags.StringVar(&o.timeout, "timeout", "10m", "the time that one test program has")
 		flags.IntVar(&o.parallel, "parallel", 4, "how many parallel tests of one program run at a time")
+		flags.StringVar(&o.first, "first", "", "the end of the import path of the program that starts first")
 		flags.StringVar(&o.pattern, "run", "", "run only the tests that match")
 		if err := flags.Parse(args[1:]); err != nil {
 			return err

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,6 +24,7 @@ type options struct {
 	programs, parallel int
 	verbose            bool
 	timeout, pattern   string
+	first              string // the end of the import path of a program that takes long
 }
 
 // event is one line of `go tool test2json`.
@@ -41,9 +44,13 @@ type report struct {
 	options
 	mu sync.Mutex
 	// mu guards the fields below, and keeps the lines of two programs apart.
-	results []result
-	failed  []string
+	results     []result
+	failed      []string // programs
+	failedTests []string
 }
+
+// waited is what kit.Parallel of the suite logs: how many seconds a test waited for others.
+var waited = regexp.MustCompile(`waited (\d+\.\d)s for its turn`)
 
 // runAll runs the test programs of a directory and prints the slowest tests. It returns an error
 // when a test failed.
@@ -52,23 +59,38 @@ func runAll(ctx context.Context, o options, directory string) error {
 	if err != nil {
 		return fmt.Errorf("read the index, which `testrun build` writes: %w", err)
 	}
+	slices.SortStableFunc(programs, func(a, b program) int { return o.rank(a) - o.rank(b) })
 	r := &report{options: o}
 	free := make(chan struct{}, max(o.programs, 1))
-	var running sync.WaitGroup
+	var wg sync.WaitGroup
 	for _, p := range programs {
 		free <- struct{}{}
-		running.Go(func() {
+		wg.Go(func() {
 			defer func() { <-free }()
 			r.run(ctx, p)
 		})
 	}
-	running.Wait()
+	wg.Wait()
 	r.printSlowest()
+	if len(r.failedTests) > 0 {
+		fmt.Println("the failed tests:")
+		for _, test := range r.failedTests {
+			fmt.Println("  ", test)
+		}
+	}
 	if len(r.failed) > 0 {
 		slices.Sort(r.failed)
 		return fmt.Errorf("failed: %s", strings.Join(r.failed, ", "))
 	}
 	return nil
+}
+
+// rank is lower for a program that starts before others.
+func (o options) rank(p program) int {
+	if o.first != "" && strings.HasSuffix(p.ImportPath, o.first) {
+		return 0
+	}
+	return 1
 }
 
 // run runs one test program in its package's directory. An interrupt reaches the program, so that
@@ -97,13 +119,13 @@ func (r *report) run(ctx context.Context, p program) {
 		r.finish(p, start, err)
 		return
 	}
-	output := map[string][]string{} // of each test that has not ended, by its name; the program's own is ""
+	tests := running{}
 	lines := bufio.NewReader(out)
 	for {
 		line, err := lines.ReadBytes('\n')
 		var e event
 		if json.Unmarshal(line, &e) == nil {
-			r.note(p, e, output)
+			r.note(p, e, tests)
 		}
 		if err != nil {
 			break
@@ -111,34 +133,62 @@ func (r *report) run(ctx context.Context, p program) {
 	}
 	err = cmd.Wait()
 	if err != nil {
-		r.print(output[""]...)
+		r.print(tests.of("").output...)
 	}
 	r.finish(p, start, err)
 }
 
+// running are the tests of one program that have not ended, by their names. The program's own
+// output has the name "".
+type running map[string]*runningTest
+
+type runningTest struct {
+	output []string // unless it was printed at once
+	waited time.Duration
+}
+
+func (r running) of(test string) *runningTest {
+	if r[test] == nil {
+		r[test] = &runningTest{}
+	}
+	return r[test]
+}
+
 // note handles one event of a test program.
-func (r *report) note(p program, e event, output map[string][]string) {
+func (r *report) note(p program, e event, tests running) {
+	test := tests.of(e.Test)
 	switch e.Action {
 	case "output":
+		if m := waited.FindStringSubmatch(e.Output); m != nil {
+			seconds, _ := strconv.ParseFloat(m[1], 64) // the expression leaves nothing to fail
+			test.waited = time.Duration(seconds * float64(time.Second))
+		}
 		if r.verbose {
 			r.print(e.Output)
 			return
 		}
-		output[e.Test] = append(output[e.Test], e.Output)
+		test.output = append(test.output, e.Output)
 	case "pass", "skip", "fail":
 		if e.Test == "" {
 			return
 		}
 		if e.Action == "fail" {
-			r.print(output[e.Test]...)
+			r.print(test.output...)
 		}
-		delete(output, e.Test)
+		delete(tests, e.Test)
 		if !strings.Contains(e.Test, "/") {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			took := time.Duration(e.Elapsed * float64(time.Second))
-			r.results = append(r.results, result{pkg: p.ImportPath, test: e.Test, took: took})
+			took := time.Duration(e.Elapsed*float64(time.Second)) - test.waited
+			r.add(result{pkg: p.ImportPath, test: e.Test, took: took}, e.Action == "fail")
 		}
+	}
+}
+
+func (r *report) add(one result, failed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.results = append(r.results, one)
+	if failed {
+		r.failedTests = append(r.failedTests, one.test+"  "+one.pkg)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Resource is something that tests share.
@@ -62,8 +63,11 @@ func Parallel(t *testing.T, all ...[]Need) {
 	t.Helper()
 	t.Parallel()
 	needs := slices.Concat(all...)
+	start := time.Now()
 	schedule.acquire(needs, slices.Contains(longest, t.Name()))
 	t.Cleanup(func() { schedule.release(needs) })
+	// testrun leaves this time out of its table of the slowest tests: keep the words alike.
+	t.Logf("waited %.1fs for its turn", time.Since(start).Seconds())
 }
 
 // Alone lets a parallel test wait until no other test runs, and keeps others from starting until t
