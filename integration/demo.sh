@@ -10,7 +10,7 @@ ask() { run curl -sS --max-time 10 http://frontend.shop/; }
 make -s deps build image bin/cluster
 image=${IMAGE:-detour.local/traffic:dev}
 if [ -z "${KUBECONFIG:-}" ]; then
-  bold "1. A real Kubernetes, two nodes, on this machine (the first time it is compiled, about 10 minutes)"
+  bold "1. A real Kubernetes, two nodes, on this machine (the first time it is compiled, about 25 minutes)"
   KUBECONFIG=$(bin/cluster up); export KUBECONFIG
   bin/cluster load-image bin/traffic.tar bin/shop.tar
 fi
